@@ -1,0 +1,44 @@
+# Needs python3 (3.11 or newer, with venv) and make; nothing else. Everything lands in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+# two threads of OpenBLAS slow JAX's small Cholesky factorisations 10 to 100 times
+export OPENBLAS_NUM_THREADS = 1
+
+.DEFAULT_GOAL := demo
+.PHONY: demo test test-all lint docs lock clean
+
+demo: .venv/ready
+	$(BIN)/micjax demo tip
+
+test: .venv/ready
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: .venv/ready
+	$(BIN)/python -m pytest -q
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+docs: .venv/docs
+	$(BIN)/sphinx-build -W -q docs docs/_build/html
+	@echo docs/_build/html/index.html
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "micjax needs python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[spm,test,lint]'
+	touch $@
+
+.venv/docs: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+lock:  # the newest versions that pyproject.toml allows, one file for Python 3.11 to 3.13
+	rm -rf .lock && $(PYTHON) -m venv .lock && .lock/bin/pip install --quiet uv
+	.lock/bin/uv pip compile --universal --python-version 3.11 --all-extras --no-annotate --no-header \
+		--no-emit-index-url -o constraints.txt pyproject.toml
+	rm -rf .lock
+
+clean:
+	rm -rf .venv .lock runs docs/_build

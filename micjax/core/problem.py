@@ -1,0 +1,141 @@
+"""The inverse problem: y ~ noise(forward(x)), unknowns ~ priors.
+
+An `InverseProblem` does not say how it is solved. `neg_log_joint` is the one objective; every
+engine minimises, samples or linearises it. `(x, y)` is everywhere the same pair: `x` is where and
+with which settings one measured, `y` is what came back.
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike, Float
+
+from micjax.core.tree import array_of, named_leaves, parameters_under, replace
+
+Values = dict[str, Array]  # physical values by name, {"forward.tip.radius_nm": 15.0}
+Theta = dict[str, Array]  # the same unknowns in unconstrained coordinates
+
+
+def parameter(**kwargs):
+    """A module field held as a float array of the default precision.
+
+    Never a Python float (each value would compile anew) and never weakly typed (a second
+    compilation when it is replaced by a computed value).
+    """
+    return eqx.field(converter=lambda v: jnp.asarray(v, dtype=float), **kwargs)
+
+
+def free(constraint: dist.constraints.Constraint = dist.constraints.real) -> dist.Distribution:
+    """Flat improper prior: unknown, and free within `constraint`."""
+    return dist.ImproperUniform(constraint, (), ())
+
+
+def _as_arrays(priors: Mapping[str, dist.Distribution]) -> dict[str, dist.Distribution]:
+    # hyperparameters as Python floats would be part of the compiled program
+    return jax.tree.map(lambda a: jnp.asarray(a, dtype=float), dict(priors))
+
+
+class InverseProblem(eqx.Module):
+    """A forward model, a noise model, and the priors of what is unknown in them.
+
+    **Arguments:**
+
+    - `forward`: `forward(x) -> prediction`, a callable PyTree; usually an Equinox module, which
+        may hold Flax NNX networks.
+    - `noise`: `noise(prediction) -> numpyro distribution` of the data; a callable PyTree.
+    - `priors`: `{name: distribution}`. A name is a dotted path in the problem
+        (`"forward.tip.radius_nm"`, `"noise.sigma"`) to a float array, or to a Flax network, which
+        stands for all its parameters. What is not named is known.
+
+    **Raises:** `ValueError` when a name stands for nothing (the nearest names are given), when two
+    names claim one leaf, or when a prior does not fit the shape of its leaf.
+    """
+
+    forward: Callable[..., Array]
+    noise: Callable[[Array], dist.Distribution]
+    priors: dict[str, dist.Distribution] = eqx.field(converter=_as_arrays)
+
+    def __check_init__(self):
+        owner: dict[str, str] = {}
+        leaves = named_leaves(self)
+        for key, prior in self.priors.items():
+            names = parameters_under(self, key)
+            if not names:
+                known = [
+                    n
+                    for n, leaf in leaves.items()
+                    if not n.startswith("priors.") and eqx.is_inexact_array(array_of(leaf))
+                ]
+                near = difflib.get_close_matches(key, known, n=3) or known[:8]
+                raise ValueError(
+                    f"prior {key!r} names no float array and no network; nearest names: {near}"
+                )
+            for name in names:
+                if name in owner:
+                    raise ValueError(f"{name!r} has two priors: {owner[name]!r} and {key!r}")
+                owner[name] = key
+                _fitted(prior, jnp.shape(array_of(leaves[name])), key)
+
+    def unknowns(self) -> dict[str, dist.Distribution]:
+        """The prior of each unknown leaf, in the leaf's own shape."""
+        leaves = named_leaves(self)
+        return {
+            name: _fitted(prior, jnp.shape(array_of(leaves[name])), key)
+            for key, prior in self.priors.items()
+            for name in parameters_under(self, key)
+        }
+
+    def values(self) -> Values:
+        """The current physical value of each unknown, by name."""
+        leaves = named_leaves(self)
+        return {name: array_of(leaves[name]) for name in self.unknowns()}
+
+    def at(self, values: Mapping[str, ArrayLike]) -> "InverseProblem":
+        """The same problem with these physical values (of any float leaf, by name)."""
+        return replace(self, {n: jnp.asarray(v, dtype=float) for n, v in values.items()})
+
+    def given(self, priors: Mapping[str, dist.Distribution | None]) -> "InverseProblem":
+        """The same problem with some priors changed or added; `None` makes an unknown known."""
+        kept = {**self.priors, **priors}
+        return InverseProblem(
+            self.forward, self.noise, {n: p for n, p in kept.items() if p is not None}
+        )
+
+    def constrain(self, theta: Theta) -> Values:
+        return {n: dist.biject_to(p.support)(theta[n]) for n, p in self.unknowns().items()}
+
+    def unconstrain(self, values: Mapping[str, ArrayLike]) -> Theta:
+        return {n: dist.biject_to(p.support).inv(values[n]) for n, p in self.unknowns().items()}
+
+
+def _fitted(prior: dist.Distribution, shape: tuple[int, ...], key: str) -> dist.Distribution:
+    """`prior` as a distribution whose event is the whole leaf."""
+    events = len(prior.event_shape)
+    batch, event = shape[: len(shape) - events], shape[len(shape) - events :]
+    if prior.event_shape != event or len(prior.batch_shape) > len(batch):
+        raise ValueError(
+            f"prior {key!r} is of shape {prior.batch_shape + prior.event_shape}, "
+            f"its parameter of shape {shape}"
+        )
+    try:
+        return prior.expand(batch).to_event(len(batch))
+    except ValueError as error:
+        raise ValueError(
+            f"prior {key!r} of batch shape {prior.batch_shape} does not broadcast to {batch}"
+        ) from error
+
+
+def log_likelihood(problem: InverseProblem, x, y) -> Float[Array, ""]:
+    """log p(y | x) at the current values."""
+    return problem.noise(problem.forward(x)).log_prob(y).sum()
+
+
+def neg_log_joint(theta: Theta, problem: InverseProblem, x, y) -> Float[Array, ""]:
+    """-log p(y | theta, x) - log p(theta), a density over *physical* values: its minimum is MAP."""
+    values = problem.constrain(theta)
+    log_prior = sum(p.log_prob(values[n]) for n, p in problem.unknowns().items())
+    return -log_prior - log_likelihood(problem.at(values), x, y)

@@ -1,0 +1,1 @@
+"""One file here is one inverse problem; see docs/write-your-own.md."""

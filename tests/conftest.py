@@ -1,0 +1,21 @@
+import os
+import pathlib
+
+# before jax is imported: one BLAS thread, and a pool wide enough for virtual devices
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("NPROC", "16")
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+
+SHARED = pathlib.Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of real and reference data, which is not part of the package."""
+    if not SHARED.is_dir():
+        pytest.skip("the reference data folder ../shared is not here")
+    return SHARED

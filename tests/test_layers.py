@@ -1,0 +1,38 @@
+"""Who may import whom: a row lists the rooms of micjax that a room may import ('' is `import micjax`)."""
+
+import ast
+import pathlib
+
+import pytest
+
+ALLOWED = {
+    "core": {"core"},
+    "physics": {"core", "physics"},
+    "nets": {"core", "nets"},
+    "io": {"core", "io"},
+    "inference": {"core", "inference"},
+    "problems": {"core", "physics", "nets", "inference", "io", "problems", "report", ""},
+    "report": {"core", "inference", "io", "report"},
+}
+ROOT = pathlib.Path(__file__).parents[1] / "micjax"
+FILES = sorted(ROOT.glob("*/**/*.py"))
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield "a relative import"
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_layer(path):
+    room = path.relative_to(ROOT).parts[0]
+    for name in imported(ast.parse(path.read_text())):
+        assert name != "a relative import", "write the full name: rooms are read off it"
+        if name.split(".")[0] == "micjax":
+            target = (name.split(".") + [""])[1]
+            assert target in ALLOWED[room], f"{path.name} (room {room}) imports {name}"
