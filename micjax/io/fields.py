@@ -1,0 +1,227 @@
+"""Named data with units: what every reader gives back and what result files are made of."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+Pixel = float | int | Sequence[float | int]  # one size for both directions, or (dy, dx)
+
+PIXELS = "px"  # the unit of an image axis whose physical size is not known
+
+_NM = {"pm": 1e-3, "Å": 0.1, "angstrom": 0.1, "nm": 1.0, "um": 1e3, "mm": 1e6, "cm": 1e7, "m": 1e9}
+# the ampere is "A" in these files, so the ångström is never abbreviated by it
+_SPELLINGS = {"nanometer": "nm", "micrometer": "um", "micron": "um", "meter": "m", "meters": "m"}
+
+
+def nm_per(unit: str) -> float | None:
+    """How many nanometres a unit is; None for a unit which is not a length."""
+    # three characters are in use for the angstrom sign and the micro sign
+    plain = unit.strip().replace("\u212b", "Å").replace("\u00b5", "u").replace("\u03bc", "u")
+    return _NM.get(_SPELLINGS.get(plain.lower(), plain), _NM.get(plain.lower()))
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """One named axis of a `Field`.
+
+    **Arguments:**
+
+    - `name`: what runs along it, such as `x`, `y`, `bias`.
+    - `values`: coordinates, shape `(n,)`, in `unit`; they need not be evenly spaced or ascending.
+    - `unit`: unit of the coordinates, `px` where only the index is known, `""` for a plain number.
+
+    **Raises:** ValueError where the values are not one-dimensional.
+    """
+
+    name: str
+    values: np.ndarray
+    unit: str
+
+    def __post_init__(self):
+        object.__setattr__(self, "values", np.asarray(self.values, dtype=np.float64))
+        if self.values.ndim != 1:
+            raise ValueError(f"axis {self.name}: values of shape {self.values.shape}, not (n,)")
+
+    @property
+    def step(self) -> float:
+        """Mean spacing in `unit`, with its sign; nan for a single value."""
+        v = self.values
+        return float((v[-1] - v[0]) / (v.size - 1)) if v.size > 1 else float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Field:
+    """An array with named axes and units.
+
+    **Arguments:**
+
+    - `data`: the values in `unit`, one dimension per axis; images are `[iy, ix]`, y down the rows.
+      Kept as float64, complex128 or bool.
+    - `axes`: one `Axis` per dimension, so `(y, x)` for an image.
+    - `unit`: unit of the values.
+    - `name`: the channel.
+    - `metadata`: whatever else the file says.
+
+    **Raises:** ValueError where the axes do not fit the data, or two axes share a name.
+    """
+
+    data: np.ndarray
+    axes: tuple[Axis, ...]
+    unit: str
+    name: str
+    metadata: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        data = np.asarray(self.data)
+        kind = {"b": bool, "c": np.complex128}.get(data.dtype.kind, np.float64)
+        object.__setattr__(self, "data", data.astype(kind, copy=False))
+        object.__setattr__(self, "axes", tuple(self.axes))
+        sizes = tuple(a.values.size for a in self.axes)
+        if sizes != data.shape:
+            named = ", ".join(f"{a.name}: {a.values.size}" for a in self.axes)
+            raise ValueError(f"{self.name}: data of shape {data.shape} but axes ({named})")
+        names = [a.name for a in self.axes]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{self.name}: two axes share a name: {', '.join(names)}")
+
+    @property
+    def pixel_nm(self) -> tuple[float, float]:
+        """Pixel size `(dy, dx)` in nm, both positive.
+
+        **Raises:** ValueError without axes y and x, a length unit on them, or even spacing.
+        """
+        return _pixel_of(self, "y"), _pixel_of(self, "x")
+
+    def to_nm(self) -> np.ndarray:
+        """The values in nm, for a height or any other length.
+
+        **Raises:** ValueError where the unit is not a length.
+        """
+        scale = nm_per(self.unit)
+        if scale is None:
+            raise ValueError(f"{self.name}: values in {self.unit or 'no unit'!r} are not a length")
+        return self.data * scale
+
+
+def _pixel_of(image: Field, name: str) -> float:
+    axis = next((a for a in image.axes if a.name == name), None)
+    if axis is None:
+        named = ", ".join(a.name for a in image.axes)
+        raise ValueError(f"{image.name}: no axis {name}, so no pixel size; its axes are ({named})")
+    scale = nm_per(axis.unit)
+    if scale is None:
+        raise ValueError(
+            f"{image.name}: no pixel size: axis {name} is in {axis.unit or 'no unit'!r}, "
+            "which is not a length"
+        )
+    step = abs(axis.step)
+    # false for the nan of a single row, too
+    if not (step > 0 and np.allclose(np.abs(np.diff(axis.values)), step, rtol=1e-3, atol=0)):
+        raise ValueError(f"{image.name}: no pixel size: axis {name} is not evenly spaced")
+    return step * scale
+
+
+def image_axes(
+    shape: tuple[int, ...], pixel: tuple[float, float] = (1.0, 1.0), unit: str = PIXELS
+) -> tuple[Axis, ...]:
+    """Axes of an image, or of a stack of images, whose last two dimensions are y and x.
+
+    **Arguments:**
+
+    - `shape`: shape of the data, at least two dimensions.
+    - `pixel`: spacing `(dy, dx)` in `unit`.
+    - `unit`: unit of y and x; pixels if not given.
+
+    **Returns:** one axis per dimension; coordinates start at 0.
+    """
+    stack = tuple(Axis(f"axis{i}", np.arange(n), "") for i, n in enumerate(shape[:-2]))
+    names = zip("yx", shape[-2:], pixel, strict=True)
+    return stack + tuple(Axis(name, step * np.arange(n), unit) for name, n, step in names)
+
+
+def as_pixel(pixel_nm: Pixel) -> tuple[float, float]:
+    """A stated pixel size as `(dy, dx)` in nm.
+
+    **Raises:** ValueError unless it is one or two positive numbers.
+    """
+    sizes = np.asarray(pixel_nm, dtype=np.float64).ravel()
+    if sizes.size not in (1, 2) or not (np.isfinite(sizes).all() and (sizes > 0).all()):
+        raise ValueError(f"pixel_nm is one positive number or (dy, dx), not {pixel_nm}")
+    return float(sizes[0]), float(sizes[-1])
+
+
+def with_pixel(image: Field, pixel_nm: Pixel) -> Field:
+    """The same image with y and x in nm.
+
+    **Arguments:**
+
+    - `image`: a field with axes y and x.
+    - `pixel_nm`: pixel size, one number or `(dy, dx)`.
+
+    **Returns:** a field whose y and x start at 0 and grow by the pixel size.
+    """
+    steps = dict(zip("yx", as_pixel(pixel_nm), strict=True))
+    axes = tuple(
+        Axis(a.name, steps[a.name] * np.arange(a.values.size), "nm") if a.name in steps else a
+        for a in image.axes
+    )
+    return replace(image, axes=axes)
+
+
+def rows_first(image: Field) -> Field:
+    """The same field with y before x; `X` and `Y` are taken as `x` and `y`."""
+    names = [a.name.lower() if a.name in ("X", "Y") else a.name for a in image.axes]
+    axes = tuple(replace(a, name=n) for a, n in zip(image.axes, names, strict=True))
+    order = list(range(len(axes)))
+    if "x" in names and "y" in names and names.index("x") < names.index("y"):
+        i, j = names.index("x"), names.index("y")
+        order[i], order[j] = j, i
+    return replace(image, data=image.data.transpose(order), axes=tuple(axes[i] for i in order))
+
+
+def by_name(fields: Iterable[Field]) -> dict[str, Field]:
+    """Fields by name; a name that comes again gets a number: `Height`, `Height #2`."""
+    named: dict[str, Field] = {}
+    for item in fields:
+        name, count = item.name, 1
+        while name in named:
+            count += 1
+            name = f"{item.name} #{count}"
+        named[name] = replace(item, name=name)
+    return named
+
+
+def check_image(image: Field) -> Field:
+    """Refuse an image from which nothing can be estimated.
+
+    **Arguments:**
+
+    - `image`: a field `[iy, ix]`.
+
+    **Returns:** the same field.
+
+    **Raises:** ValueError unless it is two-dimensional, finite in every pixel, and not constant.
+    """
+    data = image.data
+    if data.ndim != 2:
+        raise ValueError(f"{image.name}: an image is wanted, this has shape {data.shape}")
+    if data.size == 0:
+        raise ValueError(f"{image.name}: the image is empty, shape {data.shape}")
+    bad = np.argwhere(~np.isfinite(data))
+    if len(bad):
+        iy, ix = (int(i) for i in bad[0])
+        raise ValueError(
+            f"{image.name}: {len(bad)} of {data.size} pixels are not finite (NaN or infinite), "
+            f"the first at [iy, ix] = [{iy}, {ix}]"
+        )
+    if np.all(data == data.flat[0]):
+        raise ValueError(f"{image.name}: the image is constant, every pixel is {data.flat[0]}")
+    return image
+
+
+def unit_in_brackets(label: str) -> str:
+    """The unit of a label such as `Height (nm)`; empty where there is none."""
+    found = re.search(r"\(([^()]*)\)\s*$", label)
+    return found.group(1) if found else ""

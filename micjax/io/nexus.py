@@ -1,0 +1,215 @@
+"""Results: one .nxs file of NeXus NXdata groups, by plain h5py.
+
+silx, h5web and hyperspy (`hs.load(path, nxdata_only=True)`) open it and find the axes. Layout:
+
+    /                       NXroot    default="entry"
+    /entry                  NXentry   default=<the main result>, title
+    /entry/<result>         NXdata    signal="data", axes, <axis>_indices, interpretation
+        data, data_errors, one dataset per axis, each with units
+    /entry/process          NXprocess program, version
+        configuration       NXcollection of JSON strings
+"""
+
+import contextlib
+import difflib
+import importlib.metadata
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from micjax.io.fields import Axis, Field, by_name
+
+_RESERVED = ("data", "data_errors", "title")  # the other datasets of an NXdata group
+
+
+def text(value) -> str:
+    """A string attribute or dataset of HDF5, whichever way it was stored."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def write_nexus(
+    path: str | os.PathLike,
+    results: Mapping[str, Field],
+    *,
+    errors: Mapping[str, np.ndarray] | None = None,
+    default: str | None = None,
+    title: str = "",
+    process: Mapping | None = None,
+) -> None:
+    """Write results to one NeXus file, whole or not at all.
+
+    The file is written under another name in the same folder and then takes its place: a full
+    disk or an interrupt leaves the file that was there before.
+
+    **Arguments:**
+
+    - `path`: the file, with suffix `.nxs`: hyperspy knows it by this.
+    - `results`: fields of any dimension by name; a mask (bool) is stored as 0 and 1.
+    - `errors`: standard deviations by the same names, in the shape and unit of their field.
+    - `default`: the result that viewers open first; the first one if not given.
+    - `title`: one line for the whole file.
+    - `process`: how the results came about; each value is stored as JSON.
+
+    **Raises:** ValueError for a name that NeXus cannot hold, an unknown `default`, or errors that
+    fit no result. OSError where the file cannot be written.
+    """
+    path, errors = Path(path), dict(errors or {})
+    default = next(iter(results), None) if default is None else default
+    _check(results, errors, default)
+    configuration = {key: json.dumps(value) for key, value in (process or {}).items()}
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with h5py.File(unfinished, "w") as file:
+            file.attrs.update(NX_class="NXroot", default="entry")
+            file.attrs["creator"] = f"micjax {_version()}"
+            file.attrs["file_time"] = datetime.now(UTC).isoformat(timespec="seconds")
+            entry = _group(file, "entry", "NXentry", default=default)
+            entry["title"] = title
+            for name, item in results.items():
+                _write_field(entry, name, item, errors.get(name))
+            program = _group(entry, "process", "NXprocess")
+            program["program"], program["version"] = "micjax", _version()
+            notes = _group(program, "configuration", "NXcollection")
+            for key, value in configuration.items():
+                notes[key] = value
+        with open(unfinished, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(unfinished, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            unfinished.unlink()
+
+
+def _check(results: Mapping[str, Field], errors: dict, default: str | None) -> None:
+    if not results:
+        raise ValueError("no results to write")
+    for name in (default, *errors):
+        if name not in results:
+            near = difflib.get_close_matches(str(name), results, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"no result {name!r} among {', '.join(results)}{hint}")
+    for name, sigma in errors.items():
+        if np.shape(sigma) != results[name].data.shape:
+            raise ValueError(
+                f"errors of {name!r} have shape {np.shape(sigma)}, "
+                f"the result has {results[name].data.shape}"
+            )
+    for name, item in results.items():
+        for part in (name, *(a.name for a in item.axes)):
+            if not part or "/" in part or part in (".", ".."):
+                raise ValueError(f"{part!r} cannot name a result or an axis in an HDF5 file")
+        if name in ("title", "process"):
+            raise ValueError(f"a result cannot be called {name!r}: the file has its own {name}")
+        if reserved := [a.name for a in item.axes if a.name in _RESERVED]:
+            raise ValueError(f"{name!r}: an axis cannot be called {reserved[0]!r} in NXdata")
+
+
+def _group(parent: h5py.Group, name: str, nx_class: str, **attrs) -> h5py.Group:
+    group = parent.create_group(name)
+    group.attrs.update(NX_class=nx_class, **attrs)
+    return group
+
+
+def _interpretation(item: Field) -> str:
+    if item.data.ndim < 2:
+        return "spectrum" if item.data.ndim else "scalar"
+    # of more dimensions, the last two are an image if they are called so: (t, y, x), (y, x, ky, kx)
+    last = [a.name for a in item.axes[-2:]]
+    return "image" if item.data.ndim == 2 or last[0].replace("y", "x") == last[1] else "spectrum"
+
+
+def _write_field(entry: h5py.Group, name: str, item: Field, sigma: np.ndarray | None) -> None:
+    group = _group(entry, name, "NXdata", signal="data")
+    group.attrs["axes"] = [a.name for a in item.axes]
+    boolean = item.data.dtype == bool
+    # HDF5 has no boolean that viewers agree on
+    data = _dataset(group, "data", item.data.astype(np.uint8) if boolean else item.data)
+    if boolean:
+        data.attrs["is_mask"] = True
+    data.attrs.update(units=item.unit, long_name=f"{name} ({item.unit})" if item.unit else name)
+    for holder in (group, data):  # hyperspy reads it on the group, silx and h5web on the data
+        holder.attrs["interpretation"] = _interpretation(item)
+    for i, axis in enumerate(item.axes):
+        group[axis.name] = axis.values
+        label = f"{axis.name} ({axis.unit})" if axis.unit else axis.name
+        group[axis.name].attrs.update(units=axis.unit, long_name=label)
+        group.attrs[f"{axis.name}_indices"] = np.int32(i)
+    if sigma is not None:
+        _dataset(group, "data_errors", np.asarray(sigma)).attrs["units"] = item.unit
+    group["title"] = item.name or name
+
+
+def _dataset(group: h5py.Group, name: str, values: np.ndarray) -> h5py.Dataset:
+    packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+    return group.create_dataset(name, data=values, **(packed if values.size > 4096 else {}))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("micjax")
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return "unknown"
+
+
+def read_nexus(path: str | os.PathLike) -> dict[str, Field]:
+    """Every NXdata group of a NeXus file.
+
+    **Arguments:**
+
+    - `path`: the file.
+
+    **Returns:** fields by the name of their group; `metadata["errors"]` are the standard
+    deviations where there are any, `metadata["default"]` marks the one viewers open first.
+    """
+    with h5py.File(path, "r") as file:
+        return by_name(nexus_fields(file))
+
+
+def nexus_fields(file: h5py.File) -> list[Field]:
+    """The NXdata groups of an open file, in its order."""
+    groups: list[h5py.Group] = []
+
+    def collect(_, node):
+        if isinstance(node, h5py.Group) and text(node.attrs.get("NX_class", "")) == "NXdata":
+            if isinstance(node.get(text(node.attrs.get("signal", ""))), h5py.Dataset):
+                groups.append(node)
+
+    file.visititems(collect)
+    default = _default(file)
+    return [_nexus_field(group, group.name == default) for group in groups]
+
+
+def _default(file: h5py.File) -> str:
+    node = file
+    while isinstance(node, h5py.Group) and "default" in node.attrs:
+        node = node.get(text(node.attrs["default"]))
+    return "" if node is None else node.name
+
+
+def _nexus_field(group: h5py.Group, is_default: bool) -> Field:
+    signal = text(group.attrs["signal"])
+    data = group[signal]
+    values = data[()].astype(bool) if data.attrs.get("is_mask", False) else data[()]
+    names = [text(a) for a in np.atleast_1d(group.attrs.get("axes", []))]
+    names += ["."] * (data.ndim - len(names))
+    axes = tuple(_nexus_axis(group, n, i, data.shape[i]) for i, n in enumerate(names[: data.ndim]))
+    metadata = {"default": True} if is_default else {}
+    if f"{signal}_errors" in group:
+        metadata["errors"] = group[f"{signal}_errors"][()]
+    if "title" in group:
+        metadata["title"] = text(group["title"][()])
+    name = group.name.rpartition("/")[2]
+    return Field(values, axes, text(data.attrs.get("units", "")), name, metadata)
+
+
+def _nexus_axis(group: h5py.Group, name: str, i: int, size: int) -> Axis:
+    # "." is how NeXus says that a dimension has no axis
+    if name == "." or name not in group or group[name].shape != (size,):
+        return Axis(f"axis{i}" if name == "." else name, np.arange(size), "")
+    return Axis(name, group[name][()], text(group[name].attrs.get("units", "")))

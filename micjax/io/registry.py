@@ -1,0 +1,163 @@
+"""Which reader reads which file, and which channel is meant."""
+
+import difflib
+import importlib.metadata
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from micjax.io import arrays, hdf5, spm
+from micjax.io.fields import PIXELS, Field, Pixel, as_pixel, with_pixel
+
+log = logging.getLogger(__name__)
+
+# heights as the makers call them; WSxM's one channel has no name, and Nanosurf says "Z-Axis"
+_HEIGHT = re.compile(r"height|topograph|z.?sensor|z.?axis|^default$", re.IGNORECASE)
+
+
+class Format(NamedTuple):
+    """A family of files: its name, and the function that gives its fields by channel."""
+
+    family: str
+    read: Callable[[Path], Mapping[str, Field]]
+
+
+def _read_tiff(path: Path) -> Mapping[str, Field]:
+    if arrays.is_park(path):
+        return spm.read_topography(path, ".tiff")
+    return arrays.read_tiff(path)
+
+
+def formats() -> dict[str, Format]:
+    """Every format by its extension, built in or installed as an entry point.
+
+    A package adds one under the entry-point group `micjax.readers`: its name is the extension
+    with the dot, its value a function `path -> {channel: Field}`.
+
+    **Returns:** `{".ibw": Format(family, read), ...}`; `.000` stands for any three digits.
+    """
+    table = {
+        **dict.fromkeys((".h5", ".hdf5", ".hf5"), Format("HDF5 (pyNSID, NeXus)", hdf5.read_hdf5)),
+        ".nxs": Format("NeXus", hdf5.read_hdf5),
+        ".npy": Format("NumPy array", arrays.read_npy),
+        ".npz": Format("NumPy archive", arrays.read_npz),
+        **dict.fromkeys((".tif", ".tiff"), Format("TIFF (plain, Park)", _read_tiff)),
+        ".gwy": Format("Gwyddion", spm.read_gwy),
+    }
+    for extension, (family, _, _) in spm.TOPOGRAPHY_READERS.items():
+        reader = partial(spm.read_topography, extension=extension)
+        table.setdefault(extension, Format(family, reader))
+    for point in importlib.metadata.entry_points(group="micjax.readers"):
+        reader = partial(_read_plugin, point=point)
+        table.setdefault(point.name.lower(), Format(f"{point.name} by {point.value}", reader))
+    return table
+
+
+def _read_plugin(path: Path, point: importlib.metadata.EntryPoint) -> Mapping[str, Field]:
+    return point.load()(path)
+
+
+def _load(path: str | os.PathLike) -> Mapping[str, Field]:
+    """Every channel of a file, or one clear line on why not."""
+    path, table = Path(path), formats()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, a file is wanted")
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    extension = re.sub(r"^\.\d{3}$", ".000", path.suffix.lower())
+    if extension not in table:
+        raise ValueError(
+            f"{path}: unknown format {path.suffix or '(no extension)'}; known are "
+            + " ".join(sorted(table))
+        )
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty")
+    family, reader = table[extension]
+    try:
+        fields = reader(path)
+    except (ImportError, PermissionError):
+        raise  # not the file's fault
+    except Exception as error:  # parsers of binary files raise whatever they stumble over
+        reason = str(error).strip() or type(error).__name__
+        raise ValueError(f"{path}: not readable as {family}: {reason}") from error
+    if not fields:
+        raise ValueError(f"{path}: no image in this {family} file")
+    return fields
+
+
+def channels(path: str | os.PathLike) -> dict[str, str]:
+    """The channels of a file and their units.
+
+    **Arguments:**
+
+    - `path`: a file of one of the `formats()`.
+
+    **Returns:** unit by channel name, in the order of the file.
+
+    **Raises:** as `read`.
+    """
+    return {name: item.unit for name, item in _load(path).items()}
+
+
+def _choose(path: Path, fields: Mapping[str, Field]) -> str:
+    """The channel that is meant when none is named; see `read`."""
+    heights = [name for name in fields if _HEIGHT.search(name)]
+    marked = [name for name, item in fields.items() if item.metadata.get("default")]
+    retraces = [name for name in heights if name.startswith("HeightRetrace")]
+    chosen = marked or retraces or heights or (list(fields) if len(fields) == 1 else [])
+    if not chosen:
+        raise ValueError(f"{path}: which channel? There are {', '.join(fields)}")
+    log.info("%s: channel %s of %s", path, chosen[0], ", ".join(fields))
+    return chosen[0]
+
+
+def read(
+    path: str | os.PathLike, channel: str | None = None, pixel_nm: Pixel | None = None
+) -> Field:
+    """Read one channel of a microscope's file.
+
+    Without a channel, the height: the default of a NeXus file; Asylum's `HeightRetrace`; else the
+    first channel whose name speaks of height, topography, z sensor or z axis (makers put the
+    forward scan first); else the only one.
+
+    **Arguments:**
+
+    - `path`: a file of one of the `formats()`.
+    - `channel`: name of the channel, one of `channels(path)`.
+    - `pixel_nm`: pixel size in nm, one number or `(dy, dx)`. A bare array needs it; for a file
+      which states its own it is a check.
+
+    **Returns:** the field, `[iy, ix]`, y down the rows.
+
+    **Raises:** FileNotFoundError, IsADirectoryError. ImportError where an optional package is
+    missing. ValueError for an empty, damaged or unknown file, an unknown channel, no pixel size,
+    or one that differs by more than 0.1 % from the file's.
+    """
+    path = Path(path)
+    fields = _load(path)
+    name = _choose(path, fields) if channel is None else channel
+    if name not in fields:
+        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.4)
+        hint = f" (nearest: {near[0]})" if near else ""
+        raise ValueError(f"{path}: no channel {name!r}{hint}; there are {', '.join(fields)}")
+    image = fields[name]
+    unscaled = any(a.name in ("x", "y") and a.unit == PIXELS for a in image.axes)
+    if unscaled and pixel_nm is None:
+        raise ValueError(f"{path}: no pixel size in the file, give --set pixel_nm=...")
+    if unscaled:
+        return with_pixel(image, pixel_nm)
+    if pixel_nm is not None:
+        _check_pixel(path, image.pixel_nm, as_pixel(pixel_nm))
+    return image
+
+
+def _check_pixel(path: Path, stated: tuple[float, float], given: tuple[float, float]) -> None:
+    if any(abs(g / s - 1) > 1e-3 for s, g in zip(stated, given, strict=True)):
+        raise ValueError(
+            f"{path}: the file states pixels of {stated[0]:.6g} x {stated[1]:.6g} nm (dy x dx), "
+            f"pixel_nm says {given[0]:.6g} x {given[1]:.6g} nm"
+        )
