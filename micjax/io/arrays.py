@@ -29,7 +29,8 @@ def read_npz(path: Path) -> dict[str, Field]:
 
     A key `pixel_nm` (or `dx`), one number or `(dy, dx)`, states the pixel size in nm.
     """
-    with np.load(path, allow_pickle=False) as archive:
+    # numpy leaves a damaged archive open if it opens it itself
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
         arrays = {key: archive[key] for key in archive.files}
     pixel = next((arrays.pop(key) for key in ("pixel_nm", "dx") if key in arrays), None)
     fields = [_bare(a, key) for key, a in arrays.items() if a.ndim >= 2]

@@ -195,7 +195,8 @@ def _default(file: h5py.File) -> str:
 def _nexus_field(group: h5py.Group, is_default: bool) -> Field:
     signal = text(group.attrs["signal"])
     data = group[signal]
-    values = data[()].astype(bool) if data.attrs.get("is_mask", False) else data[()]
+    values = np.asarray(data[()])
+    values = values.astype(bool) if data.attrs.get("is_mask", False) else values
     names = [text(a) for a in np.atleast_1d(group.attrs.get("axes", []))]
     names += ["."] * (data.ndim - len(names))
     axes = tuple(_nexus_axis(group, n, i, data.shape[i]) for i, n in enumerate(names[: data.ndim]))
