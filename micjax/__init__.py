@@ -4,6 +4,15 @@ from micjax.core.problem import InverseProblem as InverseProblem
 from micjax.core.problem import free as free
 from micjax.core.problem import neg_log_joint as neg_log_joint
 from micjax.core.problem import parameter as parameter
+from micjax.inference.finite import NonFiniteError as NonFiniteError
+from micjax.inference.optimise import Fit as Fit
+from micjax.inference.optimise import fit as fit
+from micjax.inference.result import load as load
+from micjax.inference.result import save as save
+from micjax.inference.sample import Posterior as Posterior
+from micjax.inference.sample import nuts as nuts
+from micjax.inference.sample import svi as svi
+from micjax.inference.start import draw_starts as draw_starts
 from micjax.physics.noise import AmplitudeGaussian as AmplitudeGaussian
 from micjax.physics.noise import Gaussian as Gaussian
 from micjax.physics.noise import HeteroscedasticGaussian as HeteroscedasticGaussian

@@ -1,0 +1,148 @@
+"""Results by name: an HDF5 file holds {name: array}, and which problem the names belong to."""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from typing import Any
+
+import h5py
+import numpy as np
+
+from micjax.core.problem import InverseProblem
+from micjax.inference.sample import Posterior
+
+FORMAT = "micjax result 1"
+Path = str | os.PathLike
+
+
+def write_atomically(path: Path, write: Callable[[h5py.File], None]) -> None:
+    """A file at `path` that is either the old one or all of the new one, whatever happens.
+
+    **Raises:** `OSError` when it cannot be written; the old file is still there.
+    """
+    memory = io.BytesIO()  # so that a full disk is a plain OSError and not a torn HDF5 file
+    with h5py.File(memory, "w") as file:
+        write(file)
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(memory.getbuffer())
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def save(
+    path: Path,
+    problem: InverseProblem,
+    reference: str,
+    options: Mapping[str, Any] | None = None,
+    posterior: Posterior | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the values of the unknowns (and the posterior) to the HDF5 file `path`.
+
+    **Arguments:**
+
+    - `reference`: the module of the problem, `"package.module"`; it is read back as
+        `module.problem(**options).at(values)`.
+    - `options`: the keyword arguments of `module.problem`, of kinds that JSON knows.
+    - `metadata`: anything else worth keeping, of kinds that JSON knows.
+
+    **Raises:** `OSError` when the file cannot be written, `TypeError` for options that are no JSON.
+    """
+    attributes = {
+        "format": FORMAT,
+        "reference": reference,
+        "options": json.dumps(dict(options or {})),
+        "metadata": json.dumps(dict(metadata or {})),
+        "versions": json.dumps(
+            {name: version(name) for name in ("micjax", "jax", "flax", "numpyro", "equinox")}
+        ),
+    }
+
+    def write(file: h5py.File) -> None:
+        file.attrs.update(attributes)
+        group = file.create_group("values")
+        for name, value in problem.values().items():
+            group[name] = np.asarray(value)
+        if posterior is not None:
+            group = file.create_group("posterior")
+            group.attrs["divergences"] = posterior.divergences
+            for name, draws in posterior.draws.items():
+                group[name] = draws
+
+    write_atomically(path, write)
+
+
+def load(path: Path) -> InverseProblem:
+    """The problem with the values that `save` wrote.
+
+    **Raises:** `FileNotFoundError`; `ValueError` when the file is no micjax result, when its problem
+    cannot be imported, or when its values are not those of the problem.
+    """
+    with _opened(path) as file:
+        reference, options = file.attrs["reference"], json.loads(file.attrs["options"])
+        values = {name: data[()] for name, data in file["values"].items()}
+    try:
+        module = importlib.import_module(reference)
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: its problem {reference!r} cannot be imported ({error}); "
+            "put its folder on the Python path"
+        ) from error
+    problem = module.problem(**options)
+    wrong = _differences(values, problem.values())
+    if wrong:
+        raise ValueError(f"{path} does not fit {reference}.problem(**{options}): {wrong}")
+    return problem.at(values)
+
+
+def load_posterior(path: Path) -> Posterior:
+    """The posterior that `save` wrote.
+
+    **Raises:** `FileNotFoundError`; `ValueError` when the file is no micjax result or has no
+    posterior.
+    """
+    with _opened(path) as file:
+        if "posterior" not in file:
+            raise ValueError(f"{path} holds values but no posterior")
+        group = file["posterior"]
+        draws = {name: data[()] for name, data in group.items()}
+        return Posterior(draws, int(group.attrs["divergences"]))
+
+
+@contextlib.contextmanager
+def _opened(path: Path):
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"no such result: {path}")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} is not a micjax result: {error}") from error
+    with file:
+        if file.attrs.get("format") != FORMAT:
+            raise ValueError(f"{path} is not a micjax result (no format {FORMAT!r})")
+        yield file
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What keeps the values `found` from being those of `wanted`; empty if nothing does."""
+    lines = [f"{n!r} is missing" for n in sorted(set(wanted) - set(found))]
+    lines += [f"{n!r} is no unknown of it" for n in sorted(set(found) - set(wanted))]
+    lines += [
+        f"{n!r} has shape {np.shape(found[n])} instead of {np.shape(wanted[n])}"
+        for n in sorted(set(found) & set(wanted))
+        if np.shape(found[n]) != np.shape(wanted[n])
+    ]
+    return "; ".join(lines)
