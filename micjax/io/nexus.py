@@ -62,7 +62,8 @@ def write_nexus(
     path, errors = Path(path), dict(errors or {})
     default = next(iter(results), None) if default is None else default
     _check(results, errors, default)
-    configuration = {key: json.dumps(value) for key, value in (process or {}).items()}
+    # a path or a date in the plan must not cost the results of a long run: it is written as text
+    configuration = {k: json.dumps(v, default=str) for k, v in (process or {}).items()}
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with h5py.File(unfinished, "w") as file:
