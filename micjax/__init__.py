@@ -4,7 +4,9 @@ from micjax.core.problem import InverseProblem as InverseProblem
 from micjax.core.problem import free as free
 from micjax.core.problem import neg_log_joint as neg_log_joint
 from micjax.core.problem import parameter as parameter
+from micjax.inference.check import check as check
 from micjax.inference.finite import NonFiniteError as NonFiniteError
+from micjax.inference.laplace import laplace as laplace
 from micjax.inference.optimise import Fit as Fit
 from micjax.inference.optimise import fit as fit
 from micjax.inference.result import load as load

@@ -88,8 +88,8 @@ def save(
 def load(path: Path) -> InverseProblem:
     """The problem with the values that `save` wrote.
 
-    **Raises:** `FileNotFoundError`; `ValueError` when the file is no micjax result, when its problem
-    cannot be imported, or when its values are not those of the problem.
+    **Raises:** `FileNotFoundError`; `ValueError` when the file is no micjax result, when its
+    problem cannot be imported, or when its values are not those of the problem.
     """
     with _opened(path) as file:
         reference, options = file.attrs["reference"], json.loads(file.attrs["options"])

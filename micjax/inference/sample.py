@@ -111,7 +111,8 @@ def nuts(
     **Returns:** a `Posterior` with draws `[chains, samples, ...]`.
 
     **Raises:** `ValueError` when a start has another number, name or shape than it should;
-    `NonFiniteError` when the density is not finite there; `KeyboardInterrupt` during warm-up, when there are no draws.
+    `NonFiniteError` when the density is not finite there; `KeyboardInterrupt` during warm-up,
+    when there are no draws.
     """
     with jax.enable_x64(True):
         problem, x, y = in_float64((problem, x, y))

@@ -1,0 +1,219 @@
+"""The contract of a problem module, as a public function: what must hold, and what to do if not."""
+
+import dataclasses
+import importlib
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from numpyro.infer.util import log_density
+
+from micjax.core.problem import InverseProblem, neg_log_joint
+from micjax.core.tree import array_of, named_leaves
+from micjax.inference.density import in_float64
+from micjax.inference.result import load, save
+from micjax.inference.sample import model
+from micjax.inference.start import prior_draws
+
+EPS = 1e-6  # of finite differences: max() has kinks, a larger step would cross them
+DIRECTIONS = 20  # so many derivatives are compared, however many unknowns there are
+
+
+class ContractError(AssertionError):
+    """A problem module breaks its contract; the message says where and what to do about it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `check` found: (contract, what is wrong or an empty string) in the order of checking."""
+
+    module: str
+    rows: list[tuple[str, str]]
+
+    def __str__(self) -> str:
+        width = max(len(contract) for contract, _ in self.rows)
+        lines = [f"{contract:<{width}}  {fault or 'holds'}" for contract, fault in self.rows]
+        return "\n".join([self.module, *lines])
+
+
+def check(module: ModuleType | str, key: Array | None = None) -> Report:
+    """Check a problem module against its contract, in float64.
+
+    The module has `problem(...)`, which works without arguments, and `example(key) -> (truth, x,
+    y)`. The objective is NumPyro's density, its gradient agrees with finite differences, other
+    values need no new compilation, the forward model is pure, and values return by name.
+
+    **Arguments:**
+
+    - `module`: the module or its name, `"package.module"`.
+    - `key`: of the example; `jax.random.key(0)` if not given.
+
+    **Returns:** a `Report`; print it.
+
+    **Raises:** `ContractError`, which names every broken contract; `ImportError` if there is no
+    such module.
+    """
+    module = importlib.import_module(module) if isinstance(module, str) else module
+    with jax.enable_x64(True):
+        report = Report(module.__name__, list(_rows(module, key)))
+    if any(fault for _, fault in report.rows):
+        raise ContractError(f"broken contracts of {report}")
+    return report
+
+
+def _rows(module: ModuleType, key: Array | None) -> Iterator[tuple[str, str]]:
+    missing = [name for name in ("problem", "example") if not callable(getattr(module, name, None))]
+    if missing:
+        yield "problem() and example(key)", f"there is no {' and no '.join(missing)} in the module"
+        return
+    key = jax.random.key(0) if key is None else key
+    try:
+        default = in_float64(module.problem())
+        truth, x, y = in_float64(module.example(key))
+    except Exception as error:
+        yield "problem() and example(key)", f"{type(error).__name__}: {error}"
+        return
+    yield "problem() and example(key)", ""
+    contracts: dict[str, Callable[[], str]] = {
+        "priors fit their unknowns": lambda: _priors(truth),
+        "objective is NumPyro's density": lambda: _objective(truth, x, y),
+        "gradient is that of the objective": lambda: _gradient(truth, x, y, key),
+        "other values, no new compilation": lambda: _compilations(truth, x, y),
+        "forward is pure": lambda: _purity(truth, x),
+        "values return by name": lambda: _by_name(default, module),
+    }
+    for contract, fault in contracts.items():
+        try:
+            yield contract, fault()
+        except Exception as error:  # one broken contract must not hide the next
+            yield contract, f"{type(error).__name__}: {error}"
+
+
+def _priors(problem: InverseProblem) -> str:
+    faults = [] if problem.unknowns() else ["there are no unknowns: give `priors`"]
+    for i, (name, prior) in enumerate(problem.unknowns().items()):
+        value = problem.values()[name]
+        density = prior.log_prob(value)
+        if density.shape != () or not jnp.isfinite(density):
+            faults.append(
+                f"log_prob of {name} at its value is {density}: a prior must be a density of the "
+                "whole leaf and allow the value it is built with"
+            )
+        drawn = prior_draws(prior, jax.random.key(i))
+        if drawn is not None and drawn.shape != value.shape:
+            faults.append(f"a draw of {name} has shape {drawn.shape} instead of {value.shape}")
+    return "; ".join(faults)
+
+
+def _objective(problem: InverseProblem, x, y) -> str:
+    theta = problem.unconstrain(problem.values())
+    ours = neg_log_joint(theta, problem, x, y)
+    numpyro_log_p, _ = log_density(model, (problem, x, y), {}, problem.values())
+    if ours.dtype != jnp.float64:
+        return f"it is computed in {ours.dtype} under x64: let dtypes follow the inputs"
+    if np.allclose(ours, -numpyro_log_p, rtol=1e-10, atol=0.0):
+        return ""
+    return f"neg_log_joint is {ours}, -log_density {-numpyro_log_p}: is forward random or stateful?"
+
+
+def _gradient(problem: InverseProblem, x, y, key: Array) -> str:
+    theta = problem.unconstrain(problem.values())
+    value_and_gradient = eqx.filter_jit(jax.value_and_grad(neg_log_joint))
+    loss, gradient = value_and_gradient(theta, problem, x, y)
+    faults = {}
+    for name, direction in _directions(theta, key):
+        ends = [
+            value_and_gradient({**theta, name: theta[name] + h * direction}, problem, x, y)[0]
+            for h in (EPS, -EPS)
+        ]
+        difference = float(ends[0] - ends[1]) / (2 * EPS)
+        slope = float(jnp.sum(gradient[name] * direction))
+        # the second term is the rounding of the two losses
+        allowed = 1e-4 * abs(difference) + 1e-15 * (abs(float(loss)) + 1.0) * 10 / EPS
+        if not abs(slope - difference) <= allowed:  # a NaN is a fault
+            faults[name] = f"d/d {name} is {slope:.6g}, by finite differences {difference:.6g}"
+    advice = "; look for stop_gradient, integer or float32 casts, or a custom derivative"
+    return "; ".join(faults.values()) + advice if faults else ""
+
+
+def _directions(theta, key: Array) -> Iterator[tuple[str, Array]]:
+    """At most `DIRECTIONS` unit directions: single elements and random ones, leaf by leaf."""
+    names = list(theta)
+    for i in range(DIRECTIONS):
+        name, turn = names[i % len(names)], i // len(names)
+        size, shape = theta[name].size, theta[name].shape
+        if turn >= size:
+            continue
+        k = jax.random.fold_in(key, i)
+        flat = (
+            jax.random.normal(k, (size,))
+            if turn % 2 == 0 and size > 1
+            else jnp.zeros(size).at[jax.random.randint(k, (), 0, size)].set(1.0)
+        )
+        yield name, (flat / jnp.linalg.norm(flat)).reshape(shape)
+
+
+def _compilations(problem: InverseProblem, x, y) -> str:
+    traces = []
+
+    @eqx.filter_jit
+    def objective(theta, problem, x, y):
+        traces.append(1)  # runs when it is traced only
+        return neg_log_joint(theta, problem, x, y)
+
+    theta = problem.unconstrain(problem.values())
+    other = jax.tree.map(_nudged, problem)
+    for t, p in ((theta, problem), (jax.tree.map(_nudged, theta), problem), (theta, other)):
+        objective(t, p, x, y)
+    if len(traces) == 1:
+        return ""
+    culprits = [n for n, v in named_leaves(problem).items() if _compiles_anew(array_of(v))]
+    named = f"; Python or weakly typed floats: {', '.join(culprits)}" if culprits else ""
+    return f"{len(traces)} compilations for 3 sets of values{named}; declare floats `= parameter()`"
+
+
+def _nudged(leaf):
+    """Another value of the same type, so close that it is allowed where the first was."""
+    if isinstance(leaf, float) or eqx.is_inexact_array(leaf):
+        return leaf * (1 + 1e-9)
+    return leaf
+
+
+def _compiles_anew(leaf) -> bool:
+    return isinstance(leaf, float) or bool(getattr(leaf, "weak_type", False))
+
+
+def _purity(problem: InverseProblem, x) -> str:
+    def leaves():
+        arrays = {n: array_of(v) for n, v in named_leaves(problem).items()}
+        return {n: _comparable(a) for n, a in arrays.items() if eqx.is_array(a)}
+
+    before = leaves()
+    first, second = np.asarray(problem.forward(x)), np.asarray(problem.forward(x))
+    changed = [n for n, a in leaves().items() if not np.array_equal(a, before[n], equal_nan=True)]
+    faults = [f"calling it changed {', '.join(changed)}"] if changed else []
+    if not np.allclose(first, second, rtol=1e-9, atol=1e-12, equal_nan=True):
+        faults.append("two calls gave two results")
+    advice = ": no dropout, BatchNorm or counters inside a density"
+    return " and ".join(faults) + advice if faults else ""
+
+
+def _comparable(array: Array) -> np.ndarray:
+    keys = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return np.array(jax.random.key_data(array) if keys else array)
+
+
+def _by_name(problem: InverseProblem, module: ModuleType) -> str:
+    other = problem.at({n: _nudged(v) for n, v in problem.values().items()})
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "values.h5"
+        save(path, other, module.__name__)
+        back = load(path).values()
+    lost = [n for n, v in other.values().items() if not np.array_equal(v, back[n])]
+    return f"saved and loaded, these differ: {', '.join(lost)}" if lost else ""

@@ -1,0 +1,151 @@
+"""Laplace: the Gaussian with the curvature of the posterior at the current values."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from micjax.core.problem import InverseProblem, Values
+from micjax.inference.density import in_float64, potential
+from micjax.inference.finite import NonFiniteError, non_finite
+from micjax.inference.start import prior_draws
+
+FLAT = 1e-10  # curvature relative to the unknown's own, below which float64 sees none
+PRIOR_RULES = 0.9  # a posterior this wide, in prior standard deviations, has learnt nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Laplace:
+    """A Gaussian in the unconstrained coordinates of some unknowns; the others are held.
+
+    An unknown is not `identified` when the data leave a direction without curvature in which it
+    takes part, or its standard deviation above 0.9 of the prior's.
+    """
+
+    problem: InverseProblem  # in float64, at the values it was made at
+    names: list[str]
+    mean: Float[np.ndarray, "d"]  # unconstrained, in the order of `names`
+    covariance: Float[np.ndarray, "d d"]  # of a flat direction: the prior's, or 0 if improper
+    identified: dict[str, bool]
+    flat_directions: list[dict[str, float]]  # {name: its part}, parts squared add up to 1
+
+    def sample(self, key: Array, n: int) -> dict[str, Float[np.ndarray, "n ..."]]:
+        """`n` draws of the physical values."""
+        with jax.enable_x64(True):
+            variances, directions = np.linalg.eigh(self.covariance)
+            root = directions * np.sqrt(np.maximum(variances, 0.0))
+            theta = self.mean + jax.random.normal(key, (n, len(self.mean))) @ root.T
+            return jax.device_get(_physical(self.problem, tuple(self.names), theta))
+
+    def sd(self) -> dict[str, Float[np.ndarray, "..."]]:
+        """Standard deviations of the physical values, to first order; infinite where a direction
+        is flat and its prior improper."""
+        with jax.enable_x64(True):
+            slope = jax.device_get(_slopes(self.problem, tuple(self.names), self.mean))
+        unbounded = np.diag(self.covariance) == 0
+        return {
+            n: np.where(
+                np.any((j != 0) & unbounded, axis=-1),
+                np.inf,
+                np.sqrt(np.einsum("...i,ik,...k->...", j, self.covariance, j)),
+            )
+            for n, j in slope.items()
+        }
+
+
+def laplace(problem: InverseProblem, x, y, names: Sequence[str] | None = None) -> Laplace:
+    """The Gaussian approximation of the posterior at the current values (make them the best first).
+
+    In float64, by a dense Hessian: d unknown numbers cost d gradients and d^2 memory.
+
+    **Arguments:**
+
+    - `names`: the unknowns that take part (default: all); the others are held where they are.
+
+    **Raises:** `ValueError` for a name that is no unknown; `NonFiniteError` when the Hessian is not
+    finite.
+    """
+    with jax.enable_x64(True):
+        problem, x, y = in_float64((problem, x, y))
+        unknowns = problem.unknowns()
+        names = list(unknowns) if names is None else list(names)
+        if wrong := sorted(set(names) - set(unknowns)):
+            raise ValueError(f"no unknowns: {wrong}; there are {sorted(unknowns)}")
+        theta = problem.unconstrain(problem.values())
+        mean = jnp.concatenate([theta[n].ravel() for n in names])
+        hessian = np.asarray(_hessian(mean, problem, tuple(names), x, y))
+        if not np.isfinite(hessian).all():
+            raise NonFiniteError(f"the Hessian is not finite: {non_finite(theta, problem, x, y)}")
+        prior_sd = np.concatenate([_prior_sd(unknowns[n], theta[n]) for n in names])
+    owner = np.repeat(names, [theta[n].size for n in names])
+    covariance, flat = _invert(hessian, prior_sd)
+    wide = np.sqrt(np.diag(covariance)) > PRIOR_RULES * prior_sd
+    parts = [{n: float(np.sqrt(np.sum(v[owner == n] ** 2))) for n in names} for v in flat.T]
+    carried = [{n: part for n, part in direction.items() if part > 0.1} for direction in parts]
+    identified = {
+        n: not wide[owner == n].any() and not any(n in direction for direction in carried)
+        for n in names
+    }
+    return Laplace(problem, names, np.asarray(mean), covariance, identified, carried)
+
+
+def _invert(hessian: np.ndarray, prior_sd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The covariance, and the flat directions as columns.
+
+    Each unknown is measured in its own curvature, so that units do not decide what is flat.
+    """
+    own = np.abs(np.diag(hessian))
+    scale = np.where(own > 0, own, 1.0) ** -0.5
+    values, vectors = np.linalg.eigh(hessian * scale[:, None] * scale)
+    flat = values <= FLAT * max(values.max(initial=0.0), 1e-300)
+    # a flat direction is as wide as the prior makes it; an improper prior gives 1 / inf = 0
+    prior = ((scale[:, None] * vectors / prior_sd[:, None]) ** 2).sum(axis=0)
+    precision = np.where(flat, prior, values)
+    variances = np.where(precision > 0, 1.0 / np.where(precision > 0, precision, 1.0), 0.0)
+    root = scale[:, None] * vectors * np.sqrt(variances)
+    directions = scale[:, None] * vectors[:, flat]
+    return root @ root.T, directions / np.linalg.norm(directions, axis=0, keepdims=True)
+
+
+def _prior_sd(prior: dist.Distribution, theta: Array) -> np.ndarray:
+    """Standard deviation of the prior in unconstrained coordinates, from draws; inf if improper."""
+    draws = prior_draws(prior, jax.random.key(0), (1000,))
+    if draws is None:
+        return np.full(theta.size, np.inf)
+    return np.asarray(dist.biject_to(prior.support).inv(draws).std(axis=0)).ravel()
+
+
+def _named(problem: InverseProblem, names: tuple[str, ...], flat: Array) -> Values:
+    """The flat vector as {name: unconstrained array}."""
+    theta = problem.unconstrain(problem.values())
+    _, unravel = ravel_pytree([theta[n] for n in names])
+    return dict(zip(names, unravel(flat), strict=True))
+
+
+@eqx.filter_jit
+def _hessian(mean: Array, problem: InverseProblem, names: tuple[str, ...], x, y) -> Array:
+    theta = problem.unconstrain(problem.values())
+    return jax.hessian(lambda m: potential({**theta, **_named(problem, names, m)}, problem, x, y))(
+        mean
+    )
+
+
+def _values(problem: InverseProblem, names: tuple[str, ...], flat: Array) -> Values:
+    theta, unknowns = _named(problem, names, flat), problem.unknowns()
+    return {n: dist.biject_to(unknowns[n].support)(theta[n]) for n in names}
+
+
+@eqx.filter_jit
+def _physical(problem: InverseProblem, names: tuple[str, ...], flat: Array) -> Values:
+    return jax.vmap(lambda m: _values(problem, names, m))(flat)
+
+
+@eqx.filter_jit
+def _slopes(problem: InverseProblem, names: tuple[str, ...], mean: Array) -> Values:
+    return jax.jacfwd(lambda m: _values(problem, names, m))(jnp.asarray(mean))
