@@ -33,7 +33,8 @@ class Poisson(eqx.Module):
     dose: Float[Array, ""] = parameter()
 
     def __call__(self, prediction: Float[Array, "..."]) -> dist.Distribution:
-        return dist.Poisson(self.dose * prediction)
+        # no counts from nothing: log_prob(0) at rate 0 would be 0 * log 0 = NaN
+        return dist.Poisson(jnp.maximum(self.dose * prediction, 1e-12))
 
 
 class HeteroscedasticGaussian(eqx.Module):
