@@ -5,6 +5,7 @@ A name is the dotted path of a leaf, `"tip.radius_nm"` or `"surface.layers.0.ker
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -24,8 +25,8 @@ def named_leaves(tree: PyTree) -> dict[str, object]:
     return {_dotted(path): leaf for path, leaf in pairs}
 
 
-def array_of(leaf) -> Array:
-    """The array in a leaf, taken out of its Flax variable if it sits in one."""
+def array_of(leaf) -> Any:
+    """What is in a leaf (mostly an array), taken out of its Flax variable if it sits in one."""
     return leaf.get_value() if isinstance(leaf, nnx.Variable) else leaf
 
 
