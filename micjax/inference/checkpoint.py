@@ -40,7 +40,7 @@ def load_checkpoint(path: Path, carry, history: list[np.ndarray], solver):
     try:
         with h5py.File(path, "r") as file:
             attributes, losses = dict(file.attrs), file["losses"][()]
-            found = {d.attrs["name"]: d[()] for d in file["carry"].values()}
+            found = {d.attrs["name"]: np.asarray(d[()]) for d in file["carry"].values()}
     except (OSError, KeyError) as error:
         raise ValueError(f"{path} is not a micjax checkpoint: {error}") from error
     wanted = _arrays(carry)

@@ -12,12 +12,24 @@ class NonFiniteError(ValueError):
 
 
 def non_finite(theta: Theta, problem: InverseProblem, x, y) -> str:
-    """The leaves whose value, log prior or gradient at `theta` is not finite, in one line."""
+    """The leaves whose value, log prior or gradient at `theta` is not finite, in one line.
+
+    Only the first of the three that fails anywhere is told, the next ones follow from it.
+    """
     leaves, parts = jax.device_get(_finite(theta, problem, x, y))
-    faults = {n: [what for what, ok in found.items() if not ok] for n, found in leaves.items()}
-    lines = [f"{n} ({', '.join(what)})" for n, what in faults.items() if what]
-    lines += [f"the {what}" for what, ok in parts.items() if not ok]
-    return ", ".join(lines) or "the loss itself"
+    lines = _first_fault(leaves, "value", "log prior", "gradient")
+    if not parts["prediction"]:
+        lines.append("the prediction")
+    elif not parts["likelihood"]:
+        lines.append("the likelihood")
+    return ", ".join(lines) or "all leaves are finite"
+
+
+def _first_fault(leaves: dict[str, dict], *order: str) -> list[str]:
+    for what in order:
+        if bad := [f"{n} ({what})" for n, finite in leaves.items() if not finite[what]]:
+            return bad
+    return []
 
 
 @eqx.filter_jit

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from micjax.core.problem import InverseProblem, Values
 from micjax.inference.density import in_float64, potential
@@ -32,6 +32,7 @@ class Laplace:
     names: list[str]
     mean: Float[np.ndarray, "d"]  # unconstrained, in the order of `names`
     covariance: Float[np.ndarray, "d d"]  # of a flat direction: the prior's, or 0 if improper
+    unbounded: Bool[np.ndarray, "d"]  # these take part in a flat direction with an improper prior
     identified: dict[str, bool]
     flat_directions: list[dict[str, float]]  # {name: its part}, parts squared add up to 1
 
@@ -48,10 +49,9 @@ class Laplace:
         is flat and its prior improper."""
         with jax.enable_x64(True):
             slope = jax.device_get(_slopes(self.problem, tuple(self.names), self.mean))
-        unbounded = np.diag(self.covariance) == 0
         return {
             n: np.where(
-                np.any((j != 0) & unbounded, axis=-1),
+                np.any((j != 0) & self.unbounded, axis=-1),
                 np.inf,
                 np.sqrt(np.einsum("...i,ik,...k->...", j, self.covariance, j)),
             )
@@ -84,7 +84,7 @@ def laplace(problem: InverseProblem, x, y, names: Sequence[str] | None = None) -
             raise NonFiniteError(f"the Hessian is not finite: {non_finite(theta, problem, x, y)}")
         prior_sd = np.concatenate([_prior_sd(unknowns[n], theta[n]) for n in names])
     owner = np.repeat(names, [theta[n].size for n in names])
-    covariance, flat = _invert(hessian, prior_sd)
+    covariance, flat, unbounded = _invert(hessian, prior_sd)
     wide = np.sqrt(np.diag(covariance)) > PRIOR_RULES * prior_sd
     parts = [{n: float(np.sqrt(np.sum(v[owner == n] ** 2))) for n in names} for v in flat.T]
     carried = [{n: part for n, part in direction.items() if part > 0.1} for direction in parts]
@@ -92,11 +92,11 @@ def laplace(problem: InverseProblem, x, y, names: Sequence[str] | None = None) -
         n: not wide[owner == n].any() and not any(n in direction for direction in carried)
         for n in names
     }
-    return Laplace(problem, names, np.asarray(mean), covariance, identified, carried)
+    return Laplace(problem, names, np.asarray(mean), covariance, unbounded, identified, carried)
 
 
-def _invert(hessian: np.ndarray, prior_sd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The covariance, and the flat directions as columns.
+def _invert(hessian: np.ndarray, prior_sd: np.ndarray):
+    """The covariance, the flat directions as columns, and which elements nothing bounds.
 
     Each unknown is measured in its own curvature, so that units do not decide what is flat.
     """
@@ -105,12 +105,14 @@ def _invert(hessian: np.ndarray, prior_sd: np.ndarray) -> tuple[np.ndarray, np.n
     values, vectors = np.linalg.eigh(hessian * scale[:, None] * scale)
     flat = values <= FLAT * max(values.max(initial=0.0), 1e-300)
     # a flat direction is as wide as the prior makes it; an improper prior gives 1 / inf = 0
-    prior = ((scale[:, None] * vectors / prior_sd[:, None]) ** 2).sum(axis=0)
+    taking_part = np.where(np.abs(vectors) > 1e-6, vectors, 0.0)  # the rest is rounding
+    prior = ((scale[:, None] * taking_part / prior_sd[:, None]) ** 2).sum(axis=0)
     precision = np.where(flat, prior, values)
     variances = np.where(precision > 0, 1.0 / np.where(precision > 0, precision, 1.0), 0.0)
     root = scale[:, None] * vectors * np.sqrt(variances)
     directions = scale[:, None] * vectors[:, flat]
-    return root @ root.T, directions / np.linalg.norm(directions, axis=0, keepdims=True)
+    unbounded = (taking_part[:, flat & (prior == 0)] != 0).any(axis=1)
+    return root @ root.T, directions / np.linalg.norm(directions, axis=0), unbounded
 
 
 def _prior_sd(prior: dist.Distribution, theta: Array) -> np.ndarray:

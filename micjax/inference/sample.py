@@ -228,7 +228,7 @@ def svi(
 
     **Returns:** a `Posterior` of one chain of `samples` draws, with `.losses` (nats).
 
-    **Raises:** `ValueError` for another guide.
+    **Raises:** `ValueError` for another guide; `NonFiniteError` when the bound is lost.
     """
     if guide not in GUIDES:
         raise ValueError(f"guide {guide!r}; there are {sorted(GUIDES)}")
@@ -249,6 +249,12 @@ def svi(
                 while (done := sum(map(len, losses))) < steps:
                     state, new = advance(state, problem, x, y, min(100, steps - done))
                     losses.append(np.asarray(new))
+                    if not np.isfinite(losses[-1][-1]):
+                        what = non_finite(problem.unconstrain(problem.values()), problem, x, y)
+                        raise NonFiniteError(
+                            f"the bound is not finite after {done + len(new)} steps (try a smaller "
+                            f"learning_rate); at the start: {what}"
+                        )
                     show(done + len(new), f"loss {losses[-1][-1]:.6g}")
         except KeyboardInterrupt:
             pass

@@ -1,0 +1,277 @@
+"""`fit`: solvers, starts, stopping, what is not finite, Ctrl-C, checkpoints."""
+
+import logging
+import os
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import optax
+import optimistix
+import pytest
+import scipy.optimize
+
+import micjax.inference.optimise as optimise
+from micjax import (
+    Gaussian,
+    InverseProblem,
+    NonFiniteError,
+    draw_starts,
+    fit,
+    free,
+    neg_log_joint,
+    parameter,
+)
+from micjax.problems import edge
+
+TRUTH, X, Y = edge.example(jax.random.key(0))
+START = edge.problem().unconstrain(edge.problem().values())
+
+
+def by_scipy():
+    flat, unravel = jax.flatten_util.ravel_pytree(START)
+    value_and_gradient = jax.jit(
+        jax.value_and_grad(lambda t: neg_log_joint(unravel(t), edge.problem(), X, Y))
+    )
+    return scipy.optimize.minimize(value_and_gradient, flat, jac=True, tol=1e-9).fun
+
+
+LOWEST = float(by_scipy())
+
+
+class Wave(eqx.Module):
+    """sin(k x) is a case of many minima in k."""
+
+    k: jax.Array = parameter()
+
+    def __call__(self, x):
+        return jnp.sin(self.k * x)
+
+
+class Root(eqx.Module):
+    a: jax.Array = parameter()
+    b: jax.Array = parameter()
+
+    def __call__(self, x):
+        return jnp.sqrt(self.a) * x + self.b
+
+
+def wave(k=1.0):
+    return InverseProblem(Wave(k), Gaussian(0.1), {"forward.k": dist.Uniform(0.0, 10.0)})
+
+
+def root(a):
+    return InverseProblem(
+        Root(a, 0.0), Gaussian(0.1), {"forward.a": free(), "forward.b": dist.Normal()}
+    )
+
+
+@pytest.mark.parametrize(
+    "solver, steps",
+    [
+        (None, 600),
+        (optax.lbfgs(), 60),
+        (optimistix.BFGS(1e-8, 1e-8), 120),
+        (optimistix.NonlinearCG(1e-8, 1e-8), 600),
+    ],
+    ids=["adam", "lbfgs", "BFGS", "NonlinearCG"],
+)
+def test_solvers_find_the_minimum(solver, steps):
+    best = fit(edge.problem(), X, Y, solver, steps=steps)
+    assert best.loss == pytest.approx(LOWEST, abs=2e-3)
+    theta = best.problem.unconstrain(best.problem.values())
+    assert neg_log_joint(theta, best.problem, X, Y) == pytest.approx(best.loss, abs=1e-9)
+    assert best.losses.shape == (best.steps,)
+    assert best.loss <= np.nanmin(best.losses)
+    assert best.stop_reason in ("steps", "converged")
+
+
+def test_a_minimiser_stops_when_it_has_converged():
+    best = fit(edge.problem(), X, Y, optimistix.BFGS(1e-6, 1e-6), steps=500)
+    assert best.stop_reason == "converged" and best.steps < 150
+
+
+def test_one_compilation_for_all_values_and_data(monkeypatch):
+    traces = []
+
+    def counted(*args):
+        traces.append(1)
+        return neg_log_joint(*args)
+
+    monkeypatch.setattr(optimise, "neg_log_joint", counted)
+    solver = optax.adam(1e-2)  # a new object: nothing is compiled for it yet
+    fit(edge.problem(), X, Y, solver, steps=25, chunk=10)
+    first = len(traces)
+    fit(edge.problem(edge_nm=0.5, sigma=0.1), X + 1.0, Y * 2.0, solver, steps=37, chunk=10)
+    assert 0 < first == len(traces)
+
+
+def test_the_best_point_is_kept_when_the_solver_leaves_it():
+    best = fit(edge.problem(), X, Y, optax.sgd(-1e-5), steps=20)  # uphill
+    assert best.loss == best.losses[0] == best.losses.min() and best.losses[-1] > best.loss
+
+
+def test_the_point_after_the_last_step_counts():
+    one = fit(edge.problem(), X, Y, steps=1)
+    two = fit(edge.problem(), X, Y, steps=2)
+    assert one.loss == pytest.approx(two.losses[1], rel=1e-12) and one.loss < one.losses[0]
+
+
+def test_multistart_finds_the_better_mode():
+    x = jnp.linspace(0.0, 6.0, 80)
+    y = jnp.sin(4.0 * x)
+    assert abs(fit(wave(), x, y, steps=300).problem.values()["forward.k"] - 4.0) > 0.5
+    starts = [{"forward.k": k} for k in (1.0, 4.3, 7.0)] + [{}]
+    best = fit(wave(), x, y, steps=300, starts=starts)
+    assert best.problem.values()["forward.k"] == pytest.approx(4.0, abs=1e-2)
+    assert best.losses.shape == (4, 300)
+    assert best.starts_losses.argmin() == 1 and best.starts_losses[1] == best.loss
+    assert best.starts_losses[0] == pytest.approx(best.starts_losses[3])
+    assert best.starts_values[1]["forward.k"] == best.problem.values()["forward.k"]
+
+
+def test_draw_starts():
+    problem = edge.problem().given({"noise.sigma": free(dist.constraints.positive)})
+    starts = draw_starts(jax.random.key(0), problem, 3)
+    assert len(starts) == 3 and starts[0] == problem.values()
+    assert starts[1]["forward.edge_nm"] != starts[2]["forward.edge_nm"]
+    assert starts[2]["noise.sigma"] == problem.values()["noise.sigma"]
+
+
+@pytest.mark.parametrize(
+    "starts, message",
+    [
+        ([], "starts is empty"),
+        ([{"forward.widht_nm": 1.0}], "start 0 has .*widht_nm.*forward.width_nm"),
+        ([{}, {"noise.sigma": jnp.ones(2)}], r"start 1: 'noise.sigma' has shape \(2,\)"),
+    ],
+)
+def test_starts_that_do_not_fit(starts, message):
+    with pytest.raises(ValueError, match=message):
+        fit(edge.problem(), X, Y, starts=starts)
+
+
+def test_early_stop():
+    best = fit(edge.problem(), X, Y, steps=5000, tolerance=1e-3, chunk=50)
+    assert best.stop_reason == "tolerance" and best.steps < 2000
+    assert best.loss == pytest.approx(LOWEST, abs=1e-2)
+
+
+def test_patience_is_waited_for():
+    best = fit(edge.problem(), X, Y, steps=300, tolerance=1e3, patience=120, chunk=50)
+    assert best.stop_reason == "tolerance" and best.steps == 150
+
+
+@pytest.mark.parametrize("solver", [None, optimistix.BFGS(1e-6, 1e-6)], ids=["adam", "BFGS"])
+def test_not_finite_from_the_first(solver):
+    with pytest.raises(NonFiniteError, match=r"forward.a \(gradient\).*the prediction"):
+        fit(root(-1.0), X, Y, solver, steps=5)
+
+
+def test_a_value_outside_its_support_is_named():
+    with pytest.raises(NonFiniteError, match=r"noise.sigma \(value"):
+        fit(edge.problem(sigma=-0.1), X, Y, steps=5)
+
+
+def test_a_gradient_that_is_not_finite_is_named_although_the_loss_is():
+    with pytest.raises(NonFiniteError, match=r"forward.a \(gradient\)$"):
+        fit(root(0.0), X, Y, steps=5)
+
+
+def test_not_finite_later_returns_the_best_so_far():
+    best = fit(root(0.5), X, 0.0 * X, optax.sgd(1e-4), steps=200)
+    assert best.stop_reason.startswith("non-finite: forward.a (gradient)")
+    assert np.isfinite(best.loss) and best.steps < 200 and not np.isfinite(best.losses[-1])
+    assert best.problem.values()["forward.a"] > 0
+
+
+def test_a_start_that_is_not_finite_does_not_stop_the_others():
+    starts = [{"forward.a": -1.0}, {"forward.a": 0.5}]
+    best = fit(root(0.3), X, X, steps=100, starts=starts)
+    assert np.isinf(best.starts_losses[0]) and np.isfinite(best.loss)
+    assert best.stop_reason == "steps" and best.steps == 100
+    assert np.isnan(best.losses[0]).all() and np.isfinite(best.losses[1]).all()
+
+
+def test_interrupt_returns_the_best_so_far():
+    def interrupt(done, loss, values):
+        if done == 40:
+            raise KeyboardInterrupt
+
+    best = fit(edge.problem(), X, Y, steps=100, chunk=20, on_chunk=interrupt)
+    assert best.stop_reason == "interrupted" and best.steps == 40
+    assert best.loss < best.losses[0]
+
+
+def test_on_chunk_hears_of_every_chunk():
+    heard = []
+    best = fit(edge.problem(), X, Y, steps=50, chunk=20, on_chunk=lambda *told: heard.append(told))
+    assert [done for done, _, _ in heard] == [20, 40, 50]
+    assert heard[-1][1] == best.loss and heard[-1][2] == best.problem.values()
+
+
+@pytest.mark.parametrize(
+    "solver, starts",
+    [
+        (None, None),
+        (optax.lbfgs(), None),
+        (optimistix.BFGS(1e-8, 1e-8), None),
+        (optax.chain(optax.add_noise(0.01, 0.5, 0), optax.adam(1e-2)), [{}, {"noise.sigma": 0.2}]),
+    ],
+    ids=["adam", "lbfgs", "BFGS", "noisy, two starts"],
+)
+def test_resume_goes_on_bit_for_bit(solver, starts, tmp_path):
+    file = tmp_path / "fit.h5"
+    run = dict(chunk=10, starts=starts)
+    whole = fit(edge.problem(), X, Y, solver, steps=20, **run)
+    fit(edge.problem(), X, Y, solver, steps=10, checkpoint=file, resume=True, **run)
+    both = fit(edge.problem(), X, Y, solver, steps=20, checkpoint=file, resume=True, **run)
+    assert both.steps == whole.steps == 20
+    np.testing.assert_array_equal(both.losses, whole.losses)
+    assert both.loss == whole.loss and both.problem.values() == whole.problem.values()
+    assert os.listdir(tmp_path) == ["fit.h5"]
+
+
+def test_without_resume_it_starts_anew(tmp_path):
+    run = dict(steps=10, chunk=10, checkpoint=tmp_path / "fit.h5")
+    first = fit(edge.problem(), X, Y, **run)
+    assert fit(edge.problem(), X, Y, **run).losses[0] == first.losses[0]
+
+
+@pytest.mark.parametrize(
+    "problem, solver, starts, message",
+    [
+        (edge.problem().given({"noise.sigma": None}), None, None, "noise.sigma.* not in this fit"),
+        (edge.problem(), optimistix.BFGS(1e-6, 1e-6), None, "solver .*instead of 'BFGS'"),
+        (edge.problem(), optax.sgd(1e-2), None, "mu.* is not in this fit"),
+        (edge.problem(), None, [{}, {}], r"\(\) instead of .*\(2,\)"),
+    ],
+    ids=["problem", "minimiser", "transformation", "starts"],
+)
+def test_the_checkpoint_of_another_fit(problem, solver, starts, message, tmp_path):
+    file = tmp_path / "fit.h5"
+    fit(edge.problem(), X, Y, steps=10, chunk=10, checkpoint=file)
+    with pytest.raises(ValueError, match=f"the checkpoint of another fit: .*{message}"):
+        fit(problem, X, Y, solver, starts=starts, checkpoint=file, resume=True)
+
+
+def test_a_checkpoint_that_is_none(tmp_path):
+    file = tmp_path / "fit.h5"
+    file.write_text("not HDF5")
+    with pytest.raises(ValueError, match="is not a micjax checkpoint"):
+        fit(edge.problem(), X, Y, checkpoint=file, resume=True)
+
+
+def test_a_full_disk_is_a_warning(tmp_path, monkeypatch, caplog):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with caplog.at_level(logging.WARNING, logger="micjax"):
+        best = fit(edge.problem(), X, Y, steps=20, chunk=10, checkpoint=tmp_path / "fit.h5")
+    assert best.steps == 20 and best.stop_reason == "steps"
+    assert [r.getMessage().count("No space left") for r in caplog.records] == [1, 1]
+    assert os.listdir(tmp_path) == []
