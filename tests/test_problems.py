@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 import pytest
+from flax import nnx
 
 import micjax.problems
 from micjax import Gaussian, InverseProblem, parameter
@@ -49,6 +50,13 @@ class Random(Line):
         return self.slope * x + 0.1 * Random.calls
 
 
+class Dropping(Line):
+    drop: nnx.Dropout = eqx.field(default_factory=lambda: nnx.Dropout(0.5, rngs=nnx.Rngs(0)))
+
+    def __call__(self, x):
+        return self.drop(self.slope * x)
+
+
 class Single(Line):
     def __call__(self, x):
         return (self.slope * x).astype("float32")
@@ -82,6 +90,10 @@ def test_a_good_toy_passes(monkeypatch):
         (Stopped, ["d/d forward.slope is .*finite differences", "stop_gradient"]),
         (Scaled, ["2 compilations for 3 sets of values; .*forward.scale", "parameter()"]),
         (Random, ["two calls gave two results", "is forward random or stateful"]),
+        (
+            Dropping,
+            ["forward is pure +BROKEN: calling it changed .*count and two calls", "no dropout"],
+        ),
         (Single, ["let dtypes follow|d/d forward.slope"]),
     ],
 )

@@ -38,7 +38,10 @@ class Report:
 
     def __str__(self) -> str:
         width = max(len(contract) for contract, _ in self.rows)
-        lines = [f"{contract:<{width}}  {fault or 'holds'}" for contract, fault in self.rows]
+        lines = [
+            f"{contract:<{width}}  {f'BROKEN: {fault}' if fault else 'holds'}"
+            for contract, fault in self.rows
+        ]
         return "\n".join([self.module, *lines])
 
 

@@ -134,8 +134,8 @@ def nuts(
                         state, jnp.asarray(count), problem, x, y, *settings
                     )
                     if done >= warmup:
-                        z = jax.tree.map(lambda a, n=count: a[:, :n], z)
                         draws = jax.device_get(_constrain(problem, z))
+                        draws = {n: d[:, :count] for n, d in draws.items()}
                         got.append((draws, int(np.asarray(diverging)[:, :count].sum())))
                     done += count
                     text = f"{sum(d for _, d in got)} divergences" if got else "warm-up"
