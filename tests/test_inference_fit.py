@@ -13,6 +13,7 @@ import optax
 import optimistix
 import pytest
 import scipy.optimize
+from flax import nnx
 
 import micjax.inference.optimise as optimise
 from micjax import (
@@ -152,6 +153,26 @@ def test_draw_starts():
 def test_starts_that_do_not_fit(starts, message):
     with pytest.raises(ValueError, match=message):
         fit(edge.problem(), X, Y, starts=starts)
+
+
+class Affine(eqx.Module):
+    net: nnx.Linear
+
+    def __call__(self, x):
+        return self.net(x)[:, 0]
+
+
+def test_a_flax_network_is_fitted_by_its_name():
+    def problem(seed):
+        net = nnx.Linear(2, 1, param_dtype=float, rngs=nnx.Rngs(seed))
+        return InverseProblem(Affine(net), Gaussian(0.1), {"forward.net": dist.Normal(0.0, 10.0)})
+
+    x = jax.random.normal(jax.random.key(0), (50, 2))
+    y = x @ jnp.array([3.0, -1.0]) + 2.0
+    starts = [problem(seed).values() for seed in (0, 1)]
+    values = fit(problem(0), x, y, optax.lbfgs(), steps=20, starts=starts).problem.values()
+    np.testing.assert_allclose(values["forward.net.kernel"][:, 0], [3.0, -1.0], atol=1e-3)
+    np.testing.assert_allclose(values["forward.net.bias"], 2.0, atol=1e-3)
 
 
 def test_early_stop():
