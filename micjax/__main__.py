@@ -1,0 +1,255 @@
+"""The command line: `micjax demo tip`, `micjax fit tip scan.ibw`, `micjax run plan.yaml`."""
+
+import argparse
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import yaml
+
+import micjax
+from micjax.report.text import plain_table, unknown_rows
+from micjax.run.citizens import find, listed
+from micjax.run.execute import Outcome, run
+from micjax.run.folder import open_folder
+from micjax.run.info import info
+from micjax.run.job import Job, prepare
+from micjax.run.logs import Logs, logs
+from micjax.run.plan import make_plan, read_plan, with_settings
+from micjax.run.template import template
+
+log = logging.getLogger("micjax")
+
+WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command -> its exit code: 2 for bad input, 1 for a failure later, 130 for Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = parser().parse_args(argv)
+    here = os.getcwd()
+    if here not in sys.path:  # package.module may lie in the current folder
+        sys.path.insert(0, here)
+    with logs() as kept:
+        try:
+            return arguments.command(arguments, ["micjax", *argv], kept)
+        except KeyboardInterrupt:
+            print("micjax: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except BrokenPipeError:  # `micjax list | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as error:
+            return _failed(error, WRONG_INPUT, arguments.debug)
+
+
+def _failed(error: Exception, code: int, debug: bool, where: str = "") -> int:
+    expected = isinstance(error, ValueError | OSError | ImportError)
+    text = " ".join(str(error).split()) or type(error).__name__
+    message = text if expected else f"{type(error).__name__}: {text}"
+    print(f"micjax: error: {message}{where}", file=sys.stderr)
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    elif not expected and not where:
+        print("micjax: --debug shows where", file=sys.stderr)
+    return code
+
+
+# --- the commands ------------------------------------------------------------------------------
+
+
+def _demo(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
+    return _compute(_given(arguments, {"problem": arguments.problem}), arguments, argv, kept)
+
+
+def _fit(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
+    options = {"channel": arguments.channel, "known_tip": arguments.known_tip}
+    options = {n: v for n, v in options.items() if v is not None}
+    start = {"problem": arguments.problem, "file": arguments.file, "options": options}
+    return _compute(_given(arguments, start), arguments, argv, kept)
+
+
+def _run(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
+    path = pathlib.Path(arguments.plan)
+    given = _given(arguments, read_plan(path))
+    return _compute(given, arguments, argv, kept, as_given=path.read_bytes())
+
+
+def _validate(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
+    plan = make_plan(_given(arguments, read_plan(arguments.plan)), arguments.plan)
+    with jax.enable_x64(plan.precision == "float64"):
+        job = prepare(plan)
+    unknowns = sum(v.size for v in job.problem.values().values())
+    print(f"{arguments.plan} is valid: {plan.problem} on {plan.file or 'its example'}, ", end="")
+    print(f"{unknowns} unknown numbers in {len(job.problem.values())} names")
+    return 0
+
+
+def _init(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
+    text = template(find(arguments.problem))
+    if arguments.file is None:
+        print(text, end="")
+        return 0
+    try:
+        with open(arguments.file, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ValueError(f"{arguments.file} is there already; give another name") from None
+    print(f"plan: {arguments.file}")
+    return 0
+
+
+def _list(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
+    rows = [
+        {"problem": p.name, "reads files": "load" in p.functions, "what it is": p.title}
+        for p in listed()
+    ]
+    print(plain_table(rows))
+    return 0
+
+
+def _info(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
+    print(info())
+    return 0
+
+
+# --- one computation ---------------------------------------------------------------------------
+
+
+def _given(arguments: argparse.Namespace, start: dict[str, Any]) -> dict[str, Any]:
+    """The plain data of the plan: `start`, then --set, then --out."""
+    given = with_settings(start, arguments.set or [])
+    out = getattr(arguments, "out", None)
+    return given if out is None else given | {"out": out}
+
+
+def _compute(
+    given: dict[str, Any],
+    arguments: argparse.Namespace,
+    argv: list[str],
+    kept: Logs,
+    as_given: bytes | None = None,
+) -> int:
+    plan = make_plan(given, getattr(arguments, "plan", "command line"))
+    with jax.enable_x64(plan.precision == "float64"):
+        kept.watch(find(plan.problem).reference.partition(".")[0])
+        job = prepare(plan)
+        folder = open_folder(job, arguments.resume)
+        kept.write_to(folder / "log.txt")
+        (folder / "plan.yaml").write_bytes(as_given or _yaml(given))
+        folder.write_json("plan.resolved.json", job.plan.model_dump(mode="json", exclude={"out"}))
+        log.info("%s on %s in %s", plan.problem, plan.file or "its example", folder.path)
+        try:
+            outcome = run(job, folder, resume=arguments.resume, argv=argv)
+        except Exception as error:
+            kept.file_only(error)
+            return _failed(error, FAILED, arguments.debug, f" (more in {folder / 'log.txt'})")
+        return _tell(job, outcome)
+
+
+def _yaml(given: dict[str, Any]) -> bytes:
+    return yaml.safe_dump(given, sort_keys=False).encode()
+
+
+def _tell(job: Job, outcome: Outcome) -> int:
+    """The end of a run on the terminal -> its exit code."""
+    if outcome.solution is not None:
+        _show(job, outcome)
+    if outcome.interrupted:
+        log.warning("interrupted; to go on: %s", _how_to_resume(outcome))
+        return INTERRUPTED
+    if outcome.report is None:
+        print(f"micjax: error: no report; the result is in {outcome.folder.path}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def _show(job: Job, outcome: Outcome) -> None:
+    solution, folder = outcome.solution, outcome.folder
+    for sentence in solution.statements:
+        print(sentence)
+    rows = unknown_rows(solution, job.truth)
+    for table in (solution.table, rows if len(rows) <= 20 else ()):
+        if table:
+            print(f"\n{plain_table(table)}")
+    print()
+    if solution.results:
+        print(f"result: {folder / 'result.nxs'}")
+    if outcome.report is not None:
+        print(f"report: {outcome.report}")
+
+
+def _how_to_resume(outcome: Outcome) -> str:
+    path = outcome.folder.path
+    return f"micjax run {path / 'plan.resolved.json'} --out {path} --resume"
+
+
+# --- the arguments -----------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="micjax", description="Differentiable physics and machine learning for microscopy."
+    )
+    top.add_argument("--version", action="version", version=f"micjax {micjax.__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    problem = "tip, edge ... (see micjax list), or package.module"
+
+    demo = _command(commands, "demo", _demo, "solve the made-up example of a problem")
+    demo.add_argument("problem", metavar="PROBLEM", nargs="?", default="tip", help=problem)
+    _run_arguments(demo)
+
+    fit = _command(commands, "fit", _fit, "solve a problem for a microscope's file")
+    fit.add_argument("problem", metavar="PROBLEM", help=problem)
+    fit.add_argument("file", metavar="FILE", help="any format of micjax.io")
+    fit.add_argument("--channel", help="channel of the file (default: the height)")
+    fit.add_argument("--known-tip", metavar="FILE", help="a tip that is known already")
+    _run_arguments(fit)
+
+    run_plan = _command(commands, "run", _run, "do what a plan says")
+    run_plan.add_argument("plan", metavar="plan.yaml")
+    _run_arguments(run_plan)
+
+    validate = _command(commands, "validate", _validate, "check a plan without computing")
+    validate.add_argument("plan", metavar="plan.yaml")
+    _set_argument(validate)
+
+    init = _command(commands, "init", _init, "write a commented plan to begin with")
+    init.add_argument("problem", metavar="PROBLEM", help=problem)
+    init.add_argument("file", metavar="FILE", nargs="?", help="(default: the terminal)")
+
+    _command(commands, "list", _list, "the problems there are")
+    _command(commands, "info", _info, "versions, devices, optional packages")
+    return top
+
+
+def _command(commands, name: str, function, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(command=function)
+    command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return command
+
+
+def _set_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set",
+        action="append",
+        metavar="NAME=VALUE",
+        help="engine.steps=50, priors.noise.sigma=null, values.NAME=4, seed=3; else an option",
+    )
+
+
+def _run_arguments(command: argparse.ArgumentParser) -> None:
+    _set_argument(command)
+    command.add_argument("--out", metavar="DIR", help="run folder (default: a new one in runs/)")
+    command.add_argument("--resume", action="store_true", help="go on with the run in --out")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Numbers, priors and tables as text, for the report and the terminal alike."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpyro.distributions as dist
+
+from micjax.core.problem import InverseProblem
+from micjax.inference.solution import Solution
+
+Row = dict[str, Any]
+
+
+def cell(value: Any) -> str:
+    """A table cell: four digits of a number, yes or no, a dash for nothing."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if isinstance(value, int | np.integer):
+        return str(value)
+    array = np.asarray(value) if not isinstance(value, str) else None
+    if array is not None and array.ndim == 0 and array.dtype.kind in "fiu":
+        return number(float(array))
+    return str(value)
+
+
+def number(value: float, digits: int = 4) -> str:
+    if not np.isfinite(value):
+        return {"inf": "∞", "-inf": "−∞"}.get(str(value), "nan")
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e+")
+    return f"{value:.{digits}g}" if abs(value) < 10 ** (digits - 1) else f"{value:.0f}"
+
+
+def number_beside(value: float, sd: float) -> str:
+    """A value with the digits its standard deviation leaves: 0.6123 beside 0.0217."""
+    if not np.isfinite(sd) or sd <= 0 or not np.isfinite(value) or not 1e-3 <= abs(value) < 1e5:
+        return number(value)
+    decimals = int(np.clip(1 - np.floor(np.log10(sd)), 0, 8))
+    return f"{value:.{decimals}f}"
+
+
+def describe_prior(prior: dist.Distribution) -> str:
+    """`LogNormal(3, 0.5)`; an array of numbers is told by its range."""
+    if isinstance(prior, dist.ImproperUniform):
+        return "flat, " + str(prior.support).removesuffix("()").strip("_").lower()
+    base = getattr(prior, "base_dist", None)
+    if base is not None and type(prior).__name__ in ("Independent", "ExpandedDistribution"):
+        return describe_prior(base)
+    names = list(getattr(prior, "reparametrized_params", [])) or list(prior.arg_constraints)
+    parts = [_parameter(getattr(prior, n)) for n in names if hasattr(prior, n)]
+    return f"{type(prior).__name__}({', '.join(parts)})"
+
+
+def _parameter(value: Any) -> str:
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu" or array.size == 0:
+        return "…"
+    low, high = float(array.min()), float(array.max())
+    return f"{low:.6g}" if low == high else f"{low:.4g}…{high:.4g}"
+
+
+def unknown_rows(solution: Solution, truth: InverseProblem | None = None) -> list[Row]:
+    """A row for each unknown: estimate, how sure it is and by which method, prior, identified."""
+    true = {} if truth is None else truth.values()
+    spread, quantiles, flags = _spread(solution), _quantiles(solution), _identified(solution)
+    problem, rows = solution.problem, []
+    for name, prior in problem.unknowns().items():
+        value = np.asarray(problem.values()[name])
+        row: Row = {"unknown": name}
+        if value.size == 1:
+            sd = spread.get(name)
+            sd = None if sd is None else float(np.asarray(sd).ravel()[0])
+            row["estimate"] = number_beside(float(value.ravel()[0]), sd or np.nan)
+            row["sd"] = None if sd is None else number(sd, 2)
+        else:
+            shape = " × ".join(map(str, value.shape))
+            row["estimate"] = f"{shape} numbers, {number(value.min())} to {number(value.max())}"
+            row["sd"] = _range(spread.get(name))
+        if quantiles:
+            low, high = (
+                (float(q.ravel()[0]) for q in quantiles[name]) if value.size == 1 else 2 * (np.nan,)
+            )
+            row["5 % to 95 %"] = f"{number(low)} to {number(high)}" if value.size == 1 else None
+        if truth is not None:
+            known = name in true and np.size(true[name]) == 1
+            row["truth"] = number(float(np.asarray(true[name]).ravel()[0])) if known else None
+        row["prior"] = describe_prior(prior)
+        if flags:
+            row["identified"] = flags.get(name)
+        rows.append(row)
+    return rows
+
+
+def _range(sd: Any) -> str | None:
+    if sd is None:
+        return None
+    low, high = number(float(np.min(sd)), 2), number(float(np.max(sd)), 2)
+    return low if low == high else f"{low} to {high}"
+
+
+def _spread(solution: Solution) -> Mapping[str, Any]:
+    if solution.posterior is not None:
+        return solution.posterior.sd()
+    return {} if solution.laplace is None else solution.laplace.sd()
+
+
+def spread_by(solution: Solution) -> str:
+    """Where the standard deviations come from."""
+    if solution.posterior is not None:
+        return "posterior draws"
+    return "" if solution.laplace is None else "Laplace approximation"
+
+
+def _quantiles(solution: Solution) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    if solution.posterior is None:
+        return {}
+    both = solution.posterior.quantiles([0.05, 0.95])
+    return {n: (q[0], q[1]) for n, q in both.items()}
+
+
+def _identified(solution: Solution) -> dict[str, bool]:
+    return {} if solution.laplace is None else solution.laplace.identified
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every column of the rows, in the order of their first appearance."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def plain_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as aligned text; numbers to the right."""
+    heads = columns(rows)
+    cells = [[cell(row.get(h)) for h in heads] for row in rows]
+    widths = [max(len(h), *(len(line[i]) for line in cells)) for i, h in enumerate(heads)]
+    right = [all(is_number(row.get(h)) for row in rows) for h in heads]
+
+    def line(parts: Sequence[str]) -> str:
+        padded = [
+            p.rjust(w) if r else p.ljust(w) for p, w, r in zip(parts, widths, right, strict=True)
+        ]
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(heads), line(["-" * w for w in widths]), *map(line, cells)])
+
+
+def is_number(value: Any) -> bool:
+    if value is None or isinstance(value, bool):
+        return value is None
+    if isinstance(value, str):
+        return bool(value) and value.lstrip("-−+")[:1].isdigit() and " " not in value
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "fiu"

@@ -1,0 +1,61 @@
+"""Priors as text, `LogNormal(3, 0.5)`, read without evaluating anything."""
+
+import ast
+import inspect
+
+import numpyro.distributions as dist
+
+from micjax.run.names import unknown_name
+
+DISTRIBUTIONS = {
+    name: thing
+    for name, thing in vars(dist).items()
+    if inspect.isclass(thing)
+    and issubclass(thing, dist.Distribution)
+    and thing is not dist.Distribution
+}
+
+COMMON = (  # what a message lists: densities of one real number
+    "Normal LogNormal HalfNormal Uniform LogUniform Exponential Gamma InverseGamma Beta "
+    "StudentT HalfCauchy Cauchy Laplace TruncatedNormal"
+).split()
+
+
+def parse_prior(text: str) -> dist.Distribution:
+    """The NumPyro distribution `Name(numbers)` or `Name(name=number)`.
+
+    **Raises:** `ValueError` for anything else, an unknown name or arguments that do not fit.
+    """
+    name, numbers, keywords = _call(text)
+    if name not in DISTRIBUTIONS:
+        raise ValueError(f"prior {text!r}: {unknown_name('distribution', name, COMMON)}")
+    try:
+        return DISTRIBUTIONS[name](*numbers, **keywords, validate_args=True)
+    except Exception as error:
+        wanted = inspect.signature(DISTRIBUTIONS[name].__init__).parameters
+        named = [n for n in wanted if n not in ("self", "validate_args", "kwargs")]
+        raise ValueError(f"prior {text!r}: {name}({', '.join(named)}): {error}") from error
+
+
+def _call(text: str) -> tuple[str, list[float], dict[str, float]]:
+    shape = "write Name(numbers), as in LogNormal(3, 0.5)"
+    try:
+        call = ast.parse(text.strip().removeprefix("dist."), mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"prior {text!r}: {shape}") from error
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise ValueError(f"prior {text!r}: {shape}")
+    if any(k.arg is None for k in call.keywords):
+        raise ValueError(f"prior {text!r}: {shape}")
+    numbers = [_number(text, a) for a in call.args]
+    return call.func.id, numbers, {k.arg: _number(text, k.value) for k in call.keywords}
+
+
+def _number(text: str, node: ast.expr) -> float:
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        value = None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"prior {text!r}: {ast.unparse(node)} is not a number")
+    return float(value)

@@ -1,0 +1,77 @@
+"""Where a result comes from: code, versions, machine, inputs."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+import micjax
+from micjax.run.job import Job, fingerprint
+
+PACKAGES = ("micjax", "jax", "jaxlib", "flax", "optax", "numpyro", "equinox", "optimistix", "numpy")
+VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+def provenance(job: Job, argv: list[str]) -> dict[str, Any]:
+    """All that is known before the computation; `run` adds the times and how it ended."""
+    return {
+        "git": git_state(pathlib.Path(micjax.__file__).parent),
+        "versions": versions(PACKAGES),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "devices": [str(d) for d in jax.devices()],
+        "device_kind": jax.devices()[0].device_kind,
+        "x64": bool(jax.config.jax_enable_x64),
+        "environment": {n: os.environ[n] for n in VARIABLES if n in os.environ},
+        "argv": argv,
+        "seed": job.plan.seed,
+        "problem": _source(job),
+        "problem_options": job.problem_options,
+        "inputs": job.inputs,
+    }
+
+
+def versions(names: tuple[str, ...]) -> dict[str, str | None]:
+    return {name: version(name) for name in names}
+
+
+def version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def git_state(folder: pathlib.Path) -> dict[str, Any] | None:
+    """Commit of the checkout which `folder` is tracked in, and whether it was changed since."""
+    try:
+        # a .venv may lie in somebody else's repository: the package itself must be tracked
+        _git(folder, "ls-files", "--error-unmatch", "__init__.py")
+        changed = _git(folder, "status", "--porcelain", "--", str(folder))
+        return {"sha": _git(folder, "rev-parse", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: pathlib.Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def _source(job: Job) -> dict[str, Any]:
+    path = getattr(sys.modules[job.citizen.reference], "__file__", None)
+    known = fingerprint(pathlib.Path(path)) if path and os.path.isfile(path) else {}
+    return {"reference": job.citizen.reference} | known
