@@ -13,6 +13,8 @@ ALLOWED = {
     "inference": {"core", "inference"},
     "problems": {"core", "physics", "nets", "inference", "io", "problems", "report", ""},
     "report": {"core", "inference", "io", "report"},
+    # nobody imports run but the command line
+    "run": {"core", "inference", "io", "report", "problems", "run", ""},
 }
 ROOT = pathlib.Path(__file__).parents[1] / "micjax"
 FILES = sorted(ROOT.glob("*/**/*.py"))
@@ -36,3 +38,11 @@ def test_layer(path):
         if name.split(".")[0] == "micjax":
             target = (name.split(".") + [""])[1]
             assert target in ALLOWED[room], f"{path.name} (room {room}) imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("problems/**/*.py")), ids=lambda p: p.name)
+def test_problems_draw_with_figures_only(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("micjax.report"):
+            what = [f"{node.module}.{alias.name}" for alias in node.names]
+            assert all((w + ".").startswith("micjax.report.figures.") for w in what), what

@@ -311,7 +311,8 @@ def corner(draws: Mapping[str, np.ndarray], *, truth: Mapping[str, Any] | None =
             a, b = (np.asarray(draws[names[k]])[:2000] for k in (j, i))
             ax.plot(a, b, ".", ms=1.5, alpha=0.35, color=SERIES[0])
             if names[i] in truth and names[j] in truth:
-                ax.plot(float(truth[names[j]]), float(truth[names[i]]), "+", ms=10, color=TRUTH)
+                ax.axvline(float(truth[names[j]]), color=TRUTH, lw=1.0)
+                ax.axhline(float(truth[names[i]]), color=TRUTH, lw=1.0)
         ax.xaxis.set_major_locator(MaxNLocator(3))
         if i != j:
             ax.yaxis.set_major_locator(MaxNLocator(3))

@@ -67,8 +67,8 @@ def _literal(value: Any) -> str:
 
 def _unknowns(citizen: Citizen) -> Iterator[str]:
     problem = citizen.module.problem()
-    yield "\n# The unknowns and their priors. Name(numbers) of numpyro.distributions takes the place"
-    yield "# of a prior; null makes an unknown known, at its value below."
+    yield "\n# The unknowns and their priors. Name(numbers) of numpyro.distributions replaces a prior;"
+    yield "# null makes an unknown known, at its value below."
     yield "priors:"
     for name, prior in problem.priors.items():
         yield f"  # {name}: {describe_prior(prior)}"
