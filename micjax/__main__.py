@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,8 +54,6 @@ def _failed(error: Exception, code: int, debug: bool, where: str = "") -> int:
     message = text if expected else f"{type(error).__name__}: {text}"
     print(f"micjax: error: {message}{where}", file=sys.stderr)
     if debug:
-        import traceback
-
         traceback.print_exception(error)
     elif not expected and not where:
         print("micjax: --debug shows where", file=sys.stderr)
@@ -146,11 +145,14 @@ def _compute(
         folder.write_json("plan.resolved.json", job.plan.model_dump(mode="json", exclude={"out"}))
         log.info("%s on %s in %s", plan.problem, plan.file or "its example", folder.path)
         try:
-            outcome = run(job, folder, resume=arguments.resume, argv=argv)
+            return _tell(job, run(job, folder, resume=arguments.resume, argv=argv))
         except Exception as error:
             kept.file_only(error)
-            return _failed(error, FAILED, arguments.debug, f" (more in {folder / 'log.txt'})")
-        return _tell(job, outcome)
+            where = f" (more in {folder / 'log.txt'})"
+            code = _failed(error, FAILED, arguments.debug, where)
+            if folder.checkpoint.exists():
+                print(f"micjax: to go on: {_how_to_resume(folder.path)}", file=sys.stderr)
+            return code
 
 
 def _yaml(given: dict[str, Any]) -> bytes:
@@ -162,7 +164,7 @@ def _tell(job: Job, outcome: Outcome) -> int:
     if outcome.solution is not None:
         _show(job, outcome)
     if outcome.interrupted:
-        log.warning("interrupted; to go on: %s", _how_to_resume(outcome))
+        log.warning("interrupted; to go on: %s", _how_to_resume(outcome.folder.path))
         return INTERRUPTED
     if outcome.report is None:
         print(f"micjax: error: no report; the result is in {outcome.folder.path}", file=sys.stderr)
@@ -185,8 +187,7 @@ def _show(job: Job, outcome: Outcome) -> None:
         print(f"report: {outcome.report}")
 
 
-def _how_to_resume(outcome: Outcome) -> str:
-    path = outcome.folder.path
+def _how_to_resume(path: pathlib.Path) -> str:
     return f"micjax run {path / 'plan.resolved.json'} --out {path} --resume"
 
 

@@ -17,6 +17,7 @@ from micjax.report.default import CONVERGENCE
 from micjax.report.pictures import Picture
 from micjax.report.text import cell, columns, is_number, number, spread_by, unknown_rows
 
+MAX_ROWS = 50
 STYLE = """
 :root { --ink: #1f2a44; --soft: #5b6579; --line: #dde1e9; --wash: #f5f7fa; --accent: #1f5fa8;
   --alert: #b3402a; }
@@ -139,7 +140,7 @@ def _result_table(page: Page) -> Iterator[str]:
         yield _table(page.solution.table)
     if page.solution.metrics:
         pairs = (
-            f"{_e(n.replace('_', ' '))} <b>{_e(number(float(v)))}</b>"
+            f"{_e(n.replace('_', ' '))} <b>{_e(cell(v))}</b>"
             for n, v in page.solution.metrics.items()
         )
         yield f'<p class="note">{" · ".join(pairs)}</p>'
@@ -184,7 +185,10 @@ def _unknowns(page: Page) -> Iterator[str]:
         yield f'<p class="note">A direction without curvature: {_e(parts)}.</p>'
     if page.solution.posterior is not None:
         yield "<h3>Posterior draws</h3>"
-        yield _table(page.solution.posterior.summary()[:50])
+        rows = page.solution.posterior.summary()
+        yield _table(rows[:MAX_ROWS])
+        if len(rows) > MAX_ROWS:
+            yield f'<p class="note">The first {MAX_ROWS} of {len(rows)} numbers.</p>'
         draws = next(iter(page.solution.posterior.draws.values()))
         yield (
             f'<p class="note">{draws.shape[0]} chains of {draws.shape[1]} draws, '

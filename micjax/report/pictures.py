@@ -38,7 +38,7 @@ def save_pictures(
             png, caption = render(made), made.get_label()
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
-            log.warning("figure %r failed: %s", title, reason)
+            log.warning("figure %r failed: %s", title, reason, exc_info=True)
             pictures.append(Picture(title, b"", f"This figure failed: {reason}"))
             continue
         pictures.append(Picture(title, png, caption))

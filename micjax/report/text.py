@@ -80,10 +80,7 @@ def unknown_rows(solution: Solution, truth: InverseProblem | None = None) -> lis
             row["estimate"] = f"{shape} numbers, {number(value.min())} to {number(value.max())}"
             row["sd"] = _range(spread.get(name))
         if quantiles:
-            low, high = (
-                (float(q.ravel()[0]) for q in quantiles[name]) if value.size == 1 else 2 * (np.nan,)
-            )
-            row["5 % to 95 %"] = f"{number(low)} to {number(high)}" if value.size == 1 else None
+            row["5 % to 95 %"] = _interval(quantiles.get(name)) if value.size == 1 else None
         if truth is not None:
             known = name in true and np.size(true[name]) == 1
             row["truth"] = number(float(np.asarray(true[name]).ravel()[0])) if known else None
@@ -92,6 +89,13 @@ def unknown_rows(solution: Solution, truth: InverseProblem | None = None) -> lis
             row["identified"] = flags.get(name)
         rows.append(row)
     return rows
+
+
+def _interval(quantiles: tuple[np.ndarray, np.ndarray] | None) -> str | None:
+    if quantiles is None:
+        return None
+    low, high = (number(float(q.ravel()[0])) for q in quantiles)
+    return f"{low} to {high}"
 
 
 def _range(sd: Any) -> str | None:
@@ -118,7 +122,7 @@ def _quantiles(solution: Solution) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     if solution.posterior is None:
         return {}
     both = solution.posterior.quantiles([0.05, 0.95])
-    return {n: (q[0], q[1]) for n, q in both.items()}
+    return {n: (np.asarray(q[0]), np.asarray(q[1])) for n, q in both.items()}
 
 
 def _identified(solution: Solution) -> dict[str, bool]:

@@ -33,7 +33,7 @@ class Citizen(NamedTuple):
 
     @property
     def title(self) -> str:
-        return first_line(self.module.__doc__) or self.name
+        return first_line(self.module.__doc__).removesuffix(".") or self.name
 
     def function(self, name: str) -> Callable[..., Any] | None:
         found = getattr(self.module, name, None)

@@ -73,11 +73,13 @@ def _solved(job: Job, folder: RunFolder, resume: bool) -> tuple[Solution | None,
                 checkpoint=folder.checkpoint,
                 resume=resume,
                 on_chunk=_recorder(folder, began, watch),
-                **job.plan.engine,
+                **job.engine,
             )
         except KeyboardInterrupt:
             log.warning("interrupted before there was a result")
             return None, True
+    if not isinstance(solution, Solution):
+        raise TypeError(f"{job.citizen.reference}.solve gave a {type(solution).__name__}")
     stopped = solution.fit is not None and solution.fit.stop_reason == "interrupted"
     return solution, watch.seen or stopped
 
@@ -85,15 +87,20 @@ def _solved(job: Job, folder: RunFolder, resume: bool) -> tuple[Solution | None,
 def _recorder(folder: RunFolder, began: float, watch) -> Callable[..., None]:
     def on_chunk(steps: int, loss: float, *values: Any, **more: Any) -> None:
         row = {"time_s": round(time.monotonic() - began, 3), "steps": int(steps)}
-        row |= {"loss": float(loss)} | {n: float(v) for n, v in more.items()}
+        row |= {"loss": _finite(loss)} | {n: _finite(v) for n, v in more.items()}
         if values:
-            row["values"] = {n: float(v) for n, v in values[0].items() if np.size(v) == 1}
+            row["values"] = {n: _finite(v) for n, v in values[0].items() if np.size(v) == 1}
         try:
             folder.add_metrics(row)
         except OSError as error:  # the fit is worth more than its diary
             log.warning("metrics.jsonl: %s", error)
 
     return on_chunk
+
+
+def _finite(value: Any) -> float | None:
+    value = float(np.asarray(value).item())
+    return value if np.isfinite(value) else None  # JSON has no NaN
 
 
 def _keep(job: Job, solution: Solution, folder: RunFolder, facts: dict[str, Any]) -> None:
@@ -153,8 +160,9 @@ def _report(
         )
         return write_page(folder / "report.html", page)
     except Exception as error:
-        log.warning("the report was not written: %s: %s", type(error).__name__, error)
-        log.debug("", exc_info=True)
+        text = f"{type(error).__name__}: {error}"
+        log.warning("the report was not written: %s", text, exc_info=True)
+        (folder / "report.html").unlink(missing_ok=True)  # not the one of an earlier run
         return None
 
 
@@ -168,7 +176,8 @@ def _pictures(job: Job, solution: Solution, folder: RunFolder) -> list[Picture]:
         try:
             figures = dict(own(solution, job.x, job.y, truth=job.truth))
         except Exception as error:
-            log.warning("figures of %s: %s: %s", job.plan.problem, type(error).__name__, error)
+            text = f"{type(error).__name__}: {error}"
+            log.warning("figures of %s: %s", job.plan.problem, text, exc_info=True)
     common = default_figures(solution, job.x, job.y, job.truth, data=not figures)
     return save_pictures(folder / "figures", {**figures, **common})
 

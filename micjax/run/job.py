@@ -2,6 +2,8 @@
 
 import dataclasses
 import hashlib
+import inspect
+import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,10 +20,11 @@ from micjax.run.citizens import Citizen, find
 from micjax.run.names import unknown_name
 from micjax.run.plan import Plan
 from micjax.run.priors import parse_prior
-from micjax.run.settings import checked, settings_of, takes_anything
+from micjax.run.settings import NO_DEFAULT, Setting, checked, settings_of, takes_anything
 from micjax.run.solve import default_solve
 
 GIVEN_BY_RUN = ("key", "checkpoint", "resume", "on_chunk")
+_ANY = Setting("", None, NO_DEFAULT, "")  # what `**options` of a load takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Job:
     problem: InverseProblem  # with the priors and values of the plan
     as_built: InverseProblem  # without them: module.problem(**problem_options)
     problem_options: dict[str, Any]
+    engine: dict[str, Any]  # the settings that were asked for; the solver has the others
     x: Any
     y: Any
     truth: InverseProblem | None  # of an example
@@ -50,7 +54,8 @@ def prepare(plan: Plan) -> Job:
     **Raises:** `ValueError`, `OSError` or `ImportError` with one line on what is wrong.
     """
     citizen = find(plan.problem)
-    engine = _settled("engine setting", plan.engine, engine_settings(citizen))
+    of_engine = engine_settings(citizen)
+    engine = checked("engine setting", plan.engine, of_engine)
     priors = {n: None if text is None else parse_prior(text) for n, text in plan.priors.items()}
     example_key, key = jax.random.split(jax.random.key(plan.seed))
     if plan.file is None:
@@ -60,29 +65,64 @@ def prepare(plan: Plan) -> Job:
     as_built = citizen.module.problem(**problem_options)
     problem = _with_priors(_with_values(as_built, plan.values), priors)
     _check_start(problem, x, y)
-    resolved = {"options": options, "engine": engine, "file": _absolute(plan.file)}
-    plan = plan.model_copy(update=resolved)
-    return Job(plan, citizen, problem, as_built, problem_options, x, y, truth, key, inputs_of(plan))
+    plan = plan.model_copy(
+        update={
+            "file": None if plan.file is None else str(pathlib.Path(plan.file).absolute()),
+            "options": options,
+            "engine": _resolved(engine, of_engine),
+        }
+    )
+    return Job(
+        plan=plan,
+        citizen=citizen,
+        problem=problem,
+        as_built=as_built,
+        problem_options={n: plain(v) for n, v in problem_options.items()},
+        engine=engine,
+        x=x,
+        y=y,
+        truth=truth,
+        key=key,
+        inputs=inputs_of(plan),
+    )
 
 
-def engine_settings(citizen: Citizen) -> dict[str, Any]:
-    return settings_of(citizen.function("solve") or default_solve, skip=GIVEN_BY_RUN)
+def engine_settings(citizen: Citizen) -> dict[str, Setting]:
+    """The keywords of the solver of this problem which are the user's.
+
+    **Raises:** `ValueError` when it does not take those which the run gives it.
+    """
+    solve = citizen.function("solve") or default_solve
+    missing = [n for n in GIVEN_BY_RUN if n not in inspect.signature(solve).parameters]
+    if missing and not takes_anything(solve):
+        raise ValueError(f"{citizen.reference}.solve does not take {', '.join(missing)}")
+    return settings_of(solve, skip=GIVEN_BY_RUN)
 
 
-def _settled(what: str, given: Mapping[str, Any], allowed: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` after a check, and the defaults of all the others."""
-    values = checked(what, given, allowed)
-    return {n: values.get(n, plain(s.default)) for n, s in allowed.items()}
+def _resolved(given: Mapping[str, Any], allowed: Mapping[str, Setting]) -> dict[str, Any]:
+    """`given` and the defaults of all others, as far as JSON can hold them."""
+    values = {n: plain(given.get(n, s.default)) for n, s in allowed.items()}
+    return {n: v for n, v in values.items() if _is_json(v)}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _example(citizen: Citizen, plan: Plan, key: Array):
     """Made-up data; an option may be one of `problem`, of `example`, or of both."""
     of_problem = settings_of(citizen.module.problem)
     of_example = settings_of(citizen.module.example)
-    options = _settled(f"option of {plan.problem}", plan.options, of_example | of_problem)
-    problem_options = {n: v for n, v in options.items() if n in of_problem}
-    asked = {n: options[n] for n in plan.options if n in of_example}
-    return options, problem_options, citizen.module.example(key, **asked)
+    allowed = of_example | of_problem
+    given = checked(f"option of {plan.problem}", plan.options, allowed)
+    for_problem, for_example = (
+        {n: v for n, v in given.items() if n in names} for names in (of_problem, of_example)
+    )
+    return _resolved(given, allowed), for_problem, citizen.module.example(key, **for_example)
 
 
 def _file(citizen: Citizen, plan: Plan):
@@ -95,18 +135,16 @@ def _file(citizen: Citizen, plan: Plan):
     of_load, of_problem = settings_of(load), settings_of(citizen.module.problem)
     allowed = of_problem | of_load
     if takes_anything(load):
-        of_load = of_load | {n: s for n, s in allowed.items() if n not in of_problem}
-        rest = {n: v for n, v in plan.options.items() if n not in allowed}
-    else:
-        rest = {}
-    what = f"option of {plan.problem}"
-    given = checked(what, {n: v for n, v in plan.options.items() if n not in rest}, allowed)
-    options = {n: plain(s.default) for n, s in of_load.items()} | given | rest
-    for_load = {n: v for n, v in (given | rest).items() if n in of_load or n in rest}
+        of_load |= {n: _ANY for n in plan.options if n not in allowed}
+        allowed |= of_load
+    given = checked(f"option of {plan.problem}", plan.options, allowed)
+    if not pathlib.Path(plan.file).exists():
+        raise FileNotFoundError(f"no such file: {plan.file}")
+    for_load = {n: v for n, v in given.items() if n in of_load}
+    for_problem = {n: v for n, v in given.items() if n not in of_load}
     problem_options, x, y = load(plan.file, **for_load)
-    overrides = {n: v for n, v in given.items() if n not in of_load}
-    problem_options = {n: plain(v) for n, v in problem_options.items()} | overrides
-    return options, problem_options, (None, x, y)
+    options = _resolved(given, of_load | {n: of_problem[n] for n in for_problem})
+    return options, {**problem_options, **for_problem}, (None, x, y)
 
 
 def plain(value: Any) -> Any:
@@ -167,10 +205,6 @@ def _check_start(problem: InverseProblem, x, y) -> None:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the problem does not fit the data: {reason}") from error
-
-
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(pathlib.Path(path).absolute())
 
 
 def inputs_of(plan: Plan) -> dict[str, dict[str, Any]]:

@@ -72,6 +72,8 @@ def _kind_of_default(default: Any) -> Any:
         return int
     if isinstance(default, float):
         return float | list
+    if isinstance(default, tuple):
+        return tuple  # YAML and JSON know lists only
     return str if isinstance(default, str) else NO_DEFAULT
 
 

@@ -10,6 +10,7 @@ import yaml
 from micjax.report.text import describe_prior
 from micjax.run.citizens import Citizen
 from micjax.run.job import engine_settings, plain
+from micjax.run.priors import parse_prior
 from micjax.run.settings import Setting, settings_of
 
 
@@ -22,7 +23,7 @@ def _lines(citizen: Citizen) -> Iterator[str]:
     yield f"# A plan for micjax: {citizen.title}"
     yield "#   micjax validate plan.yaml    reads and checks everything, computes nothing"
     yield "#   micjax run plan.yaml         computes"
-    yield "# What stands here as a comment is the default."
+    yield "# What stands behind one comment sign is the default: take the sign off to change it."
     yield f"problem: {citizen.name}"
     load = citizen.function("load")
     if load is None:
@@ -34,9 +35,9 @@ def _lines(citizen: Citizen) -> Iterator[str]:
     of_problem = settings_of(citizen.module.problem)
     yield "\noptions:"
     if of_load:
-        yield "  # of reading the file"
+        yield "  ## of reading the file"
         yield from _settings(of_load)
-        yield "  # of the problem"
+        yield "  ## of the problem"
     yield from _settings({n: s for n, s in of_problem.items() if n not in of_load})
     yield "\nengine:"
     yield from _settings(engine_settings(citizen))
@@ -65,13 +66,22 @@ def _literal(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("...").strip()
 
 
+def _can_be_read(prior: str) -> bool:
+    try:
+        parse_prior(prior)
+    except ValueError:  # a flat one, or one of arrays
+        return False
+    return True
+
+
 def _unknowns(citizen: Citizen) -> Iterator[str]:
     problem = citizen.module.problem()
-    yield "\n# The unknowns and their priors. Name(numbers) of numpyro.distributions replaces a prior;"
+    yield "\n# The unknowns and their priors. Name(numbers) of numpyro.distributions replaces one;"
     yield "# null makes an unknown known, at its value below."
     yield "priors:"
     for name, prior in problem.priors.items():
-        yield f"  # {name}: {describe_prior(prior)}"
+        text = describe_prior(prior)
+        yield f"  {'#' if _can_be_read(text) else '##'} {name}: {text}"
     yield "\n# Where the unknowns start, and what the known ones are."
     yield "values:"
     for name, value in problem.values().items():
