@@ -209,13 +209,14 @@ def test_plan_with_a_file(here, scan, capsys):
 
 
 @pytest.mark.parametrize("name", ["edge", "mylab.plane"])
-def test_init_writes_a_plan_which_is_valid(here, capsys, name):
+def test_init_writes_a_plan_which_is_valid(here, scan, capsys, name):
     assert main(["init", name, "plan.yaml"]) == 0
     assert main(["validate", "plan.yaml"]) == 0
     text = (here / "plan.yaml").read_text()
     assert "# steps: 3000" in text and "## of Adam, at most." in text
     full = re.sub("^  # ", "  ", text, flags=re.MULTILINE)
     assert full != text
+    full = full.replace("# file: scan.ibw", f"file: {scan}")  # only where files are read
     (here / "full.yaml").write_text(full)
     assert main(["validate", "full.yaml"]) == 0
     capsys.readouterr()
@@ -251,6 +252,7 @@ def test_help_and_no_command(capsys):
         ("demo mylab.nothing", "no problem 'mylab.nothing'"),
         ("demo ./mylab/plane.py", "try mylab.plane"),
         ("demo edge --set wdth_nm=2", "no option of edge 'wdth_nm' (nearest: width_nm)"),
+        ("demo mylab.plane --set channel=Height", "is for reading a file, and no file is given"),
         ("demo edge --set width_nm=wide", "'width_nm' is 'wide'"),
         ("demo edge --set engine.step=2", "no engine setting 'step' (nearest: steps)"),
         ("demo edge --set engine.steps=many", "'steps' is 'many'"),

@@ -118,6 +118,10 @@ def _example(citizen: Citizen, plan: Plan, key: Array):
     of_problem = settings_of(citizen.module.problem)
     of_example = settings_of(citizen.module.example)
     allowed = of_example | of_problem
+    load = citizen.function("load")
+    for name in plan.options:
+        if name not in allowed and load is not None and name in settings_of(load):
+            raise ValueError(f"option {name!r} is for reading a file, and no file is given")
     given = checked(f"option of {plan.problem}", plan.options, allowed)
     for_problem, for_example = (
         {n: v for n, v in given.items() if n in names} for names in (of_problem, of_example)
