@@ -142,7 +142,6 @@ def _compute(
         folder = open_folder(job, arguments.resume)
         kept.write_to(folder / "log.txt")
         (folder / "plan.yaml").write_bytes(as_given or _yaml(given))
-        folder.write_json("plan.resolved.json", job.plan.model_dump(mode="json", exclude={"out"}))
         log.info("%s on %s in %s", plan.problem, plan.file or "its example", folder.path)
         try:
             return _tell(job, run(job, folder, resume=arguments.resume, argv=argv))
@@ -181,8 +180,7 @@ def _show(job: Job, outcome: Outcome) -> None:
         if table:
             print(f"\n{plain_table(table)}")
     print()
-    if solution.results:
-        print(f"result: {folder / 'result.nxs'}")
+    print(f"result: {folder / ('result.nxs' if solution.results else 'values.h5')}")
     if outcome.report is not None:
         print(f"report: {outcome.report}")
 

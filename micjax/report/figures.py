@@ -85,7 +85,8 @@ def image_panel(
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(5))
     if colour_bar:
-        bar = ax.figure.colorbar(shown, ax=ax, shrink=0.85, pad=0.02)
+        beside = ax.inset_axes((1.03, 0.0, 0.05, 1.0))  # as high as the image, whatever its shape
+        bar = ax.figure.colorbar(shown, cax=beside)
         bar.set_label(label, fontsize=8)
         bar.ax.tick_params(labelsize=8)
         bar.outline.set_visible(False)
@@ -140,8 +141,10 @@ def image_row(
     columns = min(columns, count)
     rows = -(-count // columns)
     shape = np.shape(next(iter(images.values())))
-    height = float(np.clip(2.6 * shape[0] / shape[1], 1.2, 5.0)) + 0.75
-    figure, axes = new_figure(rows, columns, 3.6 * columns, height * rows)
+    width = 8.6 / columns if columns > 1 else 4.5
+    # what the labels and the colour bar leave of a panel is as high as the image asks for
+    height = float(np.clip((width - 1.0) * shape[0] / shape[1], 0.8, 6.0)) + 0.75
+    figure, axes = new_figure(rows, columns, width * columns, height * rows)
     for ax, (title, image) in zip(axes.flat, images.items(), strict=False):
         if title in residuals:
             residual_panel(ax, image, title, pixel_nm=pixel_nm, label=label)
@@ -178,21 +181,17 @@ def line_profiles(
         x = step * (np.arange(len(values)) + 0.5)
         ax.plot(x, values, color=SERIES[i % 6], lw=2.0 if i == 0 else 1.3, label=name)
     if shade is not None:
-        x = step * (np.arange(len(shade)) + 0.5)
-        ax.fill_between(
-            x,
-            0,
-            1,
-            where=np.asarray(shade, bool),
-            transform=ax.get_xaxis_transform(),
-            color=FAINT,
-            alpha=0.2,
-            lw=0,
-            step="mid",
-            label=shade_label or None,
-        )
+        for i, (start, stop) in enumerate(_runs(np.asarray(shade, bool))):
+            name = shade_label if i == 0 and shade_label else None
+            ax.axvspan(start * step, stop * step, color=FAINT, alpha=0.2, lw=0, label=name)
     _finish(ax, "x (px)" if step_nm is None else "x (nm)", label, title)
     return figure
+
+
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Where `mask` is True, as half-open ranges of indices."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
+    return [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
 
 
 def curve_with_residual(
@@ -284,7 +283,8 @@ def _marginal(ax: Axes, name: str, values: np.ndarray, truth, prior) -> None:
         heights, _ = np.histogram(outside, bins)
         heights = heights / (max(outside.size, 1) * (bins[1] - bins[0]))
         ax.stairs(heights, bins, color=FAINT, fill=True, alpha=0.3, label="prior")
-    ax.hist(values, bins, density=True, color=SERIES[0], alpha=0.75, label="posterior")
+    if values.size:
+        ax.hist(values, bins, density=True, color=SERIES[0], alpha=0.75, label="posterior")
     if true is not None:
         ax.axvline(true, color=TRUTH, lw=1.8, label="truth")
     ax.set_xlim(low, high)

@@ -45,13 +45,19 @@ def number_beside(value: float, sd: float) -> str:
 def describe_prior(prior: dist.Distribution) -> str:
     """`LogNormal(3, 0.5)`; an array of numbers is told by its range."""
     if isinstance(prior, dist.ImproperUniform):
-        return "flat, " + str(prior.support).removesuffix("()").strip("_").lower()
+        return f"flat, {_constraint(prior.support)}"
     base = getattr(prior, "base_dist", None)
     if base is not None and type(prior).__name__ in ("Independent", "ExpandedDistribution"):
         return describe_prior(base)
     names = list(getattr(prior, "reparametrized_params", [])) or list(prior.arg_constraints)
     parts = [_parameter(getattr(prior, n)) for n in names if hasattr(prior, n)]
     return f"{type(prior).__name__}({', '.join(parts)})"
+
+
+def _constraint(support: Any) -> str:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return type(support).__name__.strip("_").lower()
 
 
 def _parameter(value: Any) -> str:

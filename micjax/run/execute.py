@@ -42,6 +42,8 @@ def run(job: Job, folder: RunFolder, *, resume: bool, argv: list[str]) -> Outcom
     **Raises:** whatever the solver raises; `OSError` when the result cannot be written.
     """
     facts = provenance(job, argv) | {"status": "running", "start": _now()}
+    plan = job.plan.model_dump(mode="json", exclude={"out"})
+    folder.write_json("plan.resolved.json", plan)
     folder.write_json("provenance.json", facts)
     began = time.monotonic()
     try:
@@ -85,7 +87,7 @@ def _solved(job: Job, folder: RunFolder, resume: bool) -> tuple[Solution | None,
 
 
 def _recorder(folder: RunFolder, began: float, watch) -> Callable[..., None]:
-    def on_chunk(steps: int, loss: float, *values: Any, **more: Any) -> None:
+    def on_chunk(steps: Any, loss: Any, *values: Any, **more: Any) -> None:
         row = {"time_s": round(time.monotonic() - began, 3), "steps": int(steps)}
         row |= {"loss": _finite(loss)} | {n: _finite(v) for n, v in more.items()}
         if values:

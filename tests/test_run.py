@@ -1,0 +1,268 @@
+"""Plans, settings and runs from inside."""
+
+import json
+import signal
+import sys
+import types
+
+import jax
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+from micjax.inference.solution import Solution
+from micjax.io import Axis, Field, read_nexus
+from micjax.problems import edge
+from micjax.report.text import describe_prior
+from micjax.run import citizens
+from micjax.run.execute import run
+from micjax.run.folder import open_folder
+from micjax.run.info import extras
+from micjax.run.job import prepare
+from micjax.run.plan import make_plan, with_settings
+from micjax.run.priors import parse_prior
+from micjax.run.provenance import git_state
+from micjax.run.settings import checked, settings_of, takes_anything
+from micjax.run.yamls import parse
+
+# --- plans -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        *(("1e-3", 1e-3), ("-2E5", -2e5), ("1.5e3", 1500.0), (".5", 0.5), ("3.", 3.0)),
+        *(("12", 12), ("1_000", 1000), ("null", None), ("true", True), ("e5", "e5")),
+        *(("[1, 2e0]", [1, 2.0]), ("a.b", "a.b"), ("-", [None]), (".inf", float("inf"))),
+    ],
+)
+def test_yaml_values(text, value):
+    found = parse(text, "here")
+    assert found == value and type(found) is type(value)
+
+
+def test_set_goes_where_it_belongs():
+    texts = ["engine.steps=50", "seed=3", "values.forward.tip.radius_nm=4", "pixel_nm=2"]
+    texts += ["priors.noise.sigma=null", "options.seed=7", " engine.rate = 1e-2 ", "note=a=b"]
+    given = {"problem": "tip", "engine": {"steps": 1, "starts": 2}, "options": None}
+    plan = make_plan(with_settings(given, texts), "here")
+    assert plan.engine == {"steps": 50, "starts": 2, "rate": 0.01} and plan.seed == 3
+    assert plan.values == {"forward.tip.radius_nm": 4.0} and plan.priors == {"noise.sigma": None}
+    assert plan.options == {"pixel_nm": 2, "seed": 7, "note": "a=b"}
+    assert given["engine"] == {"steps": 1, "starts": 2}
+
+
+@pytest.mark.parametrize("text", ["steps", "=3", "engine=3", "engine.=3", "priors", "x.y=3"])
+def test_set_refuses(text):
+    with pytest.raises(ValueError, match="--set"):
+        with_settings({}, [text])
+
+
+def test_a_plan_is_frozen():
+    plan = make_plan({"problem": "edge"}, "here")
+    with pytest.raises(ValueError, match="frozen"):
+        plan.seed = 3
+
+
+@pytest.mark.parametrize(
+    "prior",
+    [
+        *("Normal(0, 5)", "LogNormal(2.3, 0.5)", "HalfNormal(0.1)", "Uniform(-1, 2.5)"),
+        *("Gamma(2, 0.5)", "StudentT(4, 0, 1)", "Exponential(3)", "LogUniform(0.1, 10)"),
+    ],
+)
+def test_priors_are_read_as_they_are_written(prior):
+    found = parse_prior(prior)
+    assert describe_prior(found) == prior
+    assert describe_prior(found.expand((3, 2)).to_event(2)) == prior
+
+
+def test_a_prior_may_name_its_arguments():
+    prior = parse_prior("dist.Normal(loc=-1e0, scale=2)")
+    assert float(prior.loc) == -1.0 and isinstance(prior, dist.Normal)
+
+
+# --- settings ----------------------------------------------------------------------------------
+
+
+def test_settings_are_read_off_a_function():
+    def function(file, *, key, rate: float = 0.1, size=(1, 2), mode=None, **rest):
+        """Something.
+
+        **Arguments:**
+
+        - `rate`: how fast, in
+            1/s.
+        - `size`, `mode`: both explained.
+
+        **Returns:** nothing.
+        """
+
+    found = settings_of(function, skip=("key",))
+    assert list(found) == ["rate", "size", "mode"] and takes_anything(function)
+    assert found["rate"].text == "how fast, in 1/s."
+    assert found["size"].text == found["mode"].text == "both explained."
+    assert checked("setting", {"rate": 3, "size": [4, 5]}, found) == {"rate": 3.0, "size": (4, 5)}
+    with pytest.raises(ValueError, match="setting 'rate' is 'fast'"):
+        checked("setting", {"rate": "fast"}, found)
+
+
+@pytest.mark.parametrize(
+    "default, good, bad",
+    [
+        (3, 4, "x"),
+        (3, 1e3, 1.5),
+        (0.5, 2, "x"),
+        (0.5, [1, 2], None),
+        (True, False, 7),
+        ("a", "b", 1),
+    ],
+)
+def test_the_kind_of_a_default(default, good, bad):
+    def function(value=default):
+        pass
+
+    allowed = settings_of(function)
+    assert checked("option", {"value": good}, allowed)["value"] == good
+    with pytest.raises(ValueError, match="option 'value' is"):
+        checked("option", {"value": bad}, allowed)
+
+
+# --- problems from elsewhere -------------------------------------------------------------------
+
+
+def toy(monkeypatch, **functions):
+    """A module which is `edge` but for `functions`."""
+    module = types.ModuleType("toy_citizen", "A toy.")
+    module.problem, module.example = edge.problem, edge.example
+    for name, function in functions.items():
+        setattr(module, name, function)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module.__name__
+
+
+def test_an_entry_point_is_a_problem(monkeypatch):
+    name = toy(monkeypatch)
+
+    class Point:
+        def __init__(self, name, value):
+            self.name, self.value = name, value
+
+    points = [Point("mine", name), Point("edge", name), Point("gone", "no_such_package.x")]
+    monkeypatch.setattr(citizens.importlib.metadata, "entry_points", lambda group: points)
+    assert citizens.find("mine").reference == name and citizens.find("mine").title == "A toy"
+    assert citizens.find("edge").reference == "micjax.problems.edge"
+    with pytest.raises(ValueError, match="no_such_package"):
+        citizens.find("gone")
+    listed = {p.name: p for p in citizens.listed()}
+    assert listed["edge"].functions == ("problem", "example") and "gone" in listed
+
+
+def job_of(tmp_path, problem, **plan):
+    return prepare(make_plan({"problem": problem, "out": str(tmp_path / "r"), **plan}, "test"))
+
+
+def ran(tmp_path, problem, **plan):
+    job = job_of(tmp_path, problem, **plan)
+    return run(job, open_folder(job, False), resume=False, argv=["test"])
+
+
+def test_a_solver_of_its_own(tmp_path, monkeypatch, caplog):
+    seen = {}
+
+    def solve(problem, x, y, *, key, checkpoint, resume, on_chunk, rate: float = 1.0, deep=True):
+        """- `rate`: of learning."""
+        seen.update(checkpoint=checkpoint, resume=resume, rate=rate, deep=deep)
+        on_chunk(10, np.float32(2.5), problem.values(), chi2=np.nan)
+        axes = (Axis("x", np.arange(3.0), "nm"),)
+        result = Field(np.arange(3.0), axes, "nm", "height", {"errors": np.ones(3)})
+        return Solution(
+            problem,
+            results={"height": result},
+            metrics={"score": np.float64(0.5)},
+            table=[{"method": "new", "error": 0.1}, {"method": "old", "note": "<b>"}],
+            statements=["The height is known."],
+        )
+
+    def figures(solution, x, y, truth=None):
+        raise KeyError("height")
+
+    outcome = ran(tmp_path, toy(monkeypatch, solve=solve, figures=figures), engine={"rate": 3})
+    folder = outcome.folder
+    assert seen["rate"] == 3.0 and seen["checkpoint"] == folder.checkpoint and not seen["resume"]
+    (row,) = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    assert row["loss"] == 2.5 and row["chi2"] is None and row["values"]["noise.sigma"] > 0
+    assert (read_nexus(folder / "result.nxs")["height"].metadata["errors"] == 1).all()
+    page = (folder / "report.html").read_text()
+    assert "The height is known." in page and "&lt;b&gt;" in page and "score" in page
+    assert "KeyError" in caplog.text and outcome.report is not None
+
+
+def test_a_solver_must_take_what_the_run_gives(tmp_path, monkeypatch):
+    name = toy(monkeypatch, solve=lambda problem, x, y, *, key, checkpoint: None)
+    with pytest.raises(ValueError, match="solve does not take resume, on_chunk"):
+        job_of(tmp_path, name)
+
+
+def test_a_solver_must_give_a_solution(tmp_path, monkeypatch):
+    with pytest.raises(TypeError, match="toy_citizen.solve gave a NoneType"):
+        ran(tmp_path, toy(monkeypatch, solve=lambda problem, x, y, **rest: None))
+
+
+def test_data_that_do_not_fit_the_problem(tmp_path, monkeypatch):
+    def load(file, **anything):
+        return {}, np.arange(4.0), np.arange(5.0)
+
+    (tmp_path / "file").write_text("")
+    name = toy(monkeypatch, load=load)
+    with pytest.raises(ValueError, match="the problem does not fit the data"):
+        job_of(tmp_path, name, file=str(tmp_path / "file"), options={"whatever": 1})
+
+
+# --- the folder --------------------------------------------------------------------------------
+
+
+def test_ctrl_c_before_there_is_a_result(tmp_path, monkeypatch):
+    def solve(problem, x, y, **rest):
+        signal.raise_signal(signal.SIGINT)
+
+    outcome = ran(tmp_path, toy(monkeypatch, solve=solve))
+    assert outcome.interrupted and outcome.solution is None
+    assert outcome.folder.read_json("provenance.json")["status"] == "interrupted"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_that_the_solver_keeps_to_itself(tmp_path, monkeypatch):
+    def solve(problem, x, y, **rest):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            return Solution(problem)
+
+    outcome = ran(tmp_path, toy(monkeypatch, solve=solve))
+    assert outcome.interrupted and outcome.report is not None
+
+
+def test_changed_inputs_are_another_run(tmp_path, monkeypatch):
+    def load(file, pixel_nm=1.0):
+        return {}, *edge.example(jax.random.key(0))[1:]
+
+    def solve(problem, x, y, **rest):
+        return Solution(problem)
+
+    name, file = toy(monkeypatch, load=load, solve=solve), tmp_path / "scan"
+    file.write_text("a")
+    ran(tmp_path, name, file=str(file))
+    ran(tmp_path, name, file=str(file))
+    file.write_text("b")
+    with pytest.raises(ValueError, match="the input files have another content"):
+        ran(tmp_path, name, file=str(file))
+
+
+def test_git_state(tmp_path):
+    (tmp_path / "__init__.py").write_text("")
+    assert git_state(tmp_path) is None
+
+
+def test_extras_are_told_apart():
+    assert extras()["test"] == "installed"
