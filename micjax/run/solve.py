@@ -22,6 +22,7 @@ from micjax.run.fields import comparison
 log = logging.getLogger("micjax")
 
 MAX_DENSE = 500  # unknown numbers, above which a dense Hessian is not worth its time
+LATELY, SETTLED = 100, 1e-3  # steps; nats, as the default tolerance
 ADAM_RATE = 2e-2  # of `fit` itself; the same object compiles once
 
 
@@ -36,7 +37,7 @@ def default_solve(
     on_chunk: Callable[..., Any] | None = None,
     steps: int = 3000,
     learning_rate: float = ADAM_RATE,
-    tolerance: float = 1e-3,
+    tolerance: float = SETTLED,
     starts: int = 1,
     sampler: Literal["none", "nuts"] = "none",
     samples: int = 500,
@@ -123,8 +124,16 @@ def _statements(found: Fit, curvature: Laplace | None, posterior: Posterior | No
 
 
 def _how_it_ended(found: Fit) -> str:
-    if found.stop_reason in ("tolerance", "converged"):
+    settled = found.stop_reason == "steps" and _last_gain(found.losses) < SETTLED
+    if settled or found.stop_reason in ("tolerance", "converged"):
         return f"The fit converged after {found.steps} steps."
     if found.stop_reason == "steps":
-        return f"The fit used all of its {found.steps} steps and may not have converged."
+        so = f"the last {LATELY} lowered the loss by {_last_gain(found.losses):.2g} nats"
+        return f"The fit used all of its {found.steps} steps and may not have converged: {so}."
     return f"The fit stopped after {found.steps} steps: {found.stop_reason}."
+
+
+def _last_gain(losses: np.ndarray) -> float:
+    """By how much the best loss fell in the last `LATELY` steps."""
+    best = np.fmin.accumulate(np.fmin.reduce(np.atleast_2d(losses), axis=0))
+    return float(best[-1 - LATELY] - best[-1]) if len(best) > LATELY else float("inf")
