@@ -1,4 +1,7 @@
-"""Differentiable physics and machine learning for microscopy: y ~ noise(forward(x)), unknowns ~ priors."""
+"""Differentiable physics and machine learning for microscopy.
+
+y ~ noise(forward(x)), unknowns ~ priors: one object, `InverseProblem`, and engines that take it.
+"""
 
 from micjax.core.problem import InverseProblem as InverseProblem
 from micjax.core.problem import free as free

@@ -15,7 +15,7 @@ log = logging.getLogger("micjax")
 
 @contextlib.contextmanager
 def progress(title: str, total: int, every_s: float = 10.0) -> Iterator[Progress]:
-    """Reports `total` steps of `title`: a tqdm bar on a terminal, else a log line each `every_s`."""
+    """Reports `total` steps of `title`: a bar on a terminal, else a log line each `every_s`."""
     if sys.stderr.isatty():
         with tqdm(total=total, desc=title, leave=False) as bar:
 

@@ -9,7 +9,7 @@ from micjax.core.problem import parameter
 
 
 class Gaussian(eqx.Module):
-    """y ~ Normal(prediction, sigma); `sigma` is a number or an array that broadcasts to the data."""
+    """y ~ Normal(prediction, sigma); `sigma`: a number, or an array that broadcasts to y."""
 
     sigma: Float[Array, "..."] = parameter()
 
@@ -18,7 +18,7 @@ class Gaussian(eqx.Module):
 
 
 class StudentT(eqx.Module):
-    """y ~ prediction + sigma * t(degrees_of_freedom): Gaussian noise with outliers (scars, spikes)."""
+    """y ~ prediction + sigma * t(degrees_of_freedom): Gaussian noise with outliers."""
 
     sigma: Float[Array, "..."] = parameter()
     degrees_of_freedom: Float[Array, ""] = parameter(default=4.0)

@@ -11,13 +11,14 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Key
 
 Image = Float[Array, "ny nx"]
+Scalar = Float[ArrayLike, ""]
 
 
 def add_lines(
     image: Image,
     offsets_nm: Float[Array, " ny"],
     slopes: Float[Array, " ny"] | None = None,
-    pixel_nm: Float[ArrayLike, ""] | float = 1.0,
+    pixel_nm: Scalar = 1.0,
 ) -> Image:
     """Each line lifted by its offset and tilted by its slope (nm per nm) about its middle.
 
@@ -46,8 +47,8 @@ def drift(surface: Image, pixels_per_line: Float[ArrayLike, "2"]) -> Image:
 
 def feedback(
     height: Image,
-    proportional: Float[ArrayLike, ""] | float,
-    integral: Float[ArrayLike, ""] | float,
+    proportional: Scalar,
+    integral: Scalar,
 ) -> tuple[Image, Image]:
     """Trace and retrace of a height loop with a PI controller, one step a pixel.
 

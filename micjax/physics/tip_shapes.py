@@ -193,8 +193,8 @@ class Ellipsoid(AbstractTip):
 
 
 class Multiple(AbstractTip):
-    """Several apexes on one tip: the upper envelope of `tips[k]` moved by `offsets_nm[k]` (y, x) and
-    lowered by `drops_nm[k]` >= 0. The first apex stands at the origin, the others are as given.
+    """Several apexes on one tip: the envelope of `tips`, the first one at the origin and each other
+    moved by its `offsets_nm` (y, x) and lowered by its `drops_nm` >= 0.
     """
 
     tips: tuple[AbstractTip, ...] = eqx.field(converter=tuple)
