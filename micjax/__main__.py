@@ -31,6 +31,9 @@ WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command -> its exit code: 2 for bad input, 1 for a failure later, 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # a terminal without the sign for infinity
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     arguments = parser().parse_args(argv)
     here = os.getcwd()
     if here not in sys.path:  # package.module may lie in the current folder
@@ -145,6 +148,8 @@ def _compute(
         log.info("%s on %s in %s", plan.problem, plan.file or "its example", folder.path)
         try:
             return _tell(job, run(job, folder, resume=arguments.resume, argv=argv))
+        except BrokenPipeError:  # the reader of our output has gone; the run is complete
+            raise
         except Exception as error:
             kept.file_only(error)
             where = f" (more in {folder / 'log.txt'})"

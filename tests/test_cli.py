@@ -71,9 +71,9 @@ FAST = ["--set", "engine.steps=40"]
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Every test in a folder of its own, with the toy problem on the path."""
+    """Every test in a folder of its own, with the toy problem in it."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])  # main adds the folder
     (tmp_path / "mylab").mkdir()
     (tmp_path / "mylab" / "plane.py").write_text(TOY)
     yield tmp_path

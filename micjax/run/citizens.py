@@ -57,6 +57,7 @@ def references() -> dict[str, str]:
     """The module of every problem known by a short name; a built-in name cannot be taken."""
     table = {p.name: p.value for p in importlib.metadata.entry_points(group=GROUP)}
     built_in = [m.name for m in pkgutil.iter_modules(micjax.problems.__path__)]
+    built_in = [name for name in built_in if not name.startswith("_")]
     return table | {name: f"{micjax.problems.__name__}.{name}" for name in built_in}
 
 

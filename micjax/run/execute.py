@@ -181,7 +181,8 @@ def _pictures(job: Job, solution: Solution, folder: RunFolder) -> list[Picture]:
             text = f"{type(error).__name__}: {error}"
             log.warning("figures of %s: %s", job.plan.problem, text, exc_info=True)
     common = default_figures(solution, job.x, job.y, job.truth, data=not figures)
-    return save_pictures(folder / "figures", {**figures, **common})
+    figures |= {title: make for title, make in common.items() if title not in figures}
+    return save_pictures(folder / "figures", figures)
 
 
 def _now() -> str:

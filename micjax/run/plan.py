@@ -1,5 +1,6 @@
 """A plan: everything that decides what a run computes, in one strict and frozen object."""
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -32,6 +33,11 @@ class Plan(pydantic.BaseModel):
     @classmethod
     def _empty(cls, value: Any) -> Any:
         return {} if value is None else value  # a section of which every line is a comment
+
+    @pydantic.field_validator("file", "out")
+    @classmethod
+    def _home(cls, value: str | None) -> str | None:
+        return None if value is None else os.path.expanduser(value)  # no shell has seen a plan
 
 
 def make_plan(given: Mapping[str, Any], where: str) -> Plan:

@@ -128,8 +128,9 @@ def _how_it_ended(found: Fit) -> str:
     if settled or found.stop_reason in ("tolerance", "converged"):
         return f"The fit converged after {found.steps} steps."
     if found.stop_reason == "steps":
-        so = f"the last {LATELY} lowered the loss by {_last_gain(found.losses):.2g} nats"
-        return f"The fit used all of its {found.steps} steps and may not have converged: {so}."
+        fell = _last_gain(found.losses)
+        so = f": the last {LATELY} lowered the loss by {fell:.2g} nats" if np.isfinite(fell) else ""
+        return f"The fit used all of its {found.steps} steps and may not have converged{so}."
     return f"The fit stopped after {found.steps} steps: {found.stop_reason}."
 
 
