@@ -179,6 +179,7 @@ def test_a_problem_from_anywhere_reads_a_file(here, scan, capsys):
     known = json.loads((here / "r" / "provenance.json").read_text())["inputs"]["file"]
     assert len(known["sha256"]) == 64 and known["bytes"] == (here / scan).stat().st_size
     page = (here / "r" / "report.html").read_text()
+    assert "channel Height of Height, Phase" in page
     assert "A &lt;b&gt;bold&lt;/b&gt; plane" in page and "<b>bold" not in page
     assert float(micjax.load("r/values.h5").values()["forward.slope"]) > 1.0
 

@@ -107,6 +107,13 @@ def test_settings_are_read_off_a_function():
         checked("setting", {"rate": "fast"}, found)
 
 
+def test_a_default_of_none_may_be_given():
+    def function(channel: str = None):
+        pass
+
+    assert checked("option", {"channel": None}, settings_of(function)) == {"channel": None}
+
+
 @pytest.mark.parametrize(
     "default, good, bad",
     [

@@ -68,6 +68,7 @@ class Page:
     pictures: Sequence[Picture]
     provenance: Mapping[str, Any]
     plan: Mapping[str, Any]
+    log: str = ""
 
 
 def write_page(path: pathlib.Path, page: Page) -> pathlib.Path:
@@ -245,6 +246,8 @@ def _provenance(page: Page) -> Iterator[str]:
     yield f'<div class="wide"><table>{lines}</table></div>'
     plan = json.dumps(page.plan, indent=2, default=str)
     yield f"<details><summary>The plan, resolved</summary><pre>{_e(plan)}</pre></details>"
+    if page.log:
+        yield f"<details><summary>The log</summary><pre>{_e(page.log)}</pre></details>"
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -159,6 +159,7 @@ def _report(
             pictures=pictures,
             provenance=facts,
             plan=job.plan.model_dump(mode="json"),
+            log=_log_of(folder),
         )
         return write_page(folder / "report.html", page)
     except Exception as error:
@@ -166,6 +167,12 @@ def _report(
         log.warning("the report was not written: %s", text, exc_info=True)
         (folder / "report.html").unlink(missing_ok=True)  # not the one of an earlier run
         return None
+
+
+def _log_of(folder: RunFolder) -> str:
+    """What was said so far, such as the channel that was chosen."""
+    path = folder / "log.txt"
+    return path.read_text(encoding="utf-8", errors="replace")[-20_000:] if path.exists() else ""
 
 
 def _pictures(job: Job, solution: Solution, folder: RunFolder) -> list[Picture]:

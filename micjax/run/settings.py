@@ -53,8 +53,8 @@ def checked(what: str, given: Mapping[str, Any], allowed: Mapping[str, Setting])
 
 def _as_kind(what: str, value: Any, setting: Setting) -> Any:
     kind = _kind_of_default(setting.default) if setting.kind is NO_DEFAULT else setting.kind
-    if kind is NO_DEFAULT:
-        return value
+    if kind is NO_DEFAULT or (value is None and setting.default is None):
+        return value  # `channel: str = None` is common, and a resolved plan says null
     try:
         return pydantic.TypeAdapter(kind).validate_python(value)
     except pydantic.ValidationError as error:
