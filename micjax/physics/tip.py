@@ -196,8 +196,9 @@ def certain(
     ny, nx = image.shape
     surface = erode(image, tip)
     if tolerance_nm is None:
-        finite = jnp.where(jnp.isfinite(tip), tip, 0.0)
-        scale = jnp.maximum(jnp.max(jnp.abs(image)), jnp.max(jnp.abs(finite)))
+        # not the depth of the tip: "no tip here" (-1e9) would make every height touch
+        known = jnp.where(jnp.isfinite(surface), surface, 0.0)
+        scale = jnp.maximum(jnp.max(jnp.abs(image)), jnp.max(jnp.abs(known)))
         tolerance_nm = 32 * jnp.finfo(image.dtype).eps * scale
     multiplicity, contact = contacts(image, surface, tip, tolerance_nm)
     y = lax.broadcasted_iota(jnp.int32, image.shape, 0)
@@ -225,6 +226,13 @@ def _soft_dilate(padded: Array, tip: Kernel, tau: Array) -> Array:
     return _soft_parts(padded, tip, tau)[0]
 
 
+def _exponential(height: Array, image: Array, tau: Array) -> tuple[Array, Array]:
+    """a = (height - image) / tau and exp(a); 0 and 0 at -inf, which would make derivatives NaN."""
+    there = height > -jnp.inf
+    a = jnp.where(there, height - image, 0.0) / tau
+    return a, jnp.where(there, jnp.exp(a), 0.0)
+
+
 def _soft_parts(padded: Array, tip: Kernel, tau: Array) -> tuple[Array, Array]:
     """tau log sum_u exp((S + T) / tau) in two passes (no overflow), and its derivative in tau."""
     width = padded.shape[1] - tip.shape[1] + 1
@@ -232,9 +240,8 @@ def _soft_parts(padded: Array, tip: Kernel, tau: Array) -> tuple[Array, Array]:
 
     def body(carry, shifted, height, _):
         total, entropy = carry
-        a = (shifted + height - hard) / tau
-        w = jnp.exp(a)
-        return total + w, entropy + jnp.where(w > 0, w * a, 0.0)
+        a, w = _exponential(shifted + height, hard, tau)
+        return total + w, entropy + w * a
 
     zeros = jnp.zeros_like(hard)
     total, weighted = _over_offsets(body, (zeros, zeros), padded, tip, width)
@@ -254,7 +261,7 @@ def _soft_dilate_jvp(primals, tangents):
         rows, d_rows = (lax.dynamic_slice_in_dim(a, i, image.shape[0]) for a in (padded, d_padded))
         heights, d_heights = (lax.dynamic_index_in_dim(a, i, keepdims=False) for a in (tip, d_tip))
         for j in range(tip.shape[1]):
-            w = jnp.exp((rows[:, j : j + width] + heights[j] - image) / tau)
+            _, w = _exponential(rows[:, j : j + width] + heights[j], image, tau)
             d_image = d_image + w * (d_rows[:, j : j + width] + d_heights[j])
         return d_image, None
 
@@ -273,8 +280,9 @@ def soft_dilate(
     tau = 1 / (2 kappa), about 0.05 nm.
     """
     _check_sizes(surface.shape, tip.shape)
-    tau = jnp.asarray(temperature_nm, surface.dtype)
-    return _soft_dilate(_padded(surface, tip.shape, edge, -jnp.inf), tip, tau)
+    dtype = jnp.result_type(surface, tip)
+    padded = _padded(surface.astype(dtype), tip.shape, edge, -jnp.inf)
+    return _soft_dilate(padded, tip.astype(dtype), jnp.asarray(temperature_nm, dtype))
 
 
 def soft_erode(
