@@ -20,19 +20,23 @@ _NEVER_NM = 1e9  # deeper than any feature: such a tip pixel touches nothing
 
 
 def pixel_pair(pixel_nm) -> Float[Array, "2"]:
-    """(dy, dx) of one number or a pair."""
+    """(dy, dx) of one number or a pair.
+
+    **Raises:** `ValueError` for sizes that are not positive.
+    """
+    _require(jnp.asarray(pixel_nm) > 0, f"pixel size {pixel_nm} nm must be positive")
     return jnp.broadcast_to(jnp.asarray(pixel_nm, dtype=float), (2,))
 
 
 def size_pair(size) -> tuple[int, int]:
     """(ky, kx) of one number or a pair.
 
-    **Raises:** `ValueError` for even or too small sizes.
+    **Raises:** `ValueError` for even, broken or too small sizes.
     """
-    pair = (size, size) if isinstance(size, int) else tuple(int(n) for n in size)
-    if len(pair) != 2 or any(n < 1 or n % 2 == 0 for n in pair):
+    pair = (size, size) if np.ndim(size) == 0 else tuple(size)
+    if len(pair) != 2 or any(n < 1 or n % 2 != 1 for n in pair):
         raise ValueError(f"tip size {size}: allowed are odd numbers of pixels, such as 25")
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def _require(condition, message: str) -> None:
@@ -59,7 +63,6 @@ class AbstractTip(eqx.Module):
     def resample(self, pixel_nm) -> "AbstractTip":
         """The same tip on pixels of another size; the grid grows to reach as far."""
         new = pixel_pair(pixel_nm)
-        _require(new > 0, f"pixel size {pixel_nm} nm must be positive")
         size = tuple(
             2 * max(1, math.ceil((n // 2) * float(old) / float(now))) + 1
             for n, old, now in zip(self.size, self.pixel_nm, new, strict=True)
@@ -240,7 +243,6 @@ class FreeForm(eqx.Module):
     def resample(self, pixel_nm) -> "FreeForm":
         """The tip on pixels of another size, by linear interpolation; beyond its edge: no tip."""
         new = pixel_pair(pixel_nm)
-        _require(new > 0, f"pixel size {pixel_nm} nm must be positive")
         axes = []
         for n, old, now in zip(self.heights_nm.shape, self.pixel_nm, new, strict=True):
             half = max(1, math.floor((n // 2) * float(old) / float(now) + 1e-9))
