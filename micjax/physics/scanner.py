@@ -40,8 +40,9 @@ def drift(surface: Image, pixels_per_line: Float[ArrayLike, "2"]) -> Image:
     ny, nx = surface.shape
     dy, dx = jnp.asarray(pixels_per_line)
     time = jnp.arange(ny, dtype=surface.dtype)[:, None]
-    y = time + dy * time + jnp.zeros((1, nx), surface.dtype)
-    x = jnp.arange(nx, dtype=surface.dtype)[None, :] + dx * time
+    # what is now below the tip stood at p - d t when the scan began
+    y = time - dy * time + jnp.zeros((1, nx), surface.dtype)
+    x = jnp.arange(nx, dtype=surface.dtype)[None, :] - dx * time
     return jax.scipy.ndimage.map_coordinates(surface, [y, x], order=1, mode="nearest")
 
 
@@ -67,18 +68,20 @@ def feedback(
     **Returns:** `(trace, retrace)`, both `[iy, ix]` over the same positions.
     """
 
-    def line(start, heights):
+    def line(state, heights):
         def step(carry, h):
             z, before = carry
             e = h - z
             return (z + integral * e + proportional * (e - before), e), z
 
-        return lax.scan(step, (start, jnp.zeros_like(start)), heights)
+        return lax.scan(step, state, heights)
 
+    proportional, integral = (jnp.asarray(g, height.dtype) for g in (proportional, integral))
     # all lines at once: each step of the scan works on one column of the image
     columns = height.T
-    (end, _), trace = line(columns[0], columns)
-    _, retrace = line(end, columns[::-1])
+    start = columns[0], jnp.zeros_like(columns[0])
+    turn, trace = line(start, columns)
+    _, retrace = line(turn, columns[::-1])
     return trace.T, retrace[::-1].T
 
 
