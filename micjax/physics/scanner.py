@@ -68,21 +68,21 @@ def feedback(
     **Returns:** `(trace, retrace)`, both `[iy, ix]` over the same positions.
     """
 
-    def line(state, heights):
+    def line(state, heights, back):
         def step(carry, h):
             z, before = carry
             e = h - z
             return (z + integral * e + proportional * (e - before), e), z
 
-        return lax.scan(step, state, heights)
+        return lax.scan(step, state, heights, reverse=back)
 
     proportional, integral = (jnp.asarray(g, height.dtype) for g in (proportional, integral))
     # all lines at once: each step of the scan works on one column of the image
     columns = height.T
     start = columns[0], jnp.zeros_like(columns[0])
-    turn, trace = line(start, columns)
-    _, retrace = line(turn, columns[::-1])
-    return trace.T, retrace[::-1].T
+    turn, trace = line(start, columns, False)
+    _, retrace = line(turn, columns, True)
+    return trace.T, retrace.T
 
 
 def noise_nm(
