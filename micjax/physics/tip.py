@@ -52,21 +52,23 @@ def _padded(surface: Image, tip_shape: tuple[int, ...], edge: Edge, fill: float)
 def _over_offsets(body, carry, padded: Array, tip: Kernel, width: int):
     """Fold `body(carry, shifted surface, tip height, flat offset index)` over all tip pixels.
 
-    Only the row offset is dynamic; column offsets are static slices, hence contiguous loads.
+    Only the row offset is dynamic; column offsets are static slices, hence contiguous loads. The
+    rows of the tip are scanned over, not indexed: XLA of jaxlib 0.10.1 cannot compile the latter under vmap
+    for the CPU.
     """
     ky, kx = tip.shape
     ny = padded.shape[0] - ky + 1
     for first in range(0, kx, _BLOCK):
         columns = range(first, min(kx, first + _BLOCK))
 
-        def row(carry, i, columns=columns):
+        def row(carry, x, columns=columns):
+            i, heights = x
             rows = lax.dynamic_slice_in_dim(padded, i, ny)
-            heights = lax.dynamic_index_in_dim(tip, i, keepdims=False)
             for j in columns:
                 carry = body(carry, rows[:, j : j + width], heights[j], i * kx + j)
             return carry, None
 
-        carry, _ = lax.scan(row, carry, jnp.arange(ky, dtype=jnp.int32))
+        carry, _ = lax.scan(row, carry, (jnp.arange(ky, dtype=jnp.int32), tip))
     return carry
 
 
@@ -210,11 +212,16 @@ def certain(
     return jnp.zeros(image.shape, bool).at[touched_y, touched_x].max(proves), multiplicity
 
 
+def contact_pixel(image: Image, tip: Kernel) -> Int[Array, "ny nx"]:
+    """Flat index i * kx + j of the tip pixel that touches `erode(image, tip)` at each image pixel
+    (the first one where several do)."""
+    surface = _padded(erode(image, tip), tip.shape, "open", -jnp.inf)
+    return _argmax(surface, tip, image.shape[1])[1]
+
+
 def touching_tip_pixels(image: Image, tip: Kernel) -> Bool[Array, "ky kx"]:
     """Tip pixels that touch `erode(image, tip)` somewhere; the others are not determined by it."""
-    _, contact = _argmax(
-        _padded(erode(image, tip), tip.shape, "open", -jnp.inf), tip, image.shape[1]
-    )
+    contact = contact_pixel(image, tip)
     return jnp.zeros(tip.size, bool).at[contact.reshape(-1)].set(True).reshape(tip.shape)
 
 
@@ -257,15 +264,16 @@ def _soft_dilate_jvp(primals, tangents):
 
     # the weights are computed anew in the transposed pass; storing them would take ky * kx images
     @jax.checkpoint
-    def row(d_image, i):
+    def row(d_image, x):
+        i, heights, d_heights = x
         rows, d_rows = (lax.dynamic_slice_in_dim(a, i, image.shape[0]) for a in (padded, d_padded))
-        heights, d_heights = (lax.dynamic_index_in_dim(a, i, keepdims=False) for a in (tip, d_tip))
         for j in range(tip.shape[1]):
             _, w = _exponential(rows[:, j : j + width] + heights[j], image, tau)
             d_image = d_image + w * (d_rows[:, j : j + width] + d_heights[j])
         return d_image, None
 
-    d_image, _ = lax.scan(row, jnp.zeros_like(image), jnp.arange(tip.shape[0], dtype=jnp.int32))
+    offsets = jnp.arange(tip.shape[0], dtype=jnp.int32)
+    d_image, _ = lax.scan(row, jnp.zeros_like(image), (offsets, tip, d_tip))
     return image, d_image + d_image_d_tau * d_tau
 
 

@@ -222,6 +222,35 @@ class Multiple(AbstractTip):
         return depth
 
 
+class Double(AbstractTip):
+    """Two equal sphere-cones, the common worn or contaminated tip, in five numbers.
+
+    The second apex stands at `offset_nm` (y, x) from the first and `drop_nm` below it; with a drop
+    beyond the height of the features it is a single tip. `origin_nm` moves both off the centre
+    pixel, which matters for tips sharper than a pixel.
+    """
+
+    radius_nm: Float[Array, ""] = parameter()
+    half_angle_deg: Float[Array, ""] = parameter()
+    offset_nm: Float[Array, "2"] = parameter()
+    drop_nm: Float[Array, ""] = parameter()
+    origin_nm: Float[Array, "2"] = parameter(default=(0.0, 0.0))
+    pixel_nm: Float[Array, "2"] = eqx.field(converter=pixel_pair, default=1.0)
+    size: tuple[int, int] = eqx.field(converter=size_pair, static=True, default=25)
+
+    def __check_init__(self):
+        _require(self.radius_nm > 0, f"radius_nm = {self.radius_nm}: must be positive")
+        _check_half_angle(self.half_angle_deg)
+        _require(self.drop_nm >= 0, f"drop_nm = {self.drop_nm}: must not be negative")
+
+    def depth_nm(self, y_nm, x_nm):
+        apex = SphereCone(self.radius_nm, self.half_angle_deg, self.pixel_nm, self.size).depth_nm
+        y, x = y_nm - self.origin_nm[0], x_nm - self.origin_nm[1]
+        return jnp.minimum(
+            apex(y, x), apex(y - self.offset_nm[0], x - self.offset_nm[1]) + self.drop_nm
+        )
+
+
 class FreeForm(eqx.Module):
     """A tip given pixel by pixel: `heights_nm` `[ky, kx]`, odd sizes, highest pixel 0 or below.
 

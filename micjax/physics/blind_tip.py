@@ -1,0 +1,451 @@
+"""What a scan tells of the tip that took it, without knowing the surface.
+
+A tip T can have taken the image I only if I is T-open: opening(I, T) = I. Every sharper tip that
+divides T passes too, a needle always: the scan sets an outer bound, and the estimate is the
+*bluntest admissible* tip. With noise an image is open for no tip but the needle, so the misfit of
+the opening is held against its floor, the misfit that noise alone makes with the same tip (a
+parametric bootstrap). This replaces the threshold of the classical algorithm.
+
+Images are `[frames, iy, ix]` in nm, one tip for all frames.
+"""
+
+import functools
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Key
+
+from micjax.physics.tip import contact_pixel, dilate, erode, opening
+from micjax.physics.tip_shapes import Double
+
+Frames = Float[Array, "frames ny nx"]
+Kernel = Float[Array, "ky kx"]
+Scalar = Float[Array, ""]
+
+ALLOWANCE = 1.4  # misfit / floor of an admissible tip; 1 without any error of the tip model
+_RESOLUTION = 0.01  # misfits below this fraction of the noise variance are no evidence
+
+
+def noise_sigma_nm(images: Frames) -> Scalar:
+    """Robust noise level from the diagonal Haar detail (Donoho & Johnstone 1994, median rule).
+
+    White noise is assumed; texture of the surface at the pixel scale counts as noise.
+    """
+    d = images[:, 1:, 1:] - images[:, 1:, :-1] - images[:, :-1, 1:] + images[:, :-1, :-1]
+    return jnp.median(jnp.abs(d)) / (2 * 0.6744897501960817)
+
+
+@jax.jit
+def misfit(
+    images: Frames, tip: Kernel, sigma_nm: Scalar, key: Key[Array, ""]
+) -> tuple[Scalar, Scalar, Scalar]:
+    """How far the images are from being open for `tip`.
+
+    **Returns:** `(misfit, floor, bluntness)`: the mean squared opening residual over sigma^2, the
+    same of images that *were* taken with this tip, with fresh noise, and the mean height that the
+    tip takes off the images, over sigma.
+    """
+    eroded = jax.vmap(lambda i: erode(i, tip))(images)
+    opened = jax.vmap(lambda s: dilate(s, tip))(eroded)
+    return (
+        jnp.mean((images - opened) ** 2) / sigma_nm**2,
+        _floor(opened, tip, sigma_nm, key),
+        jnp.mean(images - eroded) / sigma_nm,
+    )
+
+
+def _floor(opened: Frames, tip: Kernel, sigma_nm: Scalar, key: Key[Array, ""]) -> Scalar:
+    again = opened + sigma_nm * jax.random.normal(key, opened.shape, opened.dtype)
+    return jnp.mean((again - jax.vmap(lambda i: opening(i, tip))(again)) ** 2) / sigma_nm**2
+
+
+def admissible(misfit: Array, floor: Array, allowance: float = ALLOWANCE) -> Bool[Array, "..."]:
+    """Whether a tip of this misfit can have taken the images."""
+    return misfit < allowance * floor + _RESOLUTION
+
+
+@jax.jit
+def misfits(
+    images: Frames, tips: Float[Array, "n ky kx"], sigma_nm: Scalar, key: Key[Array, ""]
+) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
+    """`misfit` of many tips, one after the other in one compiled call."""
+    return lax.map(lambda tip: misfit(images, tip, sigma_nm, key), tips)
+
+
+class Candidates(NamedTuple):
+    """Tips that were tried, in parallel arrays; `shapes` has a leading axis in every parameter."""
+
+    shapes: Double
+    misfit: Float[Array, " n"]
+    floor: Float[Array, " n"]
+    bluntness: Float[Array, " n"]
+
+    def best(self, allowance: float = ALLOWANCE) -> int:
+        """The bluntest admissible one, or the nearest to it if none is."""
+        passes = admissible(self.misfit, self.floor, allowance)
+        excess = self.misfit / (self.floor + _RESOLUTION)
+        return int(jnp.argmax(jnp.where(passes, 1e9 + self.bluntness, -excess)))
+
+    def shape(self, k: int) -> Double:
+        return jax.tree.map(lambda a: a[k], self.shapes)
+
+
+def single_tips(height_nm: float, pixel_nm, size: tuple[int, int]) -> Double:
+    """Sphere-cones from flat to sharp for features of `height_nm`, as one stacked `Double`.
+
+    14 radii, five cone angles, and the apex on a pixel or half a pixel off it, which matters for
+    tips as sharp as a pixel.
+    """
+    pixel = np.broadcast_to(np.asarray(pixel_nm, float), (2,))
+    reach_nm = float(np.min(np.array(size) // 2 * pixel))
+    # the depth at the edge of the tip in units of the features: 0.05 is nearly flat, 60 a needle
+    radii = reach_nm**2 / (2 * height_nm * np.geomspace(0.05, 60, 14))
+    halves = (0.0, 0.5)
+    grid = np.array(
+        [
+            (r, a, y * pixel[0], x * pixel[1])
+            for r in radii
+            for a in (15.0, 30.0, 45.0, 60.0, 75.0)
+            for y in halves
+            for x in halves
+        ]
+    )
+    n = len(grid)
+    return _stacked(
+        grid[:, 0],
+        grid[:, 1],
+        np.zeros((n, 2)),
+        np.full(n, 4 * height_nm),
+        grid[:, 2:],
+        pixel,
+        size,
+    )
+
+
+def double_tips(single: Double, height_nm: float, offsets_px, scales, drops) -> Double:
+    """`single` with a second apex at all of the offsets (pixels), radius scales and drops (as
+    fractions of `height_nm`), stacked. Both apexes are moved so that the pair is centred."""
+    pixel = np.asarray(single.pixel_nm, float)
+    grid = np.array(
+        [
+            (s, dy * pixel[0], dx * pixel[1], d)
+            for s in scales
+            for dy, dx in offsets_px
+            for d in drops
+        ]
+    )
+    n = len(grid)
+    origin = -np.round(grid[:, 1:3] / 2 / pixel) * pixel + np.asarray(single.origin_nm, float)
+    return _stacked(
+        float(single.radius_nm) * grid[:, 0],
+        np.full(n, float(single.half_angle_deg)),
+        grid[:, 1:3],
+        grid[:, 3] * height_nm,
+        origin,
+        pixel,
+        single.size,
+    )
+
+
+def _stacked(radius, angle, offset, drop, origin, pixel, size) -> Double:
+    n = len(radius)
+    return eqx.filter_vmap(lambda *p: Double(*p, size=size))(
+        *map(jnp.asarray, (radius, angle, offset, drop, origin, np.broadcast_to(pixel, (n, 2))))
+    )
+
+
+def heights_of(shapes: Double, depth_nm: float) -> Float[Array, "n ky kx"]:
+    """T (nm) of stacked shapes, the highest pixel at 0, cut off below `depth_nm`."""
+    tips = eqx.filter_vmap(lambda s: s())(shapes)
+    tips = tips - jnp.max(tips, axis=(1, 2), keepdims=True)
+    return jnp.maximum(tips, -depth_nm)
+
+
+def tried(images: Frames, shapes: Double, sigma_nm: Scalar, key: Key[Array, ""]) -> Candidates:
+    """The misfit of each of the stacked shapes."""
+    depth_nm = 1.05 * jnp.max(jnp.ptp(images, axis=(1, 2)))
+    return Candidates(shapes, *misfits(images, heights_of(shapes, depth_nm), sigma_nm, key))
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _refine(shapes: Double, images, sigma_nm, key, steps: int) -> Double:
+    """Each stacked double tip moved downhill until it is just admissible."""
+    depth_nm = 1.05 * jnp.max(jnp.ptp(images, axis=(1, 2)))
+    pixel = jnp.min(shapes.pixel_nm)
+
+    def one(shape):
+        def moved(p):
+            return eqx.tree_at(
+                lambda d: (d.radius_nm, d.half_angle_deg, d.offset_nm, d.drop_nm),
+                shape,
+                (
+                    shape.radius_nm * jnp.exp(p["log_radius"]),
+                    jnp.clip(shape.half_angle_deg + 10 * p["angle"], 5.0, 80.0),
+                    shape.offset_nm + pixel * p["offset"],
+                    jnp.maximum(shape.drop_nm + pixel * p["drop"], 0.0),
+                ),
+            )
+
+        def excess(p):
+            tip = jnp.maximum(moved(p)(), -depth_nm)
+            seen, floor, _ = misfit(images, tip, sigma_nm, key)
+            return jax.nn.relu(seen - floor)  # no pull towards tips sharper than need be
+
+        def step(carry, rate):
+            p, state = carry
+            update, state = optimiser.update(jax.grad(excess)(p), state)
+            return (jax.tree.map(lambda v, u: v - rate * u, p, update), state), None
+
+        optimiser = optax.scale_by_adam()
+        start = {"log_radius": 0.0, "angle": 0.0, "offset": jnp.zeros(2), "drop": 0.0}
+        start = jax.tree.map(lambda v: jnp.asarray(v, images.dtype), start)
+        rates = 0.12 * jnp.linspace(1.0, 0.1, steps)
+        (p, _), _ = lax.scan(step, (start, optimiser.init(start)), rates)
+        return moved(p)
+
+    return lax.map(one, shapes)
+
+
+def second_apex_share(images: Frames, shape: Double) -> float:
+    """The part of the image that the second apex of a double tip took."""
+    depth_nm = 1.05 * float(jnp.max(jnp.ptp(images, axis=(1, 2))))
+    both = heights_of(jax.tree.map(lambda a: a[None], shape), depth_nm)[0]
+    alone = eqx.tree_at(lambda d: d.drop_nm, shape, jnp.full_like(shape.drop_nm, 4 * depth_nm))
+    second = both > jnp.maximum(alone() - jnp.max(shape()), -depth_nm) + 1e-6 * depth_nm
+    contact = jax.vmap(lambda i: contact_pixel(i, both))(images)
+    return float(jnp.mean(second.reshape(-1)[contact]))
+
+
+class BlindTip(NamedTuple):
+    """The bluntest admissible tip of some images, and how it was found."""
+
+    heights_nm: Kernel  # T, the highest pixel at 0
+    shape: Double  # its parametric part
+    double: bool
+    free_form: bool  # whether heights_nm was reshaped pixel by pixel
+    passes: bool  # whether it is admissible: if not, no tip of this size and kind is
+    misfit: float
+    floor: float
+    bluntness: float
+    singles: Candidates
+
+
+def blind(
+    images: Frames,
+    sigma_nm: Scalar,
+    pixel_nm,
+    size: tuple[int, int],
+    key: Key[Array, ""],
+    *,
+    steps: int = 200,
+    report=lambda done, text: None,
+) -> BlindTip:
+    """The bluntest admissible tip: sphere-cones first, then a second apex, then pixel by pixel.
+
+    **Arguments:**
+
+    - `steps`: of the free-form descent; 0 leaves the parametric tip.
+    - `report`: called as `report(steps done, text)`; about 300 + 2 * `steps` in all.
+    """
+    height_nm = float(jnp.max(jnp.ptp(images, axis=(1, 2))))
+    depth_nm = 1.05 * height_nm
+    singles = tried(images, single_tips(height_nm, pixel_nm, size), sigma_nm, key)
+    shape = singles.shape(singles.best())
+    report(100, f"single tip, radius {float(shape.radius_nm):.3g} nm")
+    double = _second_apex(images, shape, height_nm, sigma_nm, key)
+    report(300, "no second apex" if double is None else "second apex found")
+    shape = shape if double is None else double
+
+    parametric = _heights_of_one(shape, depth_nm)
+    seen, floor, bluntness = map(float, misfit(images, parametric, sigma_nm, key))
+    passes = bool(admissible(seen, floor))
+    found = BlindTip(
+        parametric, shape, double is not None, False, passes, seen, floor, bluntness, singles
+    )
+    # from blunter starts, so that flanks that are no cones and unequal sides come out as they are
+    for n, flatter in enumerate((0.5, 0.15) if steps else ()):
+        heights, passed = free_form(
+            images,
+            flatter * parametric,
+            sigma_nm,
+            jax.random.fold_in(key, n),
+            steps=steps,
+            report=lambda done, text, n=n: report(300 + n * steps + done, "free form, " + text),
+        )
+        seen, floor, bluntness = map(float, misfit(images, heights, sigma_nm, key))
+        if passed and bluntness > found.bluntness:
+            found = BlindTip(
+                heights, shape, found.double, True, True, seen, floor, bluntness, singles
+            )
+    return found
+
+
+def _heights_of_one(shape: Double, depth_nm: float) -> Kernel:
+    return heights_of(jax.tree.map(lambda a: a[None], shape), depth_nm)[0]
+
+
+def _second_apex(images, single: Double, height_nm, sigma_nm, key) -> Double | None:
+    """The double tip that the images ask for, if there is one.
+
+    A tip with a second apex at the wrong place is refuted by every ghost that is not there, so an
+    admissible one that takes part in the imaging is hardly a coincidence.
+    """
+    reach_y, reach_x = (n // 2 - 1 for n in single.size)
+    # a ghost is found from as far as the apex is wide
+    stride = 2 if float(single.radius_nm) > 2 * float(jnp.max(single.pixel_nm)) else 1
+    offsets = [
+        (y, x)
+        for y in range(-reach_y, reach_y + 1, stride)
+        for x in range(-reach_x, reach_x + 1, stride)
+        if y * y + x * x >= 9
+    ]
+    part = images[:, : 128 + single.size[0], : 128 + single.size[1]]  # enough to find the place
+    coarse = tried(
+        part, double_tips(single, height_nm, offsets, (1.0,), (0.0, 0.05, 0.15, 0.3)), sigma_nm, key
+    )
+    blunter = (
+        coarse.bluntness > misfit(part, _heights_of_one(single, 1.05 * height_nm), sigma_nm, key)[2]
+    )
+    excess = coarse.misfit / (coarse.floor + _RESOLUTION)
+    order = jnp.argsort(jnp.where(blunter, excess, jnp.inf))[:8]
+    near = jax.tree.map(lambda a: a[order], coarse.shapes)
+    fine = tried(images, _refine(near, part, sigma_nm, key, 50), sigma_nm, key)
+    passes = np.asarray(admissible(fine.misfit, fine.floor))
+    shares = [
+        second_apex_share(images, fine.shape(k)) if ok else 0.0 for k, ok in enumerate(passes)
+    ]
+    k = int(np.argmax(np.where(np.array(shares) >= 0.05, fine.bluntness, -np.inf)))
+    return fine.shape(k) if shares[k] >= 0.05 else None
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _descend(tip, state, images, sigma_nm, depth_nm, rate_nm, key, steps):
+    def excess(tip, key):
+        opened = jax.vmap(lambda i: opening(i, tip))(images)
+        seen = jnp.mean((images - opened) ** 2) / sigma_nm**2
+        # without the floor's own gradient the descent would go on to fit the noise: to a needle
+        expected = _floor(lax.stop_gradient(opened), tip, sigma_nm, key)
+        return seen - expected, (seen, expected)
+
+    def step(carry, key):
+        tip, state = carry
+        gradient, seen = jax.grad(excess, has_aux=True)(tip, key)
+        update, state = optax.scale_by_adam().update(gradient, state)
+        tip = jnp.minimum(tip - rate_nm * update, 0.0)
+        tip = jnp.maximum(tip - jnp.max(tip), -depth_nm)  # the apex is 0; deeper is out of reach
+        return (tip, state), seen
+
+    (tip, state), (seen, expected) = lax.scan(step, (tip, state), jax.random.split(key, steps))
+    return tip, state, jnp.mean(seen), jnp.mean(expected)
+
+
+def free_form(
+    images: Frames,
+    start: Kernel,
+    sigma_nm: Scalar,
+    key: Key[Array, ""],
+    *,
+    steps: int = 300,
+    allowance: float = 1.1,
+    report=lambda done, text: None,
+) -> tuple[Kernel, bool]:
+    """Sharpen a too blunt tip, pixel by pixel, until it becomes admissible.
+
+    Gradient descent on misfit - floor from the blunt side (the opening loss of Matsunaga et al.
+    2023, Sci. Rep. 13, 129, made blind to noise by its bootstrap floor), stopped at the first tip
+    that passes: from there on the loss is flat and only leads to sharper tips.
+
+    **Arguments:**
+
+    - `start`: T (nm), blunter than the tip that is sought.
+    - `allowance`: stop at misfit <= allowance * floor.
+
+    **Returns:** `(tip, whether it passed)`.
+    """
+    chunk = 10
+    depth_nm = 1.05 * (jnp.max(images) - jnp.min(images))
+    tip = jnp.maximum(start - jnp.max(start), -depth_nm)
+    state = optax.scale_by_adam().init(tip)
+    for i in range(0, steps, chunk):
+        rate_nm = depth_nm * 0.01 * (1 - 0.8 * i / steps)
+        tip, state, seen, expected = _descend(
+            tip, state, images, sigma_nm, depth_nm, rate_nm, jax.random.fold_in(key, i), chunk
+        )
+        report(i + chunk, f"misfit {float(seen):.2f}, floor {float(expected):.2f}")
+        if bool(admissible(seen, expected, allowance)):
+            return tip, True
+    return tip, False
+
+
+def villarrubia(
+    images: Frames, size: tuple[int, int], threshold_nm: float, rounds: int = 30
+) -> tuple[Kernel, int]:
+    """The classical blind estimate (Villarrubia 1997, sec. 7), at the local maxima of the images.
+
+    Every image point x was touched by some tip pixel d, so no tip pixel u stands higher than
+
+        max over possible d of  I(x + d - u) - I(x) + T(d)     (up to the threshold),
+
+    d being possible where the apex itself stays out of the surface. Repeated from a flat tip until
+    nothing changes.
+
+    **Returns:** `(tip in the frame of T, rounds used)`.
+    """
+    ky, kx = size
+    hy, hx = ky // 2, kx // 2
+    patches = _patches_at_maxima(images, ky, kx)
+    tip = jnp.zeros(size, images.dtype)
+    done = 0
+    while done < rounds:
+        done += 1
+        lower = _villarrubia_round(tip, patches, hy, hx, threshold_nm)
+        settled = float(jnp.max(tip - lower)) <= 1e-9 * max(1.0, abs(float(jnp.min(lower))))
+        tip = lower
+        if settled:
+            break
+    return tip - jnp.max(tip), done
+
+
+def _patches_at_maxima(images: Frames, ky: int, kx: int) -> Float[Array, "n py px"]:
+    """Patches of 2k - 1 pixels round the local maxima that lie a tip away from the border."""
+    frames, ny, nx = images.shape
+    around = jnp.stack(
+        [
+            jnp.roll(images, (dy, dx), (1, 2))
+            for dy in (-1, 0, 1)
+            for dx in (-1, 0, 1)
+            if (dy, dx) != (0, 0)
+        ]
+    ).max(0)
+    y, x = jnp.arange(ny)[:, None], jnp.arange(nx)[None, :]
+    inside = (y >= ky - 1) & (y <= ny - ky) & (x >= kx - 1) & (x <= nx - kx)
+    frame, iy, ix = jnp.nonzero((images >= around) & inside)
+    wy, wx = jnp.arange(1 - ky, ky), jnp.arange(1 - kx, kx)
+    return images[
+        frame[:, None, None], iy[:, None, None] + wy[:, None], ix[:, None, None] + wx[None, :]
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _villarrubia_round(tip, patches, hy, hx, threshold_nm):
+    ky, kx = tip.shape
+    centre = patches[:, ky - 1, kx - 1]  # I(x)
+
+    def body(best, d):
+        i, j = d // kx, d % kx
+        # I(x + d - u) for all u: the patch shifted by d, read backwards
+        shifted = lax.dynamic_slice(patches, (jnp.zeros_like(i), i, j), (patches.shape[0], ky, kx))[
+            :, ::-1, ::-1
+        ]
+        rise = shifted - centre[:, None, None] + tip[i, j]
+        possible = rise[:, hy, hx] >= -threshold_nm
+        return jnp.maximum(best, jnp.where(possible[:, None, None], rise, -jnp.inf)), None
+
+    start = jnp.full((patches.shape[0], ky, kx), -jnp.inf, patches.dtype)
+    bound, _ = lax.scan(body, start, jnp.arange(ky * kx, dtype=jnp.int32))
+    return jnp.minimum(tip, jnp.min(bound, axis=0, initial=jnp.inf) + threshold_nm)
