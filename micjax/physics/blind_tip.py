@@ -28,16 +28,20 @@ Kernel = Float[Array, "ky kx"]
 Scalar = Float[Array, ""]
 
 ALLOWANCE = 1.4  # misfit / floor of an admissible tip; 1 without any error of the tip model
+_WORTHWHILE = 1.15  # how much blunter a free-form tip must be to give up a parametric one
 _RESOLUTION = 0.01  # misfits below this fraction of the noise variance are no evidence
 
 
 def noise_sigma_nm(images: Frames) -> Scalar:
-    """Robust noise level from the diagonal Haar detail (Donoho & Johnstone 1994, median rule).
+    """Noise level by the mask [1 -2 1] x [1 -2 1] (Immerkaer 1996) and the median of its modulus.
 
-    White noise is assumed; texture of the surface at the pixel scale counts as noise.
+    White noise is assumed; texture of the surface at the scale of two pixels counts as noise.
     """
-    d = images[:, 1:, 1:] - images[:, 1:, :-1] - images[:, :-1, 1:] + images[:, :-1, :-1]
-    return jnp.median(jnp.abs(d)) / (2 * 0.6744897501960817)
+
+    def second(a, axis):
+        return jnp.diff(a, n=2, axis=axis)
+
+    return jnp.median(jnp.abs(second(second(images, 1), 2))) / (6 * 0.6744897501960817)
 
 
 @jax.jit
@@ -278,7 +282,7 @@ def blind(
             report=lambda done, text, n=n: report(300 + n * steps + done, "free form, " + text),
         )
         seen, floor, bluntness = map(float, misfit(images, heights, sigma_nm, key))
-        if passed and bluntness > found.bluntness:
+        if passed and (bluntness > _WORTHWHILE * found.bluntness or not found.passes):
             found = BlindTip(
                 heights, shape, found.double, True, True, seen, floor, bluntness, singles
             )

@@ -52,9 +52,7 @@ def _padded(surface: Image, tip_shape: tuple[int, ...], edge: Edge, fill: float)
 def _over_offsets(body, carry, padded: Array, tip: Kernel, width: int):
     """Fold `body(carry, shifted surface, tip height, flat offset index)` over all tip pixels.
 
-    Only the row offset is dynamic; column offsets are static slices, hence contiguous loads. The
-    rows of the tip are scanned over, not indexed: XLA of jaxlib 0.10.1 cannot compile the latter under vmap
-    for the CPU.
+    Only the row offset is dynamic; column offsets are static slices, hence contiguous loads.
     """
     ky, kx = tip.shape
     ny = padded.shape[0] - ky + 1
@@ -63,6 +61,9 @@ def _over_offsets(body, carry, padded: Array, tip: Kernel, width: int):
 
         def row(carry, x, columns=columns):
             i, heights = x
+            # fused into the loop, this slice of the tip does not compile under vmap on the CPU
+            # ("Incorrect number of arguments passed", jaxlib 0.10.1)
+            heights = lax.optimization_barrier(heights)
             rows = lax.dynamic_slice_in_dim(padded, i, ny)
             for j in columns:
                 carry = body(carry, rows[:, j : j + width], heights[j], i * kx + j)

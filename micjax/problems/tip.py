@@ -1,0 +1,620 @@
+"""The true surface and the tip from scanning-probe images, with what is certain marked.
+
+    image = dilate(surface, tip) + line offsets + noise
+
+With a known tip the surface is the maximum a posteriori under a curvature prior. Without one the
+tip comes first: the bluntest that the images admit (`micjax.physics.blind_tip`).
+"""
+
+import dataclasses
+import logging
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import optax
+from jaxtyping import Array, Float, Int
+
+from micjax.core.problem import InverseProblem, parameter
+from micjax.core.progress import progress
+from micjax.inference.laplace import laplace
+from micjax.inference.optimise import fit
+from micjax.inference.sample import nuts
+from micjax.inference.solution import Solution
+from micjax.io import Axis, Field, check_image, read
+from micjax.physics import blind_tip
+from micjax.physics.noise import Gaussian
+from micjax.physics.priors import Curvature
+from micjax.physics.scanner import add_lines
+from micjax.physics.tip import certain, dilate, erode, touching_tip_pixels
+from micjax.physics.tip_shapes import AbstractTip, Double, FreeForm, size_pair
+from micjax.report.figures import (
+    captioned,
+    image_panel,
+    image_row,
+    line_profiles,
+    mask_overlay,
+    new_figure,
+)
+
+log = logging.getLogger("micjax")
+
+CERTAIN_SIGMAS = 3.0  # two contacts closer than this are not told apart
+
+
+class Reshaped(eqx.Module):
+    """A parametric tip and what a free-form estimate adds to it, pixel by pixel."""
+
+    shape: AbstractTip
+    residual_nm: Float[Array, "ky kx"] = parameter()
+
+    def __call__(self) -> Float[Array, "ky kx"]:
+        return self.shape() + self.residual_nm
+
+
+class TipScan(eqx.Module):
+    """Images of several surfaces taken with one tip. `x` says which of the surfaces to image."""
+
+    surface_nm: Float[Array, "frames ny nx"] = parameter()
+    tip: Reshaped | FreeForm
+    line_offsets_nm: Float[Array, "frames ny"] = parameter()
+
+    def __call__(self, x: Int[Array, " n"]) -> Float[Array, "n ny nx"]:
+        tip = self.tip()
+        images = jax.vmap(lambda s: dilate(s, tip))(self.surface_nm[x])
+        return jax.vmap(add_lines)(images, self.line_offsets_nm[x])
+
+
+def problem(
+    frames: int = 1,
+    ny: int = 128,
+    nx: int = 128,
+    pixel_nm: float | list = 2.0,
+    tip_size: int = 21,
+    tip_heights_nm: list | None = None,
+    sigma_nm: float = 0.15,
+    curvature_nm: float | None = None,
+    line_sigma_nm: float = 0.0,
+) -> InverseProblem:
+    """Surfaces of `frames` x `ny` x `nx` pixels below one tip.
+
+    **Arguments:**
+
+    - `frames`: number of images taken with the same tip.
+    - `ny`: lines of an image.
+    - `nx`: pixels of a line.
+    - `pixel_nm`: pixel size, a number or [dy, dx].
+    - `tip_size`: pixels of the unknown tip along each side, odd.
+    - `tip_heights_nm`: the tip if it is known, rows of heights, the apex 0 and highest.
+    - `sigma_nm`: rms noise (a file's is estimated from the image if it is not given).
+    - `curvature_nm`: typical curvature of the surface, nm per pixel^2; 10 sigma if not given.
+    - `line_sigma_nm`: rms of line offsets to be fitted; 0 if the lines stand at one height.
+
+    **Raises:** `ValueError` for even tip sizes, tips larger than the image, wrong pixel sizes.
+    """
+    pixel = np.broadcast_to(np.asarray(pixel_nm, float), (2,))
+    if not (np.isfinite(pixel).all() and (pixel > 0).all()):
+        raise ValueError(f"pixel_nm = {pixel_nm}: must be positive, a number or [dy, dx]")
+    if not sigma_nm > 0:
+        raise ValueError(f"sigma_nm = {sigma_nm}: must be positive")
+    known = tip_heights_nm is not None
+    size = size_pair(np.shape(tip_heights_nm) if known else tip_size)
+    if size[0] > ny or size[1] > nx:
+        raise ValueError(f"the tip of {size} pixels is larger than the image of {(ny, nx)}")
+    shape = (frames, ny, nx)
+    priors: dict[str, dist.Distribution] = {
+        "forward.surface_nm": Curvature(
+            10 * sigma_nm if curvature_nm is None else curvature_nm, sigma_nm, shape
+        ),
+        "noise.sigma": dist.LogNormal(np.log(sigma_nm), 0.5),
+    }
+    if known:
+        tip: Reshaped | FreeForm = FreeForm(tip_heights_nm, pixel)
+    else:
+        reach = float(np.min(np.array(size) // 2 * pixel))
+        tip = Reshaped(
+            Double(reach / 3, 20.0, (0.0, reach / 2), reach / 4, pixel_nm=pixel, size=size),
+            np.zeros(size),
+        )
+        priors |= {
+            "forward.tip.shape.radius_nm": dist.LogNormal(np.log(reach / 3), 1.5),
+            "forward.tip.shape.half_angle_deg": dist.TruncatedNormal(
+                25.0, 20.0, low=5.0, high=80.0
+            ),
+            "forward.tip.shape.offset_nm": dist.Normal(0.0, reach),
+            "forward.tip.shape.drop_nm": dist.HalfNormal(reach),
+        }
+    if line_sigma_nm > 0:
+        priors["forward.line_offsets_nm"] = dist.Normal(0.0, line_sigma_nm)
+    forward = TipScan(np.zeros(shape), tip, np.zeros((frames, ny)))
+    return InverseProblem(forward, Gaussian(sigma_nm), priors)
+
+
+def particles(key, ny: int, nx: int, pixel_nm: float) -> Float[Array, "ny nx"]:
+    """Heights (nm) of hemispheres of 4 to 11 nm on a self-affine ground (Hurst exponent 0.9)."""
+    ground_key, place_key, size_key = jax.random.split(key, 3)
+    k = jnp.hypot(jnp.fft.fftfreq(ny)[:, None], jnp.fft.fftfreq(nx)[None, :])
+    spectrum = (
+        jnp.fft.fft2(jax.random.normal(ground_key, (ny, nx))) * jnp.maximum(k, 1 / 48) ** -1.9
+    )
+    ground = jnp.real(jnp.fft.ifft2(spectrum))
+    ground = 1.2 * ground / jnp.std(ground)
+    count = max(4, ny * nx // 180)
+    centre = jax.random.uniform(place_key, (count, 2)) * jnp.array([ny, nx])
+    radius = jax.random.uniform(size_key, (count,), minval=4.0, maxval=11.0)
+    y, x = jnp.arange(ny)[:, None], jnp.arange(nx)[None, :]
+
+    def add(surface, particle):
+        (cy, cx), r = particle
+        cap = r**2 - pixel_nm**2 * ((y - cy) ** 2 + (x - cx) ** 2)
+        foot = ground[cy.astype(int), cx.astype(int)]
+        top = foot + jnp.sqrt(jnp.maximum(cap, 0.0))
+        return jnp.where(cap > 0, jnp.maximum(surface, top), surface), None
+
+    surface, _ = jax.lax.scan(add, ground, (centre, radius))
+    return surface - jnp.min(surface)
+
+
+def example(
+    key, ny: int = 128, nx: int = 128, pixel_nm: float = 2.0, tip_size: int = 21
+) -> tuple[InverseProblem, Int[Array, " n"], Float[Array, "n ny nx"]]:
+    """Particles under a blunt double tip: radius 8 nm, a second apex 15 nm away and 3 nm lower."""
+    surface_key, noise_key = jax.random.split(key)
+    scale = pixel_nm * (tip_size // 2) / 20.0  # the tip keeps its place on smaller grids
+    truth = problem(1, ny, nx, pixel_nm, tip_size, sigma_nm=0.15).at(
+        {
+            "forward.surface_nm": particles(surface_key, ny, nx, pixel_nm)[None],
+            "forward.tip.shape.radius_nm": 8.0 * scale,
+            "forward.tip.shape.half_angle_deg": 22.0,
+            "forward.tip.shape.offset_nm": jnp.array([5.0, 14.0]) * scale,
+            "forward.tip.shape.origin_nm": jnp.array([-2.0, -6.0]) * scale,
+            "forward.tip.shape.drop_nm": 3.0 * scale,
+        }
+    )
+    x = jnp.arange(1)
+    return truth, x, truth.noise(truth.forward(x)).sample(noise_key)
+
+
+def load(
+    file,
+    channel: str | None = None,
+    pixel_nm: float | list | None = None,
+    known_tip: str | None = None,
+    tip_size: int | None = None,
+    tip_channel: str | None = None,
+    sigma_nm: float | None = None,
+) -> tuple[dict[str, Any], Int[Array, " n"], Float[Array, "n ny nx"]]:
+    """The height image of a microscope's file.
+
+    **Arguments:**
+
+    - `channel`: which image of the file; the height if not given.
+    - `pixel_nm`: pixel size where the file does not state one.
+    - `known_tip`: a file with the image of the tip, apex up, of the same pixel size.
+    - `tip_size`: pixels of the unknown tip, odd; 25, or what fits into a small image.
+    - `tip_channel`: which image of the tip's file.
+    - `sigma_nm`: rms noise; estimated from the image if not given.
+
+    **Raises:** `ValueError` for NaN or constant images, pixel sizes that differ, tips that do not
+    fit, besides what `micjax.io.read` raises.
+    """
+    field = check_image(read(file, channel, pixel_nm))
+    heights = field.to_nm()
+    pixel = field.pixel_nm
+    ny, nx = heights.shape
+    # where the sample stands means nothing; its slope is part of the surface
+    y = jnp.asarray(heights - heights.mean(), dtype=float)[None]
+    sigma = float(blind_tip.noise_sigma_nm(y)) if sigma_nm is None else sigma_nm
+    options: dict[str, Any] = {
+        "frames": 1,
+        "ny": ny,
+        "nx": nx,
+        "pixel_nm": [float(p) for p in pixel],
+        # smooth made-up images have no noise but their rounding
+        "sigma_nm": max(sigma, 1e-4 * float(np.ptp(heights))),
+    }
+    log.info("noise %.3g nm rms%s", options["sigma_nm"], " (estimated)" if sigma_nm is None else "")
+    if known_tip is not None:
+        options["tip_heights_nm"] = _known_tip(known_tip, tip_channel, pixel, heights.shape)
+    else:
+        fits = min(ny, nx) // 3 // 2 * 2 - 1
+        if fits < 3:
+            raise ValueError(f"image of {ny} x {nx} pixels: too small to hold a tip of 3 x 3")
+        options["tip_size"] = min(25, fits) if tip_size is None else tip_size
+    return options, jnp.arange(1), y
+
+
+def _known_tip(path, channel, pixel, image_shape) -> list:
+    tip = check_image(read(path, channel, None if _states_pixel(path) else list(pixel)))
+    if not np.allclose(tip.pixel_nm, pixel, rtol=1e-3):
+        raise ValueError(
+            f"{path}: pixels of {tip.pixel_nm} nm, the image has {pixel}; resample the tip first "
+            "(micjax.physics.tip_shapes.FreeForm.resample)"
+        )
+    heights = tip.to_nm()
+    size_pair(heights.shape)
+    if heights.shape[0] > image_shape[0] or heights.shape[1] > image_shape[1]:
+        raise ValueError(
+            f"the image of {image_shape} pixels is smaller than the tip {heights.shape}"
+        )
+    return (heights - heights.max()).tolist()
+
+
+def _states_pixel(path) -> bool:
+    return not str(path).lower().endswith(".npy")
+
+
+def line_offsets(images: Float[Array, "n ny nx"]) -> Float[Array, "n ny"]:
+    """Line offsets by the median of differences between neighbouring lines, without their trend."""
+    steps = jnp.median(jnp.diff(images, axis=1), axis=2)
+    offsets = jnp.concatenate([jnp.zeros_like(steps[:, :1]), jnp.cumsum(steps, axis=1)], axis=1)
+    t = jnp.linspace(-1.0, 1.0, offsets.shape[1])
+    basis = jnp.stack([jnp.ones_like(t), t, t**2])
+    trend = jnp.linalg.lstsq(basis.T, offsets.T)[0]
+    return offsets - (basis.T @ trend).T
+
+
+def solve(
+    problem: InverseProblem,
+    x: Int[Array, " n"],
+    y: Float[Array, "n ny nx"],
+    *,
+    key,
+    checkpoint=None,
+    resume: bool = False,
+    on_chunk=None,
+    steps: int = 300,
+    tip_steps: int = 200,
+    threshold_sigmas: float = 4.0,
+    posterior: str = "laplace",
+) -> Solution:
+    """Tip, surface, certainty.
+
+    **Arguments:**
+
+    - `steps`: of the surface fit.
+    - `tip_steps`: of the free-form part of the blind tip; 0 keeps the parametric tip.
+    - `threshold_sigmas`: threshold of the classical estimate, for comparison, in sigma.
+    - `posterior`: of the tip's parameters given the surface: laplace, nuts or none.
+    """
+    if posterior not in ("laplace", "nuts", "none"):
+        raise ValueError(f"posterior {posterior!r}: allowed are laplace, nuts, none")
+    y = jnp.asarray(y, dtype=float)
+    known = isinstance(problem.forward.tip, FreeForm)
+    sigma = problem.noise.sigma
+    problem = _with_lines(problem, y)
+    flat = jax.vmap(add_lines)(y, -problem.forward.line_offsets_nm[x])
+    size = problem.forward.tip().shape
+
+    found = None
+    if not known:
+        problem, found = _with_blind_tip(problem, flat, sigma, size, key, tip_steps, on_chunk)
+    tip = problem.forward.tip()
+    start = jax.vmap(lambda i: erode(i, tip))(flat)
+    problem = problem.at({"forward.surface_nm": start})
+    fitted = _fit_surface(problem, x, y, steps, checkpoint, resume, on_chunk)
+    problem = fitted.problem
+
+    return Solution(
+        problem,
+        fit=fitted,
+        **_tip_posterior(problem, x, y, posterior, found, key),
+        **_outputs(problem, x, y, found, threshold_sigmas),
+    )
+
+
+def _with_lines(problem: InverseProblem, y) -> InverseProblem:
+    """Start values of the line offsets, where they are unknown."""
+    if "forward.line_offsets_nm" not in problem.priors:
+        return problem
+    return problem.at({"forward.line_offsets_nm": line_offsets(y)})
+
+
+def _with_blind_tip(problem, images, sigma, size, key, tip_steps, on_chunk):
+    pixel = problem.forward.tip.shape.pixel_nm
+    with progress("tip", 300 + 2 * tip_steps) as show:
+        found = blind_tip.blind(images, sigma, pixel, size, key, steps=tip_steps, report=show)
+    shape = found.shape
+    residual = found.heights_nm - shape()
+    log.info("tip: %s", _describe(found))
+    names = ("radius_nm", "half_angle_deg", "offset_nm", "drop_nm", "origin_nm")
+    values = {f"forward.tip.shape.{n}": getattr(shape, n) for n in names}
+    return problem.at({**values, "forward.tip.residual_nm": residual}), found
+
+
+def _describe(found) -> str:
+    shape = found.shape
+    text = (
+        f"radius {float(shape.radius_nm):.3g} nm, half-angle {float(shape.half_angle_deg):.0f} deg"
+    )
+    if found.double:
+        dy, dx = (float(v) for v in shape.offset_nm)
+        text += f", second apex at (y {dy:.3g}, x {dx:.3g}) nm, {float(shape.drop_nm):.3g} nm lower"
+    return text + (", reshaped pixel by pixel" if found.free_form else "")
+
+
+def _fit_surface(problem, x, y, steps, checkpoint, resume, on_chunk):
+    """The surface (and line offsets) below the tip and noise as they are."""
+    unknown = {"forward.surface_nm", "forward.line_offsets_nm"}
+    rate = optax.cosine_decay_schedule(0.5 * float(problem.noise.sigma), steps)
+    fitted = fit(
+        problem.given({n: None for n in problem.priors if n not in unknown}),
+        x,
+        y,
+        optax.adam(rate),
+        steps=steps,
+        chunk=min(50, steps),
+        checkpoint=checkpoint,
+        resume=resume,
+        on_chunk=on_chunk,
+    )
+    return dataclasses.replace(fitted, problem=problem.at(fitted.problem.values()))
+
+
+def _tip_posterior(problem, x, y, kind, found, key) -> dict[str, Any]:
+    """Of the tip's parameters and the noise, given the surface: what the scatter alone leaves open.
+
+    A reshaped tip has no parameters, and a single one no second apex.
+    """
+    if kind == "none" or found is None or found.free_form:
+        return {}
+    names = ["forward.tip.shape.radius_nm", "forward.tip.shape.half_angle_deg", "noise.sigma"]
+    if found.double:
+        names += ["forward.tip.shape.offset_nm", "forward.tip.shape.drop_nm"]
+    names = [n for n in names if n in problem.priors]
+    if kind == "laplace":
+        return {"laplace": laplace(problem, x, y, names)}
+    given = problem.given({n: None for n in problem.priors if n not in names})
+    return {"posterior": nuts(given, x, y, key, samples=300, warmup=300)}
+
+
+def _outputs(problem, x, y, found, threshold_sigmas) -> dict[str, Any]:
+    """Maps, numbers and sentences of the solved problem."""
+    forward, sigma = problem.forward, problem.noise.sigma
+    tip = forward.tip()
+    flat = jax.vmap(add_lines)(y, -forward.line_offsets_nm[x])
+    clean = jax.vmap(lambda s: dilate(s, tip))(forward.surface_nm[x])
+    upper = jax.vmap(lambda i: erode(i, tip))(clean)
+    sure, contacts = jax.vmap(lambda i: certain(i, tip, CERTAIN_SIGMAS * sigma))(clean)
+    touching = jnp.any(jax.vmap(lambda i: touching_tip_pixels(i, tip))(clean), axis=0)
+    classical, _ = blind_tip.villarrubia(flat, tip.shape, float(threshold_sigmas * sigma))
+    classical_surface = jax.vmap(lambda i: erode(i, classical))(flat)
+
+    maps = {
+        "surface": forward.surface_nm[x],
+        "image": y,
+        "upper_bound": upper,
+        "certain": sure,
+        "contact_multiplicity": contacts,
+        "residual": y - forward(x),
+        "classical_surface": classical_surface,
+    }
+    pixel = np.asarray(_pixel(forward), float)
+    results = {
+        name: _field(np.asarray(data), pixel, name, frames=len(x)) for name, data in maps.items()
+    }
+    results["tip"] = _field(np.asarray(tip), pixel, "tip")
+    results["tip_touches"] = _field(np.asarray(touching), pixel, "tip_touches")
+    results["classical_tip"] = _field(np.asarray(classical), pixel, "classical_tip")
+    if "forward.line_offsets_nm" in problem.priors:
+        lines = Axis("line", np.arange(y.shape[1]), "")
+        axes = (Axis("frame", np.arange(len(x)), ""), lines)
+        offsets = np.asarray(forward.line_offsets_nm[x])
+        results["line_offsets"] = Field(offsets, axes, "nm", "line_offsets")
+
+    share = float(jnp.mean(sure))
+    metrics = {
+        "noise_nm": float(sigma),
+        "residual_rms_nm": float(jnp.sqrt(jnp.mean((y - forward(x)) ** 2))),
+        "certain_fraction": share,
+        "tip_pixels_touching": float(jnp.mean(touching)),
+        "taken_off_nm": float(jnp.mean(flat - forward.surface_nm[x])),
+    }
+    return {
+        "results": results,
+        "metrics": metrics,
+        "table": _table(flat, sigma, tip, classical, found),
+        "statements": _statements(found, share, float(jnp.mean(touching))),
+        "extra": {"found": found, "tip": np.asarray(tip), "classical_tip": np.asarray(classical)},
+    }
+
+
+def _pixel(forward: TipScan) -> Float[Array, "2"]:
+    tip = forward.tip
+    return tip.shape.pixel_nm if isinstance(tip, Reshaped) else tip.pixel_nm
+
+
+def _field(data: np.ndarray, pixel: np.ndarray, name: str, frames: int = 0) -> Field:
+    """A map with its axes in nm; one frame alone is a plain image."""
+    data = data[0] if frames == 1 else data
+    y, x = (
+        Axis(n, np.arange(k) * float(d), "nm")
+        for n, k, d in zip("yx", data.shape[-2:], pixel, strict=True)
+    )
+    axes = (y, x) if data.ndim == 2 else (Axis("frame", np.arange(frames), ""), y, x)
+    unit = "" if data.dtype == bool or name == "contact_multiplicity" else "nm"
+    return Field(data, axes, unit, name)
+
+
+def _table(flat, sigma, tip, classical, found) -> list[dict[str, Any]]:
+    """The tips in question, with what the image says of them."""
+    flat_tip = jnp.zeros_like(tip).at[...].set(-1e6).at[tip.shape[0] // 2, tip.shape[1] // 2].set(0)
+    rows = []
+    for name, heights in (
+        ("no tip correction", flat_tip),
+        ("classical (Villarrubia)", classical),
+        ("micjax", tip),
+    ):
+        seen, floor, bluntness = map(
+            float, blind_tip.misfit(flat, heights, sigma, jax.random.key(0))
+        )
+        rows.append(
+            {
+                "tip": name,
+                "opening misfit / sigma^2": seen,
+                "expected of noise alone": floor,
+                "admissible": "yes" if blind_tip.admissible(seen, floor) else "no",
+                "taken off the image (nm)": bluntness * float(sigma),
+            }
+        )
+    return rows
+
+
+def _statements(found, share: float, touching: float) -> list[str]:
+    said = [
+        f"{100 * share:.0f} % of the surface is measured (touched at one point only, nothing else "
+        f"within {CERTAIN_SIGMAS:.0f} sigma); elsewhere the surface is an estimate below the upper "
+        "bound.",
+        "There is no lower bound where the tip did not touch: pits may be deeper than shown.",
+        f"{100 * touching:.0f} % of the tip's pixels touched the surface; the others are not "
+        "identified by this scan.",
+    ]
+    if found is None:
+        return said
+    said.insert(0, f"Blind estimate of the tip: {_describe(found)}.")
+    said.insert(
+        1,
+        "A blind estimate is the bluntest tip that the image admits: every sharper tip of this "
+        "kind, down to a needle, explains the image too. The scan alone does not identify the "
+        "tip from below, nor its place below the image.",
+    )
+    if not found.passes:
+        said.insert(
+            0,
+            "NOT IDENTIFIED: no tip of this size and kind is admissible within the noise. The tip "
+            "may have changed during the scan, be larger than the window (tip_size), or the noise "
+            "be larger than assumed (sigma_nm).",
+        )
+    elif found.bluntness < 0.1:
+        said.insert(
+            0,
+            "NOT IDENTIFIED: the image shows no trace of the tip, which is sharper than a pixel.",
+        )
+    if found.free_form:
+        said.append(
+            "The tip was reshaped pixel by pixel, so it has no parameters with error bars; "
+            "tip_steps=0 keeps the parametric tip."
+        )
+    return said
+
+
+def compare(solution: Solution, truth: InverseProblem, x, y) -> list[dict[str, Any]]:
+    """Surface errors against the truth, after the shift that no blind method can know."""
+    surface = np.asarray(truth.forward.surface_nm[x])
+    tip = truth.forward.tip()
+    oracle = jax.vmap(lambda i: erode(i, tip))(y)
+    margin = min(20, min(surface.shape[1:]) // 6)
+    candidates = {
+        "image as it is": np.asarray(y),
+        "classical (Villarrubia, blind)": solution.results["classical_surface"].data,
+        "erosion with the true tip": np.asarray(oracle),
+        "micjax": solution.results["surface"].data,
+    }
+    rows = []
+    for name, estimate in candidates.items():
+        error = aligned_error(estimate.reshape(surface.shape), surface, margin)
+        rms = float(np.sqrt(np.mean(error**2)))
+        peak = float(np.ptp(surface))
+        rows.append(
+            {"surface": name, "rms error (nm)": rms, "PSNR (dB)": 20 * np.log10(peak / rms)}
+        )
+    return rows
+
+
+def aligned_error(estimate: np.ndarray, truth: np.ndarray, margin: int) -> np.ndarray:
+    """estimate - truth without its mean, at the best shift by whole pixels, `margin` pixels from
+    the border; arrays `[frames, iy, ix]`."""
+    frames, ny, nx = truth.shape
+    inner = truth[:, margin : ny - margin, margin : nx - margin]
+    best = None
+    for dy in range(-margin, margin + 1):
+        for dx in range(-margin, margin + 1):
+            moved = estimate[:, margin + dy : ny - margin + dy, margin + dx : nx - margin + dx]
+            error = moved - inner
+            error = error - error.mean()
+            if best is None or np.mean(error**2) < np.mean(best**2):
+                best = error
+    return best
+
+
+def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:
+    """Image, surface, certainty, tips, profiles, residual."""
+    maps = {n: _first_frame(f.data) for n, f in solution.results.items()}
+    pixel = tuple(float(p) for p in _pixel(solution.problem.forward))
+    row = int(np.argmax(np.ptp(maps["image"], axis=1)))
+    images = {"image": maps["image"], "surface (micjax)": maps["surface"]}
+    if truth is not None:
+        images["true surface"] = _first_frame(np.asarray(truth.forward.surface_nm))
+    images["upper bound"] = maps["upper_bound"]
+    images["classical (Villarrubia)"] = maps["classical_surface"]
+    images["residual of the fit"] = maps["residual"]
+    profiles = {n: i[row] - np.median(i[row]) for n, i in images.items() if "residual" not in n}
+    return {
+        "Image and surface": lambda: captioned(
+            image_row(images, pixel_nm=pixel, label="nm", residuals=["residual of the fit"]),
+            "Heights in nm. The residual is data minus forward model and should look like noise.",
+        ),
+        "What is certain": lambda: _certainty_figure(maps, pixel),
+        "Tip": lambda: _tip_figure(solution, maps, pixel, truth),
+        "Line profile": lambda: captioned(
+            line_profiles(
+                profiles,
+                step_nm=pixel[1],
+                label="height (nm)",
+                title=f"line {row}, each about its median",
+                shade=~maps["certain"].astype(bool)[row],
+                shade_label="not measured",
+            ),
+            "A blind estimate may be shifted sideways against the truth by the place of the apex.",
+        ),
+    }
+
+
+def _first_frame(data: np.ndarray) -> np.ndarray:
+    return data[0] if data.ndim == 3 else data
+
+
+def _certainty_figure(maps, pixel):
+    figure, axes = new_figure(1, 3, 11.0, 3.6)
+    image_panel(axes[0, 0], maps["surface"], "surface, guesses veiled", pixel_nm=pixel, label="nm")
+    mask_overlay(axes[0, 0], ~maps["certain"].astype(bool))
+    gap = maps["upper_bound"] - maps["surface"]
+    image_panel(axes[0, 1], gap, "upper bound - surface", pixel_nm=pixel, label="nm", cmap="magma")
+    image_panel(
+        axes[0, 2],
+        np.minimum(maps["contact_multiplicity"], 10),
+        "contacts within 3 sigma (10: or more)",
+        pixel_nm=pixel,
+        cmap="cividis",
+    )
+    return captioned(
+        figure,
+        "A surface point is certain where the tip touched it and nothing else. The guesses are "
+        "what the prior makes of the room below the upper bound.",
+    )
+
+
+def _tip_figure(solution, maps, pixel, truth):
+    tips = {"tip (micjax)": maps["tip"], "classical (Villarrubia)": maps["classical_tip"]}
+    if truth is not None:
+        true = np.asarray(truth.forward.tip())
+        tips = {"true tip": true - true.max(), **tips}
+    depth = 1.05 * float(np.ptp(maps["image"]))
+    figure, axes = new_figure(1, len(tips) + 1, 3.4 * (len(tips) + 1), 3.2)
+    for ax, (name, heights) in zip(axes[0], tips.items(), strict=False):
+        shown = np.maximum(heights, -depth)
+        image_panel(ax, shown, name, pixel_nm=pixel, label="nm", vmin=-depth, vmax=0.0)
+        if name == "tip (micjax)":
+            mask_overlay(ax, ~maps["tip_touches"].astype(bool))
+    ax = axes[0, -1]
+    middle = maps["tip"].shape[0] // 2
+    for name, heights in tips.items():
+        profile = np.maximum(heights, -depth).max(axis=0)
+        ax.plot((np.arange(len(profile)) - middle) * pixel[1], profile, label=name)
+    ax.set_title("seen from the front", fontsize=9)
+    ax.set_xlabel("x (nm)")
+    ax.legend(fontsize=7)
+    return captioned(figure, "Tips drawn apex up; pixels that never touched are veiled.")
