@@ -181,7 +181,7 @@ def _show(job: Job, outcome: Outcome) -> None:
     for sentence in solution.statements:
         print(sentence)
     rows = unknown_rows(solution, job.truth)
-    for table in (solution.table, rows if len(rows) <= 20 else ()):
+    for table in (solution.table, solution.comparison, rows if len(rows) <= 20 else ()):
         if table:
             print(f"\n{plain_table(table)}")
     print()

@@ -22,6 +22,7 @@ class Solution:
         standard deviations.
     - `metrics`: numbers by name.
     - `table`: rows for the report and the terminal, `{column: number or text}`.
+    - `comparison`: more such rows, against the truth of a made-up example.
     - `statements`: plain sentences, `"The half-angle is not identified by this scan."`
     - `extra`: anything else `figures` wants to draw.
     """
@@ -33,5 +34,6 @@ class Solution:
     results: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     table: Sequence[Mapping[str, Any]] = ()
+    comparison: Sequence[Mapping[str, Any]] = ()
     statements: Sequence[str] = ()
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -27,8 +27,11 @@ Frames = Float[Array, "frames ny nx"]
 Kernel = Float[Array, "ky kx"]
 Scalar = Float[Array, ""]
 
-ALLOWANCE = 1.4  # misfit / floor of an admissible tip; 1 without any error of the tip model
+ALLOWANCE = 1.25  # misfit / floor of an admissible tip; 1 without any error of the tip model
 _WORTHWHILE = 1.15  # how much blunter a free-form tip must be to give up a parametric one
+_APART = 3.0  # pixels between two apexes
+_TAKES_PART = 0.05  # share of the image below which a second apex is not worth its parameters
+_HOPELESS = 6.0  # misfit / floor from which a descent that is a third through will not arrive
 _RESOLUTION = 0.01  # misfits below this fraction of the noise variance are no evidence
 
 
@@ -57,15 +60,22 @@ def misfit(
     eroded = jax.vmap(lambda i: erode(i, tip))(images)
     opened = jax.vmap(lambda s: dilate(s, tip))(eroded)
     return (
-        jnp.mean((images - opened) ** 2) / sigma_nm**2,
+        _mean_square(images - opened, tip) / sigma_nm**2,
         _floor(opened, tip, sigma_nm, key),
         jnp.mean(images - eroded) / sigma_nm,
     )
 
 
+def _mean_square(residual: Frames, tip: Kernel) -> Scalar:
+    """Without the pixels within half a tip of the border: there the tip may have touched what lies
+    outside the scan, which no surface inside can explain."""
+    (_, ny, nx), (hy, hx) = residual.shape, (n // 2 for n in tip.shape)
+    return jnp.mean(residual[:, hy : ny - hy, hx : nx - hx] ** 2)
+
+
 def _floor(opened: Frames, tip: Kernel, sigma_nm: Scalar, key: Key[Array, ""]) -> Scalar:
     again = opened + sigma_nm * jax.random.normal(key, opened.shape, opened.dtype)
-    return jnp.mean((again - jax.vmap(lambda i: opening(i, tip))(again)) ** 2) / sigma_nm**2
+    return _mean_square(again - jax.vmap(lambda i: opening(i, tip))(again), tip) / sigma_nm**2
 
 
 def admissible(misfit: Array, floor: Array, allowance: float = ALLOWANCE) -> Bool[Array, "..."]:
@@ -96,19 +106,19 @@ class Candidates(NamedTuple):
         return int(jnp.argmax(jnp.where(passes, 1e9 + self.bluntness, -excess)))
 
     def shape(self, k: int) -> Double:
-        return jax.tree.map(lambda a: a[k], self.shapes)
+        return _chosen(self.shapes, k)
 
 
 def single_tips(height_nm: float, pixel_nm, size: tuple[int, int]) -> Double:
     """Sphere-cones from flat to sharp for features of `height_nm`, as one stacked `Double`.
 
-    14 radii, five cone angles, and the apex on a pixel or half a pixel off it, which matters for
+    18 radii, five cone angles, and the apex on a pixel or half a pixel off it, which matters for
     tips as sharp as a pixel.
     """
     pixel = np.broadcast_to(np.asarray(pixel_nm, float), (2,))
     reach_nm = float(np.min(np.array(size) // 2 * pixel))
     # the depth at the edge of the tip in units of the features: 0.05 is nearly flat, 60 a needle
-    radii = reach_nm**2 / (2 * height_nm * np.geomspace(0.05, 60, 14))
+    radii = reach_nm**2 / (2 * height_nm * np.geomspace(0.05, 60, 18))
     halves = (0.0, 0.5)
     grid = np.array(
         [
@@ -188,7 +198,7 @@ def _refine(shapes: Double, images, sigma_nm, key, steps: int) -> Double:
                 lambda d: (d.radius_nm, d.half_angle_deg, d.offset_nm, d.drop_nm),
                 shape,
                 (
-                    shape.radius_nm * jnp.exp(p["log_radius"]),
+                    shape.radius_nm * jnp.exp(0.3 * p["log_radius"]),
                     jnp.clip(shape.half_angle_deg + 10 * p["angle"], 5.0, 80.0),
                     shape.offset_nm + pixel * p["offset"],
                     jnp.maximum(shape.drop_nm + pixel * p["drop"], 0.0),
@@ -215,14 +225,19 @@ def _refine(shapes: Double, images, sigma_nm, key, steps: int) -> Double:
     return lax.map(one, shapes)
 
 
-def second_apex_share(images: Frames, shape: Double) -> float:
-    """The part of the image that the second apex of a double tip took."""
-    depth_nm = 1.05 * float(jnp.max(jnp.ptp(images, axis=(1, 2))))
-    both = heights_of(jax.tree.map(lambda a: a[None], shape), depth_nm)[0]
-    alone = eqx.tree_at(lambda d: d.drop_nm, shape, jnp.full_like(shape.drop_nm, 4 * depth_nm))
-    second = both > jnp.maximum(alone() - jnp.max(shape()), -depth_nm) + 1e-6 * depth_nm
-    contact = jax.vmap(lambda i: contact_pixel(i, both))(images)
-    return float(jnp.mean(second.reshape(-1)[contact]))
+@jax.jit
+def second_apex_shares(images: Frames, shapes: Double) -> Float[Array, " n"]:
+    """The part of the images that the second apex of each stacked double tip took."""
+    depth_nm = 1.05 * jnp.max(jnp.ptp(images, axis=(1, 2)))
+
+    def one(shape):
+        whole = jnp.maximum(shape(), -depth_nm)
+        alone = eqx.tree_at(lambda d: d.drop_nm, shape, 4 * depth_nm)()
+        second = whole > jnp.maximum(alone, -depth_nm) + 1e-6 * depth_nm
+        contact = jax.vmap(lambda i: contact_pixel(i, whole))(images)
+        return jnp.mean(second.reshape(-1)[contact])
+
+    return lax.map(one, shapes)
 
 
 class BlindTip(NamedTuple):
@@ -259,9 +274,10 @@ def blind(
     height_nm = float(jnp.max(jnp.ptp(images, axis=(1, 2))))
     depth_nm = 1.05 * height_nm
     singles = tried(images, single_tips(height_nm, pixel_nm, size), sigma_nm, key)
-    shape = singles.shape(singles.best())
+    best = singles.best()
+    shape = singles.shape(best)
     report(100, f"single tip, radius {float(shape.radius_nm):.3g} nm")
-    double = _second_apex(images, shape, height_nm, sigma_nm, key)
+    double = _second_apex(images, shape, singles.bluntness[best], height_nm, sigma_nm, key)
     report(300, "no second apex" if double is None else "second apex found")
     shape = shape if double is None else double
 
@@ -293,45 +309,91 @@ def _heights_of_one(shape: Double, depth_nm: float) -> Kernel:
     return heights_of(jax.tree.map(lambda a: a[None], shape), depth_nm)[0]
 
 
-def _second_apex(images, single: Double, height_nm, sigma_nm, key) -> Double | None:
+@jax.jit
+def _screen(images, tips):
+    """(mean squared opening residual, mean height taken off) of many tips, without their floors."""
+
+    def one(tip):
+        eroded = jax.vmap(lambda i: erode(i, tip))(images)
+        opened = jax.vmap(lambda s: dilate(s, tip))(eroded)
+        return _mean_square(images - opened, tip), jnp.mean(images - eroded)
+
+    return lax.map(one, tips)
+
+
+def _busiest(images: Frames, n: int) -> Frames:
+    """The n x n pixels with the largest spread of heights, of larger images."""
+    _, ny, nx = images.shape
+    corners = [
+        (y, x)
+        for y in range(0, max(1, ny - n + 1), max(1, n // 2))
+        for x in range(0, max(1, nx - n + 1), max(1, n // 2))
+    ]
+    y, x = max(corners, key=lambda c: float(jnp.std(images[:, c[0] : c[0] + n, c[1] : c[1] + n])))
+    return images[:, y : y + n, x : x + n]
+
+
+def _second_apex(images, single: Double, bluntness, height_nm, sigma_nm, key) -> Double | None:
     """The double tip that the images ask for, if there is one.
 
     A tip with a second apex at the wrong place is refuted by every ghost that is not there, so an
     admissible one that takes part in the imaging is hardly a coincidence.
     """
+    pixel = np.asarray(single.pixel_nm)
     reach_y, reach_x = (n // 2 - 1 for n in single.size)
     # a ghost is found from as far as the apex is wide
-    stride = 2 if float(single.radius_nm) > 2 * float(jnp.max(single.pixel_nm)) else 1
+    stride = 2 if float(single.radius_nm) > 2 * pixel.max() else 1
     offsets = [
         (y, x)
         for y in range(-reach_y, reach_y + 1, stride)
         for x in range(-reach_x, reach_x + 1, stride)
-        if y * y + x * x >= 9
+        if np.hypot(y, x) >= _APART
     ]
-    part = images[:, : 128 + single.size[0], : 128 + single.size[1]]  # enough to find the place
-    coarse = tried(
-        part, double_tips(single, height_nm, offsets, (1.0,), (0.0, 0.05, 0.15, 0.3)), sigma_nm, key
+    tips = double_tips(single, height_nm, offsets, (1.0, 1.6), (0.0, 0.05, 0.15, 0.3))
+    part = _busiest(images, 96)  # enough to find the place
+    depth_nm = 1.05 * height_nm
+    seen, taken_off = _screen(part, heights_of(tips, depth_nm))
+    alone = misfit(part, _heights_of_one(single, depth_nm), sigma_nm, key)
+    promising = jnp.where(taken_off > alone[2] * sigma_nm, seen, jnp.inf)
+    coarse = tried(part, _chosen(tips, jnp.argsort(promising)[:64]), sigma_nm, key)
+    refined = tried(
+        images, _refine(_nearest(coarse, part, 8), part, sigma_nm, key, 50), sigma_nm, key
     )
-    blunter = (
-        coarse.bluntness > misfit(part, _heights_of_one(single, 1.05 * height_nm), sigma_nm, key)[2]
+    # what suits a part is polished on the whole
+    fine = tried(
+        images, _refine(_nearest(refined, images, 2), images, sigma_nm, key, 30), sigma_nm, key
     )
-    excess = coarse.misfit / (coarse.floor + _RESOLUTION)
-    order = jnp.argsort(jnp.where(blunter, excess, jnp.inf))[:8]
-    near = jax.tree.map(lambda a: a[order], coarse.shapes)
-    fine = tried(images, _refine(near, part, sigma_nm, key, 50), sigma_nm, key)
-    passes = np.asarray(admissible(fine.misfit, fine.floor))
-    shares = [
-        second_apex_share(images, fine.shape(k)) if ok else 0.0 for k, ok in enumerate(passes)
-    ]
-    k = int(np.argmax(np.where(np.array(shares) >= 0.05, fine.bluntness, -np.inf)))
-    return fine.shape(k) if shares[k] >= 0.05 else None
+    plausible = (
+        admissible(fine.misfit, fine.floor)
+        & (fine.bluntness > 0.8 * bluntness)
+        & _truly_double(images, fine.shapes)
+    )
+    k = int(jnp.argmax(jnp.where(plausible, fine.bluntness, -jnp.inf)))
+    return fine.shape(k) if plausible[k] else None
+
+
+def _nearest(candidates: Candidates, images: Frames, n: int) -> Double:
+    """The n tips nearest to admissible, truly double ones first."""
+    excess = candidates.misfit / (candidates.floor + _RESOLUTION)
+    double = _truly_double(images, candidates.shapes)
+    return _chosen(candidates.shapes, jnp.argsort(jnp.where(double, excess, 1e9 + excess))[:n])
+
+
+def _truly_double(images: Frames, shapes: Double) -> Bool[Array, " n"]:
+    """Whether the second apex stands apart (nearer ones make one flat apex) and takes part."""
+    pixels = jnp.linalg.norm(shapes.offset_nm / shapes.pixel_nm, axis=1)
+    return (pixels >= _APART) & (second_apex_shares(images, shapes) >= _TAKES_PART)
+
+
+def _chosen(shapes: Double, which) -> Double:
+    return jax.tree.map(lambda a: a[which], shapes)
 
 
 @functools.partial(jax.jit, static_argnames="steps")
 def _descend(tip, state, images, sigma_nm, depth_nm, rate_nm, key, steps):
     def excess(tip, key):
         opened = jax.vmap(lambda i: opening(i, tip))(images)
-        seen = jnp.mean((images - opened) ** 2) / sigma_nm**2
+        seen = _mean_square(images - opened, tip) / sigma_nm**2
         # without the floor's own gradient the descent would go on to fit the noise: to a needle
         expected = _floor(lax.stop_gradient(opened), tip, sigma_nm, key)
         return seen - expected, (seen, expected)
@@ -381,6 +443,8 @@ def free_form(
             tip, state, images, sigma_nm, depth_nm, rate_nm, jax.random.fold_in(key, i), chunk
         )
         report(i + chunk, f"misfit {float(seen):.2f}, floor {float(expected):.2f}")
+        if i > steps // 3 and seen > _HOPELESS * expected:
+            break
         if bool(admissible(seen, expected, allowance)):
             return tip, True
     return tip, False

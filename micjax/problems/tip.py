@@ -126,6 +126,8 @@ def problem(
             ),
             "forward.tip.shape.offset_nm": dist.Normal(0.0, reach),
             "forward.tip.shape.drop_nm": dist.HalfNormal(reach),
+            "forward.tip.shape.origin_nm": dist.Normal(0.0, reach),
+            "forward.tip.residual_nm": dist.Normal(0.0, reach),
         }
     if line_sigma_nm > 0:
         priors["forward.line_offsets_nm"] = dist.Normal(0.0, line_sigma_nm)
@@ -501,7 +503,7 @@ def _statements(found, share: float, touching: float) -> list[str]:
     return said
 
 
-def compare(solution: Solution, truth: InverseProblem, x, y) -> list[dict[str, Any]]:
+def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
     """Surface errors against the truth, after the shift that no blind method can know."""
     surface = np.asarray(truth.forward.surface_nm[x])
     tip = truth.forward.tip()

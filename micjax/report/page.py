@@ -129,7 +129,14 @@ def _statements(page: Page) -> Iterator[str]:
 
 
 def _alert(sentence: str) -> str:
-    words = ("not identified", "distrust", "do not agree", "may not have", "stopped after")
+    words = (
+        "not identified",
+        "NOT IDENTIFIED",
+        "distrust",
+        "do not agree",
+        "may not have",
+        "stopped after",
+    )
     return ' class="alert"' if any(word in sentence for word in words) else ""
 
 
@@ -139,6 +146,8 @@ def _result_table(page: Page) -> Iterator[str]:
     yield "<h2>Result</h2>"
     if page.solution.table:
         yield _table(page.solution.table)
+    if page.solution.comparison:
+        yield _table(page.solution.comparison)
     if page.solution.metrics:
         pairs = (
             f"{_e(n.replace('_', ' '))} <b>{_e(cell(v))}</b>"

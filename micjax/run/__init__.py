@@ -7,6 +7,7 @@ A problem module is a citizen of the command line by its functions alone:
     load(file, **options) -> (problem_options, x, y)                                    optional
     solve(problem, x, y, *, key, checkpoint, resume, on_chunk, **engine) -> Solution    optional
     figures(solution, x, y, truth=None) -> {title: matplotlib Figure}                   optional
+    compare(solution, x, y, truth) -> rows                                              optional
 
 docs/plans.md tells what each of them may expect.
 """

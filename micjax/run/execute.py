@@ -55,6 +55,7 @@ def run(job: Job, folder: RunFolder, *, resume: bool, argv: list[str]) -> Outcom
     facts |= {"status": "interrupted" if interrupted else "finished"} | _ended(began)
     if solution is not None:
         _keep(job, solution, folder, facts)
+        solution = _compared(job, solution)
     folder.write_json("provenance.json", facts)
     report = None if solution is None else _report(job, solution, folder, facts)
     return Outcome(folder, solution, interrupted, report)
@@ -103,6 +104,20 @@ def _recorder(folder: RunFolder, began: float, watch) -> Callable[..., None]:
 def _finite(value: Any) -> float | None:
     value = float(np.asarray(value).item())
     return value if np.isfinite(value) else None  # JSON has no NaN
+
+
+def _compared(job: Job, solution: Solution) -> Solution:
+    """With the module's own comparison to the truth, where there is one."""
+    compare = job.citizen.function("compare")
+    if job.truth is None or compare is None:
+        return solution
+    try:
+        rows = compare(solution, job.x, job.y, job.truth)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        log.warning("compare of %s: %s", job.plan.problem, text, exc_info=True)
+        return solution
+    return dataclasses.replace(solution, comparison=rows)
 
 
 def _keep(job: Job, solution: Solution, folder: RunFolder, facts: dict[str, Any]) -> None:
