@@ -26,7 +26,8 @@ Image = Float[Array, "ny nx"]
 Kernel = Float[Array, "ky kx"]  # heights of a tip, odd sizes
 Edge = Literal["open", "replicate"]  # outside the scan: nothing is known | the border pixel goes on
 
-# XLA keeps the accumulator in registers over 16 unrolled columns; with 8 it falls off a cliff
+# XLA for CPU keeps the accumulator in registers over 16 or more unrolled columns; fewer are five
+# times slower, and under vmap they do not even compile (jaxlib 0.10.1)
 _BLOCK = 16
 
 
@@ -49,6 +50,12 @@ def _padded(surface: Image, tip_shape: tuple[int, ...], edge: Edge, fill: float)
     raise ValueError(f"edge {edge!r}: allowed are 'open' and 'replicate'")
 
 
+def _widened(padded: Array, tip: Kernel) -> tuple[Array, Array]:
+    """Both with columns added that touch nothing, if the tip has less than a block of them."""
+    missing = ((0, 0), (0, max(0, _BLOCK - tip.shape[1])))
+    return jnp.pad(padded, missing), jnp.pad(tip, missing, constant_values=-jnp.inf)
+
+
 def _over_offsets(body, carry, padded: Array, tip: Kernel, width: int):
     """Fold `body(carry, shifted surface, tip height, flat offset index)` over all tip pixels.
 
@@ -56,14 +63,13 @@ def _over_offsets(body, carry, padded: Array, tip: Kernel, width: int):
     """
     ky, kx = tip.shape
     ny = padded.shape[0] - ky + 1
-    for first in range(0, kx, _BLOCK):
-        columns = range(first, min(kx, first + _BLOCK))
+    padded, tip = _widened(padded, tip)
+    blocks = tip.shape[1] // _BLOCK  # of _BLOCK to 2 _BLOCK - 1 columns
+    for n in range(blocks):
+        columns = range(n * tip.shape[1] // blocks, (n + 1) * tip.shape[1] // blocks)
 
         def row(carry, x, columns=columns):
             i, heights = x
-            # fused into the loop, this slice of the tip does not compile under vmap on the CPU
-            # ("Incorrect number of arguments passed", jaxlib 0.10.1)
-            heights = lax.optimization_barrier(heights)
             rows = lax.dynamic_slice_in_dim(padded, i, ny)
             for j in columns:
                 carry = body(carry, rows[:, j : j + width], heights[j], i * kx + j)
@@ -291,7 +297,8 @@ def soft_dilate(
     _check_sizes(surface.shape, tip.shape)
     dtype = jnp.result_type(surface, tip)
     padded = _padded(surface.astype(dtype), tip.shape, edge, -jnp.inf)
-    return _soft_dilate(padded, tip.astype(dtype), jnp.asarray(temperature_nm, dtype))
+    padded, tip = _widened(padded, tip.astype(dtype))
+    return _soft_dilate(padded, tip, jnp.asarray(temperature_nm, dtype))
 
 
 def soft_erode(
