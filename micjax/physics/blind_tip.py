@@ -27,11 +27,11 @@ Frames = Float[Array, "frames ny nx"]
 Kernel = Float[Array, "ky kx"]
 Scalar = Float[Array, ""]
 
-ALLOWANCE = 1.25  # misfit / floor of an admissible tip; 1 without any error of the tip model
+ALLOWANCE = 1.15  # misfit / floor of an admissible tip; 1 without any error of the tip model
 _WORTHWHILE = 1.15  # how much blunter a free-form tip must be to give up a parametric one
 _APART = 3.0  # pixels between two apexes
 _TAKES_PART = 0.05  # share of the image below which a second apex is not worth its parameters
-_HOPELESS = 6.0  # misfit / floor from which a descent that is a third through will not arrive
+_HOPELESS = 6.0  # misfit / floor from which a descent that is a quarter through will not arrive
 _RESOLUTION = 0.01  # misfits below this fraction of the noise variance are no evidence
 
 
@@ -124,7 +124,7 @@ def single_tips(height_nm: float, pixel_nm, size: tuple[int, int]) -> Double:
         [
             (r, a, y * pixel[0], x * pixel[1])
             for r in radii
-            for a in (15.0, 30.0, 45.0, 60.0, 75.0)
+            for a in (8.0, 15.0, 30.0, 50.0, 70.0)
             for y in halves
             for x in halves
         ]
@@ -298,7 +298,7 @@ def blind(
             report=lambda done, text, n=n: report(300 + n * steps + done, "free form, " + text),
         )
         seen, floor, bluntness = map(float, misfit(images, heights, sigma_nm, key))
-        if passed and (bluntness > _WORTHWHILE * found.bluntness or not found.passes):
+        if passed and (bluntness > _WORTHWHILE * found.bluntness + 0.1 or not found.passes):
             found = BlindTip(
                 heights, shape, found.double, True, True, seen, floor, bluntness, singles
             )
@@ -443,7 +443,7 @@ def free_form(
             tip, state, images, sigma_nm, depth_nm, rate_nm, jax.random.fold_in(key, i), chunk
         )
         report(i + chunk, f"misfit {float(seen):.2f}, floor {float(expected):.2f}")
-        if i > steps // 3 and seen > _HOPELESS * expected:
+        if i >= steps // 4 and seen > _HOPELESS * expected + _RESOLUTION:
             break
         if bool(admissible(seen, expected, allowance)):
             return tip, True
@@ -485,8 +485,8 @@ def _patches_at_maxima(images: Frames, ky: int, kx: int) -> Float[Array, "n py p
     around = jnp.stack(
         [
             jnp.roll(images, (dy, dx), (1, 2))
-            for dy in (-1, 0, 1)
-            for dx in (-1, 0, 1)
+            for dy in range(-2, 3)
+            for dx in range(-2, 3)
             if (dy, dx) != (0, 0)
         ]
     ).max(0)
