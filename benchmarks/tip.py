@@ -292,9 +292,9 @@ def main(arguments: list[str] | None = None) -> None:
         certainty(bench, 512, width)
     batch(bench, 8, 256, 17)
     soft(bench, 512, 17)
-    feedback(bench, 512, 16 if given.quick else 512)
+    feedback(bench, 512, 32)
     if not given.quick:
-        widths(bench, 512, (15, 17, 31, 33, 47, 49, 63))
+        widths(bench, 512, (9, 15, 17, 25, 31, 33, 47, 49, 63))
 
 
 if __name__ == "__main__":
