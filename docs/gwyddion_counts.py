@@ -2,8 +2,8 @@
 
     python docs/gwyddion_counts.py FOLDER
 
-FOLDER holds the reference files of tests/test_tip.py, ref_SURFACE__TIP.npz, made with Gwyddion 2.62:
-`S` the surface, `T` the tip, `I` the image, `R` its erosion, `C` the certainty map of Gwyddion.
+FOLDER holds the reference files of tests/test_tip.py, ref_SURFACE__TIP.npz, made with Gwyddion
+2.62: `S` the surface, `T` the tip, `I` the image, `R` its erosion, `C` its certainty map.
 Points within a tip size of the border are left out, because no scan proves anything there.
 """
 
