@@ -139,6 +139,19 @@ def test_open_edges_follow_the_definition(tip_shape):
     np.testing.assert_array_equal(dilate(surface, tip), expected)
 
 
+def test_a_tip_of_one_corner_shifts_the_surface():
+    """Where that corner hangs outside the scan, nothing is touched and nothing is known."""
+    surface, tip = random_pair((3, 5))
+    corner = np.full_like(tip, -np.inf)
+    corner[0, 0] = 0.0
+    image = np.full(SHAPE, -np.inf)
+    image[1:, 2:] = surface[:-1, :-2]
+    np.testing.assert_array_equal(dilate(surface, corner), image)
+    upper = np.full(SHAPE, np.inf)
+    upper[:-1, :-2] = surface[:-1, :-2]
+    np.testing.assert_array_equal(erode(image, corner), upper)
+
+
 # --- the algebra of the two operators -------------------------------------------------------------
 
 # eighths of a nm add without rounding, so everything below is exact, ties included
@@ -298,6 +311,7 @@ def test_a_tie_has_one_winner(edge):
     np.testing.assert_array_equal(by_surface.sum((2, 3)), np.ones((5, 6)))
     np.testing.assert_array_equal(by_tip.sum((2, 3)), np.ones((5, 6)))
     assert set(np.unique(by_surface)) == set(np.unique(by_tip)) == {0.0, 1.0}
+    np.testing.assert_array_equal(by_tip[1:, 1:, 0, 0], np.ones((4, 5)))  # the first in row order
 
 
 @pytest.mark.parametrize("tip_shape", [(3, 5), (3, 17)])
