@@ -1,10 +1,12 @@
 """The posterior of a double tip from one scan of a known characteriser, seed by seed.
 
     python experiments/tip_posterior/run.py [--seeds 0 1 2] [--size 96] [--chains 4] [--draws 256]
+    python experiments/tip_posterior/run.py --calibration 40
 
 96 x 96 pixels of 1 nm of sharp cones (pitch 24 nm, height 12 nm), a tip of 17 x 17 pixels, noise
 0.3 nm rms. Prints one JSON line a seed, which changes the noise, the starts and the chains. With
-`--chains 0` only the fits are made: how many starts end in the best basin.
+`--chains 0` only the fits are made: how many starts end in the best basin. `--calibration N`: are
+the error bars right? z = (best value - truth) / Laplace sd over N noise seeds.
 """
 
 import argparse
@@ -18,7 +20,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
 import numpy as np
+import optax
 
+import micjax
 from micjax.problems import tip_characteriser as problem_tip
 
 
@@ -77,6 +81,24 @@ def run(seed: int, size: int, **engine) -> dict:
     return line
 
 
+def calibration(n: int, size: int) -> dict:
+    """Mean and standard deviation of z over `n` noise seeds; 0 and 1 when the errors are right."""
+    truth, x, _ = problem_tip.example(jax.random.key(0), size, size)
+    clean, true = truth.forward(x), truth.values()
+    solver, z = optax.adam(optax.cosine_decay_schedule(0.01, 400)), []
+    for seed in range(n):
+        y = truth.noise(clean).sample(jax.random.key(1000 + seed))
+        best = micjax.fit(truth, x, y, solver, steps=400).problem
+        sd, found = micjax.laplace(best, x, y).sd(), best.values()
+        z.append([(found[n][i] - true[n][i]) / sd[n][i] for n, i, _ in problem_tip.elements(true)])
+    labels = [label for *_, label in problem_tip.elements(true)]
+    columns = {"mean_z": np.mean(z, axis=0), "sd_z": np.std(z, axis=0)}
+    return {"noise_seeds": n, "size": size} | {
+        c: {label: round(float(v), 2) for label, v in zip(labels, values, strict=True)}
+        for c, values in columns.items()
+    }
+
+
 def machine() -> dict:
     """Where the seconds come from."""
     cpu = platform.processor()
@@ -102,8 +124,12 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--warmup", type=int, default=500)
+    parser.add_argument("--calibration", type=int, default=0, metavar="N")
     given = vars(parser.parse_args())
     jax.config.update("jax_enable_x64", True)
+    if n := given.pop("calibration"):
+        print(json.dumps(calibration(n, given["size"]) | machine()))
+        return
     for seed in given.pop("seeds"):
         print(json.dumps(run(seed, **given) | machine()), flush=True)
 
