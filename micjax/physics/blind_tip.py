@@ -27,8 +27,11 @@ Frames = Float[Array, "frames ny nx"]
 Kernel = Float[Array, "ky kx"]
 Scalar = Float[Array, ""]
 
-ALLOWANCE = 1.15  # misfit / floor of an admissible tip; 1 without any error of the tip model
-_WORTHWHILE = 1.15  # how much blunter a free-form tip must be to give up a parametric one
+ALLOWANCE = 1.1  # misfit / floor of an admissible tip; 1 without any error of the tip model
+_STRICT = 1.0  # of a single tip: seeking the bluntest would use up any allowance
+_DOUBLE = 1.4  # of a double tip, which would be far off if it were not there
+_WORTHWHILE = 1.25  # how much blunter a free-form tip must be to give up a parametric one
+_LENIENT = 1.4  # of the tip from which a second apex is sought
 _APART = 3.0  # pixels between two apexes
 _TAKES_PART = 0.05  # share of the image below which a second apex is not worth its parameters
 _HOPELESS = 6.0  # misfit / floor from which a descent that is a quarter through will not arrive
@@ -102,8 +105,9 @@ class Candidates(NamedTuple):
     def best(self, allowance: float = ALLOWANCE) -> int:
         """The bluntest admissible one, or the nearest to it if none is."""
         passes = admissible(self.misfit, self.floor, allowance)
-        excess = self.misfit / (self.floor + _RESOLUTION)
-        return int(jnp.argmax(jnp.where(passes, 1e9 + self.bluntness, -excess)))
+        if bool(jnp.any(passes)):
+            return int(jnp.argmax(jnp.where(passes, self.bluntness, -jnp.inf)))
+        return int(jnp.argmin(self.misfit / (self.floor + _RESOLUTION)))
 
     def shape(self, k: int) -> Double:
         return _chosen(self.shapes, k)
@@ -139,6 +143,38 @@ def single_tips(height_nm: float, pixel_nm, size: tuple[int, int]) -> Double:
         pixel,
         size,
     )
+
+
+def finer(tip: Double) -> Double:
+    """The same tip up to twice as blunt in the radius, and of other cone angles, stacked."""
+    angle = float(tip.half_angle_deg)
+    grid = [(r, a) for r in np.geomspace(1.0, 2.0, 8) for a in angle * np.geomspace(0.7, 2.0, 6)]
+    radius, angles = np.array([(1.0, angle)] + [(r, a) for r, a in grid if a < 80]).T
+    n = len(radius)
+
+    def same(values):
+        return np.broadcast_to(np.asarray(values), (n, *np.shape(values)))
+
+    return _stacked(
+        float(tip.radius_nm) * radius,
+        angles,
+        same(tip.offset_nm),
+        same(tip.drop_nm),
+        same(tip.origin_nm),
+        np.asarray(tip.pixel_nm),
+        tip.size,
+    )
+
+
+def _blunter_doubles(tip: Double) -> Double:
+    """Starts for the last refinement of a double tip whose place is known, stacked."""
+    grid = [(r, a) for r in (1.0, 1.3, 1.7) for a in (float(tip.half_angle_deg), 20.0)]
+    radius, angle = np.array(grid).T
+    same = [
+        jnp.broadcast_to(v, (len(grid), *v.shape))
+        for v in (tip.offset_nm, tip.drop_nm, tip.origin_nm)
+    ]
+    return _stacked(float(tip.radius_nm) * radius, angle, *same, np.asarray(tip.pixel_nm), tip.size)
 
 
 def double_tips(single: Double, height_nm: float, offsets_px, scales, drops) -> Double:
@@ -252,6 +288,7 @@ class BlindTip(NamedTuple):
     floor: float
     bluntness: float
     singles: Candidates
+    classical_nm: Kernel  # Villarrubia's estimate with the threshold asked for
 
 
 def blind(
@@ -262,34 +299,56 @@ def blind(
     key: Key[Array, ""],
     *,
     steps: int = 200,
+    threshold_sigmas: float = 4.0,
     report=lambda done, text: None,
 ) -> BlindTip:
     """The bluntest admissible tip: sphere-cones first, then a second apex, then pixel by pixel.
 
     **Arguments:**
 
-    - `steps`: of the free-form descent; 0 leaves the parametric tip.
+    - `steps`: of the free-form descents; 0 leaves the parametric tip.
+    - `threshold_sigmas`: of the classical estimate, which is the answer where it is admissible:
+        without noise.
     - `report`: called as `report(steps done, text)`; about 300 + 2 * `steps` in all.
     """
     height_nm = float(jnp.max(jnp.ptp(images, axis=(1, 2))))
     depth_nm = 1.05 * height_nm
-    singles = tried(images, single_tips(height_nm, pixel_nm, size), sigma_nm, key)
-    best = singles.best()
+    coarse = tried(images, single_tips(height_nm, pixel_nm, size), sigma_nm, key)
+    singles = tried(images, finer(coarse.shape(coarse.best(_STRICT))), sigma_nm, key)
+    best = singles.best(_STRICT)
     shape = singles.shape(best)
     report(100, f"single tip, radius {float(shape.radius_nm):.3g} nm")
-    double = _second_apex(images, shape, singles.bluntness[best], height_nm, sigma_nm, key)
+    # a ghost makes a single tip come out too sharp, so the search starts from a blunter one
+    blunter = coarse.shape(coarse.best(_LENIENT))
+    double = _second_apex(images, blunter, singles.bluntness[best], height_nm, sigma_nm, key)
     report(300, "no second apex" if double is None else "second apex found")
-    shape = shape if double is None else double
+    if double is not None:
+        blunter = _refine(_blunter_doubles(double), images, sigma_nm, key, 40)
+        doubles = tried(images, blunter, sigma_nm, key)
+        shape = doubles.shape(doubles.best(_DOUBLE))
 
     parametric = _heights_of_one(shape, depth_nm)
     seen, floor, bluntness = map(float, misfit(images, parametric, sigma_nm, key))
-    passes = bool(admissible(seen, floor))
+    passes = bool(admissible(seen, floor, ALLOWANCE if double is None else _DOUBLE))
+    classical, _ = villarrubia(images, size, float(threshold_sigmas * sigma_nm))
     found = BlindTip(
-        parametric, shape, double is not None, False, passes, seen, floor, bluntness, singles
+        parametric,
+        shape,
+        double is not None,
+        False,
+        passes,
+        seen,
+        floor,
+        bluntness,
+        singles,
+        classical,
     )
+    if steps == 0:
+        return found
+    found = _blunter(found, classical, images, sigma_nm, key)
     # from blunter starts, so that flanks that are no cones and unequal sides come out as they are
-    for n, flatter in enumerate((0.5, 0.15) if steps else ()):
-        heights, passed = free_form(
+    for n, flatter in enumerate((0.5, 0.15)):
+        heights, _ = free_form(
             images,
             flatter * parametric,
             sigma_nm,
@@ -297,12 +356,24 @@ def blind(
             steps=steps,
             report=lambda done, text, n=n: report(300 + n * steps + done, "free form, " + text),
         )
-        seen, floor, bluntness = map(float, misfit(images, heights, sigma_nm, key))
-        if passed and (bluntness > _WORTHWHILE * found.bluntness + 0.1 or not found.passes):
-            found = BlindTip(
-                heights, shape, found.double, True, True, seen, floor, bluntness, singles
-            )
+        found = _blunter(found, heights, images, sigma_nm, key)
     return found
+
+
+def _blunter(found: BlindTip, heights: Kernel, images, sigma_nm, key) -> BlindTip:
+    """The free-form tip instead of the one found so far, if it is worth it."""
+    seen, floor, bluntness = map(float, misfit(images, heights, sigma_nm, key))
+    worthwhile = bluntness > _WORTHWHILE * found.bluntness + 0.1 or not found.passes
+    if not (worthwhile and bool(admissible(seen, floor, 1.1))):
+        return found
+    return found._replace(
+        heights_nm=heights,
+        free_form=True,
+        passes=True,
+        misfit=seen,
+        floor=floor,
+        bluntness=bluntness,
+    )
 
 
 def _heights_of_one(shape: Double, depth_nm: float) -> Kernel:
@@ -361,11 +432,11 @@ def _second_apex(images, single: Double, bluntness, height_nm, sigma_nm, key) ->
     )
     # what suits a part is polished on the whole
     fine = tried(
-        images, _refine(_nearest(refined, images, 2), images, sigma_nm, key, 30), sigma_nm, key
+        images, _refine(_nearest(refined, images, 2), images, sigma_nm, key, 40), sigma_nm, key
     )
     plausible = (
-        admissible(fine.misfit, fine.floor)
-        & (fine.bluntness > 0.8 * bluntness)
+        admissible(fine.misfit, fine.floor, _DOUBLE)
+        & (fine.bluntness > bluntness)
         & _truly_double(images, fine.shapes)
     )
     k = int(jnp.argmax(jnp.where(plausible, fine.bluntness, -jnp.inf)))
@@ -417,7 +488,7 @@ def free_form(
     key: Key[Array, ""],
     *,
     steps: int = 300,
-    allowance: float = 1.1,
+    allowance: float = 1.05,
     report=lambda done, text: None,
 ) -> tuple[Kernel, bool]:
     """Sharpen a too blunt tip, pixel by pixel, until it becomes admissible.
@@ -437,6 +508,9 @@ def free_form(
     depth_nm = 1.05 * (jnp.max(images) - jnp.min(images))
     tip = jnp.maximum(start - jnp.max(start), -depth_nm)
     state = optax.scale_by_adam().init(tip)
+    seen, expected, _ = misfit(images, tip, sigma_nm, key)
+    if bool(admissible(seen, expected, allowance)):
+        return tip, True
     for i in range(0, steps, chunk):
         rate_nm = depth_nm * 0.01 * (1 - 0.8 * i / steps)
         tip, state, seen, expected = _descend(

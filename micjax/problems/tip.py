@@ -286,14 +286,12 @@ def solve(
         raise ValueError(f"posterior {posterior!r}: allowed are laplace, nuts, none")
     y = jnp.asarray(y, dtype=float)
     known = isinstance(problem.forward.tip, FreeForm)
-    sigma = problem.noise.sigma
     problem = _with_lines(problem, y)
     flat = jax.vmap(add_lines)(y, -problem.forward.line_offsets_nm[x])
-    size = problem.forward.tip().shape
 
     found = None
     if not known:
-        problem, found = _with_blind_tip(problem, flat, sigma, size, key, tip_steps, on_chunk)
+        problem, found = _with_blind_tip(problem, flat, key, tip_steps, threshold_sigmas)
     tip = problem.forward.tip()
     start = jax.vmap(lambda i: erode(i, tip))(flat)
     problem = problem.at({"forward.surface_nm": start})
@@ -304,7 +302,7 @@ def solve(
         problem,
         fit=fitted,
         **_tip_posterior(problem, x, y, posterior, found, key),
-        **_outputs(problem, x, y, found, threshold_sigmas),
+        **_outputs(problem, x, y, found),
     )
 
 
@@ -315,10 +313,19 @@ def _with_lines(problem: InverseProblem, y) -> InverseProblem:
     return problem.at({"forward.line_offsets_nm": line_offsets(y)})
 
 
-def _with_blind_tip(problem, images, sigma, size, key, tip_steps, on_chunk):
-    pixel = problem.forward.tip.shape.pixel_nm
+def _with_blind_tip(problem, images, key, tip_steps, threshold_sigmas):
+    window = problem.forward.tip.shape
     with progress("tip", 300 + 2 * tip_steps) as show:
-        found = blind_tip.blind(images, sigma, pixel, size, key, steps=tip_steps, report=show)
+        found = blind_tip.blind(
+            images,
+            problem.noise.sigma,
+            window.pixel_nm,
+            window.size,
+            key,
+            steps=tip_steps,
+            threshold_sigmas=threshold_sigmas,
+            report=show,
+        )
     shape = found.shape
     residual = found.heights_nm - shape()
     log.info("tip: %s", _describe(found))
@@ -373,7 +380,7 @@ def _tip_posterior(problem, x, y, kind, found, key) -> dict[str, Any]:
     return {"posterior": nuts(given, x, y, key, samples=300, warmup=300)}
 
 
-def _outputs(problem, x, y, found, threshold_sigmas) -> dict[str, Any]:
+def _outputs(problem, x, y, found) -> dict[str, Any]:
     """Maps, numbers and sentences of the solved problem."""
     forward, sigma = problem.forward, problem.noise.sigma
     tip = forward.tip()
@@ -388,7 +395,7 @@ def _outputs(problem, x, y, found, threshold_sigmas) -> dict[str, Any]:
     touching = jnp.any(jax.vmap(lambda i: touching_tip_pixels(i, tip))(clean), axis=0)
     classical = tip  # with a known tip the classical answer is its erosion
     if found is not None:
-        classical, _ = blind_tip.villarrubia(flat, tip.shape, float(threshold_sigmas * sigma))
+        classical = found.classical_nm
     classical_surface = jax.vmap(lambda i: erode(i, classical))(flat)
 
     maps = {
@@ -481,8 +488,8 @@ def _statements(found, share: float, touching: float) -> list[str]:
     for_any_tip = "" if found is None else " and the same for every admissible tip"
     said = [
         f"{100 * share:.0f} % of the surface is measured (touched at one point only, nothing else "
-        f"within {CERTAIN_SIGMAS:.0f} sigma{for_any_tip}); elsewhere the surface is an estimate below the upper "
-        "bound.",
+        f"within {CERTAIN_SIGMAS:.0f} sigma{for_any_tip}); elsewhere the surface is an estimate "
+        "below the upper bound.",
         "There is no lower bound where the tip did not touch: pits may be deeper than shown.",
         f"{100 * touching:.0f} % of the tip's pixels touched the surface; the others are not "
         "identified by this scan.",
