@@ -42,7 +42,7 @@ from micjax.report.figures import (
 
 log = logging.getLogger("micjax")
 
-CERTAIN_SIGMAS = 3.0  # two contacts closer than this are not told apart
+CERTAIN_SIGMAS = 2.0  # two contacts closer than this are not told apart
 
 
 class Reshaped(eqx.Module):
@@ -608,7 +608,7 @@ def _certainty_figure(maps, pixel):
     image_panel(
         axes[0, 2],
         np.minimum(maps["contact_multiplicity"], 10),
-        "contacts within 3 sigma (10: or more)",
+        "contacts within 2 sigma (10: or more)",
         pixel_nm=pixel,
         cmap="cividis",
     )
