@@ -1,4 +1,4 @@
-"""Who may import whom: a row lists the rooms of micjax that a room may import ('' is `import micjax`)."""
+"""Who may import whom: a row lists what a room of micjax may import ('' is `import micjax`)."""
 
 import ast
 import pathlib

@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, ArrayLike, Bool, Float, Key
 
 from micjax.physics.tip import contact_pixel, dilate, erode, opening
 from micjax.physics.tip_shapes import Double
 
 Frames = Float[Array, "frames ny nx"]
 Kernel = Float[Array, "ky kx"]
-Scalar = Float[Array, ""]
+Scalar = Float[ArrayLike, ""]
 
 ALLOWANCE = 1.1  # misfit / floor of an admissible tip; 1 without any error of the tip model
 _STRICT = 1.0  # of a single tip: seeking the bluntest would use up any allowance
@@ -81,7 +81,9 @@ def _floor(opened: Frames, tip: Kernel, sigma_nm: Scalar, key: Key[Array, ""]) -
     return _mean_square(again - jax.vmap(lambda i: opening(i, tip))(again), tip) / sigma_nm**2
 
 
-def admissible(misfit: Array, floor: Array, allowance: float = ALLOWANCE) -> Bool[Array, "..."]:
+def admissible(
+    misfit: Float[ArrayLike, "..."], floor: Float[ArrayLike, "..."], allowance: float = ALLOWANCE
+) -> Bool[ArrayLike, "..."]:
     """Whether a tip of this misfit can have taken the images."""
     return misfit < allowance * floor + _RESOLUTION
 
@@ -209,7 +211,7 @@ def _stacked(radius, angle, offset, drop, origin, pixel, size) -> Double:
     )
 
 
-def heights_of(shapes: Double, depth_nm: float) -> Float[Array, "n ky kx"]:
+def heights_of(shapes: Double, depth_nm: Scalar) -> Float[Array, "n ky kx"]:
     """T (nm) of stacked shapes, the highest pixel at 0, cut off below `depth_nm`."""
     tips = eqx.filter_vmap(lambda s: s())(shapes)
     tips = tips - jnp.max(tips, axis=(1, 2), keepdims=True)
@@ -376,7 +378,7 @@ def _blunter(found: BlindTip, heights: Kernel, images, sigma_nm, key) -> BlindTi
     )
 
 
-def _heights_of_one(shape: Double, depth_nm: float) -> Kernel:
+def _heights_of_one(shape: Double, depth_nm: Scalar) -> Kernel:
     return heights_of(jax.tree.map(lambda a: a[None], shape), depth_nm)[0]
 
 
@@ -392,7 +394,7 @@ def _screen(images, tips):
     return lax.map(one, tips)
 
 
-def _busiest(images: Frames, n: int) -> Frames:
+def _busiest(images: Frames, n: int) -> Float[Array, "frames my mx"]:
     """The n x n pixels with the largest spread of heights, of larger images."""
     _, ny, nx = images.shape
     corners = [

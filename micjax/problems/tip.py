@@ -188,6 +188,7 @@ def load(
     tip_size: int | None = None,
     tip_channel: str | None = None,
     sigma_nm: float | None = None,
+    tip_reflected: bool = False,
 ) -> tuple[dict[str, Any], Int[Array, " n"], Float[Array, "n ny nx"]]:
     """The height image of a microscope's file.
 
@@ -199,6 +200,8 @@ def load(
     - `tip_size`: pixels of the unknown tip, odd; 25, or what fits into a small image.
     - `tip_channel`: which image of the tip's file.
     - `sigma_nm`: rms noise; estimated from the image if not given.
+    - `tip_reflected`: the known tip is a blind estimate of Gwyddion or another program in
+        Villarrubia's frame, turned by 180 degrees against the tip itself.
 
     **Raises:** `ValueError` for NaN or constant images, pixel sizes that differ, tips that do not
     fit, besides what `micjax.io.read` raises.
@@ -220,7 +223,9 @@ def load(
     }
     log.info("noise %.3g nm rms%s", options["sigma_nm"], " (estimated)" if sigma_nm is None else "")
     if known_tip is not None:
-        options["tip_heights_nm"] = _known_tip(known_tip, tip_channel, pixel, heights.shape)
+        options["tip_heights_nm"] = _known_tip(
+            known_tip, tip_channel, pixel, heights.shape, tip_reflected
+        )
     else:
         fits = min(ny, nx) // 3 // 2 * 2 - 1
         if fits < 3:
@@ -229,7 +234,7 @@ def load(
     return options, jnp.arange(1), y
 
 
-def _known_tip(path, channel, pixel, image_shape) -> list:
+def _known_tip(path, channel, pixel, image_shape, reflected: bool) -> list:
     tip = check_image(read(path, channel, None if _states_pixel(path) else list(pixel)))
     if not np.allclose(tip.pixel_nm, pixel, rtol=1e-3):
         raise ValueError(
@@ -242,6 +247,7 @@ def _known_tip(path, channel, pixel, image_shape) -> list:
         raise ValueError(
             f"the image of {image_shape} pixels is smaller than the tip {heights.shape}"
         )
+    heights = heights[::-1, ::-1] if reflected else heights
     return (heights - heights.max()).tolist()
 
 
@@ -499,9 +505,9 @@ def _statements(found, share: float, touching: float) -> list[str]:
     said.insert(0, f"Blind estimate of the tip: {_describe(found)}.")
     said.insert(
         1,
-        "A blind estimate is the bluntest tip that the image admits: every sharper tip of this "
-        "kind, down to a needle, explains the image too. The scan alone does not identify the "
-        "tip from below, nor its place below the image.",
+        "A blind estimate is the bluntest tip that the image admits. Sharper ones, down to a "
+        "needle, may have taken the image as well: the scan alone does not identify the tip from "
+        "below, nor its place below the image.",
     )
     if not found.passes:
         said.insert(
@@ -515,7 +521,12 @@ def _statements(found, share: float, touching: float) -> list[str]:
             0,
             "NOT IDENTIFIED: the image shows no trace of the tip, which is sharper than a pixel.",
         )
-    if found.free_form:
+    if not found.free_form:
+        said.append(
+            "Errors of the tip's parameters are those of the noise alone, with the surface as "
+            "estimated; how blunt the tip is at all is the larger question."
+        )
+    else:
         said.append(
             "The tip was reshaped pixel by pixel, so it has no parameters with error bars; "
             "tip_steps=0 keeps the parametric tip."
