@@ -28,8 +28,8 @@ Kernel = Float[Array, "ky kx"]
 Scalar = Float[ArrayLike, ""]
 
 ALLOWANCE = 1.1  # misfit / floor of an admissible tip; 1 without any error of the tip model
-_STRICT = 1.0  # of a single tip: seeking the bluntest would use up any allowance
-_DOUBLE = 1.4  # of a double tip, which would be far off if it were not there
+_STRICT = 1.05  # of a single tip: seeking the bluntest would use up any allowance
+_DOUBLE = 1.4  # of a double tip before its last refinement
 _WORTHWHILE = 1.25  # how much blunter a free-form tip must be to give up a parametric one
 _LENIENT = 1.4  # of the tip from which a second apex is sought
 _APART = 3.0  # pixels between two apexes
@@ -56,29 +56,36 @@ def misfit(
 ) -> tuple[Scalar, Scalar, Scalar]:
     """How far the images are from being open for `tip`.
 
-    **Returns:** `(misfit, floor, bluntness)`: the mean squared opening residual over sigma^2, the
-    same of images that *were* taken with this tip, with fresh noise, and the mean height that the
-    tip takes off the images, over sigma.
+    **Returns:** `(misfit, floor, bluntness)`: the root mean fourth power of the opening residual
+    over sigma^2, the same of images that *were* taken with this tip, with fresh noise, and the mean
+    height that the tip takes off the images, over sigma.
     """
     eroded = jax.vmap(lambda i: erode(i, tip))(images)
     opened = jax.vmap(lambda s: dilate(s, tip))(eroded)
     return (
-        _mean_square(images - opened, tip) / sigma_nm**2,
-        _floor(opened, tip, sigma_nm, key),
+        _spread(images - opened, tip) / sigma_nm**2,
+        _spread(_noise_residual(opened, tip, sigma_nm, key), tip) / sigma_nm**2,
         jnp.mean(images - eroded) / sigma_nm,
     )
 
 
-def _mean_square(residual: Frames, tip: Kernel) -> Scalar:
+def _mean_power(residual: Frames, tip: Kernel, power: int) -> Scalar:
     """Without the pixels within half a tip of the border: there the tip may have touched what lies
     outside the scan, which no surface inside can explain."""
     (_, ny, nx), (hy, hx) = residual.shape, (n // 2 for n in tip.shape)
-    return jnp.mean(residual[:, hy : ny - hy, hx : nx - hx] ** 2)
+    return jnp.mean(residual[:, hy : ny - hy, hx : nx - hx] ** power)
 
 
-def _floor(opened: Frames, tip: Kernel, sigma_nm: Scalar, key: Key[Array, ""]) -> Scalar:
+def _spread(residual: Frames, tip: Kernel) -> Scalar:
+    """Root of the mean fourth power: a blunt tip misses few features, but those by many sigma,
+    which the mean square of a large image would not show."""
+    return jnp.sqrt(_mean_power(residual, tip, 4))
+
+
+def _noise_residual(opened: Frames, tip: Kernel, sigma_nm: Scalar, key: Key[Array, ""]) -> Frames:
+    """The opening residual of images which `tip` did take, with fresh noise."""
     again = opened + sigma_nm * jax.random.normal(key, opened.shape, opened.dtype)
-    return _mean_square(again - jax.vmap(lambda i: opening(i, tip))(again), tip) / sigma_nm**2
+    return again - jax.vmap(lambda i: opening(i, tip))(again)
 
 
 def admissible(
@@ -327,11 +334,11 @@ def blind(
     if double is not None:
         blunter = _refine(_blunter_doubles(double), images, sigma_nm, key, 40)
         doubles = tried(images, blunter, sigma_nm, key)
-        shape = doubles.shape(doubles.best(_DOUBLE))
+        shape = doubles.shape(doubles.best(ALLOWANCE))
 
     parametric = _heights_of_one(shape, depth_nm)
     seen, floor, bluntness = map(float, misfit(images, parametric, sigma_nm, key))
-    passes = bool(admissible(seen, floor, ALLOWANCE if double is None else _DOUBLE))
+    passes = bool(admissible(seen, floor))
     classical, _ = villarrubia(images, size, float(threshold_sigmas * sigma_nm))
     found = BlindTip(
         parametric,
@@ -389,7 +396,7 @@ def _screen(images, tips):
     def one(tip):
         eroded = jax.vmap(lambda i: erode(i, tip))(images)
         opened = jax.vmap(lambda s: dilate(s, tip))(eroded)
-        return _mean_square(images - opened, tip), jnp.mean(images - eroded)
+        return _mean_power(images - opened, tip, 2), jnp.mean(images - eroded)
 
     return lax.map(one, tips)
 
@@ -466,9 +473,10 @@ def _chosen(shapes: Double, which) -> Double:
 def _descend(tip, state, images, sigma_nm, depth_nm, rate_nm, key, steps):
     def excess(tip, key):
         opened = jax.vmap(lambda i: opening(i, tip))(images)
-        seen = _mean_square(images - opened, tip) / sigma_nm**2
+        seen = _mean_power(images - opened, tip, 2) / sigma_nm**2
         # without the floor's own gradient the descent would go on to fit the noise: to a needle
-        expected = _floor(lax.stop_gradient(opened), tip, sigma_nm, key)
+        noise = _noise_residual(lax.stop_gradient(opened), tip, sigma_nm, key)
+        expected = _mean_power(noise, tip, 2) / sigma_nm**2
         return seen - expected, (seen, expected)
 
     def step(carry, key):
