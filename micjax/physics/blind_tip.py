@@ -29,7 +29,7 @@ Scalar = Float[ArrayLike, ""]
 
 ALLOWANCE = 1.1  # misfit / floor of an admissible tip; 1 without any error of the tip model
 _STRICT = 1.05  # of a single tip: seeking the bluntest would use up any allowance
-_DOUBLE = 1.4  # of a double tip before its last refinement
+_DOUBLE = 1.3  # of a double tip: its seven numbers are found only so well
 _WORTHWHILE = 1.25  # how much blunter a free-form tip must be to give up a parametric one
 _LENIENT = 1.4  # of the tip from which a second apex is sought
 _APART = 3.0  # pixels between two apexes
@@ -175,12 +175,12 @@ def finer(tip: Double) -> Double:
     )
 
 
-def _blunter_doubles(tip: Double) -> Double:
+def _around(tip: Double) -> Double:
     """Starts for the last refinement of a double tip whose place is known, stacked."""
-    grid = [(r, a) for r in (1.0, 1.3, 1.7) for a in (float(tip.half_angle_deg), 20.0)]
-    radius, angle = np.array(grid).T
+    radius = np.array([0.7, 0.85, 1.0, 1.15, 1.3])
+    angle = np.full(len(radius), max(float(tip.half_angle_deg), 15.0))
     same = [
-        jnp.broadcast_to(v, (len(grid), *v.shape))
+        jnp.broadcast_to(v, (len(radius), *v.shape))
         for v in (tip.offset_nm, tip.drop_nm, tip.origin_nm)
     ]
     return _stacked(float(tip.radius_nm) * radius, angle, *same, np.asarray(tip.pixel_nm), tip.size)
@@ -332,13 +332,13 @@ def blind(
     double = _second_apex(images, blunter, singles.bluntness[best], height_nm, sigma_nm, key)
     report(300, "no second apex" if double is None else "second apex found")
     if double is not None:
-        blunter = _refine(_blunter_doubles(double), images, sigma_nm, key, 40)
-        doubles = tried(images, blunter, sigma_nm, key)
-        shape = doubles.shape(doubles.best(ALLOWANCE))
+        around = _refine(_around(double), images, sigma_nm, key, 60)
+        doubles = tried(images, around, sigma_nm, key)
+        shape = doubles.shape(doubles.best(_DOUBLE))
 
     parametric = _heights_of_one(shape, depth_nm)
     seen, floor, bluntness = map(float, misfit(images, parametric, sigma_nm, key))
-    passes = bool(admissible(seen, floor))
+    passes = bool(admissible(seen, floor, ALLOWANCE if double is None else _DOUBLE))
     classical, _ = villarrubia(images, size, float(threshold_sigmas * sigma_nm))
     found = BlindTip(
         parametric,

@@ -478,12 +478,14 @@ def _table(flat, sigma, tip, classical, found) -> list[dict[str, Any]]:
         seen, floor, bluntness = map(
             float, blind_tip.misfit(flat, heights, sigma, jax.random.key(0))
         )
+        own = found is not None and name == "micjax"  # a double tip has an allowance of its own
+        passes = found.passes if own else blind_tip.admissible(seen, floor)
         rows.append(
             {
                 "tip": name,
-                "opening misfit / sigma^2": seen,
+                "opening misfit (sigma^2)": seen,
                 "expected of noise alone": floor,
-                "admissible": "yes" if blind_tip.admissible(seen, floor) else "no",
+                "admissible": "yes" if passes else "no",
                 "taken off the image (nm)": bluntness * float(sigma),
             }
         )
