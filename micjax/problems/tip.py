@@ -213,6 +213,8 @@ def load(
     # where the sample stands means nothing; its slope is part of the surface
     y = jnp.asarray(heights - heights.mean(), dtype=float)[None]
     sigma = float(blind_tip.noise_sigma_nm(y)) if sigma_nm is None else sigma_nm
+    if not sigma > 0 and sigma_nm is not None:
+        raise ValueError(f"sigma_nm = {sigma_nm}: must be positive")
     options: dict[str, Any] = {
         "frames": 1,
         "ny": ny,
@@ -256,13 +258,15 @@ def _states_pixel(path) -> bool:
 
 
 def line_offsets(images: Float[Array, "n ny nx"]) -> Float[Array, "n ny"]:
-    """Line offsets by the median of differences between neighbouring lines, without their trend."""
+    """Line offsets by the median of differences between neighbouring lines.
+
+    Their sum wanders with the surface, so that only what is faster than about 15 lines counts.
+    """
     steps = jnp.median(jnp.diff(images, axis=1), axis=2)
     offsets = jnp.concatenate([jnp.zeros_like(steps[:, :1]), jnp.cumsum(steps, axis=1)], axis=1)
-    t = jnp.linspace(-1.0, 1.0, offsets.shape[1])
-    basis = jnp.stack([jnp.ones_like(t), t, t**2])
-    trend = jnp.linalg.lstsq(basis.T, offsets.T)[0]
-    return offsets - (basis.T @ trend).T
+    window = jnp.hanning(17)[1:-1]
+    smooth = jax.vmap(lambda o: jnp.convolve(o, window, mode="same"))(offsets)
+    return offsets - smooth / jnp.convolve(jnp.ones(offsets.shape[1]), window, mode="same")
 
 
 def solve(

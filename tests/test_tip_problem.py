@@ -1,0 +1,132 @@
+"""The tip problem: bad input is refused in one line, a known tip gives its surface back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import micjax
+from micjax.physics.tip import dilate, erode
+from micjax.physics.tip_shapes import SphereCone
+from micjax.problems import tip as module
+
+
+def write(path, heights, pixel_nm=2.0):
+    np.savez(path, height=heights, pixel_nm=pixel_nm)
+    return path
+
+
+@pytest.fixture(scope="module")
+def truth():
+    surface = module.particles(jax.random.key(1), 48, 48, 2.0)
+    tip = SphereCone(8.0, 22.0, 2.0, 11)()
+    noise = 0.15 * jax.random.normal(jax.random.key(2), surface.shape)
+    return surface, tip, dilate(surface, tip) + noise
+
+
+def test_a_file_becomes_a_problem(tmp_path, truth):
+    options, x, y = module.load(str(write(tmp_path / "scan.npz", truth[2])))
+    assert options["pixel_nm"] == [2.0, 2.0] and options["tip_size"] == 15
+    assert abs(options["sigma_nm"] - 0.15) < 0.05
+    problem = module.problem(**options)
+    assert problem.forward(x).shape == y.shape
+
+
+def nan(image):
+    return np.where(np.arange(image.size).reshape(image.shape) == 5, np.nan, image)
+
+
+BAD = {
+    "nan": (lambda i: nan(i), {}, "NaN|finite"),
+    "constant": (lambda i: np.ones_like(i), {}, "constant"),
+    "small": (lambda i: i[:6, :6], {}, "too small"),
+    "even tip": (lambda i: i, {"tip_size": 12}, "odd"),
+    "large tip": (lambda i: i, {"tip_size": 51}, "larger than the image"),
+    "pixel size": (lambda i: i, {"pixel_nm": 3.0}, "pixel"),
+    "channel": (lambda i: i, {"channel": "phase"}, "phase"),
+    "sigma": (lambda i: i, {"sigma_nm": -1.0}, "sigma_nm"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_before_anything_is_computed(tmp_path, truth, name):
+    change, given, message = BAD[name]
+    path = write(tmp_path / "scan.npz", change(np.asarray(truth[2])))
+    with pytest.raises(ValueError, match=message):
+        options, _, _ = module.load(str(path), **given)
+        module.problem(**options)
+
+
+def test_no_pixel_size(tmp_path, truth):
+    np.save(tmp_path / "scan.npy", truth[2])
+    with pytest.raises(ValueError, match="pixel size"):
+        module.load(str(tmp_path / "scan.npy"))
+
+
+@pytest.mark.parametrize(
+    "shape, pixel_nm, message",
+    [((11, 11), 1.0, "resample"), ((10, 10), 2.0, "odd"), ((51, 51), 2.0, "smaller than the tip")],
+)
+def test_a_known_tip_must_fit(tmp_path, truth, shape, pixel_nm, message):
+    scan = write(tmp_path / "scan.npz", truth[2])
+    heights = -np.hypot(*np.meshgrid(np.arange(shape[1]), np.arange(shape[0])))
+    known = write(tmp_path / "tip.npz", heights, pixel_nm)
+    with pytest.raises(ValueError, match=message):
+        module.load(str(scan), known_tip=str(known))
+
+
+def test_a_reflected_tip_is_turned(tmp_path, truth):
+    scan = write(tmp_path / "scan.npz", truth[2])
+    known = write(tmp_path / "tip.npz", np.arange(-120.0, 1.0).reshape(11, 11))
+    plain = module.load(str(scan), known_tip=str(known))[0]["tip_heights_nm"]
+    turned = module.load(str(scan), known_tip=str(known), tip_reflected=True)[0]["tip_heights_nm"]
+    np.testing.assert_array_equal(np.array(plain)[::-1, ::-1], turned)
+
+
+@pytest.mark.parametrize(
+    "options", [{"tip_size": 4}, {"pixel_nm": -1.0}, {"sigma_nm": 0.0}, {"tip_size": 129}]
+)
+def test_bad_options(options):
+    with pytest.raises(ValueError):
+        module.problem(**options)
+
+
+def test_a_prior_on_nothing():
+    with pytest.raises(ValueError, match="radius_nm"):
+        problem = module.problem(ny=24, nx=24, tip_size=5)
+        problem.given({"forward.tip.radius_nm": micjax.free()})
+
+
+def test_with_a_known_tip(truth, tmp_path):
+    surface, tip, image = truth
+    options = {"ny": 48, "nx": 48, "sigma_nm": 0.15, "tip_heights_nm": np.asarray(tip).tolist()}
+    x, y = jnp.arange(1), image[None]
+    solution = module.solve(module.problem(**options), x, y, key=jax.random.key(0), steps=200)
+    results = {n: f.data for n, f in solution.results.items()}
+    inside = (slice(6, -6), slice(6, -6))
+
+    def rms(estimate):
+        return float(np.sqrt(np.mean((estimate - surface)[inside] ** 2)))
+
+    assert rms(results["surface"]) < 0.7 * rms(image)
+    assert rms(results["surface"]) < 1.02 * rms(np.asarray(erode(image, tip)))
+    assert np.all(results["upper_bound"] >= results["surface"] - 1e-9)
+    sure = results["certain"].astype(bool)[inside]
+    error = np.abs(results["surface"] - surface)[inside][sure]
+    assert sure.any() and np.mean(error < 3 * 0.15) >= 0.98
+    micjax.save(tmp_path / "values.h5", solution.problem, "micjax.problems.tip", options)
+    again = micjax.load(tmp_path / "values.h5")
+    np.testing.assert_allclose(again.forward(x), solution.problem.forward(x))
+
+
+def test_line_offsets_are_taken_off(truth):
+    _, tip, image = truth
+    lines = 1.5 * jax.random.normal(jax.random.key(3), (48,))
+    problem = module.problem(
+        1, 48, 48, sigma_nm=0.15, tip_heights_nm=np.asarray(tip).tolist(), line_sigma_nm=1.5
+    )
+    y = (image + lines[:, None])[None]
+    solution = module.solve(problem, jnp.arange(1), y, key=jax.random.key(0), steps=200)
+    found = solution.problem.forward.line_offsets_nm[0]
+    off = np.asarray(found - lines)
+    assert np.std(off - off.mean()) < 0.5 * np.std(lines)
