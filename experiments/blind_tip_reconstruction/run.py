@@ -51,8 +51,8 @@ def surface_rmsd(estimates, truths, images) -> float:
 def run(surfaces, tip, images, tip_steps: int, seed: int = 0) -> dict:
     began = time.monotonic()
     y = jnp.asarray(images)
-    # noise-free images have no noise but their rounding
-    sigma = max(float(noise_sigma_nm(y)), 0.01)
+    # without noise: what the pixels of the model may be wrong by
+    sigma = max(float(noise_sigma_nm(y)), 0.03)
     problem = problem_tip.problem(*y.shape, PIXEL_NM, TIP_SIZE, sigma_nm=sigma)
     x = jnp.arange(len(y))
     solution = problem_tip.solve(
@@ -85,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=pathlib.Path, required=True, help="folder of *_images.npy")
     parser.add_argument("--only", default="", help="single or double")
+    parser.add_argument("--noise", default="", help="noise-free or sigma")
     arguments = parser.parse_args()
     for case in ("single", "double"):
         if arguments.only and case != arguments.only:
@@ -95,6 +96,8 @@ def main() -> None:
             json.dumps({"case": case, "rms(file - our dilation) nm": float((noisy - clean).std())})
         )
         for name, images in (("noise-free", clean), ("sigma 0.3 nm", noisy)):
+            if not name.startswith(arguments.noise):
+                continue
             for kind, steps in (("parametric", 0), ("free-form", 300)):
                 row = {"case": case, "noise": name, "kind": kind}
                 print(json.dumps(row | run(surfaces, tip, images, steps)), flush=True)

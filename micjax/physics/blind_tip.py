@@ -32,6 +32,7 @@ _STRICT = 1.05  # of a single tip: seeking the bluntest would use up any allowan
 _DOUBLE = 1.3  # of a double tip: its seven numbers are found only so well
 _WORTHWHILE = 1.25  # how much blunter a free-form tip must be to give up a parametric one
 _LENIENT = 1.4  # of the tip from which a second apex is sought
+_NO_TRACE = 0.1  # sigma taken off the image, below which the tip left no trace
 _APART = 3.0  # pixels between two apexes
 _TAKES_PART = 0.05  # share of the image below which a second apex is not worth its parameters
 _HOPELESS = 6.0  # misfit / floor from which a descent that is a quarter through will not arrive
@@ -355,6 +356,10 @@ def blind(
     if steps == 0:
         return found
     found = _blunter(found, classical, images, sigma_nm, key)
+    if found.bluntness < _NO_TRACE:  # computed images are exact, where no shape of ours fits
+        everywhere = 4 * size[0] * size[1] * images.size < 1e8
+        exact, _ = villarrubia(images, size, 1e-6 * depth_nm, everywhere=everywhere)
+        found = _blunter(found, exact, images, sigma_nm, key)
     # from blunter starts, so that flanks that are no cones and unequal sides come out as they are
     for n, flatter in enumerate((0.5, 0.15)):
         heights, _ = free_form(
@@ -535,7 +540,11 @@ def free_form(
 
 
 def villarrubia(
-    images: Frames, size: tuple[int, int], threshold_nm: float, rounds: int = 30
+    images: Frames,
+    size: tuple[int, int],
+    threshold_nm: float,
+    rounds: int = 30,
+    everywhere: bool = False,
 ) -> tuple[Kernel, int]:
     """The classical blind estimate (Villarrubia 1997, sec. 7), at the local maxima of the images.
 
@@ -546,11 +555,13 @@ def villarrubia(
     d being possible where the apex itself stays out of the surface. Repeated from a flat tip until
     nothing changes.
 
+    `everywhere` takes all image points, which needs 4 * tip.size * images.size numbers of memory.
+
     **Returns:** `(tip in the frame of T, rounds used)`.
     """
     ky, kx = size
     hy, hx = ky // 2, kx // 2
-    patches = _patches_at_maxima(images, ky, kx)
+    patches = _patches(images, ky, kx, everywhere)
     tip = jnp.zeros(size, images.dtype)
     done = 0
     while done < rounds:
@@ -563,8 +574,9 @@ def villarrubia(
     return tip - jnp.max(tip), done
 
 
-def _patches_at_maxima(images: Frames, ky: int, kx: int) -> Float[Array, "n py px"]:
-    """Patches of 2k - 1 pixels round the local maxima that lie a tip away from the border."""
+def _patches(images: Frames, ky: int, kx: int, everywhere: bool) -> Float[Array, "n py px"]:
+    """Patches of 2k - 1 pixels round the local maxima, or round all pixels, that lie a tip away
+    from the border."""
     frames, ny, nx = images.shape
     around = jnp.stack(
         [
@@ -576,7 +588,7 @@ def _patches_at_maxima(images: Frames, ky: int, kx: int) -> Float[Array, "n py p
     ).max(0)
     y, x = jnp.arange(ny)[:, None], jnp.arange(nx)[None, :]
     inside = (y >= ky - 1) & (y <= ny - ky) & (x >= kx - 1) & (x <= nx - kx)
-    frame, iy, ix = jnp.nonzero((images >= around) & inside)
+    frame, iy, ix = jnp.nonzero(((images >= around) | everywhere) & inside)
     wy, wx = jnp.arange(1 - ky, ky), jnp.arange(1 - kx, kx)
     return images[
         frame[:, None, None], iy[:, None, None] + wy[:, None], ix[:, None, None] + wx[None, :]
