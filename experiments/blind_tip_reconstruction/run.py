@@ -56,7 +56,13 @@ def run(surfaces, tip, images, tip_steps: int, seed: int = 0) -> dict:
     problem = problem_tip.problem(*y.shape, PIXEL_NM, TIP_SIZE, sigma_nm=sigma)
     x = jnp.arange(len(y))
     solution = problem_tip.solve(
-        problem, x, y, key=jax.random.key(seed), tip_steps=tip_steps, posterior="none"
+        problem,
+        x,
+        y,
+        key=jax.random.key(seed),
+        tip_steps=tip_steps,
+        tip_radii=45,
+        posterior="none",
     )
     found = solution.extra["found"]
     margin = (tip.shape[0] - TIP_SIZE) // 2

@@ -123,21 +123,21 @@ class Candidates(NamedTuple):
         return _chosen(self.shapes, k)
 
 
-def single_tips(height_nm: float, pixel_nm, size: tuple[int, int]) -> Double:
+def single_tips(height_nm: float, pixel_nm, size: tuple[int, int], radii: int = 18) -> Double:
     """Sphere-cones from flat to sharp for features of `height_nm`, as one stacked `Double`.
 
-    18 radii, five cone angles, and the apex on a pixel or half a pixel off it, which matters for
-    tips as sharp as a pixel.
+    `radii` radii, five cone angles, and the apex on a pixel or half a pixel off it, which matters
+    for tips as sharp as a pixel.
     """
     pixel = np.broadcast_to(np.asarray(pixel_nm, float), (2,))
     reach_nm = float(np.min(np.array(size) // 2 * pixel))
     # the depth at the edge of the tip in units of the features: 0.05 is nearly flat, 60 a needle
-    radii = reach_nm**2 / (2 * height_nm * np.geomspace(0.05, 60, 18))
+    tried_nm = reach_nm**2 / (2 * height_nm * np.geomspace(0.05, 60, radii))
     halves = (0.0, 0.5)
     grid = np.array(
         [
             (r, a, y * pixel[0], x * pixel[1])
-            for r in radii
+            for r in tried_nm
             for a in (8.0, 15.0, 30.0, 50.0, 70.0)
             for y in halves
             for x in halves
@@ -310,6 +310,7 @@ def blind(
     *,
     steps: int = 200,
     threshold_sigmas: float = 4.0,
+    radii: int = 18,
     report=lambda done, text: None,
 ) -> BlindTip:
     """The bluntest admissible tip: sphere-cones first, then a second apex, then pixel by pixel.
@@ -319,11 +320,13 @@ def blind(
     - `steps`: of the free-form descents; 0 leaves the parametric tip.
     - `threshold_sigmas`: of the classical estimate, which is the answer where it is admissible:
         without noise.
+    - `radii`: how many radii are tried over three decades; with little noise only a narrow range
+        passes, and 45 are worth their time.
     - `report`: called as `report(steps done, text)`; about 300 + 2 * `steps` in all.
     """
     height_nm = float(jnp.max(jnp.ptp(images, axis=(1, 2))))
     depth_nm = 1.05 * height_nm
-    coarse = tried(images, single_tips(height_nm, pixel_nm, size), sigma_nm, key)
+    coarse = tried(images, single_tips(height_nm, pixel_nm, size, radii), sigma_nm, key)
     singles = tried(images, finer(coarse.shape(coarse.best(_STRICT))), sigma_nm, key)
     best = singles.best(_STRICT)
     shape = singles.shape(best)

@@ -281,6 +281,7 @@ def solve(
     steps: int = 300,
     tip_steps: int = 200,
     threshold_sigmas: float = 4.0,
+    tip_radii: int = 18,
     posterior: str = "laplace",
 ) -> Solution:
     """Tip, surface, certainty.
@@ -290,6 +291,7 @@ def solve(
     - `steps`: of the surface fit.
     - `tip_steps`: of the free-form part of the blind tip; 0 keeps the parametric tip.
     - `threshold_sigmas`: threshold of the classical estimate, for comparison, in sigma.
+    - `tip_radii`: how many radii of the tip are tried; 45 where the noise is low.
     - `posterior`: of the tip's parameters given the surface: laplace, nuts or none.
     """
     if posterior not in ("laplace", "nuts", "none"):
@@ -301,7 +303,7 @@ def solve(
 
     found = None
     if not known:
-        problem, found = _with_blind_tip(problem, flat, key, tip_steps, threshold_sigmas)
+        problem, found = _with_blind_tip(problem, flat, key, tip_steps, threshold_sigmas, tip_radii)
     tip = problem.forward.tip()
     start = jax.vmap(lambda i: erode(i, tip))(flat)
     problem = problem.at({"forward.surface_nm": start})
@@ -323,7 +325,7 @@ def _with_lines(problem: InverseProblem, y) -> InverseProblem:
     return problem.at({"forward.line_offsets_nm": line_offsets(y)})
 
 
-def _with_blind_tip(problem, images, key, tip_steps, threshold_sigmas):
+def _with_blind_tip(problem, images, key, tip_steps, threshold_sigmas, tip_radii):
     window = problem.forward.tip.shape
     with progress("tip", 300 + 2 * tip_steps) as show:
         found = blind_tip.blind(
@@ -334,6 +336,7 @@ def _with_blind_tip(problem, images, key, tip_steps, threshold_sigmas):
             key,
             steps=tip_steps,
             threshold_sigmas=threshold_sigmas,
+            radii=tip_radii,
             report=show,
         )
     shape = found.shape
