@@ -1,5 +1,6 @@
 import os
 import pathlib
+import signal
 
 # before jax is imported: one BLAS thread, and a pool wide enough for virtual devices
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -19,3 +20,11 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("the reference data folder ../shared is not here")
     return SHARED
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Ctrl-C does what it does on a terminal; a job in the background starts with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
