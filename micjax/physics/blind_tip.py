@@ -59,15 +59,21 @@ def misfit(
 
     **Returns:** `(misfit, floor, bluntness)`: the root mean fourth power of the opening residual
     over sigma^2, the same of images that *were* taken with this tip, with fresh noise, and the mean
-    height that the tip takes off the images, over sigma.
+    height that the tip takes off the images, less what it takes off noise alone, over sigma.
     """
     eroded = jax.vmap(lambda i: erode(i, tip))(images)
     opened = jax.vmap(lambda s: dilate(s, tip))(eroded)
     return (
         _spread(images - opened, tip) / sigma_nm**2,
         _spread(_noise_residual(opened, tip, sigma_nm, key), tip) / sigma_nm**2,
-        jnp.mean(images - eroded) / sigma_nm,
+        jnp.mean(images - eroded) / sigma_nm - _carved_from_noise(images[0], tip / sigma_nm, key),
     )
+
+
+def _carved_from_noise(image: Array, tip: Kernel, key: Key[Array, ""]) -> Scalar:
+    """What a tip (heights in sigma) takes off a plane with noise alone, in sigma."""
+    noise = jax.random.normal(jax.random.fold_in(key, 1), image.shape, image.dtype)
+    return jnp.mean(noise - erode(noise, tip))
 
 
 def _mean_power(residual: Frames, tip: Kernel, power: int) -> Scalar:
