@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micjax.physics import blind_tip
+from micjax.physics.blind_tip import blind, free_form
 from micjax.physics.tip import dilate
-from micjax.physics.tip_shapes import SphereCone
+from micjax.physics.tip_candidates import finer, single_tips, tried
+from micjax.physics.tip_evidence import admissible, misfit, noise_sigma_nm
+from micjax.physics.tip_shapes import Double, SphereCone
+from micjax.physics.villarrubia import villarrubia
 from micjax.problems.tip import example, particles
 
 
@@ -19,7 +22,7 @@ def reference(shared, name):
 @pytest.mark.parametrize("name", ["spikes__asym", "tgt__asym", "tgt__double", "spikes__parab"])
 def test_the_classical_estimate_comes_back_in_the_frame_of_the_tip(shared, name):
     data = reference(shared, name)
-    tip, _ = blind_tip.villarrubia(data["I"][None], data["T"].shape, 1e-9)
+    tip, _ = villarrubia(data["I"][None], data["T"].shape, 1e-9)
     seen = data["T"] > -0.8 * jnp.ptp(data["I"])  # deeper than the features: unknown to the scan
     assert jnp.sqrt(jnp.mean((tip - data["T"])[seen] ** 2)) < 1e-6
 
@@ -38,39 +41,52 @@ def scan():
 
 def test_the_noise_is_estimated(scan):
     _, _, images = scan
-    assert abs(blind_tip.noise_sigma_nm(images) - SIGMA) < 0.03
+    assert abs(noise_sigma_nm(images) - SIGMA) < 0.03
 
 
 @pytest.mark.parametrize("radius_nm, passes", [(8.0, True), (12.0, False)])
 def test_the_true_tip_is_admissible_and_a_blunter_one_is_not(scan, radius_nm, passes):
     _, _, images = scan
     heights = SphereCone(radius_nm, 22.0, 2.0, 15)()
-    seen, floor, _ = blind_tip.misfit(images, heights, SIGMA, jax.random.key(1))
-    assert bool(blind_tip.admissible(seen, floor)) is passes
+    seen, floor, _ = misfit(images, heights, SIGMA, jax.random.key(1))
+    assert bool(admissible(seen, floor)) is passes
 
 
 def test_a_blunt_start_is_sharpened_until_it_passes(scan):
     _, tip, images = scan
     key = jax.random.key(3)
-    found, passed = blind_tip.free_form(images, 0.4 * tip, SIGMA, key, steps=300, allowance=1.4)
-    start = blind_tip.misfit(images, 0.4 * tip, SIGMA, key)[0]
+    found, passed = free_form(images, 0.4 * tip, SIGMA, key, steps=300, allowance=1.4)
+    start = misfit(images, 0.4 * tip, SIGMA, key)[0]
     assert passed
     assert float(jnp.max(found)) == 0.0
-    assert blind_tip.misfit(images, found, SIGMA, key)[0] < 0.5 * start
+    assert misfit(images, found, SIGMA, key)[0] < 0.5 * start
 
 
 def test_a_second_apex_is_found_where_it_is():
     truth, _, images = example(jax.random.split(jax.random.key(0))[0])
-    found = blind_tip.blind(images, SIGMA, 2.0, (21, 21), jax.random.key(1), steps=0)
+    found = blind(images, SIGMA, 2.0, (21, 21), jax.random.key(1), steps=0)
     true = truth.forward.tip.shape
     assert found.double
     np.testing.assert_allclose(found.shape.offset_nm, true.offset_nm, atol=0.5)
     np.testing.assert_allclose(found.shape.drop_nm, true.drop_nm, atol=0.5)
 
 
+def test_a_second_apex_as_sharp_as_a_pixel_is_found():
+    k = np.hypot(*np.meshgrid(np.fft.fftfreq(96), np.fft.fftfreq(96)))
+    spectrum = np.fft.fft2(np.random.default_rng(1).standard_normal((96, 96)))
+    surface = np.fft.ifft2(spectrum * np.maximum(k, 1 / 32) ** -1.8).real
+    surface = jnp.asarray(surface / surface.std() * 20)
+    tip = Double(5.0, 30.0, (-10.0, 60.0), 3.0, pixel_nm=10.0, size=(25, 25))()
+    noise = 0.5 * jax.random.normal(jax.random.key(2), surface.shape)
+    images = (dilate(surface, tip) + noise)[None]
+    found = blind(images, noise_sigma_nm(images), 10.0, (25, 25), jax.random.key(3), steps=0)
+    assert found.double
+    np.testing.assert_allclose(found.shape.offset_nm, (-10.0, 60.0), atol=5.0)
+
+
 def test_candidates_fall_back_to_the_nearest_when_none_passes(scan):
     _, _, images = scan
-    flat = blind_tip.finer(jax.tree.map(lambda a: a[0], blind_tip.single_tips(12.0, 2.0, (15, 15))))
-    tried = blind_tip.tried(images, flat, SIGMA, jax.random.key(4))
-    assert not blind_tip.admissible(tried.misfit, tried.floor).any()
-    assert 0 <= tried.best() < len(tried.misfit)
+    flat = finer(jax.tree.map(lambda a: a[0], single_tips(12.0, 2.0, (15, 15))))
+    candidates = tried(images, flat, SIGMA, jax.random.key(4))
+    assert not admissible(candidates.misfit, candidates.floor).any()
+    assert 0 <= candidates.best() < len(candidates.misfit)

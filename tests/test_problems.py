@@ -16,7 +16,9 @@ from micjax import Gaussian, InverseProblem, parameter
 from micjax.inference.check import ContractError
 from micjax.problems import edge
 
-NAMES = [m.name for m in pkgutil.iter_modules(micjax.problems.__path__)]
+NAMES = [
+    m.name for m in pkgutil.iter_modules(micjax.problems.__path__) if not m.name.startswith("_")
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from micjax.io import read
-from micjax.physics.blind_tip import noise_sigma_nm
 from micjax.physics.tip import dilate, erode
+from micjax.physics.tip_evidence import noise_sigma_nm
 from micjax.problems import tip as problem_tip
 
 HERE = pathlib.Path(__file__).parent
@@ -105,10 +105,13 @@ def case(name: str, truth: np.ndarray, pixel_nm, tip: np.ndarray, key) -> dict:
     began = time.monotonic()
     clean = np.asarray(dilate(jnp.asarray(truth), jnp.asarray(tip)))
     sigma = 0.005 * np.ptp(truth)
-    y = (clean + sigma * np.asarray(jax.random.normal(key, clean.shape))).astype(np.float32)
+    # keys of their own: a floor made with the noise of the image would be twice too high
+    noise_key, known_key, blind_key = jax.random.split(key, 3)
+    noise = np.asarray(jax.random.normal(noise_key, clean.shape))
+    y = (clean + sigma * noise).astype(np.float32)
     estimated = float(noise_sigma_nm(jnp.asarray(y)[None]))
-    known = solve(y, pixel_nm, estimated, key, tip_heights_nm=tip.tolist())
-    blind = solve(y, pixel_nm, estimated, key)
+    known = solve(y, pixel_nm, estimated, known_key, tip_heights_nm=tip.tolist())
+    blind = solve(y, pixel_nm, estimated, blind_key)
     found = blind.extra["found"]
     return {
         "case": name,

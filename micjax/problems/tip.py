@@ -25,20 +25,14 @@ from micjax.inference.optimise import fit
 from micjax.inference.sample import nuts
 from micjax.inference.solution import Solution
 from micjax.io import Axis, Field, check_image, read
-from micjax.physics import blind_tip
+from micjax.physics.blind_tip import blind
 from micjax.physics.noise import Gaussian
 from micjax.physics.priors import Curvature
 from micjax.physics.scanner import add_lines
 from micjax.physics.tip import certain, dilate, erode, touching_tip_pixels
+from micjax.physics.tip_evidence import admissible, misfit, noise_sigma_nm
 from micjax.physics.tip_shapes import AbstractTip, Double, FreeForm, size_pair
-from micjax.report.figures import (
-    captioned,
-    image_panel,
-    image_row,
-    line_profiles,
-    mask_overlay,
-    new_figure,
-)
+from micjax.problems._tip_figures import figures as figures
 
 log = logging.getLogger("micjax")
 
@@ -212,7 +206,7 @@ def load(
     ny, nx = heights.shape
     # where the sample stands means nothing; its slope is part of the surface
     y = jnp.asarray(heights - heights.mean(), dtype=float)[None]
-    sigma = float(blind_tip.noise_sigma_nm(y)) if sigma_nm is None else sigma_nm
+    sigma = float(noise_sigma_nm(y)) if sigma_nm is None else sigma_nm
     if not sigma > 0 and sigma_nm is not None:
         raise ValueError(f"sigma_nm = {sigma_nm}: must be positive")
     options: dict[str, Any] = {
@@ -237,13 +231,8 @@ def load(
 
 
 def _known_tip(path, channel, pixel, image_shape, reflected: bool) -> list:
-    tip = check_image(read(path, channel, None if _states_pixel(path) else list(pixel)))
-    if not np.allclose(tip.pixel_nm, pixel, rtol=1e-3):
-        raise ValueError(
-            f"{path}: pixels of {tip.pixel_nm} nm, the image has {pixel}; resample the tip first "
-            "(micjax.physics.tip_shapes.FreeForm.resample)"
-        )
-    heights = tip.to_nm()
+    # of other pixels the reader refuses it (micjax.physics.tip_shapes.FreeForm.resample)
+    heights = check_image(read(path, channel, list(pixel))).to_nm()
     size_pair(heights.shape)
     if heights.shape[0] > image_shape[0] or heights.shape[1] > image_shape[1]:
         raise ValueError(
@@ -251,10 +240,6 @@ def _known_tip(path, channel, pixel, image_shape, reflected: bool) -> list:
         )
     heights = heights[::-1, ::-1] if reflected else heights
     return (heights - heights.max()).tolist()
-
-
-def _states_pixel(path) -> bool:
-    return not str(path).lower().endswith(".npy")
 
 
 def line_offsets(images: Float[Array, "n ny nx"]) -> Float[Array, "n ny"]:
@@ -279,7 +264,7 @@ def solve(
     resume: bool = False,
     on_chunk=None,
     steps: int = 300,
-    tip_steps: int = 200,
+    tip_steps: int = 300,
     threshold_sigmas: float = 4.0,
     tip_radii: int = 18,
     posterior: str = "laplace",
@@ -327,8 +312,8 @@ def _with_lines(problem: InverseProblem, y) -> InverseProblem:
 
 def _with_blind_tip(problem, images, key, tip_steps, threshold_sigmas, tip_radii):
     window = problem.forward.tip.shape
-    with progress("tip", 300 + 2 * tip_steps) as show:
-        found = blind_tip.blind(
+    with progress("tip", 100) as show:
+        found = blind(
             images,
             problem.noise.sigma,
             window.pixel_nm,
@@ -337,7 +322,7 @@ def _with_blind_tip(problem, images, key, tip_steps, threshold_sigmas, tip_radii
             steps=tip_steps,
             threshold_sigmas=threshold_sigmas,
             radii=tip_radii,
-            report=show,
+            report=lambda share, text: show(int(100 * share), text),
         )
     shape = found.shape
     residual = found.heights_nm - shape()
@@ -482,11 +467,9 @@ def _table(flat, sigma, tip, classical, found) -> list[dict[str, Any]]:
         ("known tip", tip) if found is None else ("classical (Villarrubia)", classical),
         *([] if found is None else [("micjax", tip)]),
     ):
-        seen, floor, bluntness = map(
-            float, blind_tip.misfit(flat, heights, sigma, jax.random.key(0))
-        )
+        seen, floor, bluntness = map(float, misfit(flat, heights, sigma, jax.random.key(0)))
         own = found is not None and name == "micjax"  # a double tip has an allowance of its own
-        passes = found.passes if own else blind_tip.admissible(seen, floor)
+        passes = found.passes if own else admissible(seen, floor)
         rows.append(
             {
                 "tip": name,
@@ -580,83 +563,3 @@ def aligned_error(estimate: np.ndarray, truth: np.ndarray, margin: int) -> np.nd
             if best is None or np.mean(error**2) < np.mean(best**2):
                 best = error
     return best
-
-
-def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:
-    """Image, surface, certainty, tips, profiles, residual."""
-    maps = {n: _first_frame(f.data) for n, f in solution.results.items()}
-    pixel = tuple(float(p) for p in _pixel(solution.problem.forward))
-    row = int(np.argmax(np.ptp(maps["image"], axis=1)))
-    images = {"image": maps["image"], "surface (micjax)": maps["surface"]}
-    if truth is not None:
-        images["true surface"] = _first_frame(np.asarray(truth.forward.surface_nm))
-    images["upper bound"] = maps["upper_bound"]
-    images["classical (Villarrubia)"] = maps["classical_surface"]
-    images["residual of the fit"] = maps["residual"]
-    profiles = {n: i[row] - np.median(i[row]) for n, i in images.items() if "residual" not in n}
-    return {
-        "Image and surface": lambda: captioned(
-            image_row(images, pixel_nm=pixel, label="nm", residuals=["residual of the fit"]),
-            "Heights in nm. The residual is data minus forward model and should look like noise.",
-        ),
-        "What is certain": lambda: _certainty_figure(maps, pixel),
-        "Tip": lambda: _tip_figure(solution, maps, pixel, truth),
-        "Line profile": lambda: captioned(
-            line_profiles(
-                profiles,
-                step_nm=pixel[1],
-                label="height (nm)",
-                title=f"line {row}, each about its median",
-                shade=~maps["certain"].astype(bool)[row],
-                shade_label="not measured",
-            ),
-            "A blind estimate may be shifted sideways against the truth by the place of the apex.",
-        ),
-    }
-
-
-def _first_frame(data: np.ndarray) -> np.ndarray:
-    return data[0] if data.ndim == 3 else data
-
-
-def _certainty_figure(maps, pixel):
-    figure, axes = new_figure(1, 3, 11.0, 3.6)
-    image_panel(axes[0, 0], maps["surface"], "surface, guesses veiled", pixel_nm=pixel, label="nm")
-    mask_overlay(axes[0, 0], ~maps["certain"].astype(bool))
-    gap = maps["upper_bound"] - maps["surface"]
-    image_panel(axes[0, 1], gap, "upper bound - surface", pixel_nm=pixel, label="nm", cmap="magma")
-    image_panel(
-        axes[0, 2],
-        np.minimum(maps["contact_multiplicity"], 10),
-        "contacts within 2 sigma (10: or more)",
-        pixel_nm=pixel,
-        cmap="cividis",
-    )
-    return captioned(
-        figure,
-        "A surface point is certain where the tip touched it and nothing else. The guesses are "
-        "what the prior makes of the room below the upper bound.",
-    )
-
-
-def _tip_figure(solution, maps, pixel, truth):
-    tips = {"tip (micjax)": maps["tip"], "classical (Villarrubia)": maps["classical_tip"]}
-    if truth is not None:
-        true = np.asarray(truth.forward.tip())
-        tips = {"true tip": true - true.max(), **tips}
-    depth = 1.05 * float(np.ptp(maps["image"]))
-    figure, axes = new_figure(1, len(tips) + 1, 3.4 * (len(tips) + 1), 3.2)
-    for ax, (name, heights) in zip(axes[0], tips.items(), strict=False):
-        shown = np.maximum(heights, -depth)
-        image_panel(ax, shown, name, pixel_nm=pixel, label="nm", vmin=-depth, vmax=0.0)
-        if name == "tip (micjax)":
-            mask_overlay(ax, ~maps["tip_touches"].astype(bool))
-    ax = axes[0, -1]
-    middle = maps["tip"].shape[0] // 2
-    for name, heights in tips.items():
-        profile = np.maximum(heights, -depth).max(axis=0)
-        ax.plot((np.arange(len(profile)) - middle) * pixel[1], profile, label=name)
-    ax.set_title("seen from the front", fontsize=9)
-    ax.set_xlabel("x (nm)")
-    ax.legend(fontsize=7)
-    return captioned(figure, "Tips drawn apex up; pixels that never touched are veiled.")

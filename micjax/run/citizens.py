@@ -14,7 +14,7 @@ import micjax.problems
 from micjax.run.names import unknown_name
 
 GROUP = "micjax.problems"  # of entry points: name = the name of the problem, value = its module
-REQUIRED, OPTIONAL = ("problem", "example"), ("load", "solve", "figures")
+REQUIRED, OPTIONAL = ("problem", "example"), ("load", "solve", "figures", "compare")
 
 
 class Citizen(NamedTuple):

@@ -1,0 +1,96 @@
+"""What `micjax.problems.tip` shows of a solution."""
+
+from typing import Any
+
+import numpy as np
+
+from micjax.core.problem import InverseProblem
+from micjax.inference.solution import Solution
+from micjax.report.figures import (
+    captioned,
+    image_panel,
+    image_row,
+    line_profiles,
+    mask_overlay,
+    new_figure,
+)
+
+
+def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:
+    """Image, surface, certainty, tips, profiles, residual."""
+    maps = {n: _first_frame(f.data) for n, f in solution.results.items()}
+    pixel = solution.results["tip"].pixel_nm
+    row = int(np.argmax(np.ptp(maps["image"], axis=1)))
+    images = {"image": maps["image"], "surface (micjax)": maps["surface"]}
+    if truth is not None:
+        images["true surface"] = _first_frame(np.asarray(truth.forward.surface_nm))
+    images["upper bound"] = maps["upper_bound"]
+    images["classical (Villarrubia)"] = maps["classical_surface"]
+    images["residual of the fit"] = maps["residual"]
+    profiles = {n: i[row] - np.median(i[row]) for n, i in images.items() if "residual" not in n}
+    return {
+        "Image and surface": lambda: captioned(
+            image_row(images, pixel_nm=pixel, label="nm", residuals=["residual of the fit"]),
+            "Heights in nm. The residual is data minus forward model and should look like noise.",
+        ),
+        "What is certain": lambda: _certainty_figure(maps, pixel),
+        "Tip": lambda: _tip_figure(solution, maps, pixel, truth),
+        "Line profile": lambda: captioned(
+            line_profiles(
+                profiles,
+                step_nm=pixel[1],
+                label="height (nm)",
+                title=f"line {row}, each about its median",
+                shade=~maps["certain"].astype(bool)[row],
+                shade_label="not measured",
+            ),
+            "A blind estimate may be shifted sideways against the truth by the place of the apex.",
+        ),
+    }
+
+
+def _first_frame(data: np.ndarray) -> np.ndarray:
+    return data[0] if data.ndim == 3 else data
+
+
+def _certainty_figure(maps, pixel):
+    figure, axes = new_figure(1, 3, 11.0, 3.6)
+    image_panel(axes[0, 0], maps["surface"], "surface, guesses veiled", pixel_nm=pixel, label="nm")
+    mask_overlay(axes[0, 0], ~maps["certain"].astype(bool))
+    gap = maps["upper_bound"] - maps["surface"]
+    image_panel(axes[0, 1], gap, "upper bound - surface", pixel_nm=pixel, label="nm", cmap="magma")
+    image_panel(
+        axes[0, 2],
+        np.minimum(maps["contact_multiplicity"], 10),
+        "contacts within 2 sigma (10: or more)",
+        pixel_nm=pixel,
+        cmap="cividis",
+    )
+    return captioned(
+        figure,
+        "A surface point is certain where the tip touched it and nothing else. The guesses are "
+        "what the prior makes of the room below the upper bound.",
+    )
+
+
+def _tip_figure(solution, maps, pixel, truth):
+    tips = {"tip (micjax)": maps["tip"], "classical (Villarrubia)": maps["classical_tip"]}
+    if truth is not None:
+        true = np.asarray(truth.forward.tip())
+        tips = {"true tip": true - true.max(), **tips}
+    depth = 1.05 * float(np.ptp(maps["image"]))
+    figure, axes = new_figure(1, len(tips) + 1, 3.4 * (len(tips) + 1), 3.2)
+    for ax, (name, heights) in zip(axes[0], tips.items(), strict=False):
+        shown = np.maximum(heights, -depth)
+        image_panel(ax, shown, name, pixel_nm=pixel, label="nm", vmin=-depth, vmax=0.0)
+        if name == "tip (micjax)":
+            mask_overlay(ax, ~maps["tip_touches"].astype(bool))
+    ax = axes[0, -1]
+    middle = maps["tip"].shape[0] // 2
+    for name, heights in tips.items():
+        profile = np.maximum(heights, -depth).max(axis=0)
+        ax.plot((np.arange(len(profile)) - middle) * pixel[1], profile, label=name)
+    ax.set_title("seen from the front", fontsize=9)
+    ax.set_xlabel("x (nm)")
+    ax.legend(fontsize=7)
+    return captioned(figure, "Tips drawn apex up; pixels that never touched are veiled.")
