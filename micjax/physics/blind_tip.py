@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Key
 
-from micjax.physics.second_apex import DOUBLE_ALLOWANCE, second_apex
+from micjax.physics.second_apex import DOUBLE_ALLOWANCE, WORTH_RESHAPING, second_apex
 from micjax.physics.tip import opening
 from micjax.physics.tip_candidates import Candidates, finer, heights_of_one, single_tips, tried
 from micjax.physics.tip_evidence import (
@@ -91,7 +91,7 @@ def blind(
         images, blunter, singles.bluntness[best], height_nm, sigma_nm, jax.random.fold_in(key, 1)
     )
     if doubles is not None:
-        best_double = doubles.best(DOUBLE_ALLOWANCE)
+        best_double = doubles.best(_STRICT, DOUBLE_ALLOWANCE, WORTH_RESHAPING)
         starts.append(heights_of_one(doubles.shape(best_double), depth_nm))
         double = bool(
             admissible(doubles.misfit[best_double], doubles.floor[best_double], DOUBLE_ALLOWANCE)

@@ -30,7 +30,7 @@ from micjax.physics.tip_shapes import Double
 from micjax.physics.villarrubia import villarrubia
 
 DOUBLE_ALLOWANCE = 1.3  # of a double tip: its seven numbers are found only so well
-_PROMISING = 3.0  # misfit / floor from which a double tip is not even worth reshaping
+WORTH_RESHAPING = 2.0  # misfit / floor of a double tip from which the free form may arrive
 _APART = 3.0  # pixels between two apexes
 _TAKES_PART = 0.05  # share of the image below which a second apex is not worth its parameters
 
@@ -55,24 +55,32 @@ def second_apex(
     pair of sphere-cones is, so near to it that a reshaped one may be.
     """
     part = _busiest(images, 96)  # enough to find the place
+    guides = [_screened(part, single, height_nm, sigma_nm, key)]
     bumps = _bumps(images, single.size, sigma_nm)
-    starts = _screened(part, single, height_nm, sigma_nm, key)
-    if len(bumps):
+    if bumps:
         hinted = double_tips(single, height_nm, bumps, (0.5, 1.0, 2.0), (0.02, 0.05, 0.15))
-        hinted = _nearest(tried(images, hinted, sigma_nm, key), images, 8)
-        starts = jax.tree.map(lambda *a: jnp.concatenate(a), starts, hinted)
-    refined = tried(images, refine(starts, part, sigma_nm, key, 50), sigma_nm, key)
+        guides.append(_nearest(tried(images, hinted, sigma_nm, key), images, 8))
     # what suits a part is polished on the whole
-    best = _nearest(refined, images, 3, bluntness)
-    fine = tried(images, refine(best, images, sigma_nm, key, 40), sigma_nm, key)
+    best = []
+    for starts in guides:
+        refined = tried(images, refine(starts, part, sigma_nm, key, 50), sigma_nm, key)
+        best.append(_nearest(refined, images, 2, bluntness))
+    fine = tried(images, refine(_joined(*best), images, sigma_nm, key, 40), sigma_nm, key)
     wanted = _truly_double(images, fine.shapes) & (fine.bluntness > bluntness)
     excess = jnp.where(wanted, fine.misfit / (fine.floor + RESOLUTION), jnp.inf)
-    if jnp.min(excess) > _PROMISING:
+    if jnp.min(excess) > WORTH_RESHAPING:
         return None
     passing = wanted & admissible(fine.misfit, fine.floor, DOUBLE_ALLOWANCE)
     bluntest = jnp.argmax(jnp.where(passing, fine.bluntness, -jnp.inf))
     k = int(bluntest if jnp.any(passing) else jnp.argmin(excess))
-    return tried(images, refine(around(fine.shape(k)), images, sigma_nm, key, 60), sigma_nm, key)
+    near = around(fine.shape(k))
+    # apexes between two pixels are told from those on one, where that helps
+    refined = [refine(near, images, sigma_nm, key, 60, origin_px) for origin_px in (0.0, 1.0)]
+    return tried(images, _joined(*refined), sigma_nm, key)
+
+
+def _joined(*shapes: Double) -> Double:
+    return jax.tree.map(lambda *a: jnp.concatenate(a), *shapes)
 
 
 def _screened(part: Frames, single: Double, height_nm: float, sigma_nm: Scalar, key) -> Double:

@@ -16,7 +16,6 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from micjax.physics.tip_evidence import (
-    ALLOWANCE,
     RESOLUTION,
     Frames,
     Kernel,
@@ -36,11 +35,13 @@ class Candidates(NamedTuple):
     floor: Float[Array, " n"]
     bluntness: Float[Array, " n"]
 
-    def best(self, allowance: float = ALLOWANCE) -> int:
-        """The bluntest admissible one, or the nearest to it if none is."""
-        passes = admissible(self.misfit, self.floor, allowance)
-        if bool(jnp.any(passes)):
-            return int(jnp.argmax(jnp.where(passes, self.bluntness, -jnp.inf)))
+    def best(self, *allowances: float) -> int:
+        """The bluntest one that the first of the allowances admits at which any is, or the nearest
+        to admissible."""
+        for allowance in allowances:
+            passes = admissible(self.misfit, self.floor, allowance)
+            if bool(jnp.any(passes)):
+                return int(jnp.argmax(jnp.where(passes, self.bluntness, -jnp.inf)))
         return int(jnp.argmin(self.misfit / (self.floor + RESOLUTION)))
 
     def shape(self, k: int) -> Double:
@@ -157,21 +158,27 @@ def tried(images: Frames, shapes: Double, sigma_nm: Scalar, key: Key[Array, ""])
 
 
 @functools.partial(jax.jit, static_argnames="steps")
-def refine(shapes: Double, images, sigma_nm, key, steps: int) -> Double:
-    """Each stacked double tip moved downhill until it is just admissible."""
+def refine(
+    shapes: Double, images: Frames, sigma_nm: Scalar, key, steps: int, origin_px: Scalar = 0.0
+) -> Double:
+    """Each stacked double tip moved downhill until it is just admissible.
+
+    `origin_px`: how freely the place of the first apex on the pixels moves; 0 holds it.
+    """
     depth_nm = 1.05 * jnp.max(jnp.ptp(images, axis=(1, 2)))
     pixel = jnp.min(shapes.pixel_nm)
 
     def one(shape):
         def moved(p):
             return eqx.tree_at(
-                lambda d: (d.radius_nm, d.half_angle_deg, d.offset_nm, d.drop_nm),
+                lambda d: (d.radius_nm, d.half_angle_deg, d.offset_nm, d.drop_nm, d.origin_nm),
                 shape,
                 (
                     shape.radius_nm * jnp.exp(0.3 * p["log_radius"]),
                     jnp.clip(shape.half_angle_deg + 10 * p["angle"], 5.0, 80.0),
                     shape.offset_nm + pixel * p["offset"],
                     jnp.maximum(shape.drop_nm + pixel * p["drop"], 0.0),
+                    shape.origin_nm + origin_px * pixel * p["origin"],
                 ),
             )
 
@@ -186,7 +193,13 @@ def refine(shapes: Double, images, sigma_nm, key, steps: int) -> Double:
             return (jax.tree.map(lambda v, u: v - rate * u, p, update), state), None
 
         optimiser = optax.scale_by_adam()
-        start = {"log_radius": 0.0, "angle": 0.0, "offset": jnp.zeros(2), "drop": 0.0}
+        start = {
+            "log_radius": 0.0,
+            "angle": 0.0,
+            "offset": jnp.zeros(2),
+            "drop": 0.0,
+            "origin": jnp.zeros(2),
+        }
         start = jax.tree.map(lambda v: jnp.asarray(v, images.dtype), start)
         rates = 0.12 * jnp.linspace(1.0, 0.1, steps)
         (p, _), _ = lax.scan(step, (start, optimiser.init(start)), rates)
