@@ -62,6 +62,15 @@ def test_a_blunt_start_is_sharpened_until_it_passes(scan):
     assert misfit(images, found, SIGMA, key)[0] < 0.5 * start
 
 
+def test_a_needle_leaves_a_misfit_and_a_gradient_of_zero(scan):
+    _, _, images = scan
+    needle = jnp.full((15, 15), -1e3).at[7, 7].set(0.0)
+    value, slope = jax.value_and_grad(lambda t: misfit(images, t, SIGMA, jax.random.key(1))[0])(
+        needle
+    )
+    assert value < 1e-5 and bool(jnp.all(slope == 0.0))
+
+
 def test_a_second_apex_is_found_where_it_is():
     truth, _, images = example(jax.random.split(jax.random.key(0))[0])
     found = blind(images, SIGMA, 2.0, (21, 21), jax.random.key(1), steps=0)

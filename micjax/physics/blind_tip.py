@@ -135,11 +135,9 @@ def blind(
                 0.5 + 0.5 * (n + done / steps) / len(descents), "free form, " + text
             ),
         )
-        if flatter < 1:
-            own = float(misfit(images, start, sigma_nm, key)[2])
-            found = _blunter(found, heights, images, sigma_nm, key, _WORTH_FREEDOM * own)
-        else:
-            found = _blunter(found, heights, images, sigma_nm, key)
+        own = float(misfit(images, start, sigma_nm, key)[2])
+        at_least = _WORTH_FREEDOM * own if flatter < 1 else 0.0
+        found = _blunter(found, heights, images, sigma_nm, key, at_least)
     return found
 
 
@@ -166,10 +164,10 @@ def _blunter(
 def _descend(tip, state, images, sigma_nm, depth_nm, rate_nm, key, steps):
     def excess(tip, key):
         opened = jax.vmap(lambda i: opening(i, tip))(images)
-        seen = spread(images - opened, tip) / sigma_nm**2
+        seen = spread((images - opened) / sigma_nm, tip)
         # without the floor's own gradient the descent would go on to fit the noise: to a needle
         noise = noise_residual(lax.stop_gradient(opened), tip, sigma_nm, key)
-        expected = spread(noise, tip) / sigma_nm**2
+        expected = spread(noise / sigma_nm, tip)
         return seen - expected, (seen, expected)
 
     def step(carry, key):

@@ -46,8 +46,8 @@ def misfit(
     eroded = jax.vmap(lambda i: erode(i, tip))(images)
     opened = jax.vmap(lambda s: dilate(s, tip))(eroded)
     return (
-        spread(images - opened, tip) / sigma_nm**2,
-        spread(noise_residual(opened, tip, sigma_nm, key), tip) / sigma_nm**2,
+        spread((images - opened) / sigma_nm, tip),
+        spread(noise_residual(opened, tip, sigma_nm, key) / sigma_nm, tip),
         jnp.mean(images - eroded) / sigma_nm - _carved_from_noise(images[0], tip / sigma_nm, key),
     )
 
@@ -67,8 +67,8 @@ def mean_power(residual: Frames, tip: Kernel, power: int) -> Scalar:
 
 def spread(residual: Frames, tip: Kernel) -> Scalar:
     """Root of the mean fourth power: a blunt tip misses few features, but those by many sigma,
-    which the mean square of a large image would not show."""
-    return jnp.sqrt(mean_power(residual, tip, 4))
+    which the mean square of a large image would not show. `residual` in units of the noise."""
+    return jnp.sqrt(mean_power(residual, tip, 4) + 1e-12)  # the root has no gradient at 0
 
 
 def noise_residual(opened: Frames, tip: Kernel, sigma_nm: Scalar, key: Key[Array, ""]) -> Frames:

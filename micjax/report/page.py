@@ -15,7 +15,15 @@ from micjax.core.problem import InverseProblem
 from micjax.inference.solution import Solution
 from micjax.report.default import CONVERGENCE
 from micjax.report.pictures import Picture
-from micjax.report.text import cell, columns, is_number, number, spread_by, unknown_rows
+from micjax.report.text import (
+    cell,
+    columns,
+    held_unknowns,
+    is_number,
+    number,
+    spread_by,
+    unknown_rows,
+)
 
 MAX_ROWS = 50
 STYLE = """
@@ -184,6 +192,9 @@ def _unknowns(page: Page) -> Iterator[str]:
     yield _table(rows) if rows else "<p>There are none.</p>"
     by = spread_by(page.solution)
     notes = [f"Standard deviations from the {by}." if by else "No standard deviations were made."]
+    held = held_unknowns(page.solution)
+    if held:
+        notes.append(f"They hold with {', '.join(held)} held at the estimates.")
     if any("identified" in row for row in rows):
         notes.append(
             "Not identified: the data leave a direction free in which this unknown takes part, or "

@@ -124,6 +124,17 @@ def spread_by(solution: Solution) -> str:
     return "" if solution.laplace is None else "Laplace approximation"
 
 
+def held_unknowns(solution: Solution) -> list[str]:
+    """The unknowns that the standard deviations leave out."""
+    if solution.posterior is not None:
+        varied = solution.posterior.draws
+    elif solution.laplace is not None:
+        varied = solution.laplace.names
+    else:
+        return []
+    return [n for n in solution.problem.unknowns() if n not in varied]
+
+
 def _quantiles(solution: Solution) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     if solution.posterior is None:
         return {}
