@@ -511,7 +511,7 @@ def _statements(found, share: float, touching: float) -> list[str]:
     elif found.bluntness < 0.1:
         said.insert(
             0,
-            "NOT IDENTIFIED: within the noise assumed, the image shows no trace of the tip, which is "
+            "NOT IDENTIFIED: within the noise assumed the image shows no trace of the tip, which is "
             "then sharper than a pixel. Where lag of the feedback or drift between lines move the "
             "heights by more than that noise, state it as sigma_nm.",
         )
