@@ -76,7 +76,9 @@ def second_apex(
     near = around(fine.shape(k))
     # apexes between two pixels are told from those on one, where that helps
     refined = [refine(near, images, sigma_nm, key, 60, origin_px) for origin_px in (0.0, 1.0)]
-    return tried(images, _joined(*refined), sigma_nm, key)
+    found = tried(images, _joined(*refined), sigma_nm, key)
+    lost = ~_truly_double(images, found.shapes)
+    return found._replace(misfit=jnp.where(lost, jnp.inf, found.misfit))
 
 
 def _joined(*shapes: Double) -> Double:
@@ -158,9 +160,13 @@ def _nearest(candidates: Candidates, images: Frames, n: int, bluntness: Scalar =
 
 
 def _truly_double(images: Frames, shapes: Double) -> Bool[Array, " n"]:
-    """Whether the second apex stands apart (nearer ones make one flat apex) and takes part."""
-    pixels = jnp.linalg.norm(shapes.offset_nm / shapes.pixel_nm, axis=1)
-    return (pixels >= _APART) & (second_apex_shares(images, shapes) >= _TAKES_PART)
+    """Whether the second apex stands apart (nearer ones make one flat apex), inside the window, and
+    takes part."""
+    apart = jnp.linalg.norm(shapes.offset_nm / shapes.pixel_nm, axis=1) >= _APART
+    half = jnp.array(shapes.size) // 2
+    place = (shapes.origin_nm + shapes.offset_nm) / shapes.pixel_nm
+    inside = jnp.all(jnp.abs(place) < half, axis=1)
+    return apart & inside & (second_apex_shares(images, shapes) >= _TAKES_PART)
 
 
 @jax.jit

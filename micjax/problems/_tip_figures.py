@@ -86,10 +86,9 @@ def _tip_figure(solution, maps, pixel, truth):
         if name == "tip (micjax)":
             mask_overlay(ax, ~maps["tip_touches"].astype(bool))
     ax = axes[0, -1]
-    middle = maps["tip"].shape[0] // 2
     for name, heights in tips.items():
         profile = np.maximum(heights, -depth).max(axis=0)
-        ax.plot((np.arange(len(profile)) - middle) * pixel[1], profile, label=name)
+        ax.plot((np.arange(len(profile)) - len(profile) // 2) * pixel[1], profile, label=name)
     ax.set_title("seen from the front", fontsize=9)
     ax.set_xlabel("x (nm)")
     ax.legend(fontsize=7)

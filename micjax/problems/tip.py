@@ -25,7 +25,7 @@ from micjax.inference.optimise import fit
 from micjax.inference.sample import nuts
 from micjax.inference.solution import Solution
 from micjax.io import Axis, Field, check_image, read
-from micjax.physics.blind_tip import blind
+from micjax.physics.blind_tip import BlindTip, blind
 from micjax.physics.noise import Gaussian
 from micjax.physics.priors import Curvature
 from micjax.physics.scanner import add_lines
@@ -324,12 +324,32 @@ def _with_blind_tip(problem, images, key, tip_steps, threshold_sigmas, tip_radii
             radii=tip_radii,
             report=lambda share, text: show(int(100 * share), text),
         )
-    shape = found.shape
-    residual = found.heights_nm - shape()
     log.info("tip: %s", _describe(found))
-    names = ("radius_nm", "half_angle_deg", "offset_nm", "drop_nm", "origin_nm")
-    values = {f"forward.tip.shape.{n}": getattr(shape, n) for n in names}
-    return problem.at({**values, "forward.tip.residual_nm": residual}), found
+    found = _apex_in_the_middle(found, 1.05 * float(jnp.max(jnp.ptp(images, axis=(1, 2)))))
+    tip = Reshaped(found.shape, found.heights_nm - found.shape())
+    return eqx.tree_at(lambda p: p.forward.tip, problem, tip), found
+
+
+def _apex_in_the_middle(found: BlindTip, depth_nm: float) -> BlindTip:
+    """The same tip in a larger window, its highest pixel in the middle, so that the surface is not
+    shifted against the image, and no line at the border was touched from outside the scan."""
+    heights, shape = found.heights_nm, found.shape
+    ny, nx = heights.shape
+    top = np.unravel_index(int(jnp.argmax(heights)), heights.shape)
+    dy, dx = ny // 2 - int(top[0]), nx // 2 - int(top[1])
+    sides = ((max(2 * dy, 0), max(-2 * dy, 0)), (max(2 * dx, 0), max(-2 * dx, 0)))
+    heights = jnp.pad(heights, sides, constant_values=-depth_nm)
+    origin_nm = shape.origin_nm + jnp.array([dy, dx]) * shape.pixel_nm
+    shape = Double(
+        shape.radius_nm,
+        shape.half_angle_deg,
+        shape.offset_nm,
+        shape.drop_nm,
+        origin_nm,
+        shape.pixel_nm,
+        size=heights.shape,
+    )
+    return found._replace(heights_nm=heights, shape=shape)
 
 
 def _describe(found) -> str:
@@ -511,9 +531,9 @@ def _statements(found, share: float, touching: float) -> list[str]:
     elif found.bluntness < 0.1:
         said.insert(
             0,
-            "NOT IDENTIFIED: within the noise assumed the image shows no trace of the tip, which is "
-            "then sharper than a pixel. Where lag of the feedback or drift between lines move the "
-            "heights by more than that noise, state it as sigma_nm.",
+            "NOT IDENTIFIED: within the noise assumed the image shows no trace of the tip, which "
+            "is then sharper than a pixel. Where lag of the feedback or drift between lines move "
+            "the heights by more than that noise, state it as sigma_nm.",
         )
     if not found.free_form:
         said.append(
