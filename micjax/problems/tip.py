@@ -231,8 +231,14 @@ def load(
 
 
 def _known_tip(path, channel, pixel, image_shape, reflected: bool) -> list:
-    # of other pixels the reader refuses it (micjax.physics.tip_shapes.FreeForm.resample)
-    heights = check_image(read(path, channel, list(pixel))).to_nm()
+    bare = str(path).lower().endswith(".npy")  # no pixel size of its own
+    tip = check_image(read(path, channel, list(pixel) if bare else None))
+    if not np.allclose(tip.pixel_nm, pixel, rtol=1e-3):
+        raise ValueError(
+            f"{path}: pixels of {tip.pixel_nm} nm, the image has {pixel}; resample the tip first "
+            "(micjax.physics.tip_shapes.FreeForm.resample)"
+        )
+    heights = tip.to_nm()
     size_pair(heights.shape)
     if heights.shape[0] > image_shape[0] or heights.shape[1] > image_shape[1]:
         raise ValueError(
