@@ -68,7 +68,7 @@ def mean_power(residual: Frames, tip: Kernel, power: int) -> Scalar:
 def spread(residual: Frames, tip: Kernel) -> Scalar:
     """Root of the mean fourth power: a blunt tip misses few features, but those by many sigma,
     which the mean square of a large image would not show. `residual` in units of the noise."""
-    return jnp.sqrt(mean_power(residual, tip, 4) + 1e-12)  # the root has no gradient at 0
+    return jnp.sqrt(mean_power(residual, tip, 4) + 1e-12) - 1e-6  # the root has no gradient at 0
 
 
 def noise_residual(opened: Frames, tip: Kernel, sigma_nm: Scalar, key: Key[Array, ""]) -> Frames:

@@ -502,7 +502,7 @@ def _table(flat, sigma, tip, classical, found) -> list[dict[str, Any]]:
                 "opening misfit (sigma^2)": seen,
                 "expected of noise alone": floor,
                 "admissible": "yes" if passes else "no",
-                "taken off the image (nm)": bluntness * float(sigma),
+                "taken off the image (nm)": round(bluntness, 6) * float(sigma),
             }
         )
     return rows
