@@ -171,7 +171,9 @@ def _truly_double(images: Frames, shapes: Double) -> Bool[Array, " n"]:
 
 @jax.jit
 def second_apex_shares(images: Frames, shapes: Double) -> Float[Array, " n"]:
-    """The part of the images that the second apex of each stacked double tip took."""
+    """The part of the images that the second apex of each stacked double tip took, half a tip away
+    from the border, where any pixel may be the only one inside the scan."""
+    (_, ny, nx), (hy, hx) = images.shape, (n // 2 for n in shapes.size)
     depth_nm = 1.05 * jnp.max(jnp.ptp(images, axis=(1, 2)))
 
     def one(shape):
@@ -179,6 +181,6 @@ def second_apex_shares(images: Frames, shapes: Double) -> Float[Array, " n"]:
         alone = eqx.tree_at(lambda d: d.drop_nm, shape, 4 * depth_nm)()
         second = whole > jnp.maximum(alone, -depth_nm) + 1e-6 * depth_nm
         contact = jax.vmap(lambda i: contact_pixel(i, whole))(images)
-        return jnp.mean(second.reshape(-1)[contact])
+        return jnp.mean(second.reshape(-1)[contact][:, hy : ny - hy, hx : nx - hx])
 
     return lax.map(one, shapes)
