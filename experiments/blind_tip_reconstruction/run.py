@@ -43,6 +43,12 @@ def rmsd(estimate, truth, mask) -> float:
     )
 
 
+def _framed(tip, size: int = 45):
+    """The tip in the middle of a window that holds any of these."""
+    sides = [((size - n) // 2, (size - n) // 2) for n in tip.shape]
+    return np.pad(np.asarray(tip), sides, constant_values=-1e3)
+
+
 def surface_rmsd(estimates, truths, images) -> float:
     trios = zip(estimates, truths, images, strict=True)
     return float(np.mean([rmsd(e, t, i > 1.0) for e, t, i in trios]))
@@ -65,13 +71,10 @@ def run(surfaces, tip, images, tip_steps: int, seed: int = 0) -> dict:
         posterior="none",
     )
     found = solution.extra["found"]
-    margin = (tip.shape[0] - TIP_SIZE) // 2
-    own = np.full(tip.shape, -1e3)
-    own[margin : margin + TIP_SIZE, margin : margin + TIP_SIZE] = found.heights_nm
     eroded = np.asarray(jax.vmap(lambda i: erode(i, found.heights_nm))(y))
     with_true = np.asarray(jax.vmap(lambda i: erode(i, jnp.asarray(tip)))(y))
     return {
-        "tip_rmsd_nm": rmsd(own, tip, tip > -8.0),
+        "tip_rmsd_nm": rmsd(_framed(found.heights_nm), _framed(tip), _framed(tip) > -8.0),
         "surface_rmsd_nm": surface_rmsd(solution.results["surface"].data, surfaces, images),
         "erosion_rmsd_nm": surface_rmsd(eroded, surfaces, images),
         "image_rmsd_nm": surface_rmsd(images, surfaces, images),

@@ -32,7 +32,7 @@ from micjax.physics.villarrubia import villarrubia
 DOUBLE_ALLOWANCE = 1.3  # of a double tip: its seven numbers are found only so well
 WORTH_RESHAPING = 2.0  # misfit / floor of a double tip from which the free form may arrive
 _APART = 3.0  # pixels between two apexes
-_TAKES_PART = 0.05  # share of the image below which a second apex is not worth its parameters
+_TAKES_PART = 0.05  # share of the image below which either apex is not worth its parameters
 
 
 def second_apex(
@@ -161,12 +161,13 @@ def _nearest(candidates: Candidates, images: Frames, n: int, bluntness: Scalar =
 
 def _truly_double(images: Frames, shapes: Double) -> Bool[Array, " n"]:
     """Whether the second apex stands apart (nearer ones make one flat apex), inside the window, and
-    takes part."""
+    both take part; on a slope, one of two far apart does all the imaging."""
     apart = jnp.linalg.norm(shapes.offset_nm / shapes.pixel_nm, axis=1) >= _APART
     half = jnp.array(shapes.size) // 2
     place = (shapes.origin_nm + shapes.offset_nm) / shapes.pixel_nm
     inside = jnp.all(jnp.abs(place) < half, axis=1)
-    return apart & inside & (second_apex_shares(images, shapes) >= _TAKES_PART)
+    share = second_apex_shares(images, shapes)
+    return apart & inside & (share >= _TAKES_PART) & (share <= 1 - _TAKES_PART)
 
 
 @jax.jit
