@@ -13,6 +13,7 @@ ALLOWED = {
     "inference": {"core", "inference"},
     "problems": {"core", "physics", "nets", "inference", "io", "problems", "report", ""},
     "report": {"core", "inference", "io", "report"},
+    "active": {"core", "physics", "nets", "inference", "active", ""},
     # nobody imports run but the command line
     "run": {"core", "inference", "io", "report", "problems", "run", ""},
 }

@@ -1,0 +1,512 @@
+"""Gaussian processes as inverse problems: y ~ N(mean(x), kernel(x, x) + noise), in fixed buffers.
+
+`process(...)` makes an `InverseProblem` whose unknowns are the hyper-parameters and, with a
+physical model as mean, the physics too; `micjax.laplace`, `nuts` and `svi` take it as it is.
+Conditioning, prediction and rank-1 updates are pure functions of a `State`. Data live in buffers of
+fixed capacity with a mask, so that one more point compiles nothing. All of it runs in float64.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from micjax.active.kernels import Kernel, Matern
+from micjax.core.problem import InverseProblem, parameter
+from micjax.inference.density import in_float64
+
+SMALLEST = 32  # capacity of the first buffers
+JITTER = 1e-9  # on the diagonal, relative to the variance of the process
+JITTER_TRIES = 6  # each ten times the last
+
+
+def double(function: Callable) -> Callable:
+    """`function` run in float64, whatever the precision around it."""
+
+    @functools.wraps(function)
+    def in_double(*args, **kwargs):
+        with jax.enable_x64(True):
+            args, kwargs = in_float64((args, kwargs))
+            return function(*args, **kwargs)
+
+    return in_double
+
+
+# --- the data ----------------------------------------------------------------------------------
+
+
+class Observed(NamedTuple):
+    """Where was measured: the x of a process. Rows that hold no point yet are masked."""
+
+    points: Float[Array, "capacity d"]
+    present: Float[Array, "capacity"]  # 1 for a measured point, 0 for a free row
+    noise_ratio: Float[Array, "capacity"]  # standard deviation of the noise / noise.sigma
+
+
+def capacity_for(count: int) -> int:
+    """The capacity of the buffers for `count` points: a power of two, at least 32."""
+    return max(SMALLEST, 1 << max(count - 1, 0).bit_length())
+
+
+def buffered(
+    points: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike = 1.0, capacity: int | None = None
+) -> tuple[Observed, Float[Array, "capacity"]]:
+    """Points `[n, d]` and values `[n]` in buffers, as the (x, y) of a process.
+
+    **Raises:** `ValueError` for shapes that do not fit, values that are not finite, or more points
+    than a given capacity.
+    """
+    # on the host: to cut and fill a growing array on the device compiles for every length
+    points, y = np.asarray(points, np.float64), np.asarray(y, np.float64)
+    if points.ndim != 2 or y.shape != points.shape[:1]:
+        raise ValueError(f"points {points.shape} and y {y.shape} are not of shapes [n, d] and [n]")
+    for name, values in {"points": points, "y": y}.items():
+        if not np.isfinite(values).all():
+            rows = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+            raise ValueError(f"{name} holds NaN or infinity in rows {rows[:8].tolist()}")
+    count = len(y)
+    capacity = capacity_for(count) if capacity is None else capacity
+    if count > capacity:
+        raise ValueError(f"{count} points do not fit into a capacity of {capacity}")
+    filled = np.zeros((capacity, points.shape[1]))
+    filled[:count] = points
+    present, values, ratio = np.zeros(capacity), np.zeros(capacity), np.ones(capacity)
+    present[:count], values[:count], ratio[:count] = 1.0, y, noise_ratio
+    with jax.enable_x64(True):
+        to = jnp.asarray
+        return Observed(to(filled), to(present), to(ratio)), to(values)
+
+
+# --- the inverse problem -----------------------------------------------------------------------
+
+
+class Marginal(NamedTuple):
+    """The prior of the measured values, which the noise model turns into their distribution."""
+
+    mean: Float[Array, "capacity"]
+    covariance: Float[Array, "capacity capacity"]
+    observed: Observed
+
+
+class Constant(eqx.Module):
+    """The same mean everywhere."""
+
+    value: Float[Array, ""] = parameter(default=0.0)
+
+    def __call__(self, points: Float[Array, "n d"]) -> Float[Array, "n"]:
+        return jnp.broadcast_to(self.value, points.shape[:1])
+
+
+class Physical(eqx.Module):
+    """The forward model of an inverse problem as a mean; it reads points as `reads(points)`."""
+
+    forward: Callable[..., Array]
+    reads: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __call__(self, points: Float[Array, "n d"]) -> Float[Array, "n"]:
+        prediction = self.forward(self.reads(points))
+        if jnp.shape(prediction) != points.shape[:1]:
+            raise ValueError(
+                f"the mean predicts {jnp.shape(prediction)} for {points.shape[0]} points; "
+                "it has to give one real number for each"
+            )
+        return prediction
+
+
+class Process(eqx.Module):
+    """A Gaussian process over points in physical units; its kernel sees (x - origin) / span."""
+
+    mean: Callable[[Array], Array]
+    kernel: Kernel
+    origin: Float[Array, "d"] = parameter()
+    span: Float[Array, "d"] = parameter()
+
+    def scaled(self, points: Float[Array, "n d"]) -> Float[Array, "n d"]:
+        return (points - self.origin) / self.span
+
+    def covariance(self, a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m"]:
+        return self.kernel(self.scaled(a), self.scaled(b))
+
+    def variance(self, a: Float[Array, "n d"]) -> Float[Array, "n"]:
+        return self.kernel.diagonal(self.scaled(a))
+
+    def __call__(self, x: Observed) -> Marginal:
+        return Marginal(self.mean(x.points), self.covariance(x.points, x.points), x)
+
+
+class White(eqx.Module):
+    """Gaussian noise of standard deviation `sigma` times the ratio of each point."""
+
+    sigma: Float[Array, ""] = parameter()
+
+    def variances(self, x: Observed) -> Float[Array, "n"]:
+        return (self.sigma * x.noise_ratio) ** 2
+
+    def __call__(self, prediction: Marginal) -> "MaskedNormal":
+        return _noisy(prediction, self.variances(prediction.observed))
+
+
+class LogLinear(eqx.Module):
+    """Heteroscedastic Gaussian noise: sigma exp(slope . (x - origin) / span) times the ratio."""
+
+    sigma: Float[Array, ""] = parameter()
+    slope: Float[Array, "d"] = parameter()
+    origin: Float[Array, "d"] = parameter()
+    span: Float[Array, "d"] = parameter()
+
+    def variances(self, x: Observed) -> Float[Array, "n"]:
+        exponent = (x.points - self.origin) / self.span @ self.slope
+        return (self.sigma * jnp.exp(exponent) * x.noise_ratio) ** 2
+
+    def __call__(self, prediction: Marginal) -> "MaskedNormal":
+        return _noisy(prediction, self.variances(prediction.observed))
+
+
+def _noisy(prediction: Marginal, variances: Float[Array, "capacity"]) -> "MaskedNormal":
+    present = prediction.observed.present
+    return MaskedNormal(prediction.mean, prediction.covariance, variances, present)
+
+
+class MaskedNormal(dist.Distribution):
+    """N(mean, covariance + diag(variances)) of the present values; the others do not count."""
+
+    support = dist.constraints.real_vector
+    pytree_data_fields = ("loc", "covariance", "variances", "present")
+
+    def __init__(self, mean, covariance, variances, present):
+        self.loc, self.covariance = mean, covariance
+        self.variances, self.present = variances, present
+        super().__init__(batch_shape=(), event_shape=jnp.shape(mean), validate_args=False)
+
+    def _matrix(self):
+        return masked(self.covariance, self.variances, self.present)
+
+    def log_prob(self, value):
+        residual = self.present * (value - self.loc)
+        normalisation = 0.5 * self.present.sum() * jnp.log(2.0 * jnp.pi)
+        return -gaussian_loss(self._matrix(), residual) - normalisation
+
+    def sample(self, key, sample_shape=()):
+        z = jax.random.normal(key, (*sample_shape, *self.event_shape), self.loc.dtype)
+        return self.loc + self.present * (z @ jittered_cholesky(self._matrix())[0].T)
+
+
+def process(
+    lower: ArrayLike,
+    upper: ArrayLike,
+    *,
+    mean: InverseProblem | None = None,
+    reads: Callable[[Array], Array] | None = None,
+    kernel: Kernel | None = None,
+    priors: Mapping[str, dist.Distribution | None] | None = None,
+    noise: Callable[[Marginal], MaskedNormal] | None = None,
+    y_scale: float = 1.0,
+) -> InverseProblem:
+    """The inverse problem of a Gaussian process on the box from `lower` to `upper`.
+
+    Unknowns are `forward.kernel.lengthscale` (fractions of the box), `forward.kernel.amplitude` and
+    `noise.sigma` (in units of y), and `forward.mean.value`, or those of the physical mean: its
+    `forward.f0_kHz` is called `forward.mean.forward.f0_kHz` here, its `noise.sigma` `noise.sigma`.
+
+    **Arguments:**
+
+    - `lower`, `upper`: `[d]`, in the units of the points.
+    - `mean`: an inverse problem whose forward model is the mean (a structured process: the kernel
+        describes what the physics leaves over).
+    - `reads`: what the forward model of `mean` takes, from points `[n, d]`; by default the points
+        themselves, or the one column of them.
+    - `kernel`: by default Matérn 5/2 with one lengthscale an axis; for another one, give `priors`.
+    - `priors`: added to the default ones or in their place; None makes an unknown known.
+    - `noise`: by default `White`.
+    - `y_scale`: a typical standard deviation of y, the unit of the default priors.
+
+    **Raises:** `ValueError` for an empty box, or a prior that names nothing.
+    """
+    lower, upper = np.atleast_1d(np.asarray(lower, float)), np.atleast_1d(np.asarray(upper, float))
+    if lower.shape != upper.shape or lower.ndim != 1 or not np.all(lower < upper):
+        raise ValueError(f"the box from {lower.tolist()} to {upper.tolist()} is empty")
+    axes = len(lower)
+    own = _own_priors(mean, y_scale)
+    if kernel is None:
+        start = np.exp(np.sqrt(2.0) + 0.5 * np.log(axes) - 2.0)
+        kernel = Matern(np.full(axes, start), y_scale)
+        # the longer the more axes there are (Hvarfner et al. 2024)
+        location = np.sqrt(2.0) + 0.5 * np.log(axes)
+        own["forward.kernel.lengthscale"] = dist.LogNormal(location, np.sqrt(3.0))
+        own["forward.kernel.amplitude"] = dist.LogNormal(np.log(y_scale), 0.5)
+    if noise is None:
+        noise = White(0.1 * y_scale)
+        own.setdefault("noise.sigma", dist.LogNormal(np.log(0.1 * y_scale), 1.0))
+    elif not hasattr(noise, "sigma"):
+        own.pop("noise.sigma", None)
+    if reads is None:
+        reads = _only_column if axes == 1 else _as_they_are
+    centre = Constant(0.0) if mean is None else Physical(mean.forward, reads)
+    chosen = {**own, **(priors or {})}
+    return InverseProblem(
+        Process(centre, kernel, lower, upper - lower),
+        noise,
+        {name: prior for name, prior in chosen.items() if prior is not None},
+    )
+
+
+def _only_column(points: Array) -> Array:
+    return points[:, 0]
+
+
+def _as_they_are(points: Array) -> Array:
+    return points
+
+
+def _own_priors(mean: InverseProblem | None, y_scale: float) -> dict[str, dist.Distribution]:
+    if mean is None:
+        return {"forward.mean.value": dist.Normal(0.0, y_scale)}
+    physics = {n: p for n, p in mean.priors.items() if n.startswith("forward.")}
+    noise = {n: p for n, p in mean.priors.items() if n == "noise.sigma"}
+    return {f"forward.mean.{n}": p for n, p in physics.items()} | noise
+
+
+# --- linear algebra ----------------------------------------------------------------------------
+
+
+def masked(covariance, variances, present):
+    """The matrix of the present points, with a unit diagonal and nothing else for the others."""
+    both = present[:, None] * present
+    return covariance * both + jnp.diag(present * variances + (1.0 - present))
+
+
+def jittered_cholesky(matrix: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, ""]]:
+    """The lower Cholesky factor, and what had to be added to the diagonal for it."""
+    scale = jnp.max(jnp.diag(matrix))
+    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    floor = JITTER if matrix.dtype == jnp.float64 else 1e-6
+
+    def attempt(jitter):
+        return jnp.linalg.cholesky(matrix + jitter * scale * eye)
+
+    def go_on(carry):
+        factor, jitter, tries = carry
+        return (tries < JITTER_TRIES) & ~jnp.all(jnp.isfinite(jnp.diag(factor)))
+
+    def again(carry):
+        _, jitter, tries = carry
+        return attempt(10.0 * jitter), 10.0 * jitter, tries + 1
+
+    start = jnp.asarray(floor, matrix.dtype)
+    factor, jitter, _ = jax.lax.while_loop(go_on, again, (attempt(start), start, 0))
+    return factor, jitter * scale
+
+
+BLOCK = 128  # below it LAPACK's triangular solve is the faster one
+
+
+def inverse_lower(factor: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """The inverse of a lower triangular matrix, by halves: a third of the work of a full solve."""
+    n = factor.shape[0]
+    if n <= BLOCK:
+        eye = jnp.eye(n, dtype=factor.dtype)
+        return jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
+    h = n // 2
+    first, last = inverse_lower(factor[:h, :h]), inverse_lower(factor[h:, h:])
+    below = -last @ (factor[h:, :h] @ first)
+    return jnp.block([[first, jnp.zeros((h, n - h), factor.dtype)], [below, last]])
+
+
+def _gram(root: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """root^T root of a lower triangular matrix, by halves."""
+    n = root.shape[0]
+    if n <= BLOCK:
+        return root.T @ root
+    h = n // 2
+    last, below = root[h:, h:], root[h:, :h]
+    corner = last.T @ below
+    return jnp.block([[_gram(root[:h, :h]) + below.T @ below, corner.T], [corner, _gram(last)]])
+
+
+@jax.custom_vjp
+def gaussian_loss(matrix: Float[Array, "n n"], residual: Float[Array, "n"]) -> Float[Array, ""]:
+    """r^T K^-1 r / 2 + log |K| / 2, with the gradient (K^-1 - a a^T) / 2, a = K^-1 r, by hand."""
+    return _loss_forward(matrix, residual)[0]
+
+
+def _loss_forward(matrix, residual):
+    root, log_determinant = _root(matrix)
+    white = root @ residual
+    return 0.5 * white @ white + 0.5 * log_determinant, (root, white)
+
+
+def _root(matrix):
+    """L^-1 and log |K|."""
+    factor, _ = jittered_cholesky(matrix)
+    return inverse_lower(factor), 2.0 * jnp.sum(jnp.log(jnp.diag(factor)))
+
+
+def _loss_backward(kept, cotangent):
+    root, white = kept
+    a = white @ root
+    return cotangent * 0.5 * (_gram(root) - a[:, None] * a), cotangent * a
+
+
+gaussian_loss.defvjp(_loss_forward, _loss_backward)
+
+
+# --- the posterior -----------------------------------------------------------------------------
+
+
+class State(NamedTuple):
+    """A process conditioned on data; K^-1 = root^T root, and white = root (y - mean)."""
+
+    problem: InverseProblem
+    observed: Observed
+    y: Float[Array, "capacity"]
+    root: Float[Array, "capacity capacity"]
+    white: Float[Array, "capacity"]
+    jitter: Float[Array, ""]  # added to every variance; JITTER of the largest one, or more
+
+    @property
+    def count(self) -> int:
+        return int(np.sum(np.asarray(self.observed.present)))
+
+
+def _row(state: State) -> Int[Array, ""]:
+    """The first free row of the buffers."""
+    return jnp.sum(state.observed.present).astype(int)
+
+
+@double
+@eqx.filter_jit
+def condition(problem: InverseProblem, observed: Observed, y: Float[Array, "capacity"]) -> State:
+    """The posterior of the process at the values of `problem`."""
+    prior = problem.forward(observed)
+    present = observed.present
+    matrix = masked(prior.covariance, problem.noise.variances(observed), present)
+    factor, jitter = jittered_cholesky(matrix)
+    root = inverse_lower(factor)
+    return State(problem, observed, y, root, root @ (present * (y - prior.mean)), jitter)
+
+
+def _against(state: State, points: Float[Array, "m d"]) -> Float[Array, "capacity m"]:
+    """root K(data, points): what the data say of the points."""
+    covariance = state.problem.forward.covariance(state.observed.points, points)
+    return state.root @ (state.observed.present[:, None] * covariance)
+
+
+def posterior(
+    state: State, points: Float[Array, "m d"]
+) -> tuple[Float[Array, "m"], Float[Array, "m"]]:
+    """Mean and variance of the function (without noise) at `points`: the part for inside jit."""
+    forward = state.problem.forward
+    known = _against(state, points)
+    prior = forward.variance(points)
+    variance = prior - jnp.sum(known**2, axis=0)
+    return forward.mean(points) + state.white @ known, jnp.maximum(variance, 1e-14 * prior)
+
+
+@double
+def predict(
+    state: State, points: Float[ArrayLike, "m d"]
+) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """Mean and variance of the function (without noise) at `points`, compiled for each m."""
+    return jax.device_get(_posterior(state, jnp.asarray(points)))
+
+
+_posterior = eqx.filter_jit(posterior)
+
+
+def joint(
+    state: State, points: Float[Array, "m d"]
+) -> tuple[Float[Array, "m"], Float[Array, "m m"]]:
+    """Mean and full covariance of the function at a few points."""
+    forward = state.problem.forward
+    known = _against(state, points)
+    return (
+        forward.mean(points) + state.white @ known,
+        forward.covariance(points, points) - known.T @ known,
+    )
+
+
+@double
+@eqx.filter_jit
+def append(state: State, point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> State:
+    """The state with one more datum, by a rank-1 update, at the same hyper-parameters.
+
+    A full buffer is not written to: look at `state.count` and use `grown` before.
+    """
+    return _appended(state, jnp.asarray(point), y, noise_ratio)
+
+
+def _appended(state: State, point: Float[Array, "d"], y, noise_ratio) -> State:
+    n = _row(state)
+    x = Observed(point[None], jnp.ones(1), jnp.reshape(noise_ratio, (1,)))
+    forward, noise = state.problem.forward, state.problem.noise
+    known = _against(state, x.points)[:, 0]
+    own = forward.variance(x.points)[0] + noise.variances(x)[0] + state.jitter
+    rest = jnp.sqrt(jnp.maximum(own - known @ known, state.jitter))
+    row = (-(known @ state.root) / rest).at[n].set(1.0 / rest)
+    white = (y - forward.mean(x.points)[0] - known @ state.white) / rest
+    observed = Observed(
+        state.observed.points.at[n].set(point),
+        state.observed.present.at[n].set(1.0),
+        state.observed.noise_ratio.at[n].set(noise_ratio),
+    )
+    return State(
+        state.problem,
+        observed,
+        state.y.at[n].set(y),
+        state.root.at[n].set(row),
+        state.white.at[n].set(white),
+        state.jitter,
+    )
+
+
+def grown(observed: Observed, y: Float[Array, "n"]) -> tuple[Observed, Float[Array, "m"]]:
+    """The same data in buffers of twice the capacity."""
+    kept = np.asarray(observed.present) > 0
+    points, ratio = np.asarray(observed.points)[kept], np.asarray(observed.noise_ratio)[kept]
+    return buffered(points, np.asarray(y)[kept], ratio, capacity=2 * len(kept))
+
+
+# --- a fixed set of candidates -----------------------------------------------------------------
+
+
+class Tracked(NamedTuple):
+    """The posterior at fixed points, kept up to date for O(capacity x points) a datum."""
+
+    state: State
+    points: Float[Array, "m d"]
+    known: Float[Array, "capacity m"]
+    mean: Float[Array, "m"]
+    variance: Float[Array, "m"]
+
+
+@double
+@eqx.filter_jit
+def track(state: State, points: Float[Array, "m d"]) -> Tracked:
+    """Begin to follow the posterior at `points`."""
+    forward, known = state.problem.forward, _against(state, points)
+    variance = forward.variance(points) - jnp.sum(known**2, axis=0)
+    return Tracked(state, points, known, forward.mean(points) + state.white @ known, variance)
+
+
+@double
+@eqx.filter_jit
+def tell(tracked: Tracked, point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> Tracked:
+    """The followed posterior with one more datum: `append` for all its points at once."""
+    state, n, point = tracked.state, _row(tracked.state), jnp.asarray(point)
+    new, forward = _appended(state, point, y, noise_ratio), state.problem.forward
+    known = _against(state, point[None])[:, 0]
+    between = forward.covariance(point[None], tracked.points)[0]
+    row = new.root[n, n] * (between - known @ tracked.known)
+    return Tracked(
+        new,
+        tracked.points,
+        tracked.known.at[n].set(row),
+        tracked.mean + row * new.white[n],
+        tracked.variance - row**2,
+    )
