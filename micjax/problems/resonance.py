@@ -1,0 +1,188 @@
+"""Resonance of a driven oscillator, from its response in phase and in quadrature.
+
+    (real, imaginary) = amplitude e^(i phase) f0^2 / (f0^2 - f^2 + i f0 f / Q) + noise
+
+Far from the resonance the misfit has no slope towards it: a fit starts at the largest response.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from micjax.core.problem import InverseProblem, Values
+from micjax.inference.laplace import laplace
+from micjax.inference.optimise import fit
+from micjax.inference.solution import Solution
+from micjax.physics.noise import Gaussian
+from micjax.physics.spectra import Oscillator
+from micjax.report.figures import captioned, curve_with_residual
+
+Frequencies = Float[Array, " n"]
+Response = Float[Array, "n 2"]
+
+
+def problem(
+    f0_kHz: float = 360.0,
+    Q: float = 120.0,
+    amplitude: float = 1.0,
+    sigma: float = 8.0,
+    low_kHz: float = 300.0,
+    high_kHz: float = 420.0,
+) -> InverseProblem:
+    """One resonance somewhere in a band, of any phase.
+
+    **Arguments:**
+
+    - `f0_kHz`: where the fit starts; the prior is flat over the band.
+    - `Q`: quality factor expected, to within a factor of 1.5.
+    - `amplitude`: response to a slow drive expected, to within a factor of 1.6.
+    - `sigma`: rms noise of either channel expected, in units of the data, within a factor of 1.6.
+    - `low_kHz`: lower end of the band.
+    - `high_kHz`: upper end of the band.
+
+    **Raises:** `ValueError` when f0 is not within the band, or for numbers that are not positive.
+    """
+    if not 0 < low_kHz < f0_kHz < high_kHz:
+        raise ValueError(f"f0_kHz = {f0_kHz} is not between {low_kHz} and {high_kHz}")
+    for name, value in {"Q": Q, "amplitude": amplitude, "sigma": sigma}.items():
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name} = {value}: must be positive")
+    return InverseProblem(
+        Oscillator(f0_kHz, Q, amplitude),
+        Gaussian(sigma),
+        {
+            "forward.f0_kHz": dist.Uniform(low_kHz, high_kHz),
+            "forward.Q": dist.LogNormal(np.log(Q), 0.4),
+            "forward.amplitude": dist.LogNormal(np.log(amplitude), 0.5),
+            "forward.phase_rad": dist.Uniform(-np.pi, np.pi),
+            "noise.sigma": dist.LogNormal(np.log(sigma), 0.5),
+        },
+    )
+
+
+def example(key) -> tuple[InverseProblem, Frequencies, Response]:
+    """A sweep of 121 frequencies over a resonance at 371.3 kHz."""
+    truth = problem(371.3, 150.0, 1.2).at({"forward.phase_rad": 0.6})
+    x = jnp.linspace(300.0, 420.0, 121)
+    return truth, x, truth.noise(truth.forward(x)).sample(key)
+
+
+def load(file) -> tuple[dict[str, Any], Frequencies, Response]:
+    """Three columns with commas between them: frequency (kHz), real and imaginary part.
+
+    **Raises:** `ValueError` for another number of columns, fewer than 5 rows, or NaN.
+    """
+    rows = np.loadtxt(file, delimiter=",", ndmin=2)
+    if rows.shape[1] != 3 or len(rows) < 5 or not np.isfinite(rows).all():
+        raise ValueError(
+            f"{file}: {rows.shape} numbers; needed are frequency (kHz), real and imaginary part "
+            "in at least 5 finite rows"
+        )
+    f, y = rows[:, 0], rows[:, 1:]
+    power = (y**2).sum(axis=1)
+    top = np.flatnonzero(power >= power.max() / 2)
+    step = np.ptp(f) / (len(f) - 1)
+    Q = f[np.argmax(power)] / max(np.ptp(f[top]), step)
+    options = {
+        "f0_kHz": f[np.argmax(power)],
+        "Q": Q,
+        "amplitude": np.sqrt(power.max()) / Q,
+        # neighbours differ by the noise, but for the few on the resonance
+        "sigma": np.median(np.abs(np.diff(y[np.argsort(f)], axis=0))) / 0.954 + 1e-12,
+        "low_kHz": max(f.min() - step, step / 2),
+        "high_kHz": f.max() + step,
+    }
+    return {n: float(v) for n, v in options.items()}, jnp.asarray(f), jnp.asarray(y)
+
+
+def largest(problem: InverseProblem, x: Frequencies, y: Response) -> Values:
+    """The values with f0 at the largest response, and amplitude and phase from it: there the answer
+    is Q times that to a slow drive, a quarter turn behind."""
+    power, values = (y**2).sum(axis=1), problem.values()
+    if prior := problem.unknowns().get("forward.f0_kHz"):
+        inside = jnp.isfinite(dist.biject_to(prior.support).inv(x))
+        power = jnp.where(inside, power, -1.0)
+    i = jnp.argmax(power)
+    real, imaginary = y[i]
+    found = {
+        "forward.f0_kHz": x[i],
+        "forward.amplitude": jnp.hypot(real, imaginary) / problem.forward.Q,
+        "forward.phase_rad": jnp.arctan2(real, -imaginary),  # of i y
+    }
+    return values | {n: v for n, v in found.items() if n in values}
+
+
+def solve(
+    problem: InverseProblem,
+    x: Frequencies,
+    y: Response,
+    *,
+    key,
+    checkpoint=None,
+    resume: bool = False,
+    on_chunk=None,
+    steps: int = 2000,
+) -> Solution:
+    """The best of two fits, from the given values and from the largest response; Laplace errors.
+
+    **Arguments:**
+
+    - `steps`: of Adam, at most.
+    """
+    y = jnp.asarray(y, dtype=float)
+    found = fit(
+        problem,
+        x,
+        y,
+        steps=steps,
+        tolerance=1e-3,
+        starts=[problem.values(), largest(problem, x, y)],
+        checkpoint=checkpoint,
+        resume=resume,
+        on_chunk=on_chunk,
+    )
+    errors = laplace(found.problem, x, y)
+    rms = float(jnp.sqrt(jnp.mean((y - found.problem.forward(x)) ** 2)))
+    return Solution(
+        found.problem,
+        fit=found,
+        laplace=errors,
+        metrics={"residual_rms": rms},
+        statements=[
+            f"{n} is not identified by these data." for n, ok in errors.identified.items() if not ok
+        ],
+    )
+
+
+def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
+    """f0, amplitude and phase against the truth, beside what the largest response says."""
+    true, best, sd = truth.values(), solution.problem.values(), solution.laplace.sd()
+    classical = largest(truth, x, y)
+    return [
+        {
+            "quantity": n.partition(".")[2],
+            "truth": float(true[n]),
+            "estimate": float(best[n]),
+            "sd": float(sd[n]),
+            "largest response, true Q": float(classical[n]),
+        }
+        for n in ("forward.f0_kHz", "forward.amplitude", "forward.phase_rad")
+        if n in best
+    ]
+
+
+def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:
+    """Both channels, data and fit."""
+    model, data = np.asarray(solution.problem.forward(x)), np.asarray(y)
+    said = "The data, the oscillator at the estimate, and what is left."
+
+    def channel(i):
+        panel = curve_with_residual(
+            np.asarray(x), data[:, i], model[:, i], x_label="frequency (kHz)", label="response"
+        )
+        return captioned(panel, said)
+
+    return {"In phase": lambda: channel(0), "In quadrature": lambda: channel(1)}
