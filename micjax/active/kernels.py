@@ -195,14 +195,14 @@ class Linear(Kernel):
 
 
 class Categorical(Kernel):
-    """k = amplitude^2 if all values are equal, exp(-1 / lengthscale_i) less for each that is not:
-    for axes that hold the index of a category (Hamming distance; Ru et al. 2020)."""
+    """k = amplitude^2 prod_i exp(-[a_i != b_i] / lengthscale_i): for axes without an order, which
+    hold any number for each category (a weighted Hamming distance; Ru et al. 2020)."""
 
     lengthscale: Float[Array, "..."] = parameter()
     amplitude: Float[Array, ""] = parameter(default=1.0)
 
     def __call__(self, a, b):
-        other = (jnp.round(a)[:, None, :] != jnp.round(b)[None, :, :]).astype(a.dtype)
+        other = (jnp.abs(a[:, None, :] - b[None, :, :]) > 1e-6).astype(a.dtype)
         return self.amplitude**2 * jnp.exp(-jnp.sum(other / self.lengthscale, axis=-1))
 
     def diagonal(self, a):

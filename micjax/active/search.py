@@ -16,7 +16,7 @@ STEP_SIZES = 2.0 ** -np.arange(10)  # of a line search, tried side by side
 
 
 class Box(eqx.Module):
-    """A box of the axes, some of which hold whole numbers only (integers, indices of categories)."""
+    """A box of the axes, some of which hold whole numbers only (integers, categories)."""
 
     lower: Float[Array, "d"]
     upper: Float[Array, "d"]
@@ -26,8 +26,9 @@ class Box(eqx.Module):
         lower, upper = np.asarray(lower, float), np.asarray(upper, float)
         if lower.ndim != 1 or lower.shape != upper.shape or not np.all(lower <= upper):
             raise ValueError(f"the box from {lower.tolist()} to {upper.tolist()} is empty")
-        self.lower, self.upper = jnp.asarray(lower), jnp.asarray(upper)
-        self.whole = jnp.broadcast_to(jnp.asarray(whole, bool), lower.shape)
+        with jax.enable_x64(True):  # in float32 a bound would move
+            self.lower, self.upper = jnp.asarray(lower), jnp.asarray(upper)
+            self.whole = jnp.broadcast_to(jnp.asarray(whole, bool), lower.shape)
 
     def uniform(self, u: Float[Array, "n d"]) -> Float[Array, "n d"]:
         """Points of the unit cube carried into the box; every whole number gets an equal share."""
@@ -56,8 +57,8 @@ def maximise(
 
     **Arguments:**
 
-    - `score`: `[m, d]` -> `[m]`, each point by itself; compiled once for each function. What changes
-        from call to call belongs into `arguments`.
+    - `score`: `[m, d]` -> `[m]`, each point by itself; compiled once for each function. What
+        changes from call to call belongs into `arguments`.
     - `near`: points about which to look closely, such as the best ones so far.
     """
     first, second = jax.random.split(key)

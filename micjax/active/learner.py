@@ -1,0 +1,524 @@
+"""A learner: it suggests where to measure next, and takes in what came back.
+
+The protocol is that of an optimiser of bluesky-adaptive (suggest, ingest, get_best_points,
+register_suggestions, register_failures, should_stop, checkpoint), so that a learner drives a plan
+there as it is. A suggestion is a pure function of the seed, the number of suggestions before, and
+the data in their batches: a journal replays to the same suggestions.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy.stats import norm, qmc
+
+from micjax.active import acquisition, gp
+from micjax.active.belief import Belief, Model, believe, plain_model
+from micjax.active.paths import draw_paths
+from micjax.active.search import maximise
+from micjax.active.space import Space
+
+log = logging.getLogger("micjax")
+
+ID = "_id"
+FORMAT = "micjax learner 1"
+GOALS = {"maximise": "log_ei", "minimise": "log_ei", "map": "uncertainty", "level": "straddle"}
+ACQUISITIONS = ("log_ei", "ucb", "pi", "uncertainty", "thompson", "mes", "straddle")
+SPREAD = 512  # points over which the maxima of draws are looked for
+MAXIMA = 64  # draws of the maximum for the max-value entropy
+
+
+class Prediction(NamedTuple):
+    """The outcome at some points, in its own units: the median and a 90 % interval of a
+    measurement there, and the standard deviation of the function in the units of the model."""
+
+    median: Float[np.ndarray, "m"]
+    lower: Float[np.ndarray, "m"]
+    upper: Float[np.ndarray, "m"]
+    uncertainty: Float[np.ndarray, "m"]
+
+
+class Context(NamedTuple):
+    """What an acquisition asks beside the posterior: all arrays, so that nothing is compiled."""
+
+    sign: Float[Array, ""]  # -1 to minimise
+    best: Float[Array, ""]
+    level: Float[Array, ""]
+    paths: Any  # posterior draws, for Thompson and the maxima
+    maxima: Float[Array, "draws"]
+    failures: Float[Array, "capacity d"]
+    failed: Float[Array, "capacity"]
+
+
+class Settings(NamedTuple):
+    """What decides a suggestion beside the data."""
+
+    outcome: str
+    goal: str
+    acquisition: str
+    level: float
+    initial: int
+    seed: int
+    budget: int | None
+    tolerance: float | None
+
+
+class Learner:
+    """Bayesian optimisation, mapping or level finding over the axes of `space`.
+
+    **Arguments:**
+
+    - `space`: the axes, with candidates if only these points can be measured.
+    - `outcome`: the key of the measured number in ingested points.
+    - `goal`: `maximise` or `minimise` the outcome, `map` it, or find where it crosses `level`.
+    - `acquisition`: of `ACQUISITIONS`; by default what suits the goal.
+    - `initial`: how many points are spread evenly before the model is asked (default: 2 d + 1, at
+        least 5).
+    - `model`: how outcomes are modelled; by default two plain processes on robust scaled outcomes.
+    - `seed`: of all random numbers.
+    - `budget`: stop after so many measurements.
+    - `tolerance`: stop when the improvement still expected anywhere is below this fraction of the
+        standard deviation of the outcomes (goals `maximise` and `minimise`).
+    - `file`: where `checkpoint` writes and `restore` reads.
+
+    **Raises:** `ValueError` for an unknown goal or acquisition, or a level that is missing.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        outcome: str = "y",
+        goal: str = "maximise",
+        acquisition: str | None = None,
+        level: float | None = None,
+        initial: int | None = None,
+        model: Model | None = None,
+        seed: int = 0,
+        budget: int | None = None,
+        tolerance: float | None = None,
+        file: str | os.PathLike | None = None,
+    ):
+        if goal not in GOALS:
+            raise ValueError(f"goal {goal!r}; there are {', '.join(GOALS)}")
+        chosen = GOALS[goal] if acquisition is None else acquisition
+        if chosen not in ACQUISITIONS:
+            raise ValueError(f"acquisition {chosen!r}; there are {', '.join(ACQUISITIONS)}")
+        if chosen == "straddle" and level is None:
+            raise ValueError("the goal 'level' needs the level")
+        initial = max(5, 2 * len(space.axes) + 1) if initial is None else initial
+        level = math.nan if level is None else level
+        self.space, self.model = space, plain_model(space) if model is None else model
+        self.settings = Settings(outcome, goal, chosen, level, initial, seed, budget, tolerance)
+        self.file = None if file is None else pathlib.Path(file)
+        self._batches: list[list[tuple[Any, tuple[float, ...], float]]] = []
+        self._pending: dict[Any, tuple[float, ...]] = {}
+        self._failures: list[tuple[float, ...]] = []
+        self._suggested = 0
+        self._belief: Belief | None = None
+
+    # --- data in -------------------------------------------------------------------------------
+
+    def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
+        """Take in measured points: the axes (or the id of a suggestion) and the outcome of each.
+
+        An outcome that is NaN or infinite is a failure of that point and not a datum.
+
+        **Raises:** `ValueError` for a point off the axes or without its outcome; then none of the
+        batch is taken.
+        """
+        batch = [self._read(point) for point in points]
+        for identity, _, _ in batch:
+            self._pending.pop(identity, None)
+        bad = [numbers for _, numbers, y in batch if not math.isfinite(y)]
+        if bad:
+            log.warning(
+                "%d of %d outcomes are not finite: counted as failures", len(bad), len(batch)
+            )
+            self._failures += bad
+        self._take([entry for entry in batch if math.isfinite(entry[2])])
+
+    def _read(self, point: Mapping[str, Any]) -> tuple[Any, tuple[float, ...], float]:
+        identity, outcome = point.get(ID), self.settings.outcome
+        if outcome not in point:
+            raise ValueError(f"the point {dict(point)} has no outcome {outcome!r}")
+        if identity in self._pending and not set(self.space.names) <= set(point):
+            numbers = self._pending[identity]
+        else:
+            numbers = self.space.numbers(point)
+        try:
+            return identity, numbers, float(point[outcome])
+        except (TypeError, ValueError):
+            raise ValueError(f"outcome {outcome!r} is {point[outcome]!r}, no number") from None
+
+    def _take(self, batch: list[tuple[Any, tuple[float, ...], float]]) -> None:
+        if batch:
+            self._batches.append(batch)
+            points, y = self.data
+            if len(y) >= 2:
+                key = jax.random.fold_in(jax.random.key(self.settings.seed), len(y))
+                self._belief = believe(self.model, points, y, self._belief, key)
+
+    @property
+    def data(self) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n"]]:
+        """All measured points and their outcomes, in the order they came."""
+        rows = [entry for batch in self._batches for entry in batch]
+        points = np.asarray([numbers for _, numbers, _ in rows], float)
+        return points.reshape(-1, len(self.space.axes)), np.asarray([y for *_, y in rows], float)
+
+    def register_suggestions(
+        self, suggestions: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Make somebody else's points known as pending, each with an `_id`."""
+        return [self._registered(self.space.numbers(point)) for point in suggestions]
+
+    def _registered(self, numbers: Sequence[float]) -> dict[str, Any]:
+        identity, self._suggested = self._suggested, self._suggested + 1
+        self._pending[identity] = tuple(float(v) for v in numbers)
+        return {ID: identity} | self.space.settings(numbers)
+
+    def register_failures(self, suggestions: Sequence[Mapping[str, Any]]) -> None:
+        """These suggestions could not be measured: stay away from them, and from their neighbours.
+
+        **Raises:** `ValueError` for an id that is not pending and a point without its axes.
+        """
+        failed = [
+            self._pending[s[ID]] if s.get(ID) in self._pending else self.space.numbers(s)
+            for s in suggestions
+        ]
+        for suggestion in suggestions:
+            self._pending.pop(suggestion.get(ID), None)
+        self._failures += failed
+
+    # --- suggestions out -----------------------------------------------------------------------
+
+    def suggest(self, num_points: int | None = None) -> list[dict[str, Any]]:
+        """The points to measure next, `{"_id": ..., axis: setting}` each.
+
+        **Raises:** `ValueError` when no candidate is left.
+        """
+        count = 1 if num_points is None else num_points
+        key = jax.random.fold_in(jax.random.key(self.settings.seed), 2**20 + self._suggested)
+        chosen: list[tuple[float, ...]] = []
+        while len(chosen) < count:
+            known = len(self.data[1]) + len(self._pending) + len(chosen)
+            if self._belief is None or known < self.settings.initial:
+                chosen.append(self._spread(self._suggested + len(chosen), chosen))
+            else:
+                key, now = jax.random.split(key)
+                chosen.append(self._chosen(now, chosen))
+        return [self._registered(numbers) for numbers in chosen]
+
+    def _spread(self, index: int, chosen: list[tuple[float, ...]]) -> tuple[float, ...]:
+        """The next point of a scrambled Sobol sequence, or the free candidate nearest to it."""
+        sequence = qmc.Sobol(len(self.space.axes), rng=self.settings.seed)
+        if index:
+            sequence.fast_forward(index)
+        unit = sequence.random(1)
+        if self.space.candidates is None:
+            with jax.enable_x64(True):
+                return tuple(np.asarray(self.space.box.uniform(jnp.asarray(unit)))[0].tolist())
+        width = self.space.upper - self.space.lower
+        distance = np.sum(((self.space.candidates - self.space.lower) / width - unit) ** 2, axis=1)
+        free = self._free(chosen)
+        return tuple(self.space.candidates[acquisition.best_allowed(-distance, free)[0]].tolist())
+
+    def _free(self, chosen: Sequence[tuple[float, ...]] = ()) -> np.ndarray:
+        """Which candidates are neither measured, nor pending, nor failed."""
+        taken = {*self._pending.values(), *self._failures, *chosen}
+        taken |= {tuple(row) for row in self.data[0].tolist()}
+        return np.asarray([tuple(row) not in taken for row in self.space.candidates.tolist()])
+
+    def _chosen(self, key: Array, chosen: list[tuple[float, ...]]) -> tuple[float, ...]:
+        state = self._with_fantasies([*self._pending.values(), *chosen])
+        draw, climb = jax.random.split(key)
+        context = self._context(state, draw)
+        score = SCORES[self.settings.acquisition]
+        if self.space.candidates is not None:
+            values = scores(score, self.space.candidates, state, context)
+            best = acquisition.best_allowed(values, self._free(chosen))[0]
+            return tuple(self.space.candidates[best].tolist())
+        point, value = maximise(score, self.space.box, climb, (state, context), near=self._near())
+        if not np.isfinite(float(value)):
+            raise ValueError(f"the acquisition {self.settings.acquisition} is finite nowhere")
+        # rounding may step over a bound
+        return tuple(np.clip(np.asarray(point), self.space.lower, self.space.upper).tolist())
+
+    def _with_fantasies(self, waiting: Sequence[tuple[float, ...]]) -> gp.State:
+        """The state as if what is waited for came out as predicted (Ginsbourger et al. 2010)."""
+        state = self._belief.state
+        if state.count + len(waiting) > len(state.y):
+            state = gp.condition(state.problem, *gp.grown(state.observed, state.y))
+        for numbers in waiting:
+            mean, _ = gp.predict(state, np.asarray([numbers]))
+            state = gp.append(state, np.asarray(numbers), mean[0])
+        return state
+
+    def _context(self, state: gp.State, key: Array) -> Context:
+        goal, points = self.settings.goal, self.data[0]
+        sign = -1.0 if goal == "minimise" else 1.0
+        mean, _ = gp.predict(state, np.asarray(state.observed.points))
+        present = np.asarray(state.observed.present) > 0
+        level = float(self._belief.scale.apply(np.asarray(self.settings.level)))
+        paths, maxima = None, np.zeros(1)
+        if self.settings.acquisition in ("thompson", "mes"):
+            first, second = jax.random.split(key)
+            draws = 1 if self.settings.acquisition == "thompson" else MAXIMA
+            paths = draw_paths(state, first, draws)
+            some = self._some(second)
+            maxima = np.max(sign * np.asarray(paths_at(paths, some)), axis=1)
+        failures = np.zeros((gp.capacity_for(len(self._failures)), points.shape[1]))
+        failed = np.zeros(len(failures))
+        if self._failures:
+            failures[: len(self._failures)] = self._failures
+            failed[: len(self._failures)] = 1.0
+        with jax.enable_x64(True):
+            return Context(
+                sign=jnp.asarray(sign),
+                best=jnp.asarray(np.max(sign * mean[present])),
+                level=jnp.asarray(level),
+                paths=paths,
+                maxima=jnp.asarray(maxima, float),
+                failures=jnp.asarray(failures),
+                failed=jnp.asarray(failed),
+            )
+
+    def _some(self, key: Array) -> Float[np.ndarray, "m d"]:
+        """Points over which the maxima of draws are looked for."""
+        if self.space.candidates is not None:
+            return self.space.candidates
+        with jax.enable_x64(True):
+            unit = jax.random.uniform(key, (SPREAD, len(self.space.axes)))
+            return np.concatenate([np.asarray(self.space.box.uniform(unit)), self._near()])
+
+    def _near(self) -> Float[np.ndarray, "k d"]:
+        """The best points so far, about which the search looks closely."""
+        points, y = self.data
+        best = np.argsort(-y if self.settings.goal != "minimise" else y, kind="stable")[:3]
+        return points[np.resize(best, 3)]
+
+    # --- what is known -------------------------------------------------------------------------
+
+    @property
+    def belief(self) -> Belief:
+        """What the learner believes now.
+
+        **Raises:** `ValueError` before there are two data.
+        """
+        if self._belief is None:
+            raise ValueError(f"{len(self.data[1])} data are too few for a model; two are needed")
+        return self._belief
+
+    def predict(self, points: Sequence[Mapping[str, Any]] | np.ndarray) -> Prediction:
+        """What a measurement at these points would give; points as settings or `[m, d]` numbers."""
+        if not isinstance(points, np.ndarray):
+            points = np.asarray([self.space.numbers(point) for point in points])
+        belief = self.belief
+        mean, variance = gp.predict(belief.state, points)
+        noise = belief.state.problem.noise.variances(unit_noise(points))
+        wide = norm.ppf(0.95) * np.sqrt(variance + np.asarray(noise))
+        back = belief.scale.invert
+        return Prediction(back(mean), back(mean - wide), back(mean + wide), np.sqrt(variance))
+
+    def get_best_points(self) -> list[tuple[Any, dict[str, Any], dict[str, float]]]:
+        """The best measured point: its id, its settings, its outcome."""
+        rows = [entry for batch in self._batches for entry in batch]
+        if not rows:
+            return []
+        sign = -1.0 if self.settings.goal == "minimise" else 1.0
+        identity, numbers, y = max(rows, key=lambda row: sign * row[2])
+        return [(identity, self.space.settings(numbers), {self.settings.outcome: y})]
+
+    def should_stop(self) -> tuple[bool, str | None]:
+        """Whether to stop now, and why."""
+        measured, budget = len(self.data[1]), self.settings.budget
+        if budget is not None and measured >= budget:
+            return True, f"the budget of {budget} measurements is used"
+        if self.space.candidates is not None and not self._free().any():
+            return True, "every candidate has been measured"
+        if self.settings.tolerance is None or self._belief is None:
+            return False, None
+        if measured < self.settings.initial or self.settings.goal not in ("maximise", "minimise"):
+            return False, None
+        gain = self._gain()
+        if gain < self.settings.tolerance:
+            return True, f"an improvement of {gain:.2g} standard deviations is expected at best"
+        return False, None
+
+    def _gain(self) -> float:
+        """The largest expected improvement, in standard deviations of the (scaled) outcomes."""
+        state, key = self._belief.state, jax.random.key(self.settings.seed)
+        context = self._context(state, key)
+        if self.space.candidates is not None:
+            values = scores(SCORES["log_ei"], self.space.candidates, state, context)
+            return float(np.exp(np.max(values[self._free()])))
+        _, value = maximise(
+            SCORES["log_ei"], self.space.box, key, (state, context), near=self._near()
+        )
+        return float(np.exp(value))
+
+    # --- keeping it ----------------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """Write data, pending points and failures to `file`: all of it, or the old one stays.
+
+        **Raises:** `ValueError` without a file; `OSError` when it cannot be written.
+        """
+        if self.file is None:
+            raise ValueError("the learner was made without a file to write to")
+        content = {
+            "format": FORMAT,
+            "settings": self._identity(),
+            "suggested": self._suggested,
+            "batches": self._batches,
+            "pending": list(self._pending.items()),
+            "failures": self._failures,
+        }
+        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "w", encoding="utf-8") as handle:
+                json.dump(content, handle)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, self.file)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def restore(self) -> None:
+        """Take up what `checkpoint` wrote: the same suggestions follow as would have then.
+
+        **Raises:** `FileNotFoundError`; `ValueError` for another file, or one of other settings.
+        """
+        if self.file is None or not self.file.is_file():
+            raise FileNotFoundError(f"no such checkpoint: {self.file}")
+        try:
+            content = json.loads(self.file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self.file} is no checkpoint of a learner: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"{self.file} is no checkpoint of a learner")
+        was, now = content["settings"], json.loads(json.dumps(self._identity()))
+        if was != now:
+            other = sorted(k for k in {**was, **now} if was.get(k) != now.get(k))
+            raise ValueError(f"{self.file} is of a learner with other {', '.join(other)}")
+        self._batches, self._belief = [], None
+        self._failures = [tuple(row) for row in content["failures"]]
+        self._pending = {identity: tuple(row) for identity, row in content["pending"]}
+        self._suggested = content["suggested"]
+        for batch in content["batches"]:  # one by one: each belief starts from the last
+            self._take([(identity, tuple(numbers), y) for identity, numbers, y in batch])
+
+    def _identity(self) -> dict[str, Any]:
+        axes = [dataclasses.asdict(axis) for axis in self.space.axes]
+        candidates = None if self.space.candidates is None else len(self.space.candidates)
+        return {"axes": axes, "candidates": candidates} | self.settings._asdict()
+
+
+# --- acquisitions of a state -------------------------------------------------------------------
+
+
+def _mean_sd(points, state: gp.State, context: Context):
+    mean, variance = gp.posterior(state, points)
+    return context.sign * mean, jnp.sqrt(variance)
+
+
+def _log_ei(points, state, context):
+    mean, sd = _mean_sd(points, state, context)
+    return acquisition.log_expected_improvement(mean, sd, context.best) + _log_success(
+        points, state, context
+    )
+
+
+def _log_pi(points, state, context):
+    mean, sd = _mean_sd(points, state, context)
+    return acquisition.log_probability_of_improvement(mean, sd, context.best) + _log_success(
+        points, state, context
+    )
+
+
+def _ucb(points, state, context):
+    mean, sd = _mean_sd(points, state, context)
+    return acquisition.upper_confidence_bound(mean, sd) + _log_success(points, state, context)
+
+
+def _uncertainty(points, state, context):
+    _, sd = _mean_sd(points, state, context)
+    return jnp.log(sd) + _log_success(points, state, context)
+
+
+def _straddle(points, state, context):
+    mean, variance = gp.posterior(state, points)
+    return acquisition.straddle(mean, jnp.sqrt(variance), context.level) + _log_success(
+        points, state, context
+    )
+
+
+def _thompson(points, state, context):
+    return context.sign * context.paths(points)[0] + _log_success(points, state, context)
+
+
+def _mes(points, state, context):
+    mean, sd = _mean_sd(points, state, context)
+    return acquisition.max_value_entropy(mean, sd, context.maxima) + _log_success(
+        points, state, context
+    )
+
+
+SCORES = {
+    "log_ei": _log_ei,
+    "ucb": _ucb,
+    "pi": _log_pi,
+    "uncertainty": _uncertainty,
+    "thompson": _thompson,
+    "mes": _mes,
+    "straddle": _straddle,
+}
+
+
+def _log_success(points, state: gp.State, context: Context):
+    """log of (1 + likeness to successes) / (1 + likeness to all): a smoothed success rate.
+
+    Likeness is the correlation of the process, so that a failure keeps its neighbourhood away as
+    far as the function is known to be smooth, and successes near it take that back.
+    """
+    forward = state.problem.forward
+
+    def likeness(others, weights):
+        scale = jnp.sqrt(forward.variance(points)[:, None] * forward.variance(others))
+        return jnp.clip(forward.covariance(points, others) / scale, min=0.0) @ weights
+
+    good = 1.0 + likeness(state.observed.points, state.observed.present)
+    return jnp.log(good) - jnp.log(good + likeness(context.failures, context.failed))
+
+
+@gp.double
+def scores(score, points, state: gp.State, context: Context) -> Float[np.ndarray, "m"]:
+    """An acquisition at all candidates."""
+    return np.asarray(_scores(score, jnp.asarray(points), state, context))
+
+
+@eqx.filter_jit
+def _scores(score, points, state, context):
+    return score(points, state, context)
+
+
+@gp.double
+def paths_at(paths, points) -> np.ndarray:
+    return np.asarray(eqx.filter_jit(paths)(jnp.asarray(points)))
+
+
+@gp.double
+def unit_noise(points) -> gp.Observed:
+    ones = jnp.ones(len(points))
+    return gp.Observed(jnp.asarray(points), ones, ones)
