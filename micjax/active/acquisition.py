@@ -9,21 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr, ndtr
 from jax.scipy.stats import norm
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
-Values = Float[Array, "..."]
+Values = Float[ArrayLike, "..."]
 LOG_ROOT_2PI = 0.5 * np.log(2.0 * np.pi)
 TAIL = -8.0  # below it the series of 18 terms is exact to rounding
 _SERIES = np.cumprod([1.0, *(-(2.0 * k + 1.0) for k in range(1, 18))])  # (-1)^k (2k + 1)!!
 
 
-def log_h(u: Values) -> Values:
+def log_h(u: Values) -> Float[Array, "..."]:
     """log(phi(u) + u Phi(u)), to 1e-12 of itself in float64 for every u.
 
     phi + u Phi is phi (1 - t M(t)) with t = -u and the Mills ratio M, a difference which cancels;
     below u = -8 it is summed as 1/t^2 - 3/t^4 + 15/t^6 - ... (Ament et al. 2023, eq. 9, where a
     complementary error function of the same accuracy is assumed).
     """
+    u = jnp.asarray(u)
     high = jnp.maximum(u, -1.0)
     middle = jnp.clip(u, TAIL, -1.0)
     low = jnp.minimum(u, TAIL)
@@ -36,28 +37,31 @@ def log_h(u: Values) -> Values:
     return jnp.where(u > -1.0, plain, jnp.where(u > TAIL, between, far))
 
 
-def log_expected_improvement(mean: Values, sd: Values, best: Values) -> Values:
+def log_expected_improvement(mean: Values, sd: Values, best: Values) -> Float[Array, "..."]:
     """log E[max(f - best, 0)] (Ament et al. 2023)."""
     return jnp.log(sd) + log_h((mean - best) / sd)
 
 
-def log_probability_of_improvement(mean: Values, sd: Values, best: Values) -> Values:
+def log_probability_of_improvement(mean: Values, sd: Values, best: Values) -> Float[Array, "..."]:
     """log P(f > best) (Kushner 1964)."""
     return log_ndtr((mean - best) / sd)
 
 
-def upper_confidence_bound(mean: Values, sd: Values, width: float = 2.0) -> Values:
+def upper_confidence_bound(mean: Values, sd: Values, width: float = 2.0) -> Float[Array, "..."]:
     """mean + width sd (Srinivas et al. 2010, with width = sqrt(beta))."""
     return mean + width * sd
 
 
-def max_value_entropy(mean: Values, sd: Values, maxima: Float[Array, "draws"]) -> Values:
+def max_value_entropy(
+    mean: Values, sd: Values, maxima: Float[Array, "draws"]
+) -> Float[Array, "..."]:
     """log of the information on the value of the maximum (Wang & Jegelka 2017, eq. 6), in nats.
 
     **Arguments:**
 
     - `maxima`: draws of the maximum, as `max` of pathwise samples over the candidates.
     """
+    mean, sd = jnp.asarray(mean), jnp.asarray(sd)
     u = (maxima - mean[..., None]) / sd[..., None]
     log_cdf = log_ndtr(u)
     # u phi / (2 Phi) - log Phi, both terms positive for u > 0; for u << 0 they nearly cancel
@@ -65,15 +69,16 @@ def max_value_entropy(mean: Values, sd: Values, maxima: Float[Array, "draws"]) -
     return jnp.log(jnp.maximum(jnp.mean(information, axis=-1), jnp.finfo(mean.dtype).tiny))
 
 
-def straddle(mean: Values, sd: Values, level: float, width: float = 1.96) -> Values:
+def straddle(mean: Values, sd: Values, level: float, width: float = 1.96) -> Float[Array, "..."]:
     """width sd - |mean - level|: where it is open on which side of `level` f is (Bryan 2005)."""
     return width * sd - jnp.abs(mean - level)
 
 
 def log_feasibility(
     mean: Values, sd: Values, lower: float = -np.inf, upper: float = np.inf
-) -> Values:
+) -> Float[Array, "..."]:
     """log P(lower <= g <= upper) of a constraint: add it to a logarithmic acquisition."""
+    mean = jnp.asarray(mean)
     above, below = (lower - mean) / sd, (upper - mean) / sd
     # of the two tails the nearer one, so that neither is a difference from 1
     near, far = jnp.where(above > 0, -above, below), jnp.where(above > 0, -below, above)
@@ -102,7 +107,7 @@ def knowledge_gradient(
     return jnp.maximum(weights @ highest - jnp.max(mean), 0.0)
 
 
-def per_second(log_value: Values, seconds: Values) -> Values:
+def per_second(log_value: Values, seconds: Values) -> Float[Array, "..."]:
     """The logarithm of the value for each second that the measurement takes."""
     return log_value - jnp.log(seconds)
 

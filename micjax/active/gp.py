@@ -7,7 +7,7 @@ fixed capacity with a mask, so that one more point compiles nothing. All of it r
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -198,8 +198,8 @@ class MaskedNormal(dist.Distribution):
 
 
 def process(
-    lower: ArrayLike,
-    upper: ArrayLike,
+    lower: ArrayLike | Sequence[float | int],
+    upper: ArrayLike | Sequence[float | int],
     *,
     mean: InverseProblem | None = None,
     reads: Callable[[Array], Array] | None = None,
