@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +17,22 @@ import micjax
 from micjax.report.text import plain_table, unknown_rows
 from micjax.run.citizens import find, listed
 from micjax.run.execute import Outcome, run
-from micjax.run.folder import open_folder
+from micjax.run.explore import (
+    JOURNAL,
+    Exploration,
+    Journal,
+    make_explore_plan,
+    measured_file,
+    open_exploration,
+    with_assignments,
+)
+from micjax.run.explore_report import conclude
+from micjax.run.folder import now, open_folder
 from micjax.run.info import info
 from micjax.run.job import Job, prepare
 from micjax.run.logs import Logs, logs
 from micjax.run.plan import make_plan, read_plan, with_settings
+from micjax.run.provenance import surroundings
 from micjax.run.template import template
 
 log = logging.getLogger("micjax")
@@ -81,6 +93,39 @@ def _run(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
     path = pathlib.Path(arguments.plan)
     given = _given(arguments, read_plan(path))
     return _compute(given, arguments, argv, kept, as_given=path.read_bytes())
+
+
+def _explore(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
+    path = pathlib.Path(arguments.plan)
+    given = with_assignments(read_plan(path), arguments.set or [])
+    given = given if arguments.out is None else given | {"out": arguments.out}
+    plan = make_explore_plan(given, str(path))
+    folder = open_exploration(plan, arguments.resume)
+    kept.write_to(folder / "log.txt")
+    exploration = Exploration(plan, Journal(folder / JOURNAL))
+    folder.write_json("plan.resolved.json", plan.model_dump(mode="json"))
+    facts = surroundings(argv, plan.seed, measured_file(plan)) | {"start": now()}
+    began, status = time.monotonic(), "interrupted"
+    try:
+        if arguments.resume:
+            exploration.replay()
+        exploration.run()
+        status = "finished"
+    except KeyboardInterrupt:
+        pass
+    facts |= {"status": status, "end": now(), "wall_s": round(time.monotonic() - began, 3)}
+    folder.write_json("provenance.json", facts)
+    again = f"micjax explore {path} --out {folder.path} --resume"
+    if len(exploration.learner.data[1]) >= 2:
+        solution = conclude(exploration, folder, facts)
+        for sentence in solution.statements:
+            print(sentence)
+        print(f"\n{plain_table(solution.table)}\n")
+        print(f"report: {folder / 'report.html'}")
+    if status == "interrupted":
+        log.warning("interrupted; to go on: %s", again)
+        return INTERRUPTED
+    return 0
 
 
 def _validate(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
@@ -219,6 +264,12 @@ def parser() -> argparse.ArgumentParser:
     run_plan = _command(commands, "run", _run, "do what a plan says")
     run_plan.add_argument("plan", metavar="plan.yaml")
     _run_arguments(run_plan)
+
+    explore = _command(
+        commands, "explore", _explore, "measure where a learner says, by the plan of an exploration"
+    )
+    explore.add_argument("plan", metavar="explore.yaml")
+    _run_arguments(explore)
 
     validate = _command(commands, "validate", _validate, "check a plan without computing")
     validate.add_argument("plan", metavar="plan.yaml")

@@ -15,7 +15,7 @@ ALLOWED = {
     "report": {"core", "inference", "io", "report"},
     "active": {"core", "physics", "nets", "inference", "active", ""},
     # nobody imports run but the command line
-    "run": {"core", "inference", "io", "report", "problems", "run", ""},
+    "run": {"active", "core", "inference", "io", "report", "problems", "run", ""},
 }
 ROOT = pathlib.Path(__file__).parents[1] / "micjax"
 FILES = sorted(ROOT.glob("*/**/*.py"))

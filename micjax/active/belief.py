@@ -34,6 +34,11 @@ class Belief:
     state: gp.State
     scale: Scale
 
+    @property
+    def singular(self) -> bool:
+        """Whether the kernel matrix could only be factorised with more jitter than usual."""
+        return gp.relative_jitter(self.state) > 2.0 * gp.JITTER
+
 
 def plain_model(space: Space, scales: tuple[str, ...] = ("robust", "linear")) -> Model:
     """Processes without physics, Matérn 5/2 and RBF, on scaled outcomes."""

@@ -391,6 +391,14 @@ def condition(problem: InverseProblem, observed: Observed, y: Float[Array, "capa
     return State(problem, observed, y, root, root @ (present * (y - prior.mean)), jitter)
 
 
+@double
+def relative_jitter(state: State) -> float:
+    """The jitter in units of the largest variance; above JITTER the kernel matrix is singular."""
+    forward, noise = state.problem.forward, state.problem.noise
+    variances = forward.variance(state.observed.points) + noise.variances(state.observed)
+    return float(state.jitter / jnp.max(variances))
+
+
 def _against(state: State, points: Float[Array, "m d"]) -> Float[Array, "capacity m"]:
     """root K(data, points): what the data say of the points."""
     covariance = state.problem.forward.covariance(state.observed.points, points)
@@ -465,11 +473,14 @@ def _appended(state: State, point: Float[Array, "d"], y, noise_ratio) -> State:
     )
 
 
-def grown(observed: Observed, y: Float[Array, "n"]) -> tuple[Observed, Float[Array, "m"]]:
-    """The same data in buffers of twice the capacity."""
+def grown(
+    observed: Observed, y: Float[Array, "n"], count: int = 0
+) -> tuple[Observed, Float[Array, "m"]]:
+    """The same data in buffers of twice the capacity, or as much as `count` points need."""
     kept = np.asarray(observed.present) > 0
     points, ratio = np.asarray(observed.points)[kept], np.asarray(observed.noise_ratio)[kept]
-    return buffered(points, np.asarray(y)[kept], ratio, capacity=2 * len(kept))
+    capacity = max(2 * len(kept), capacity_for(count))
+    return buffered(points, np.asarray(y)[kept], ratio, capacity=capacity)
 
 
 # --- a fixed set of candidates -----------------------------------------------------------------

@@ -24,6 +24,7 @@ from scipy.stats import norm, qmc
 
 from micjax.active import acquisition, gp
 from micjax.active.belief import Belief, Model, believe, plain_model
+from micjax.active.cost import Cost, tour, travel_s
 from micjax.active.paths import draw_paths
 from micjax.active.search import maximise
 from micjax.active.space import Space
@@ -33,7 +34,8 @@ log = logging.getLogger("micjax")
 ID = "_id"
 FORMAT = "micjax learner 1"
 GOALS = {"maximise": "log_ei", "minimise": "log_ei", "map": "uncertainty", "level": "straddle"}
-ACQUISITIONS = ("log_ei", "ucb", "pi", "uncertainty", "thompson", "mes", "straddle")
+LOGARITHMIC = ("log_ei", "pi", "uncertainty", "mes")
+ACQUISITIONS = (*LOGARITHMIC, "ucb", "thompson", "straddle")
 SPREAD = 512  # points over which the maxima of draws are looked for
 MAXIMA = 64  # draws of the maximum for the max-value entropy
 
@@ -56,8 +58,9 @@ class Context(NamedTuple):
     level: Float[Array, ""]
     paths: Any  # posterior draws, for Thompson and the maxima
     maxima: Float[Array, "draws"]
-    failures: Float[Array, "capacity d"]
-    failed: Float[Array, "capacity"]
+    position: Float[Array, "d"]
+    rates: Float[Array, "d"]
+    fixed_s: Float[Array, ""]  # settling and dwell; 1 where time does not count
 
 
 class Settings(NamedTuple):
@@ -66,7 +69,7 @@ class Settings(NamedTuple):
     outcome: str
     goal: str
     acquisition: str
-    level: float
+    level: float | None
     initial: int
     seed: int
     budget: int | None
@@ -85,6 +88,8 @@ class Learner:
     - `initial`: how many points are spread evenly before the model is asked (default: 2 d + 1, at
         least 5).
     - `model`: how outcomes are modelled; by default two plain processes on robust scaled outcomes.
+    - `cost`: what a measurement takes: a logarithmic acquisition is then compared for each second,
+        from where the instrument is, and several points are suggested in the order of a short tour.
     - `seed`: of all random numbers.
     - `budget`: stop after so many measurements.
     - `tolerance`: stop when the improvement still expected anywhere is below this fraction of the
@@ -104,6 +109,7 @@ class Learner:
         level: float | None = None,
         initial: int | None = None,
         model: Model | None = None,
+        cost: Cost | None = None,
         seed: int = 0,
         budget: int | None = None,
         tolerance: float | None = None,
@@ -116,10 +122,19 @@ class Learner:
             raise ValueError(f"acquisition {chosen!r}; there are {', '.join(ACQUISITIONS)}")
         if chosen == "straddle" and level is None:
             raise ValueError("the goal 'level' needs the level")
+        if outcome in space.names:
+            raise ValueError(f"the outcome has the name of an axis, {outcome!r}")
+        if cost is not None and chosen not in LOGARITHMIC:
+            raise ValueError(
+                f"acquisition {chosen!r} cannot be weighed by seconds; "
+                f"there are {', '.join(LOGARITHMIC)}"
+            )
+        if cost is not None and cost.rates.shape != (len(space.axes),):
+            raise ValueError(f"{cost.rates.size} rates for {len(space.axes)} axes")
         initial = max(5, 2 * len(space.axes) + 1) if initial is None else initial
-        level = math.nan if level is None else level
         self.space, self.model = space, plain_model(space) if model is None else model
         self.settings = Settings(outcome, goal, chosen, level, initial, seed, budget, tolerance)
+        self.cost = cost
         self.file = None if file is None else pathlib.Path(file)
         self._batches: list[list[tuple[Any, tuple[float, ...], float]]] = []
         self._pending: dict[Any, tuple[float, ...]] = {}
@@ -217,7 +232,17 @@ class Learner:
             else:
                 key, now = jax.random.split(key)
                 chosen.append(self._chosen(now, chosen))
+        if self.cost is not None and len(chosen) > 1:
+            order = tour(np.asarray(chosen), self._position(), np.asarray(self.cost.rates))
+            chosen = [chosen[i] for i in order]
         return [self._registered(numbers) for numbers in chosen]
+
+    def _position(self) -> Float[np.ndarray, "d"]:
+        """Where the instrument is after all that was suggested: at first in the middle."""
+        if self._pending:
+            return np.asarray(list(self._pending.values())[-1])
+        points, _ = self.data
+        return points[-1] if len(points) else 0.5 * (self.space.lower + self.space.upper)
 
     def _spread(self, index: int, chosen: list[tuple[float, ...]]) -> tuple[float, ...]:
         """The next point of a scrambled Sobol sequence, or the free candidate nearest to it."""
@@ -255,21 +280,32 @@ class Learner:
         return tuple(np.clip(np.asarray(point), self.space.lower, self.space.upper).tolist())
 
     def _with_fantasies(self, waiting: Sequence[tuple[float, ...]]) -> gp.State:
-        """The state as if what is waited for came out as predicted (Ginsbourger et al. 2010)."""
-        state = self._belief.state
-        if state.count + len(waiting) > len(state.y):
-            state = gp.condition(state.problem, *gp.grown(state.observed, state.y))
+        """The state as if what is waited for came out as predicted (Ginsbourger et al. 2010), and
+        what failed as the worst outcome so far: the process stays away from it, as far as the
+        function is known to be smooth."""
+        state = self.belief.state
+        size = state.count + len(waiting) + len(self._failures)
+        if size > len(state.y):
+            state = gp.condition(state.problem, *gp.grown(state.observed, state.y, size))
+        worst = self._worst(state)
+        for numbers in self._failures:
+            state = gp.append(state, np.asarray(numbers), _mean_at(state, numbers, worst))
         for numbers in waiting:
-            mean, _ = gp.predict(state, np.asarray([numbers]))
-            state = gp.append(state, np.asarray(numbers), mean[0])
+            state = gp.append(state, np.asarray(numbers), _mean_at(state, numbers))
         return state
 
+    def _worst(self, state: gp.State) -> float | None:
+        """None where no outcome is better than another."""
+        z = np.asarray(state.y)[: state.count]
+        return {"maximise": float(z.min()), "minimise": float(z.max())}.get(self.settings.goal)
+
     def _context(self, state: gp.State, key: Array) -> Context:
-        goal, points = self.settings.goal, self.data[0]
+        goal, points, free = self.settings.goal, self.data[0], self.cost is None
         sign = -1.0 if goal == "minimise" else 1.0
         mean, _ = gp.predict(state, np.asarray(state.observed.points))
         present = np.asarray(state.observed.present) > 0
-        level = float(self._belief.scale.apply(np.asarray(self.settings.level)))
+        level = math.nan if self.settings.level is None else self.settings.level
+        level = self._belief.scale.apply(np.asarray([level]))[0]
         paths, maxima = None, np.zeros(1)
         if self.settings.acquisition in ("thompson", "mes"):
             first, second = jax.random.split(key)
@@ -277,11 +313,6 @@ class Learner:
             paths = draw_paths(state, first, draws)
             some = self._some(second)
             maxima = np.max(sign * np.asarray(paths_at(paths, some)), axis=1)
-        failures = np.zeros((gp.capacity_for(len(self._failures)), points.shape[1]))
-        failed = np.zeros(len(failures))
-        if self._failures:
-            failures[: len(self._failures)] = self._failures
-            failed[: len(self._failures)] = 1.0
         with jax.enable_x64(True):
             return Context(
                 sign=jnp.asarray(sign),
@@ -289,8 +320,9 @@ class Learner:
                 level=jnp.asarray(level),
                 paths=paths,
                 maxima=jnp.asarray(maxima, float),
-                failures=jnp.asarray(failures),
-                failed=jnp.asarray(failed),
+                position=jnp.asarray(self._position()),
+                rates=jnp.asarray(np.full(points.shape[1], np.inf) if free else self.cost.rates),
+                fixed_s=jnp.asarray(1.0 if free else self.cost.settle_s + self.cost.dwell_s),
             )
 
     def _some(self, key: Array) -> Float[np.ndarray, "m d"]:
@@ -325,10 +357,15 @@ class Learner:
             points = np.asarray([self.space.numbers(point) for point in points])
         belief = self.belief
         mean, variance = gp.predict(belief.state, points)
-        noise = belief.state.problem.noise.variances(unit_noise(points))
-        wide = norm.ppf(0.95) * np.sqrt(variance + np.asarray(noise))
+        wide = norm.ppf(0.95) * np.sqrt(variance + noise_at(belief.state, points))
         back = belief.scale.invert
         return Prediction(back(mean), back(mean - wide), back(mean + wide), np.sqrt(variance))
+
+    def acquisition_at(self, points: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m"]:
+        """What the next measurement would be worth at these points."""
+        state = self._with_fantasies(list(self._pending.values()))
+        context = self._context(state, jax.random.key(self.settings.seed))
+        return scores(SCORES[self.settings.acquisition], points, state, context)
 
     def get_best_points(self) -> list[tuple[Any, dict[str, Any], dict[str, float]]]:
         """The best measured point: its id, its settings, its outcome."""
@@ -425,6 +462,10 @@ class Learner:
         return {"axes": axes, "candidates": candidates} | self.settings._asdict()
 
 
+def _mean_at(state: gp.State, numbers: tuple[float, ...], instead: float | None = None) -> float:
+    return float(gp.predict(state, np.asarray([numbers]))[0][0]) if instead is None else instead
+
+
 # --- acquisitions of a state -------------------------------------------------------------------
 
 
@@ -435,44 +476,44 @@ def _mean_sd(points, state: gp.State, context: Context):
 
 def _log_ei(points, state, context):
     mean, sd = _mean_sd(points, state, context)
-    return acquisition.log_expected_improvement(mean, sd, context.best) + _log_success(
-        points, state, context
-    )
+    value = acquisition.log_expected_improvement(mean, sd, context.best)
+    return _per_second(value, points, context)
 
 
 def _log_pi(points, state, context):
     mean, sd = _mean_sd(points, state, context)
-    return acquisition.log_probability_of_improvement(mean, sd, context.best) + _log_success(
-        points, state, context
-    )
-
-
-def _ucb(points, state, context):
-    mean, sd = _mean_sd(points, state, context)
-    return acquisition.upper_confidence_bound(mean, sd) + _log_success(points, state, context)
+    value = acquisition.log_probability_of_improvement(mean, sd, context.best)
+    return _per_second(value, points, context)
 
 
 def _uncertainty(points, state, context):
     _, sd = _mean_sd(points, state, context)
-    return jnp.log(sd) + _log_success(points, state, context)
-
-
-def _straddle(points, state, context):
-    mean, variance = gp.posterior(state, points)
-    return acquisition.straddle(mean, jnp.sqrt(variance), context.level) + _log_success(
-        points, state, context
-    )
-
-
-def _thompson(points, state, context):
-    return context.sign * context.paths(points)[0] + _log_success(points, state, context)
+    return _per_second(jnp.log(sd), points, context)
 
 
 def _mes(points, state, context):
     mean, sd = _mean_sd(points, state, context)
-    return acquisition.max_value_entropy(mean, sd, context.maxima) + _log_success(
-        points, state, context
-    )
+    value = acquisition.max_value_entropy(mean, sd, context.maxima)
+    return _per_second(value, points, context)
+
+
+def _ucb(points, state, context):
+    mean, sd = _mean_sd(points, state, context)
+    return acquisition.upper_confidence_bound(mean, sd)
+
+
+def _straddle(points, state, context):
+    mean, variance = gp.posterior(state, points)
+    return acquisition.straddle(mean, jnp.sqrt(variance), context.level)
+
+
+def _thompson(points, state, context):
+    return context.sign * context.paths(points)[0]
+
+
+def _per_second(value, points, context):
+    seconds = travel_s(context.position, points, context.rates) + context.fixed_s
+    return acquisition.per_second(value, seconds)
 
 
 SCORES = {
@@ -484,22 +525,6 @@ SCORES = {
     "mes": _mes,
     "straddle": _straddle,
 }
-
-
-def _log_success(points, state: gp.State, context: Context):
-    """log of (1 + likeness to successes) / (1 + likeness to all): a smoothed success rate.
-
-    Likeness is the correlation of the process, so that a failure keeps its neighbourhood away as
-    far as the function is known to be smooth, and successes near it take that back.
-    """
-    forward = state.problem.forward
-
-    def likeness(others, weights):
-        scale = jnp.sqrt(forward.variance(points)[:, None] * forward.variance(others))
-        return jnp.clip(forward.covariance(points, others) / scale, min=0.0) @ weights
-
-    good = 1.0 + likeness(state.observed.points, state.observed.present)
-    return jnp.log(good) - jnp.log(good + likeness(context.failures, context.failed))
 
 
 @gp.double
@@ -519,6 +544,8 @@ def paths_at(paths, points) -> np.ndarray:
 
 
 @gp.double
-def unit_noise(points) -> gp.Observed:
+def noise_at(state: gp.State, points) -> Float[np.ndarray, "m"]:
+    """The variance of the noise of one measurement at each point."""
     ones = jnp.ones(len(points))
-    return gp.Observed(jnp.asarray(points), ones, ones)
+    observed = gp.Observed(jnp.asarray(points), ones, ones)
+    return np.broadcast_to(state.problem.noise.variances(observed), ones.shape)

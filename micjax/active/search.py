@@ -1,6 +1,6 @@
 """The highest point of an acquisition in a box: multi-start L-BFGS in one compiled call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -22,13 +22,18 @@ class Box(eqx.Module):
     upper: Float[Array, "d"]
     whole: Bool[Array, "d"]
 
-    def __init__(self, lower: ArrayLike, upper: ArrayLike, whole: ArrayLike = False):
+    def __init__(
+        self,
+        lower: ArrayLike | Sequence[float | int],
+        upper: ArrayLike | Sequence[float | int],
+        whole: ArrayLike | Sequence[bool] = False,
+    ):
         lower, upper = np.asarray(lower, float), np.asarray(upper, float)
         if lower.ndim != 1 or lower.shape != upper.shape or not np.all(lower <= upper):
             raise ValueError(f"the box from {lower.tolist()} to {upper.tolist()} is empty")
         with jax.enable_x64(True):  # in float32 a bound would move
             self.lower, self.upper = jnp.asarray(lower), jnp.asarray(upper)
-            self.whole = jnp.broadcast_to(jnp.asarray(whole, bool), lower.shape)
+            self.whole = jnp.broadcast_to(jnp.asarray(np.asarray(whole)), lower.shape)
 
     def uniform(self, u: Float[Array, "n d"]) -> Float[Array, "n d"]:
         """Points of the unit cube carried into the box; every whole number gets an equal share."""

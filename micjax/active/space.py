@@ -25,8 +25,8 @@ class Axis:
     """
 
     name: str
-    lower: float = 0.0
-    upper: float = 1.0
+    lower: float | int = 0.0
+    upper: float | int = 1.0
     unit: str = ""
     whole: bool = False
     categories: tuple[Any, ...] = ()

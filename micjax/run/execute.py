@@ -7,7 +7,6 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from micjax.io import write_nexus
 from micjax.report.default import default_figures
 from micjax.report.page import Page, write_page
 from micjax.report.pictures import Picture, save_pictures
-from micjax.run.folder import RunFolder
+from micjax.run.folder import RunFolder, now
 from micjax.run.interrupts import interrupts
 from micjax.run.job import Job, float_leaves
 from micjax.run.provenance import provenance
@@ -41,7 +40,7 @@ def run(job: Job, folder: RunFolder, *, resume: bool, argv: list[str]) -> Outcom
 
     **Raises:** whatever the solver raises; `OSError` when the result cannot be written.
     """
-    facts = provenance(job, argv) | {"status": "running", "start": _now()}
+    facts = provenance(job, argv) | {"status": "running", "start": now()}
     plan = job.plan.model_dump(mode="json", exclude={"out"})
     folder.write_json("plan.resolved.json", plan)
     folder.write_json("provenance.json", facts)
@@ -207,9 +206,5 @@ def _pictures(job: Job, solution: Solution, folder: RunFolder) -> list[Picture]:
     return save_pictures(folder / "figures", figures)
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def _ended(began: float) -> dict[str, Any]:
-    return {"end": _now(), "wall_s": round(time.monotonic() - began, 3)}
+    return {"end": now(), "wall_s": round(time.monotonic() - began, 3)}

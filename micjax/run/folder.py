@@ -40,6 +40,10 @@ class RunFolder:
             file.write(json.dumps(row) + "\n")
 
 
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def identity(job: Job) -> dict[str, Any]:
     """What makes two runs the same: the resolved plan without `out`, and what is in the inputs."""
     plan = job.plan.model_dump(exclude={"out", "file"})

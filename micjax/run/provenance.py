@@ -7,6 +7,7 @@ import platform
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,6 +21,14 @@ VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THRE
 
 def provenance(job: Job, argv: list[str]) -> dict[str, Any]:
     """All that is known before the computation; `run` adds the times and how it ended."""
+    return surroundings(argv, job.plan.seed, job.inputs) | {
+        "problem": _source(job),
+        "problem_options": job.problem_options,
+    }
+
+
+def surroundings(argv: list[str], seed: int, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Code, versions, machine and inputs of a command."""
     return {
         "git": git_state(pathlib.Path(micjax.__file__).parent),
         "versions": versions(PACKAGES),
@@ -31,10 +40,8 @@ def provenance(job: Job, argv: list[str]) -> dict[str, Any]:
         "x64": bool(jax.config.jax_enable_x64),
         "environment": {n: os.environ[n] for n in VARIABLES if n in os.environ},
         "argv": argv,
-        "seed": job.plan.seed,
-        "problem": _source(job),
-        "problem_options": job.problem_options,
-        "inputs": job.inputs,
+        "seed": seed,
+        "inputs": dict(inputs),
     }
 
 

@@ -1,0 +1,279 @@
+import json
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from micjax.active.belief import physical_model
+from micjax.active.cost import Cost
+from micjax.active.learner import Learner
+from micjax.active.scalarise import scale_of
+from micjax.active.space import Axis, Space
+from micjax.problems import edge
+
+GRID = np.stack(np.meshgrid(np.linspace(0, 1, 9), np.linspace(0, 1, 9)), -1).reshape(-1, 2)
+BOX = Space([Axis("u", 0.0, 1.0), Axis("v", 0.0, 1.0)])
+
+
+def hill(point):
+    return float(np.exp(-8.0 * ((point["u"] - 0.7) ** 2 + (point["v"] - 0.2) ** 2)))
+
+
+def explored(learner, count, measure=hill, batch=1):
+    while len(learner.data[1]) < count:
+        points = learner.suggest(batch)
+        learner.ingest([{**p, "y": measure(p)} for p in points])
+    return learner
+
+
+# --- axes and scales ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"u": 2.0, "v": 0.0}, r"axis u: 2  is outside \[0, 1\]"),
+        ({"u": 0.5}, "the point has no v"),
+        ({"u": "left", "v": 0.0}, "axis u: 'left' is no number"),
+        ({"u": float("nan"), "v": 0.0}, "axis u"),
+    ],
+)
+def test_points_off_the_axes_are_named(setting, message):
+    with pytest.raises(ValueError, match=message):
+        BOX.numbers(setting)
+
+
+def test_axes_that_cannot_be():
+    with pytest.raises(ValueError, match="empty"):
+        Axis("x", 1.0, 1.0)
+    with pytest.raises(ValueError, match="not distinct"):
+        Axis("mode", categories=("a", "a"))
+    with pytest.raises(ValueError, match="the name of an axis, 'v'"):
+        Learner(BOX, outcome="v")
+    with pytest.raises(ValueError, match="distinct names"):
+        Space([Axis("x"), Axis("x")])
+    with pytest.raises(ValueError, match="candidate 0"):
+        Space([Axis("x")], np.array([[2.0]]))
+    with pytest.raises(ValueError, match="no whole number"):
+        Axis("n", 0, 5, whole=True).number(1.5)
+
+
+@pytest.mark.parametrize("kind", ["robust", "linear", "none"])
+def test_scales_are_monotone_and_come_back(kind):
+    y = np.concatenate([np.random.default_rng(0).normal(size=50), [1e4]])
+    scale = scale_of(y, kind)
+    np.testing.assert_allclose(scale.invert(scale.apply(y)), y, rtol=1e-9, atol=1e-9)
+    assert (np.diff(scale.apply(np.sort(y))) > 0).all()
+    step = 1e-6 * np.abs(y)
+    slope = (scale.apply(y + step) - scale.apply(y - step)) / (2 * step)
+    np.testing.assert_allclose(scale.log_slope(y), np.log(slope).sum(), rtol=1e-6, atol=1e-6)
+
+
+def test_one_outlier_does_not_flatten_the_robust_scale():
+    y = np.concatenate([np.linspace(0.0, 1.0, 20), [1e6]])
+    assert np.ptp(scale_of(y, "robust").apply(y[:20])) > 0.3
+    assert np.ptp(scale_of(y, "linear").apply(y[:20])) < 1e-5
+
+
+def test_constant_outcomes_have_a_scale():
+    for kind in ("robust", "linear"):
+        assert np.isfinite(scale_of(np.full(5, 3.0), kind).apply(np.array([3.0, 4.0]))).all()
+
+
+# --- suggestions -------------------------------------------------------------------------------
+
+
+def test_it_finds_the_top_of_a_hill():
+    learner = explored(Learner(BOX, seed=1), 18)
+    (_, where, outcome), *_ = learner.get_best_points()
+    assert outcome["y"] > 0.99
+    assert abs(where["u"] - 0.7) < 0.03 and abs(where["v"] - 0.2) < 0.03
+    minimum = explored(Learner(BOX, goal="minimise", seed=1), 18, lambda p: -hill(p))
+    assert minimum.get_best_points()[0][2]["y"] < -0.99
+
+
+@pytest.mark.parametrize("name", ["ucb", "pi", "uncertainty", "thompson", "mes"])
+def test_every_acquisition_suggests_on_the_axes(name):
+    learner = explored(Learner(BOX, acquisition=name, initial=5), 8)
+    points, _ = learner.data
+    assert ((points >= 0) & (points <= 1)).all()
+    assert len({tuple(p) for p in points.tolist()}) == 8
+
+
+def test_candidates_are_measured_once_each():
+    space = Space(BOX.axes, GRID[:12])
+    learner = explored(Learner(space, initial=5, goal="map"), 12)
+    assert len({tuple(p) for p in learner.data[0].tolist()}) == 12
+    assert learner.should_stop() == (True, "every candidate has been measured")
+    with pytest.raises(ValueError, match="none of 12 candidates is feasible"):
+        learner.suggest()
+
+
+def test_a_level_is_straddled():
+    learner = explored(Learner(BOX, goal="level", level=0.5, initial=8), 24)
+    _, y = learner.data
+    assert np.abs(y[12:] - 0.5).mean() < np.abs(y[:8] - 0.5).mean()
+    with pytest.raises(ValueError, match="needs the level"):
+        Learner(BOX, goal="level")
+
+
+def test_a_batch_is_spread():
+    learner = explored(Learner(BOX, seed=2), 8)
+    points = learner.suggest(4)
+    numbers = np.asarray([BOX.numbers(p) for p in points])
+    apart = np.linalg.norm(numbers[:, None] - numbers, axis=-1)[np.triu_indices(4, 1)]
+    assert apart.min() > 0.02
+    assert len({p["_id"] for p in points}) == 4
+
+
+def test_whole_numbers_and_categories():
+    axes = [
+        Axis("volts", -1.0, 1.0),
+        Axis("turns", 0, 6, whole=True),
+        Axis("mode", categories=("dart", "be", "ac")),
+    ]
+
+    def measure(point):
+        bonus = {"dart": 0.0, "be": 1.0, "ac": 0.3}[point["mode"]]
+        return bonus - (point["volts"] - 0.3) ** 2 - 0.1 * (point["turns"] - 4) ** 2
+
+    learner = explored(Learner(Space(axes), seed=0), 25, measure)
+    where = learner.get_best_points()[0][1]
+    assert where["mode"] == "be" and where["turns"] == 4
+    assert all(isinstance(p["turns"], int) for p in learner.suggest(2))
+    with pytest.raises(ValueError, match="mode: 'stm'"):
+        learner.ingest([{"volts": 0.0, "turns": 1, "mode": "stm", "y": 0.0}])
+
+
+def test_travel_is_saved_where_it_costs():
+    space = Space(BOX.axes, GRID)
+    rates = np.full(2, 0.1)
+
+    def way(cost):
+        learner = Learner(space, goal="map", initial=5, cost=cost)
+        points = explored(learner, 25).data[0][5:]
+        return np.abs(np.diff(points, axis=0)).max(axis=1).sum()
+
+    assert way(Cost(rates, dwell_s=0.1)) < 0.6 * way(None)
+    with pytest.raises(ValueError, match="cannot be weighed by seconds"):
+        Learner(space, acquisition="ucb", cost=Cost(rates, dwell_s=0.1))
+
+
+# --- failures and bad outcomes -----------------------------------------------------------------
+
+
+def test_failures_keep_their_neighbourhood_away():
+    def measure(point):
+        return float("nan") if point["u"] > 0.6 else hill(point)
+
+    learner = explored(Learner(BOX, seed=0), 20, measure)
+    points, y = learner.data
+    assert np.isfinite(y).all() and (points[:, 0] <= 0.6).all()
+    assert points[10:, 0].max() > 0.4
+
+
+def test_registered_failures_are_not_suggested_again():
+    learner = Learner(Space(BOX.axes, GRID[:10]), initial=5)
+    failed = learner.suggest(3)
+    learner.register_failures(failed)
+    rest = explored(learner, 7)
+    taken = {tuple(p) for p in rest.data[0].tolist()}
+    assert not taken & {BOX.numbers(p) for p in failed}
+
+
+def test_a_wrong_point_leaves_the_learner_as_it_was():
+    learner = explored(Learner(BOX), 6)
+    with pytest.raises(ValueError, match="no outcome 'y'"):
+        learner.ingest([{"u": 0.1, "v": 0.2, "y": 1.0}, {"u": 0.1, "v": 0.2}])
+    with pytest.raises(ValueError, match="no number"):
+        learner.ingest([{"u": 0.1, "v": 0.2, "y": "high"}])
+    assert len(learner.data[1]) == 6
+
+
+# --- replay and protocol -----------------------------------------------------------------------
+
+
+def test_a_restored_learner_goes_on_as_the_first(tmp_path):
+    file = tmp_path / "learner.json"
+    first = explored(Learner(BOX, seed=3, file=file), 9)
+    first.suggest(2)  # two are on their way
+    first.checkpoint()
+    second = Learner(BOX, seed=3, file=file)
+    second.restore()
+    assert second.suggest(2) == first.suggest(2)
+    with pytest.raises(ValueError, match="other seed"):
+        Learner(BOX, seed=4, file=file).restore()
+    file.write_text(json.dumps({"format": "other"}))
+    with pytest.raises(ValueError, match="no checkpoint of a learner"):
+        second.restore()
+    with pytest.raises(FileNotFoundError):
+        Learner(BOX, file=tmp_path / "none.json").restore()
+
+
+def test_suggestions_are_a_function_of_seed_and_data():
+    runs = [explored(Learner(BOX, seed=s), 8).suggest()[0] for s in (5, 5, 6)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_the_protocol_of_bluesky_adaptive():
+    protocols = pytest.importorskip("bluesky_adaptive.protocols")
+    learner = Learner(BOX)
+    for name in (
+        "Optimizer",
+        "Checkpointable",
+        "TrialFaultAware",
+        "SupportsStoppingCriteria",
+        "CanRegisterSuggestions",
+    ):
+        assert isinstance(learner, getattr(protocols, name))
+
+
+def test_it_stops_on_budget_and_on_tolerance():
+    learner = explored(Learner(BOX, budget=7), 7)
+    assert learner.should_stop() == (True, "the budget of 7 measurements is used")
+    assert Learner(BOX).should_stop() == (False, None)
+    easy = explored(Learner(BOX, tolerance=0.01, seed=1), 25)
+    stop, reason = easy.should_stop()
+    assert stop and "expected at best" in reason
+
+
+# --- predictions -------------------------------------------------------------------------------
+
+
+def test_predictions_cover():
+    rng = np.random.default_rng(0)
+    points = rng.uniform(size=(60, 2))
+    y = np.sin(6.0 * points).sum(axis=1) + 0.1 * rng.normal(size=60)
+    learner = Learner(BOX, outcome="signal")
+    learner.ingest([{"u": a, "v": b, "signal": s} for (a, b), s in zip(points, y, strict=True)])
+    test = rng.uniform(size=(500, 2))
+    truth = np.sin(6.0 * test).sum(axis=1) + 0.1 * rng.normal(size=500)
+    found = learner.predict(test)
+    assert 0.85 < np.mean((found.lower < truth) & (truth < found.upper)) < 0.96
+
+
+def test_a_physical_model_learns_its_unknowns():
+    space = Space([Axis("x_nm", -5.0, 5.0)])
+    truth = edge.problem(edge_nm=1.2, width_nm=0.6)
+    model = physical_model(space, edge.problem(), y_scale=0.1)
+    learner = Learner(space, goal="map", model=model, outcome="s", initial=6)
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        point = learner.suggest()[0]
+        signal = float(truth.forward(jax.numpy.asarray([point["x_nm"]]))[0])
+        learner.ingest([{**point, "s": signal + 0.02 * rng.normal()}])
+    mean = learner.belief.state.problem.forward.mean.forward
+    assert abs(float(mean.edge_nm) - 1.2) < 0.1
+
+
+def test_few_data_are_no_model():
+    with pytest.raises(ValueError, match="two are needed"):
+        Learner(BOX).predict(GRID)
+
+
+@pytest.fixture(autouse=True)
+def sobol_of_any_length():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error")
+        yield
