@@ -105,27 +105,31 @@ def _explore(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
     exploration = Exploration(plan, Journal(folder / JOURNAL))
     folder.write_json("plan.resolved.json", plan.model_dump(mode="json"))
     facts = surroundings(argv, plan.seed, measured_file(plan)) | {"start": now()}
-    began, status = time.monotonic(), "interrupted"
+    if arguments.resume:
+        exploration.replay()
+    began, error = time.monotonic(), None
     try:
-        if arguments.resume:
-            exploration.replay()
         exploration.run()
-        status = "finished"
     except KeyboardInterrupt:
         pass
+    except Exception as found:  # what was measured is reported all the same
+        kept.file_only(found)
+        error, exploration.stop_reason = found, f"{type(found).__name__}: {found}"
+    status = "failed" if error else "finished" if exploration.finished else "interrupted"
     facts |= {"status": status, "end": now(), "wall_s": round(time.monotonic() - began, 3)}
     folder.write_json("provenance.json", facts)
-    again = f"micjax explore {path} --out {folder.path} --resume"
     if len(exploration.learner.data[1]) >= 2:
         solution = conclude(exploration, folder, facts)
         for sentence in solution.statements:
             print(sentence)
         print(f"\n{plain_table(solution.table)}\n")
         print(f"report: {folder / 'report.html'}")
-    if status == "interrupted":
-        log.warning("interrupted; to go on: %s", again)
-        return INTERRUPTED
-    return 0
+    if status != "finished":
+        again = f"micjax explore {path} --out {folder.path} --resume"
+        log.warning("%s; to go on: %s", status, again)
+    if error is not None:
+        return _failed(error, FAILED, arguments.debug, f" (more in {folder / 'log.txt'})")
+    return 0 if exploration.finished else INTERRUPTED
 
 
 def _validate(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:

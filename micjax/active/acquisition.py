@@ -69,7 +69,7 @@ def max_value_entropy(
     return jnp.log(jnp.maximum(jnp.mean(information, axis=-1), jnp.finfo(mean.dtype).tiny))
 
 
-def straddle(mean: Values, sd: Values, level: float, width: float = 1.96) -> Float[Array, "..."]:
+def straddle(mean: Values, sd: Values, level: Values, width: float = 1.96) -> Float[Array, "..."]:
     """width sd - |mean - level|: where it is open on which side of `level` f is (Bryan 2005)."""
     return width * sd - jnp.abs(mean - level)
 

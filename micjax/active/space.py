@@ -129,6 +129,6 @@ class Space:
             raise ValueError(f"the point has no {', '.join(missing)}; its axes are {self.names}")
         return tuple(axis.number(point[axis.name]) for axis in self.axes)
 
-    def settings(self, numbers: Sequence[float]) -> dict[str, Any]:
+    def settings(self, numbers: Sequence[float] | np.ndarray) -> dict[str, Any]:
         """The point `{axis: setting}` of these numbers."""
         return {a.name: a.setting(v) for a, v in zip(self.axes, numbers, strict=True)}

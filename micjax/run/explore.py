@@ -212,7 +212,7 @@ class Exploration:
         self.learner = learner_of(plan, self.source)
         self.surprise: list[float] = []  # predicted sd of each point before it was measured
         self.seconds: list[float] = []  # spent after each measurement
-        self.stop_reason = "interrupted"
+        self.stop_reason, self.finished = "interrupted", False
         self._failures = 0
 
     def replay(self) -> None:
@@ -241,7 +241,7 @@ class Exploration:
             while True:
                 stop, reason = self.learner.should_stop()
                 if stop:
-                    self.stop_reason = reason or ""
+                    self.stop_reason, self.finished = reason or "", True
                     return
                 points = self.learner.suggest(self.plan.batch)
                 self.journal.add({"suggested": points})
