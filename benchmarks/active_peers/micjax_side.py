@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import numpyro.distributions as dist
 import problems
+from flax import nnx
 from problems import Stopwatch
 
-from micjax.active import gp, smc
+from micjax.active import deep_kernel, gp, smc
+from micjax.active.acquisition import best_allowed, log_expected_improvement
 from micjax.active.belief import plain_model
 from micjax.active.evidence import Evidence, fit_evidence
 from micjax.active.learner import Learner
@@ -151,9 +153,44 @@ def process_loop(candidates: problems.Candidates, seed: int) -> Iterator[dict]:
         yield watch.sample(chosen=chosen)
 
 
+SIDE, CROP = 16, slice(4, 13)  # of the patches, and of those the 9 x 9 pixels about the middle
+
+
+def deep_loop(candidates: problems.Candidates, seed: int) -> Iterator[dict]:
+    """Three networks, trained on a little at each step, and log-EI of their mixture."""
+    patches = candidates.points.reshape(-1, SIDE, SIDE)[:, CROP, CROP]
+    points = ((patches - patches.mean()) / patches.std()).reshape(len(patches), -1)
+    pixels = points.shape[1]
+    network = deep_kernel.Surroundings(patches.shape[1], rngs=nnx.Rngs(seed))
+    process = deep_kernel.deep_process(np.zeros(pixels), np.ones(pixels), network, places=0)
+    ensemble = deep_kernel.draw_ensemble(process, jax.random.key(seed))
+    chosen, steps = candidates.start(seed), deep_kernel.FIRST_STEPS
+    while True:
+        with Watch() as watch:
+            y = candidates.y[chosen]
+            scale = scale_of(y, "linear")
+            data = gp.buffered(points[chosen], scale.apply(y))
+            ensemble = deep_kernel.train(ensemble, *data, steps)
+            steps = deep_kernel.STEPS
+            found = deep_kernel.predict(ensemble, *data, points)
+            score = improvement(found.mean, found.variance, scale.apply(y).max())
+            free = ~np.isin(np.arange(len(points)), chosen)
+            chosen.append(int(best_allowed(score, free)[0]))
+        yield watch.sample(chosen=chosen[-1])
+
+
+def improvement(mean, variance, best) -> np.ndarray:
+    with jax.enable_x64(True):
+        return np.asarray(_improvement(mean, np.sqrt(variance), best))
+
+
+_improvement = jax.jit(log_expected_improvement)
+
+
 def loop(kind: str, seed: str) -> Iterator[dict]:
     """One step of the loop on the map: the suggestion, and the fit to what came back."""
-    return {"gp": process_loop}[kind](problems.CANDIDATES[kind](), int(seed))
+    begin = {"gp": process_loop, "dkl": deep_loop}[kind]
+    return begin(problems.CANDIDATES[kind](), int(seed))
 
 
 def regret(name: str, seed: str) -> Iterator[dict]:
