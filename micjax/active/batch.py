@@ -32,6 +32,7 @@ from micjax.active.search import Box, Score, maximise
 
 CORNER = 1e-6  # rounding of the corner of max(x, 0), relative to the scale of the function
 Indices = Int[np.ndarray, "count"]
+Allowed = bool | Bool[ArrayLike, "m"]
 # the indices chosen so far -> what is added to the logarithm for each candidate
 LogWeight = Callable[[Indices], Float[ArrayLike, "m"]]
 
@@ -72,7 +73,7 @@ def greedily(
     score: Callable[[Any], ArrayLike],
     learn: Callable[[Any, int], Any],
     state: Any,
-    allowed: Bool[ArrayLike, "m"],
+    allowed: Allowed,
     count: int,
     log_weight: LogWeight | None = None,
 ) -> Indices:
@@ -93,7 +94,7 @@ def greedily(
 def greedy_improvement(
     draws: Float[ArrayLike, "s m"],
     best: Float[ArrayLike, ""] | Float[ArrayLike, "s"],
-    allowed: Bool[ArrayLike, "m"],
+    allowed: Allowed,
     count: int,
     log_weight: LogWeight | None = None,
 ) -> Indices:
@@ -130,10 +131,11 @@ def scale_of(draws: np.ndarray) -> np.ndarray:
     return np.where(scale > 0.0, scale, 1.0)
 
 
+@double
 def fantasy_batch(
     tracked: Tracked,
-    score: Callable[[Float[np.ndarray, "m"], Float[np.ndarray, "m"]], ArrayLike],
-    allowed: Bool[ArrayLike, "m"],
+    score: Callable[[Float[Array, "m"], Float[Array, "m"]], ArrayLike],
+    allowed: Allowed,
     count: int,
     log_weight: LogWeight | None = None,
 ) -> Indices:
@@ -153,8 +155,7 @@ def fantasy_batch(
     points = np.asarray(tracked.points)
 
     def of(now: Tracked) -> ArrayLike:
-        mean, variance, jitter = jax.device_get((now.mean, now.variance, now.state.jitter))
-        return score(mean, np.sqrt(np.maximum(variance, 1e-5 * jitter)))
+        return score(now.mean, jnp.sqrt(jnp.maximum(now.variance, 1e-5 * now.state.jitter)))
 
     def learn(now: Tracked, index: int) -> Tracked:
         return tell(now, points[index], np.asarray(now.mean)[index, ...])
@@ -181,7 +182,7 @@ def _grown(state: State, extra: int) -> State:
     return condition(state.problem, *buffered(points, np.asarray(state.y)[:n], ratio, capacity))
 
 
-def thompson(draws: Float[ArrayLike, "s m"], allowed: Bool[ArrayLike, "m"]) -> Indices:
+def thompson(draws: Float[ArrayLike, "s m"], allowed: Allowed) -> Indices:
     """For each draw the candidate where it is highest, none twice (Thompson 1933).
 
     **Raises:** `ValueError` when fewer candidates than draws are allowed, or a draw is NaN.

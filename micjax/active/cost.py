@@ -3,6 +3,7 @@
 All axes move together, so the slowest one decides. A batch is measured along a short tour.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -34,7 +35,7 @@ class Cost(eqx.Module):
 
     def __init__(
         self,
-        rates: ArrayLike,
+        rates: ArrayLike | Sequence[float | int],
         settle_s: ArrayLike = 0.0,
         dwell_s: ArrayLike = 0.0,
         dose_per_s: ArrayLike = 0.0,
@@ -43,7 +44,7 @@ class Cost(eqx.Module):
         for name, value in dict(settle_s=settle_s, dwell_s=dwell_s, dose_per_s=dose_per_s).items():
             if not (np.ndim(value) == 0 and np.isfinite(value) and value >= 0.0):
                 raise ValueError(f"{name} is {value}; it has to be a number from 0 on")
-            setattr(self, name, jnp.asarray(float(value)))
+            setattr(self, name, jnp.asarray(value, float))
 
     def seconds(
         self, start: Float[ArrayLike, "... d"], points: Float[ArrayLike, "... d"]
@@ -71,7 +72,7 @@ def travel_s(
     return jnp.max(jnp.abs(jnp.asarray(points) - jnp.asarray(start)) / rates, axis=-1)
 
 
-def _rates(rates: ArrayLike) -> Float[np.ndarray, "d"]:
+def _rates(rates: ArrayLike | Sequence[float | int]) -> Float[np.ndarray, "d"]:
     rates = np.asarray(rates, float)
     if rates.ndim != 1 or not np.all(rates > 0.0):
         raise ValueError(f"the rates {rates.tolist()} are not one positive number for each axis")

@@ -10,9 +10,18 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int
 
-from micjax.active.batch import CORNER, Indices, LogWeight, best_in, greedily, positive, scale_of
+from micjax.active.batch import (
+    CORNER,
+    Allowed,
+    Indices,
+    LogWeight,
+    best_in,
+    greedily,
+    positive,
+    scale_of,
+)
 from micjax.active.gp import capacity_for, double
 from micjax.active.paths import Paths
 from micjax.active.search import Box
@@ -176,7 +185,7 @@ def greedy_hypervolume(
     draws: Float[ArrayLike, "s m k"],
     values: Float[ArrayLike, "n k"],
     reference: Float[ArrayLike, "k"],
-    allowed: Bool[ArrayLike, "m"],
+    allowed: Allowed,
     count: int,
     log_weight: LogWeight | None = None,
 ) -> Indices:

@@ -17,7 +17,7 @@ EXACT = 512  # up to so many points a Cholesky factor is cheap, and exact
 
 
 class Paths(eqx.Module):
-    """Draws of the function, `[m, d]` -> `[count, m]`: made by `draw_paths`."""
+    """Draws of the function, `[m, d]` -> `[count, m]` in float64: made by `draw_paths`."""
 
     forward: Process
     observed: Observed
