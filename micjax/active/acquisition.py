@@ -4,15 +4,17 @@ All of them are maximised, in logarithms where they would underflow. `best` is t
 (of a noisy process: the best posterior mean). To minimise y, hand in -mean.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import log_ndtr, ndtr
+from jax.scipy.special import log_ndtr, logsumexp, ndtr
 from jax.scipy.stats import norm
 from jaxtyping import Array, ArrayLike, Float
 
 Values = Float[ArrayLike, "..."]
-LOG_ROOT_2PI = 0.5 * np.log(2.0 * np.pi)
+LOG_ROOT_2PI = 0.5 * math.log(2.0 * math.pi)  # a Python float: float32 stays float32
 TAIL = -8.0  # below it the series of 18 terms is exact to rounding
 _SERIES = np.cumprod([1.0, *(-(2.0 * k + 1.0) for k in range(1, 18))])  # (-1)^k (2k + 1)!!
 
@@ -25,9 +27,10 @@ def log_h(u: Values) -> Float[Array, "..."]:
     complementary error function of the same accuracy is assumed).
     """
     u = jnp.asarray(u)
-    high = jnp.maximum(u, -1.0)
-    middle = jnp.clip(u, TAIL, -1.0)
-    low = jnp.minimum(u, TAIL)
+    # where, not maximum or clip: at a tie these halve the derivative
+    high = jnp.where(u > -1.0, u, -1.0)
+    middle = jnp.where((u <= -1.0) & (u > TAIL), u, -1.0)
+    low = jnp.where(u <= TAIL, u, TAIL)
     plain = jnp.log(norm.pdf(high) + high * ndtr(high))
     mills = jnp.exp(log_ndtr(middle) + 0.5 * middle**2 + LOG_ROOT_2PI)
     between = jnp.log1p(middle * mills) - 0.5 * middle**2 - LOG_ROOT_2PI
@@ -49,7 +52,7 @@ def log_probability_of_improvement(mean: Values, sd: Values, best: Values) -> Fl
 
 def upper_confidence_bound(mean: Values, sd: Values, width: float = 2.0) -> Float[Array, "..."]:
     """mean + width sd (Srinivas et al. 2010, with width = sqrt(beta))."""
-    return mean + width * sd
+    return jnp.asarray(mean) + width * sd
 
 
 def max_value_entropy(
@@ -64,27 +67,43 @@ def max_value_entropy(
     mean, sd = jnp.asarray(mean), jnp.asarray(sd)
     u = (maxima - mean[..., None]) / sd[..., None]
     log_cdf = log_ndtr(u)
-    # u phi / (2 Phi) - log Phi, both terms positive for u > 0; for u << 0 they nearly cancel
-    information = 0.5 * u * jnp.exp(norm.logpdf(u) - log_cdf) - log_cdf
-    return jnp.log(jnp.maximum(jnp.mean(information, axis=-1), jnp.finfo(mean.dtype).tiny))
+    # u phi / (2 Phi) - log Phi: for u << 0 the terms nearly cancel; for u > 1 both are positive
+    # and underflow, so they are added in logarithms, -log Phi = Q (1 + Q / 2 + ...), Q = 1 - Phi
+    tiny = jnp.finfo(mean.dtype).tiny
+    low, log_low = jnp.where(u > 1.0, 1.0, u), jnp.where(u > 1.0, log_ndtr(1.0), log_cdf)
+    plain = 0.5 * low * jnp.exp(norm.logpdf(low) - log_low) - log_low
+    high = jnp.where(u > 1.0, u, 1.0)
+    q = ndtr(-high)
+    some = jnp.where(q > 1e-4, q, 0.1)
+    ratio = jnp.where(q > 1e-4, -jnp.log1p(-some) / some, 1.0 + q / 2.0 + q**2 / 3.0)
+    tail = jnp.logaddexp(
+        jnp.log(0.5 * high) + norm.logpdf(high) - log_ndtr(high), log_ndtr(-high) + jnp.log(ratio)
+    )
+    log_information = jnp.where(u > 1.0, tail, jnp.log(jnp.maximum(plain, tiny)))
+    return logsumexp(log_information, axis=-1) - jnp.log(jnp.asarray(maxima).shape[-1])
 
 
 def straddle(mean: Values, sd: Values, level: Values, width: float = 1.96) -> Float[Array, "..."]:
     """width sd - |mean - level|: where it is open on which side of `level` f is (Bryan 2005)."""
-    return width * sd - jnp.abs(mean - level)
+    return width * jnp.asarray(sd) - jnp.abs(mean - level)
 
 
 def log_feasibility(
     mean: Values, sd: Values, lower: float = -np.inf, upper: float = np.inf
 ) -> Float[Array, "..."]:
     """log P(lower <= g <= upper) of a constraint: add it to a logarithmic acquisition."""
-    mean = jnp.asarray(mean)
+    mean, sd = jnp.asarray(mean), jnp.asarray(sd)
+    if np.isinf(lower) and np.isinf(upper):
+        return jnp.zeros(jnp.broadcast_shapes(mean.shape, sd.shape), mean.dtype)
+    if np.isinf(upper):
+        return log_ndtr((mean - lower) / sd)
+    if np.isinf(lower):
+        return log_ndtr((upper - mean) / sd)
     above, below = (lower - mean) / sd, (upper - mean) / sd
     # of the two tails the nearer one, so that neither is a difference from 1
     near, far = jnp.where(above > 0, -above, below), jnp.where(above > 0, -below, above)
-    log_near, log_far = log_ndtr(near), log_ndtr(far)
-    gap = jnp.maximum(log_near - log_far, jnp.finfo(mean.dtype).tiny)
-    return jnp.where(jnp.isneginf(log_far), log_near, log_near + jnp.log(-jnp.expm1(-gap)))
+    gap = jnp.maximum(log_ndtr(near) - log_ndtr(far), jnp.finfo(mean.dtype).tiny)
+    return log_ndtr(near) + jnp.log(-jnp.expm1(-gap))
 
 
 def knowledge_gradient(

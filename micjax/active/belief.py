@@ -45,8 +45,8 @@ def plain_model(space: Space, scales: tuple[str, ...] = ("robust", "linear")) ->
     processes = []
     for kind in (Matern, RBF):
         kernel, priors = _kernel(space, kind)
-        # measurements repeat well or badly: a decade either way
-        priors["noise.sigma"] = dist.LogNormal(np.log(0.03), 1.5)
+        # a smaller one would pass chance for structure where points are few
+        priors["noise.sigma"] = dist.LogNormal(np.log(0.1), 1.0)
         processes.append(gp.process(space.lower, space.upper, kernel=kernel, priors=priors))
     return Model(tuple(processes), scales)
 

@@ -118,12 +118,13 @@ class Matern(Stationary):
         return self.amplitude**2 * polynomial * jnp.exp(-r)
 
     def frequencies(self, key, count, axes):
-        # a multivariate t distribution of 2 * smoothness degrees of freedom
-        normal, gamma = jax.random.split(key)
+        # a multivariate t distribution of 2 * smoothness degrees of freedom, whose chi-square is
+        # a sum of squares: compiled in a fraction of the time of jax.random.gamma
+        normal, squares = jax.random.split(key)
         dtype = self.amplitude.dtype
         z = jax.random.normal(normal, (count, axes), dtype)
-        g = jax.random.gamma(gamma, self.smoothness, (count, 1), dtype) / self.smoothness
-        return z / jnp.sqrt(g) / self.lengthscale
+        s = jax.random.normal(squares, (count, round(2 * self.smoothness)), dtype)
+        return z / jnp.sqrt(jnp.mean(s**2, axis=1, keepdims=True)) / self.lengthscale
 
 
 class SpectralMixture(Stationary):

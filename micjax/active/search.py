@@ -74,7 +74,7 @@ def maximise(
     values, best = jax.lax.top_k(values, starts)
     points = pool[best]
     solver = optax.scale_by_lbfgs(memory_size=8)
-    free = (~box.whole).astype(points.dtype)
+    free = (~box.whole & (box.upper > box.lower)).astype(points.dtype)
     width = jnp.where(box.upper > box.lower, box.upper - box.lower, 1.0)
 
     def height(z):  # in the unit cube, where one step suits all axes
