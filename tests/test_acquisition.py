@@ -59,7 +59,6 @@ def test_slope_of_log_h_is_exact_everywhere():
     np.testing.assert_allclose(slope[moderate], by_differences[moderate], rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.xfail(strict=True, reason="a tie of maximum or clip halves the slope at the switch")
 def test_slope_of_log_h_at_the_switches():
     expected = np.array([float(below / h) for h, below in map(exact_h, SWITCHES)])
     np.testing.assert_allclose(both(np.resize(SWITCHES, U.shape))[1][:2], expected, rtol=2e-11)
@@ -121,7 +120,6 @@ def test_information_on_the_maximum_is_a_difference_of_entropies():
         np.testing.assert_allclose(np.exp(found), before - np.mean(after), rtol=1e-7)
 
 
-@pytest.mark.xfail(strict=True, reason="the information underflows 38 sd below the maximum")
 def test_information_far_below_the_maximum_is_ordered():
     for mean in (-40.0, -60.0, -200.0):
         u = 1.0 - mean  # of the nearer one of two maxima; information ~ u phi / 2 for u >> 1
@@ -154,7 +152,6 @@ def test_slope_of_feasibility():
     feasibility_slopes_agree(0.0, 1.0)
 
 
-@pytest.mark.xfail(strict=True, reason="where() lets the derivative at infinity through as NaN")
 @pytest.mark.parametrize("bounds", [(0.0, np.inf), (-np.inf, 0.0), (-np.inf, np.inf)])
 def test_slope_of_feasibility_on_one_side(bounds):
     feasibility_slopes_agree(*bounds)
@@ -293,7 +290,6 @@ def test_a_box_without_inside_is_refused():
             Box(lower, upper)
 
 
-@pytest.mark.xfail(strict=True, reason="an axis of no width is climbed as if it had width 1")
 def test_an_axis_of_no_width_stays():
     box = Box([0.0, 0.0, 0.0], [0.0, 1.0, 1.0])
     point, _ = maximise(bowl, box, jax.random.key(0), (jnp.full(3, 0.5),))
