@@ -1,9 +1,12 @@
 """What a learner believes: the pure step from data and the last belief to the next."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
@@ -13,9 +16,12 @@ from micjax.active.evidence import Evidence, fit_evidence
 from micjax.active.kernels import RBF, Categorical, Kernel, Matern, Over
 from micjax.active.scalarise import Scale, scale_of
 from micjax.active.space import Space
-from micjax.core.problem import InverseProblem
+from micjax.core.problem import InverseProblem, Values
+from micjax.core.tree import replace
+from micjax.inference.laplace import laplace
 
 FRESH_EVERY = 5  # data, after which a start from the prior is tried too
+DRAWS = 16  # of the hyper-parameters, for a prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +39,13 @@ class Belief:
     fits: tuple[Evidence, ...]
     state: gp.State
     scale: Scale
+
+    @functools.cached_property
+    def draws(self) -> Values:
+        """Hyper-parameters from the Laplace approximation of their posterior: a process at its most
+        probable ones is too sure of itself when points are few."""
+        state = self.state
+        return laplace(state.problem, state.observed, state.y).sample(jax.random.key(0), DRAWS)
 
     @property
     def singular(self) -> bool:
@@ -85,6 +98,34 @@ def physical_model(
     """A process about the forward model of `mean`, in the units of its outcomes."""
     process = gp.process(space.lower, space.upper, mean=mean, reads=reads, y_scale=y_scale)
     return Model((process,), ("none",))
+
+
+@gp.double
+def predictive(
+    belief: Belief, points: Float[Array, "m d"]
+) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """Mean and variance of the function and variance of one measurement, with the uncertainty of
+    the hyper-parameters: the moments of the mixture over `belief.draws`."""
+    state = belief.state
+    draws = jax.tree.map(jnp.asarray, belief.draws)
+    means, variances, noises = jax.device_get(
+        _each(draws, state.problem, state.observed, state.y, jnp.asarray(points))
+    )
+    variance = variances.mean(axis=0) + means.var(axis=0)
+    return means.mean(axis=0), variance, variance + noises.mean(axis=0)
+
+
+@eqx.filter_jit
+def _each(draws: Values, problem: InverseProblem, observed: gp.Observed, y, points):
+    ones = jnp.ones(points.shape[0])
+    wanted = gp.Observed(points, ones, ones)
+
+    def one(values):
+        at = replace(problem, values)
+        mean, variance = gp.posterior(gp.conditioned(at, observed, y), points)
+        return mean, variance, jnp.broadcast_to(at.noise.variances(wanted), mean.shape)
+
+    return jax.lax.map(one, draws)
 
 
 def believe(

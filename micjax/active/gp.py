@@ -379,16 +379,17 @@ def _row(state: State) -> Int[Array, ""]:
     return jnp.sum(state.observed.present).astype(int)
 
 
-@double
-@eqx.filter_jit
-def condition(problem: InverseProblem, observed: Observed, y: Float[Array, "capacity"]) -> State:
-    """The posterior of the process at the values of `problem`."""
+def conditioned(problem: InverseProblem, observed: Observed, y: Float[Array, "capacity"]) -> State:
+    """The posterior of the process at the values of `problem`: the part for inside jit."""
     prior = problem.forward(observed)
     present = observed.present
     matrix = masked(prior.covariance, problem.noise.variances(observed), present)
     factor, jitter = jittered_cholesky(matrix)
     root = inverse_lower(factor)
     return State(problem, observed, y, root, root @ (present * (y - prior.mean)), jitter)
+
+
+condition = double(eqx.filter_jit(conditioned))
 
 
 @double

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from scipy.stats import norm, qmc
 
 from micjax.active import acquisition, gp
-from micjax.active.belief import Belief, Model, believe, plain_model
+from micjax.active.belief import Belief, Model, believe, plain_model, predictive
 from micjax.active.cost import Cost, tour, travel_s
 from micjax.active.paths import draw_paths
 from micjax.active.search import maximise
@@ -355,11 +355,15 @@ class Learner:
         """What a measurement at these points would give; points as settings or `[m, d]` numbers."""
         if not isinstance(points, np.ndarray):
             points = np.asarray([self.space.numbers(point) for point in points])
-        belief = self.belief
-        mean, variance = gp.predict(belief.state, points)
-        wide = norm.ppf(0.95) * np.sqrt(variance + noise_at(belief.state, points))
-        back = belief.scale.invert
+        mean, variance, measured = predictive(self.belief, points)
+        wide = norm.ppf(0.95) * np.sqrt(measured)
+        back = self.belief.scale.invert
         return Prediction(back(mean), back(mean - wide), back(mean + wide), np.sqrt(variance))
+
+    def uncertainty(self, points: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "m"]:
+        """The standard deviation of the function that a suggestion reckons with, scaled."""
+        numbers = np.asarray([self.space.numbers(point) for point in points])
+        return np.sqrt(gp.predict(self.belief.state, numbers)[1])
 
     def acquisition_at(self, points: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m"]:
         """What the next measurement would be worth at these points."""
@@ -541,11 +545,3 @@ def _scores(score, points, state, context):
 @gp.double
 def paths_at(paths, points) -> np.ndarray:
     return np.asarray(eqx.filter_jit(paths)(jnp.asarray(points)))
-
-
-@gp.double
-def noise_at(state: gp.State, points) -> Float[np.ndarray, "m"]:
-    """The variance of the noise of one measurement at each point."""
-    ones = jnp.ones(len(points))
-    observed = gp.Observed(jnp.asarray(points), ones, ones)
-    return np.broadcast_to(state.problem.noise.variances(observed), ones.shape)

@@ -280,7 +280,7 @@ class Exploration:
 
     def _doubt(self, points: list[dict[str, Any]]) -> list[float]:
         try:
-            return self.learner.predict(points).uncertainty.tolist()
+            return self.learner.uncertainty(points).tolist()
         except ValueError:  # too few data
             return [math.nan] * len(points)
 
