@@ -5,7 +5,7 @@
 the other unknowns being nuisances, averaged over what is known so far (`Particles`). Measures are
 
     "D"    growth of the log determinant of the expected precision, in nats (D_s-optimal)
-    "A"    shrinking of their mean relative variance (A_s-optimal)
+    "A"    shrinking of their mean variance, each relative to what is wanted (A_s-optimal)
     "pce"  a lower bound of the expected information gain, with no Gaussian approximation
 
 D and A are local: right where the posterior is nearly Gaussian about each draw; quick, and for data
@@ -14,13 +14,14 @@ of any size. "pce" sees far modes as well, and is bounded by the logarithm of th
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from micjax.active.eig import expected_information
@@ -32,6 +33,7 @@ from micjax.active.fisher import (
     judged,
     places,
     prior_information,
+    slopes,
 )
 from micjax.active.gp import double
 from micjax.active.particles import Particles, choose
@@ -42,6 +44,9 @@ from micjax.inference.laplace import PRIOR_RULES
 MEASURES = ("D", "A", "pce")
 CONTRAST = 8  # draws with which "pce" compares each simulated datum, per simulated datum
 TOGETHER = 16  # designs side by side, which bounds the memory
+
+
+Names = Sequence[str] | Mapping[str, float] | None
 
 
 class Plan(NamedTuple):
@@ -57,6 +62,7 @@ class Outlook(NamedTuple):
 
     draws: Values  # {name: [draws, ...]}
     known: Float[Array, "draws d d"]
+    scale: Float[Array, "draws d"] | None  # of the unconstrained coordinates, for "A"
     key: Array  # held, so that designs are compared on the same simulated data
 
 
@@ -67,7 +73,7 @@ def plan(
     particles: Particles,
     space: Box | Array,
     count: int = 1,
-    names: Sequence[str] | None = None,
+    names: Names = None,
     *,
     measure: str = "D",
     draws: int = 64,
@@ -85,7 +91,9 @@ def plan(
 
     - `space`: a `Box` of the settings of one row of x (its axes in the row's order; axes of whole
         numbers are allowed), or a list of candidates `[n, ...]`; one may be chosen more than once.
-    - `names`: what one wants to know, all unknowns if not given.
+    - `names`: what one wants to know, all unknowns if not given. For "A" it may be a dict with the
+        standard deviations that are wanted, `{name: sd}` in physical units; without them each
+        counts relative to what is known so far.
     - `measure`: "D", "A" or "pce".
     - `draws`: of the particles, over which "D" and "A" average; "pce" simulates data from so many.
     - `samples`: designs of the coarse screen; `starts` of them climb, `steps` steps.
@@ -94,7 +102,7 @@ def plan(
     that does not fit, or when no design has a finite gain.
     """
     score = _score(problem, particles, names, measure, draws, count)
-    outlook = _outlook(key, problem, particles, draws, measure)
+    outlook = _outlook(key, problem, particles, draws, measure, _wanted_sd(names))
     listed = not isinstance(space, Box)
     if listed:
         pool = jnp.asarray(space)
@@ -135,14 +143,14 @@ def gains(
     problem: InverseProblem,
     particles: Particles,
     candidates: Array,
-    names: Sequence[str] | None = None,
+    names: Names = None,
     *,
     measure: str = "D",
     draws: int = 64,
 ) -> Float[Array, "n"]:
     """What each of the `candidates` `[n, ...]` would teach if it were measured alone, in nats."""
     score = _score(problem, particles, names, measure, draws, 1)
-    outlook = _outlook(key, problem, particles, draws, measure)
+    outlook = _outlook(key, problem, particles, draws, measure, _wanted_sd(names))
     return eqx.filter_jit(score)(candidates.reshape(len(candidates), -1), problem, outlook)
 
 
@@ -235,8 +243,8 @@ def _mean_information(problem: InverseProblem, outlook: Outlook, x) -> Float[Arr
 def _score(problem, particles: Particles, names, measure: str, draws: int, count: int):
     if measure not in MEASURES:
         raise ValueError(f"measure {measure!r}; there are {MEASURES}")
-    wanted = tuple(places(problem, names))
     names = None if names is None else tuple(names)
+    wanted = tuple(places(problem, names))
     shape = (count, *particles.x.shape[1:])
     return _compiled(wanted, names, measure, draws, shape, str(particles.x.dtype))
 
@@ -246,12 +254,13 @@ def _compiled(wanted, names, measure: str, draws: int, shape: tuple[int, ...], d
     """The gain of designs [m, numbers], of which rows may be left out."""
 
     def local(x, problem, outlook, rows):
-        gain = d_gain if measure == "D" else a_gain
+        def at(values, known, scale):
+            after = known + data_information(problem.at(values), x, rows)
+            if measure == "D":
+                return d_gain(after, known, wanted)
+            return a_gain(after, known, wanted, scale)
 
-        def at(values, known):
-            return gain(known + data_information(problem.at(values), x, rows), known, wanted)
-
-        return jnp.mean(jax.vmap(at)(outlook.draws, outlook.known))
+        return jnp.mean(jax.vmap(at)(outlook.draws, outlook.known, outlook.scale))
 
     def contrastive(x, problem, outlook, rows):
         return expected_information(
@@ -278,7 +287,14 @@ def _compiled(wanted, names, measure: str, draws: int, shape: tuple[int, ...], d
 
 
 @eqx.filter_jit
-def _outlook(key, problem, particles: Particles, draws: int, measure: str) -> Outlook:
+def _outlook(
+    key,
+    problem: InverseProblem,
+    particles: Particles,
+    draws: int,
+    measure: str,
+    wanted_sd: dict[str, Array] | None = None,
+) -> Outlook:
     chosen_key, key = jax.random.split(key)
     # all simulated data are compared with all draws, so it takes more of them
     count = min(CONTRAST * draws, len(particles.log_weights)) if measure == "pce" else draws
@@ -292,7 +308,21 @@ def _outlook(key, problem, particles: Particles, draws: int, measure: str) -> Ou
             values
         )
         known = prior_information(problem) + past
-    return Outlook(values, known, key)
+    scale = None
+    if wanted_sd is not None:
+        units = ravel_pytree(
+            {n: jnp.broadcast_to(wanted_sd.get(n, 1.0), v[0].shape) for n, v in values.items()}
+        )[0]
+        scale = units / jnp.abs(jax.vmap(lambda v: slopes(problem.at(v)))(values))
+    return Outlook(values, known, scale, key)
+
+
+def _wanted_sd(names: Names) -> dict[str, Array] | None:
+    if not isinstance(names, Mapping):
+        return None
+    if wrong := {n: sd for n, sd in names.items() if not sd > 0}:
+        raise ValueError(f"standard deviations that are wanted must be positive: {wrong}")
+    return {n: jnp.asarray(sd, dtype=float) for n, sd in names.items()}
 
 
 def _ceiling(outlook: Outlook, measure: str) -> float:

@@ -218,12 +218,15 @@ def d_gain(after, before, wanted: Sequence[int]) -> Float[Array, ""]:
     return 0.5 * (log_det(after, wanted) - log_det(before, wanted))
 
 
-def a_gain(after, before, wanted: Sequence[int]) -> Float[Array, ""]:
-    """A_s-optimality: -1/2 log of the mean variance of the wanted elements, each relative to what
-    it was before; comparable with nats."""
+def a_gain(
+    after, before, wanted: Sequence[int], scale: Float[ArrayLike, "d"] | None = None
+) -> Float[Array, ""]:
+    """A_s-optimality: half the fall of the log of the mean variance of the wanted elements, each in
+    units of its `scale`, or of its standard deviation before; comparable with nats."""
     at = np.asarray(wanted)
-    ratio = jnp.diag(jnp.linalg.inv(after))[at] / jnp.diag(jnp.linalg.inv(before))[at]
-    return -0.5 * jnp.log(jnp.mean(ratio))
+    old, new = (jnp.diag(jnp.linalg.inv(jnp.asarray(m)))[at] for m in (before, after))
+    unit = old if scale is None else jnp.asarray(scale)[at] ** 2
+    return 0.5 * (jnp.log(jnp.mean(old / unit)) - jnp.log(jnp.mean(new / unit)))
 
 
 # --- what can be learnt -------------------------------------------------------------------------
@@ -272,7 +275,7 @@ def judged(
     covariance, flat = _relative(data, prior)
     variance = np.diag(covariance)
     before = np.where(np.diag(prior) > 0, np.diag(np.linalg.pinv(prior)), np.inf)
-    slope = np.asarray(_slopes(problem))
+    slope = np.asarray(slopes(problem))
     owner, parts = np.array(owners(problem)), []
     for direction in flat.T:
         part = {n: float(np.linalg.norm(direction[owner == n])) for n in dict.fromkeys(owner)}
@@ -311,7 +314,7 @@ def _relative(data: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 @eqx.filter_jit
-def _slopes(problem: InverseProblem) -> Float[Array, "d"]:
+def slopes(problem: InverseProblem) -> Float[Array, "d"]:
     """d value / d theta of every element."""
     flat, named = ravel_pytree(problem.unconstrain(problem.values()))
     _, slope = jax.jvp(
