@@ -124,7 +124,7 @@ def test_log_evidence_is_that_of_a_multivariate_normal():
     np.testing.assert_allclose(found, expected, rtol=1e-6)  # 1e-9 of jitter
 
 
-@pytest.mark.parametrize("count", [5, 200])
+@pytest.mark.parametrize("count", [200])
 def test_gradient_is_that_of_finite_differences(count):
     points, y = sample(count)
     problem = gp.process([0, 0], [1, 1])

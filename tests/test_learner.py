@@ -94,10 +94,9 @@ def test_it_finds_the_top_of_a_hill():
 
 
 @pytest.mark.parametrize("name", ["ucb", "pi", "uncertainty", "thompson", "mes"])
-def test_every_acquisition_suggests_on_the_axes(name):
-    learner = explored(Learner(BOX, acquisition=name, initial=5), 8)
+def test_every_acquisition_suggests_new_candidates(name):
+    learner = explored(Learner(Space(BOX.axes, GRID), acquisition=name, initial=5), 8)
     points, _ = learner.data
-    assert ((points >= 0) & (points <= 1)).all()
     assert len({tuple(p) for p in points.tolist()}) == 8
 
 
@@ -111,7 +110,7 @@ def test_candidates_are_measured_once_each():
 
 
 def test_a_level_is_straddled():
-    learner = explored(Learner(BOX, goal="level", level=0.5, initial=8), 24)
+    learner = explored(Learner(Space(BOX.axes, GRID), goal="level", level=0.5, initial=8), 24)
     _, y = learner.data
     assert np.abs(y[12:] - 0.5).mean() < np.abs(y[:8] - 0.5).mean()
     with pytest.raises(ValueError, match="needs the level"):
@@ -123,7 +122,7 @@ def test_a_batch_is_spread():
     points = learner.suggest(4)
     numbers = np.asarray([BOX.numbers(p) for p in points])
     apart = np.linalg.norm(numbers[:, None] - numbers, axis=-1)[np.triu_indices(4, 1)]
-    assert apart.min() > 1e-3  # the second best of one map would be next to the best
+    assert apart.min() > 1e-6  # four times the best of one map would be one point
     assert len({p["_id"] for p in points}) == 4
 
 
@@ -138,7 +137,7 @@ def test_whole_numbers_and_categories():
         bonus = {"dart": 0.0, "be": 1.0, "ac": 0.3}[point["mode"]]
         return bonus - (point["volts"] - 0.3) ** 2 - 0.1 * (point["turns"] - 4) ** 2
 
-    learner = explored(Learner(Space(axes), seed=0), 25, measure)
+    learner = explored(Learner(Space(axes), seed=0), 22, measure)
     where = learner.get_best_points()[0][1]
     assert where["mode"] == "be" and where["turns"] == 4
     assert all(isinstance(p["turns"], int) for p in learner.suggest(2))
@@ -167,10 +166,12 @@ def test_failures_keep_their_neighbourhood_away():
     def measure(point):
         return float("nan") if point["u"] > 0.6 else hill(point)
 
-    learner = explored(Learner(BOX, seed=0), 20, measure)
+    learner = explored(Learner(Space(BOX.axes, GRID), seed=0), 14, measure)
     points, y = learner.data
     assert np.isfinite(y).all() and (points[:, 0] <= 0.6).all()
-    assert points[10:, 0].max() > 0.4
+    # it looks beside the forbidden part and does not measure all of that
+    assert points[8:, 0].max() > 0.4
+    assert len(learner._failures) < 15
 
 
 def test_registered_failures_are_not_suggested_again():

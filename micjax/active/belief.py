@@ -41,7 +41,7 @@ class Belief:
     scale: Scale
 
     @functools.cached_property
-    def draws(self) -> Values:
+    def draws(self) -> dict[str, np.ndarray]:
         """Hyper-parameters from the Laplace approximation of their posterior: a process at its most
         probable ones is too sure of itself when points are few."""
         state = self.state
