@@ -99,45 +99,51 @@ def test_gradient_through_counts():
     np.testing.assert_allclose(found_slope, slope, rtol=0.05)
 
 
-def known_noise():
-    return resonance.problem().given({"noise.sigma": None})
-
-
-def response(f0, Q, amplitude, phase, f):
-    """The oscillator once more, in NumPy."""
-    return amplitude * np.exp(1j * phase) * f0**2 / (f0**2 - f**2 + 1j * f0 * f / Q)
+def near_resonance():
+    """A resonance known to one width of its line."""
+    return resonance.problem(sigma=8.0).given(
+        {
+            "forward.f0_kHz": dist.Normal(370.0, 3.0),
+            "forward.Q": dist.LogNormal(np.log(120.0), 0.2),
+            "forward.amplitude": dist.LogNormal(0.0, 0.2),
+            "forward.phase_rad": dist.Normal(0.6, 0.3),
+            "noise.sigma": None,
+        }
+    )
 
 
 def drawn(rng, shape):
+    """The same priors in NumPy."""
     return (
-        rng.uniform(300.0, 420.0, shape),
-        120.0 * np.exp(0.4 * rng.normal(size=shape)),
-        np.exp(0.5 * rng.normal(size=shape)),
-        rng.uniform(-np.pi, np.pi, shape),
+        370.0 + 3.0 * rng.normal(size=shape),
+        120.0 * np.exp(0.2 * rng.normal(size=shape)),
+        np.exp(0.2 * rng.normal(size=shape)),
+        0.6 + 0.3 * rng.normal(size=shape),
     )
+
+
+def response(f0, Q, amplitude, phase, f):
+    return amplitude * np.exp(1j * phase) * f0**2 / (f0**2 - f**2 + 1j * f0 * f / Q)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [None, ["forward.f0_kHz"]])
 def test_resonance_gain_agrees_with_a_long_nested_run(names):
-    f, sigma, rng, gain = 350.0, 8.0, np.random.default_rng(0), []
-    for _ in range(200):  # blocks of 200 simulated data, each among 4000 fresh draws
+    f, sigma, rng, gain = 368.0, 8.0, np.random.default_rng(0), []
+    for _ in range(100):  # blocks of 200 simulated data, each among 4000 fresh draws
         f0, Q, amplitude, phase = drawn(rng, 200)
-        y = response(f0, Q, amplitude, phase, f)
-        y = y + sigma * (rng.normal(size=200) + 1j * rng.normal(size=200))
-        among = response(*drawn(rng, 4000), f)
         own = response(f0, Q, amplitude, phase, f)[:, None]
+        y = own + sigma * (rng.normal(size=(200, 1)) + 1j * rng.normal(size=(200, 1)))
         if names:
             own = response(f0[:, None], *drawn(rng, (200, 4000))[1:], f)
-        log_p = [-0.5 * np.abs(y[:, None] - mean) ** 2 / sigma**2 for mean in (own, among[None])]
+        among = response(*drawn(rng, (1, 4000)), f)
+        log_p = [-0.5 * np.abs(y - mean) ** 2 / sigma**2 for mean in (own, among)]
         known, mixed = (scipy.special.logsumexp(p, axis=1) - np.log(p.shape[1]) for p in log_p)
         gain.append(known - mixed)
     wanted = np.mean(gain)
     assert np.std(gain) / np.sqrt(np.size(gain)) < 0.01 * wanted
-    particles = start(KEY, known_noise(), jnp.array([f]), count=8192)
-    draws = particles.values(known_noise())
-    found = expected_information(
-        KEY, known_noise(), draws, jnp.array([f]), names, outer=8192, inner=1024
-    )
+    problem, x = near_resonance(), jnp.array([f])
+    draws = start(KEY, problem, x, count=8192).values(problem)
+    found = expected_information(KEY, problem, draws, x, names, outer=4096, inner=1024)
     assert abs(found.lower - wanted) < 0.05 * wanted
     assert abs(found.upper - wanted) < 0.05 * wanted
