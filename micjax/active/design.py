@@ -21,7 +21,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from micjax.active.eig import expected_information
@@ -39,12 +38,10 @@ from micjax.active.gp import double
 from micjax.active.particles import Particles, choose
 from micjax.active.search import Box, maximise
 from micjax.core.problem import InverseProblem, Values
-from micjax.inference.laplace import PRIOR_RULES
 
 MEASURES = ("D", "A", "pce")
 CONTRAST = 8  # draws with which "pce" compares each simulated datum, per simulated datum
 TOGETHER = 16  # designs side by side, which bounds the memory
-
 
 Names = Sequence[str] | Mapping[str, float] | None
 
@@ -62,7 +59,7 @@ class Outlook(NamedTuple):
 
     draws: Values  # {name: [draws, ...]}
     known: Float[Array, "draws d d"]
-    scale: Float[Array, "draws d"] | None  # of the unconstrained coordinates, for "A"
+    combinations: Float[Array, "draws k d"] | None  # of theta, whose mean variance "A" looks at
     key: Array  # held, so that designs are compared on the same simulated data
 
 
@@ -71,7 +68,7 @@ def plan(
     key: Array,
     problem: InverseProblem,
     particles: Particles,
-    space: Box | Array,
+    space: Box | Array | np.ndarray,
     count: int = 1,
     names: Names = None,
     *,
@@ -142,7 +139,7 @@ def gains(
     key: Array,
     problem: InverseProblem,
     particles: Particles,
-    candidates: Array,
+    candidates: Array | np.ndarray,
     names: Names = None,
     *,
     measure: str = "D",
@@ -157,8 +154,8 @@ def gains(
 class Limits(NamedTuple):
     """How well each unknown can be known with settings from some space.
 
-    `identified` is False for what stays wider than 0.9 of its prior even with the design made for
-    it alone; `flat_directions` are what the best design for all leaves open.
+    `identified` is False for what `Learnable` does not call so even after the design made for it
+    alone; `flat_directions` are what the best design for all leaves open.
     """
 
     identified: dict[str, bool]
@@ -183,11 +180,11 @@ def limits(
     key: Array,
     problem: InverseProblem,
     particles: Particles,
-    space: Box | Array,
+    space: Box | Array | np.ndarray,
     count: int = 1,
     **options,
 ) -> Limits:
-    """What cannot be learnt with `count` measurements from `space`, whichever they are.
+    """What cannot be learnt with `count` more measurements from `space`, whichever they are.
 
     A design is made for each unknown alone ("A"), and one for all together ("D"); expected
     precisions, to first order about the draws. `options` and the errors are those of `plan`.
@@ -207,16 +204,12 @@ def limits(
         found[name] = alone, expected(key, problem, particles, alone)
     together = plan(key, problem, particles, space, count, measure="D", **options).x
     return Limits(
-        {n: _reached(n, best) for n, (_, best) in found.items()},
+        {n: best.identified[n] for n, (_, best) in found.items()},
         {n: best.relative_sd[n] for n, (_, best) in found.items()},
         {n: best.sd[n] for n, (_, best) in found.items()},
         {n: x for n, (x, _) in found.items()},
         expected(key, problem, particles, together).flat_directions,
     )
-
-
-def _reached(name: str, best: Learnable) -> bool:
-    return bool(np.all(best.relative_sd[name] <= PRIOR_RULES))
 
 
 @double
@@ -254,13 +247,13 @@ def _compiled(wanted, names, measure: str, draws: int, shape: tuple[int, ...], d
     """The gain of designs [m, numbers], of which rows may be left out."""
 
     def local(x, problem, outlook, rows):
-        def at(values, known, scale):
+        def at(values, known, combinations):
             after = known + data_information(problem.at(values), x, rows)
             if measure == "D":
                 return d_gain(after, known, wanted)
-            return a_gain(after, known, wanted, scale)
+            return a_gain(after, known, wanted, combinations)
 
-        return jnp.mean(jax.vmap(at)(outlook.draws, outlook.known, outlook.scale))
+        return jnp.mean(jax.vmap(at)(outlook.draws, outlook.known, outlook.combinations))
 
     def contrastive(x, problem, outlook, rows):
         return expected_information(
@@ -308,13 +301,14 @@ def _outlook(
             values
         )
         known = prior_information(problem) + past
-    scale = None
+    combinations = None
     if wanted_sd is not None:
-        units = ravel_pytree(
-            {n: jnp.broadcast_to(wanted_sd.get(n, 1.0), v[0].shape) for n, v in values.items()}
-        )[0]
-        scale = units / jnp.abs(jax.vmap(lambda v: slopes(problem.at(v)))(values))
-    return Outlook(values, known, scale, key)
+        # physical values to first order, in units of what is wanted
+        slope = jax.vmap(lambda v: slopes(problem.at(v)))(values)
+        combinations = jnp.concatenate(
+            [slope[n].reshape(count, -1, size) / sd for n, sd in wanted_sd.items()], axis=1
+        )
+    return Outlook(values, known, combinations, key)
 
 
 def _wanted_sd(names: Names) -> dict[str, Array] | None:

@@ -21,7 +21,7 @@ from jax.scipy.special import polygamma
 from jaxtyping import Array, ArrayLike, Float
 
 from micjax.active.gp import double
-from micjax.core.problem import InverseProblem
+from micjax.core.problem import InverseProblem, Values
 from micjax.inference.laplace import FLAT, PRIOR_RULES
 from micjax.inference.start import prior_draws
 
@@ -206,11 +206,10 @@ def log_det(precision: Float[ArrayLike, "d d"], wanted: Sequence[int]) -> Float[
 
     det A / det A_nn, n the nuisances: the determinant of the Schur complement.
     """
-    rest = [i for i in range(len(precision)) if i not in wanted]
-    whole = jnp.linalg.slogdet(precision)[1]
-    return (
-        whole - jnp.linalg.slogdet(precision[jnp.ix_(*[jnp.array(rest)] * 2)])[1] if rest else whole
-    )
+    precision = jnp.asarray(precision)
+    rest = np.setdiff1d(np.arange(len(precision)), wanted)
+    nuisances = precision[np.ix_(rest, rest)]
+    return jnp.linalg.slogdet(precision)[1] - jnp.linalg.slogdet(nuisances)[1]
 
 
 def d_gain(after, before, wanted: Sequence[int]) -> Float[Array, ""]:
@@ -219,14 +218,18 @@ def d_gain(after, before, wanted: Sequence[int]) -> Float[Array, ""]:
 
 
 def a_gain(
-    after, before, wanted: Sequence[int], scale: Float[ArrayLike, "d"] | None = None
+    after, before, wanted: Sequence[int], combinations: Float[ArrayLike, "k d"] | None = None
 ) -> Float[Array, ""]:
-    """A_s-optimality: half the fall of the log of the mean variance of the wanted elements, each in
-    units of its `scale`, or of its standard deviation before; comparable with nats."""
-    at = np.asarray(wanted)
-    old, new = (jnp.diag(jnp.linalg.inv(jnp.asarray(m)))[at] for m in (before, after))
-    unit = old if scale is None else jnp.asarray(scale)[at] ** 2
-    return 0.5 * (jnp.log(jnp.mean(old / unit)) - jnp.log(jnp.mean(new / unit)))
+    """A_s-optimality: half the fall of the log of a mean variance; comparable with nats.
+
+    The mean is over the wanted elements, each in units of its standard deviation before, or over
+    the rows of `combinations` of all elements.
+    """
+    old, new = (jnp.linalg.inv(jnp.asarray(m)) for m in (before, after))
+    if combinations is None:
+        combinations = jnp.diag(jnp.diag(old) ** -0.5)[np.asarray(wanted)]
+    old, new = (jnp.einsum("ki,ij,kj", combinations, c, combinations) for c in (old, new))
+    return 0.5 * (jnp.log(old) - jnp.log(new))
 
 
 # --- what can be learnt -------------------------------------------------------------------------
@@ -272,29 +275,27 @@ def judged(
     problem: InverseProblem, data: Float[np.ndarray, "d d"], prior: Float[np.ndarray, "d d"]
 ) -> Learnable:
     """`Learnable` of the information in data and priors; physical units at the problem's values."""
-    covariance, flat = _relative(data, prior)
-    variance = np.diag(covariance)
-    before = np.where(np.diag(prior) > 0, np.diag(np.linalg.pinv(prior)), np.inf)
-    slope = np.asarray(slopes(problem))
+    covariance, lost, flat = _relative(data, prior)
+    slope = jax.device_get(slopes(problem))
     owner, parts = np.array(owners(problem)), []
     for direction in flat.T:
         part = {n: float(np.linalg.norm(direction[owner == n])) for n in dict.fromkeys(owner)}
         parts.append({n: p for n, p in part.items() if p > 0.1})
+    before = np.where(np.diag(prior) > 0, np.diag(np.linalg.pinv(prior)), np.inf)
+    ratio = np.where(lost, 1.0, np.sqrt(np.diag(covariance) / before))
     sd, relative, identified = {}, {}, {}
-    for n, value in problem.values().items():
-        at, shape = owner == n, np.shape(value)
-        sd[n] = (np.abs(slope[at]) * np.sqrt(variance[at])).reshape(shape)
-        lost = np.isinf(variance[at])
-        ratio = np.where(lost, 1.0, np.sqrt(np.where(lost, 1.0, variance[at]) / before[at]))
-        relative[n] = ratio.reshape(shape)
+    for n, theta in problem.unconstrain(problem.values()).items():
+        variance = np.einsum("...i,ij,...j->...", slope[n], covariance, slope[n])
+        sd[n] = np.where(np.any((slope[n] != 0) & lost, axis=-1), np.inf, np.sqrt(variance))
+        relative[n] = ratio[owner == n].reshape(theta.shape)
         carried = any(n in direction for direction in parts)
-        identified[n] = bool((ratio <= PRIOR_RULES).all()) and not carried
+        identified[n] = bool((relative[n] <= PRIOR_RULES).all()) and not carried
     return Learnable(sd, relative, identified, parts)
 
 
-def _relative(data: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The covariance (inf where nothing is known), and as columns the directions in which the data
-    leave more than 0.9 of the prior's width, measured in prior widths where there is a prior."""
+def _relative(data: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The covariance, which elements nothing bounds, and as columns the directions in which the
+    data leave more than 0.9 of the prior's width, measured in prior widths if there is a prior."""
     total = np.diag(data) + np.diag(prior)
     own = np.where(total > 0, total, 1.0) ** -0.5  # so that units do not decide what is flat
     values, vectors = np.linalg.eigh(own[:, None] * (data + prior) * own)
@@ -303,23 +304,16 @@ def _relative(data: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarr
     precision = np.where(values > FLAT * values.max(initial=0.0), values, by_prior)
     known = precision > 0
     root = own[:, None] * vectors[:, known] / np.sqrt(precision[known])
-    covariance = root @ root.T
     lost = np.abs(vectors[:, ~known]).max(axis=1, initial=0.0) > 1e-6
-    covariance[lost, lost] = np.inf
     share, turn = np.linalg.eigh(root.T @ prior @ root)  # of the precision that the prior brings
     lazy = root @ turn[:, share > PRIOR_RULES**2]
     flat = np.concatenate([own[:, None] * vectors[:, ~known], lazy], axis=1)
     flat = flat * np.sqrt(np.where(np.diag(prior) > 0, np.diag(prior), own**-2.0))[:, None]
-    return covariance, flat / np.linalg.norm(flat, axis=0)
+    return root @ root.T, lost, flat / np.linalg.norm(flat, axis=0)
 
 
 @eqx.filter_jit
-def slopes(problem: InverseProblem) -> Float[Array, "d"]:
-    """d value / d theta of every element."""
+def slopes(problem: InverseProblem) -> Values:
+    """d value / d theta, {name: [*shape, d]}."""
     flat, named = ravel_pytree(problem.unconstrain(problem.values()))
-    _, slope = jax.jvp(
-        lambda flat: ravel_pytree(problem.constrain(named(flat)))[0],
-        (flat,),
-        (jnp.ones_like(flat),),
-    )
-    return slope
+    return jax.jacfwd(lambda flat: problem.constrain(named(flat)))(flat)
