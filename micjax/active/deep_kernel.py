@@ -17,7 +17,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 from flax import nnx
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from micjax.active import gp
 from micjax.active.kernels import Kernel, Linear, Matern, Over, Warped
@@ -109,7 +109,7 @@ def _orientations(side: int) -> np.ndarray:
 
 def patches(
     image: Float[ArrayLike, "ny nx"], side: int
-) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n pixels"]]:
+) -> tuple[Int[np.ndarray, "n 2"], Float[np.ndarray, "n pixels"]]:
     """The pixels (y, x) around which a whole patch lies in `image`, and these patches, in rows."""
     view = np.lib.stride_tricks.sliding_window_view(np.asarray(image, float), (side, side))
     middle = np.indices(view.shape[:2]).reshape(2, -1).T + side // 2
