@@ -4,6 +4,9 @@ BIN := .venv/bin
 # two threads of OpenBLAS slow JAX's small Cholesky factorisations 10 to 100 times
 export OPENBLAS_NUM_THREADS = 1
 
+# a file of tests stays on one worker, which compiles what it shares once
+WORKERS := -n auto --maxprocesses 4 --dist loadfile
+
 .DEFAULT_GOAL := demo
 .PHONY: demo test test-all lint docs lock clean
 
@@ -11,10 +14,10 @@ demo: .venv/ready
 	$(BIN)/micjax demo tip
 
 test: .venv/ready
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q $(WORKERS) -m "not slow"
 
 test-all: .venv/ready
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(WORKERS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

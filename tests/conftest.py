@@ -11,6 +11,9 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 
+# Linux gives a process 65,530 mappings, every compiled program takes several, and beyond the limit
+# the compiler crashes
+MOST_MAPPINGS = 25_000
 SHARED = pathlib.Path(__file__).parents[1].parent / "shared"
 
 
@@ -20,6 +23,15 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("the reference data folder ../shared is not here")
     return SHARED
+
+
+@pytest.fixture(autouse=True, scope="module")
+def programs():
+    """What a file of tests has compiled is given back when there is too much of it."""
+    yield
+    mappings = pathlib.Path("/proc/self/maps")
+    if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+        jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
