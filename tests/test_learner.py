@@ -59,9 +59,10 @@ def test_axes_that_cannot_be():
         Axis("n", 0, 5, whole=True).number(1.5)
 
 
-@pytest.mark.parametrize("kind", ["robust", "linear", "none"])
+@pytest.mark.parametrize("kind", ["robust", "linear", "log", "likeliest", "none"])
 def test_scales_are_monotone_and_come_back(kind):
     y = np.concatenate([np.random.default_rng(0).normal(size=50), [1e4]])
+    y = np.exp(y / 5e3) if kind == "log" else y
     scale = scale_of(y, kind)
     np.testing.assert_allclose(scale.invert(scale.apply(y)), y, rtol=1e-9, atol=1e-9)
     assert (np.diff(scale.apply(np.sort(y))) > 0).all()
@@ -76,8 +77,17 @@ def test_one_outlier_does_not_flatten_the_robust_scale():
     assert np.ptp(scale_of(y, "linear").apply(y[:20])) < 1e-5
 
 
+def test_the_likeliest_scale_is_that_of_the_law_of_the_outcomes():
+    z = np.random.default_rng(1).normal(size=200)
+    assert scale_of(z, "likeliest").bend == "none"
+    assert scale_of(np.exp(2.0 * z), "likeliest").bend == "log"
+    assert scale_of(np.sinh(2.0 * z), "likeliest").bend == "arcsinh"
+    with pytest.raises(ValueError, match="a logarithm wants positive ones"):
+        scale_of(z, "log")
+
+
 def test_constant_outcomes_have_a_scale():
-    for kind in ("robust", "linear"):
+    for kind in ("robust", "linear", "log", "likeliest"):
         assert np.isfinite(scale_of(np.full(5, 3.0), kind).apply(np.array([3.0, 4.0]))).all()
 
 
@@ -264,7 +274,7 @@ def test_a_physical_model_learns_its_unknowns():
         point = learner.suggest()[0]
         signal = float(truth.forward(jax.numpy.asarray([point["x_nm"]]))[0])
         learner.ingest([{**point, "s": signal + 0.02 * rng.normal()}])
-    mean = learner.belief.state.problem.forward.mean.forward
+    mean = learner.belief.states[0].problem.forward.mean.forward
     assert abs(float(mean.edge_nm) - 1.2) < 0.1
 
 

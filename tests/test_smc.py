@@ -131,11 +131,19 @@ def test_moves_keep_the_posterior():
     theta = jnp.full((1024, 1), mean + 2.0 * sd) + 0.1 * sd * jax.random.normal(
         jax.random.key(0), (1024, 1)
     )
-    weight = jnp.zeros(1024)
+    weight, likelihood = jnp.zeros(1024), smc._likelihoods(theta, problem, observed, y)
     for k in range(4):
-        theta, _ = smc._moved(jax.random.key(k), theta, weight, jnp.ones(()), problem, observed, y)
+        theta, likelihood = smc._moved(
+            jax.random.key(k), theta, likelihood, weight, jnp.ones(()), problem, observed, y
+        )
     assert float(theta.mean()) == pytest.approx(mean, abs=0.12 * sd)
     assert float(theta.std()) == pytest.approx(sd, rel=0.12)
+
+
+def test_an_odd_number_of_particles_is_refused():
+    observed, y = gp.buffered(*data(12))
+    with pytest.raises(ValueError, match="31 particles"):
+        smc.begin(only_sigma(), observed, y, POINTS, jax.random.key(0), particles=31)
 
 
 def test_particles_are_drawn_as_often_as_their_weights_say():

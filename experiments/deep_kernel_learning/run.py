@@ -23,11 +23,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from flax import nnx
-from scipy.stats import norm, spearmanr
+from scipy.stats import spearmanr
 
 from micjax.active import acquisition, deep_kernel, gp
 from micjax.active.evidence import fit_evidence
+from micjax.active.learner import Learner
+from micjax.active.looking import looking_model
+from micjax.active.space import Axis, Space
 
 HERE = pathlib.Path(__file__).parent
 DATA = HERE.parents[2] / "shared" / "data" / "afm" / "BEPS_PTO_50x50.h5"
@@ -49,9 +51,6 @@ class Sample:
         logarithm = np.log10(self.image)
         # standardised over the whole image, not patch by patch
         self.logarithm = (logarithm - logarithm.mean()) / logarithm.std()
-        self.patches = deep_kernel.patches(self.logarithm, SIDE)[1]
-        low, high = self.pixels.min(axis=0), self.pixels.max(axis=0)
-        self.position = (self.pixels - low) / (high - low)
         # shoelace: sum of response_k (bias_k-1 - bias_k+1) / 2
         weight = 0.5 * (np.roll(bias_V, 1) - np.roll(bias_V, -1))
         if without_shared_point:
@@ -60,155 +59,140 @@ class Sample:
         self.area = areas[tuple(self.pixels.T)]
         self.middle = self.image[tuple(self.pixels.T)]
         self.best = set(np.argsort(-self.area)[:WANTED].tolist())
+        ends = np.array(self.image.shape) - 1
+        axes = [Axis(name, 0, end, "px") for name, end in zip(("y", "x"), ends, strict=True)]
+        self.space = Space(axes, self.pixels.astype(float))
+        self._numbers = {tuple(p): i for i, p in enumerate(self.space.candidates.tolist())}
+
+    def measured(self, i: int) -> dict[str, float]:
+        return self.space.settings(self.space.candidates[i]) | {"area": self.area[i]}
+
+    def number(self, point: dict[str, float]) -> int:
+        return self._numbers[self.space.numbers(point)]
 
 
-def level_of_best(mean, sd, known, count: int) -> float:
-    """The level above which `count` outcomes are expected: those known, and the predicted ones."""
-    low, high = min(known.min(), mean.min() - 8 * sd.max()), known.max() + 8 * sd.max()
-    for _ in range(50):
-        level = 0.5 * (low + high)
-        expected = np.sum(known > level) + np.sum(norm.sf((level - mean) / sd))
-        low, high = (level, high) if expected > count else (low, level)
-    return level
-
-
-def search(mean, sd, noise_sd, y, left):
-    """log P(a measurement is among the `WANTED` best): what a greedy search maximises."""
-    wide = np.hypot(sd, noise_sd)
-    level = level_of_best(mean[left], wide[left], y, WANTED)
-    return norm.logsf((level - mean) / wide)
-
-
-def improvement(mean, sd, noise_sd, y, left):
-    """log expected improvement over the largest area so far."""
-    return np.asarray(acquisition.log_expected_improvement(mean, sd, y.max()))
-
-
-# --- ways to choose: (sample, seed) -> function of (chosen, y) that scores all pixels ------------
+# --- ways to choose: (sample, seed) -> a learner, or a score of all pixels -----------------------
 
 
 def at_random(sample, seed):
     rng = np.random.default_rng(1000 + seed)
-    return lambda chosen, y: (rng.uniform(size=len(sample.area)), None)
+    return lambda chosen, y: rng.uniform(size=len(sample.area))
 
 
 def brightest(sample, seed):
-    return lambda chosen, y: (sample.middle, None)
+    return lambda chosen, y: sample.middle
 
 
-def plain(points, acquire):
-    """The plain Gaussian process, Matérn 5/2 with one lengthscale an axis."""
-
-    def start(sample, seed):
-        x = points(sample)
-        problem, last = gp.process(x.min(axis=0), x.max(axis=0)), None
-
-        def score(chosen, y):
-            nonlocal last
-            data = gp.buffered(x[chosen], y, capacity=CAPACITY)
-            last = fit_evidence(problem, *data, last=last)
-            mean, variance = gp.predict(gp.condition(last.problem, *data), x)
-            left = np.setdiff1d(np.arange(len(x)), chosen)
-            sigma = float(last.problem.noise.sigma)
-            return acquire(mean, np.sqrt(variance), sigma, y, left), mean
-
-        return score
-
-    return start
-
-
-def deep(network, acquire, members: int = 3, places: int = 2):
-    """A deep kernel, trained on from where it was with each datum."""
-
-    def start(sample, seed):
-        key = jax.random.key(seed)
-        x = np.hstack([sample.position, sample.patches])
-        box = np.zeros(x.shape[1]), np.ones(x.shape[1])
-        problem = deep_kernel.deep_process(*box, network(nnx.Rngs(seed)), places=places)
-        ensemble, steps = None, deep_kernel.FIRST_STEPS
-
-        def score(chosen, y):
-            nonlocal ensemble, steps
-            data = gp.buffered(x[chosen], y, capacity=CAPACITY)
-            if ensemble is None:
-                ensemble = deep_kernel.draw_ensemble(problem, key, members)
-            ensemble = deep_kernel.train(ensemble, *data, steps)
-            steps = deep_kernel.STEPS
-            found = deep_kernel.predict(ensemble, *data, x)
-            left = np.setdiff1d(np.arange(len(x)), chosen)
-            noise_sd = np.sqrt(found.noise)
-            return acquire(found.mean, np.sqrt(found.variance), noise_sd, y, left), found.mean
-
-        return score
-
-    return start
-
-
-def components(sample):
-    """The first 5 principal components of the patches of the response (its logarithm is worse)."""
+def on_components(sample, seed):
+    """The plain process over the first 5 principal components of the patches of the response (its
+    logarithm is worse), expected improvement of the logarithm of the area."""
     centred = sample.plain - sample.plain.mean(axis=0)
     left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
-    return (left * sizes)[:, :5]
+    x = (left * sizes)[:, :5]
+    problem, last = gp.process(x.min(axis=0), x.max(axis=0)), None
+
+    def score(chosen, y):
+        nonlocal last
+        z = np.log10(y)
+        z = (z - z.mean()) / z.std()
+        data = gp.buffered(x[chosen], z, capacity=CAPACITY)
+        last = fit_evidence(problem, *data, last=last)
+        mean, variance = gp.predict(gp.condition(last.problem, *data), x)
+        value = acquisition.log_expected_improvement(mean, np.sqrt(variance), z.max())
+        return np.asarray(value)
+
+    return score
 
 
-def surroundings(**settings):
-    return lambda rngs: deep_kernel.Surroundings(SIDE, rngs=rngs, **settings)
+def learner(goal: str, network=None, looks: bool = True, members: int = 1):
+    """A `Learner` over the pixels, which looks at the image or does not."""
+
+    def start(sample, seed):
+        space = sample.space
+        model = None
+        if looks:
+            model = looking_model(
+                space, sample.logarithm, network=network, side=SIDE, members=members, seed=seed
+            )
+        wanted = WANTED if goal == "find" else None
+        return Learner(
+            space,
+            outcome="area",
+            goal=goal,
+            wanted=wanted,
+            model=model,
+            initial=RANDOM,
+            seed=seed,
+        )
+
+    return start
 
 
 def dense(rngs):
     return deep_kernel.Dense(SIDE**2, 2, rngs=rngs)
 
 
+def middle_pixel(rngs):
+    return deep_kernel.Surroundings(SIDE, share=0.0, rngs=rngs)
+
+
 METHODS = {
     "random": at_random,
     "brightest": brightest,
-    "gp-position": plain(lambda s: s.position, improvement),
-    "gp-patch": plain(components, improvement),
-    "free-network": deep(dense, search),
-    "deep": deep(surroundings(), search),
-    "deep-one": deep(surroundings(), search, members=1),
-    "deep-improvement": deep(surroundings(), improvement),
-    "pixel": deep(surroundings(share=0.0), search, members=1),
+    "gp-position": learner("maximise", looks=False),
+    "gp-patch": on_components,
+    "free-network": learner("find", dense),
+    "deep": learner("find"),
+    "ensemble": learner("find", members=3),
+    "deep-improvement": learner("maximise"),
+    "pixel": learner("find", middle_pixel),
 }
 LABELS = {
     "random": "random",
     "brightest": "brightest pixel of the 0 V image first, no learning",
-    "gp-position": "GP on position, expected improvement",
+    "gp-position": "learner on position, goal maximise",
     "gp-patch": "GP on 5 principal components of the patch, expected improvement",
-    "free-network": "deep kernel, free network of the patch, search",
-    "deep": "**deep kernel, search**",
-    "deep-one": "one member instead of 3",
-    "deep-improvement": "expected improvement instead of search",
-    "pixel": "without the network: middle pixel and position, search",
+    "free-network": "learner that looks, free network of the patch, goal find",
+    "deep": "**learner that looks, goal find**",
+    "ensemble": "the same, three networks",
+    "deep-improvement": "the same, goal maximise",
+    "pixel": "the same, without the network: middle pixel and position",
 }
 
 
 def run(sample: Sample, method: str, seed: int) -> dict:
     """One replay of 10 + 60 measurements."""
     chosen = np.random.default_rng(seed).choice(len(sample.area), RANDOM, replace=False).tolist()
-    score, seconds, busy, mean = METHODS[method](sample, seed), [], [], None
-    for _ in range(CHOSEN):
-        logs = np.log10(sample.area[chosen])
-        centre, spread = logs.mean(), logs.std()
+    chooser, seconds, busy = METHODS[method](sample, seed), [], []
+    if isinstance(chooser, Learner):
+        chooser.ingest([sample.measured(i) for i in chosen])
+    while len(chosen) < CAPACITY:
         wall, cpu = time.perf_counter(), time.process_time()
-        values, mean = score(chosen, (logs - centre) / spread)
+        if isinstance(chooser, Learner):
+            (point,) = chooser.suggest(1)
+            chosen.append(sample.number(point))
+            chooser.ingest([{**point, "area": sample.area[chosen[-1]]}])
+        else:
+            values = chooser(chosen, sample.area[chosen])
+            free = ~np.isin(np.arange(len(values)), chosen)
+            chosen.append(int(acquisition.best_allowed(values, free)[0]))
         seconds.append(time.perf_counter() - wall)
         busy.append(time.process_time() - cpu)
-        chosen.append(
-            int(acquisition.best_allowed(values, ~np.isin(np.arange(len(values)), chosen))[0])
-        )
     area, truth = sample.area, np.log10(sample.area)
     left = np.setdiff1d(np.arange(len(area)), chosen)
-    r2 = None
-    if mean is not None:
-        wrong = truth[left] - (centre + spread * mean[left])
+    r2 = coverage = None
+    if isinstance(chooser, Learner):
+        found = chooser.predict(sample.space.candidates[left])
+        wrong = truth[left] - np.log10(np.maximum(found.median, area.min()))
         r2 = float(1.0 - np.mean(wrong**2) / np.var(truth[left]))
+        coverage = float(np.mean((found.lower <= area[left]) & (area[left] <= found.upper)))
     return {
         "method": method,
         "seed": seed,
         "found": [int(f) for f in np.cumsum([i in sample.best for i in chosen])],
         "regret": float(1.0 - area[chosen].max() / area.max()),
         "r2": r2,
+        "coverage": coverage,
         "median_step_s": float(np.median(seconds)),
         "median_step_cpu_s": float(np.median(busy)),
         "chosen": chosen,
@@ -216,20 +200,22 @@ def run(sample: Sample, method: str, seed: int) -> dict:
 
 
 def table(runs: list[dict]) -> str:
-    head = "| method | found of the best 50 | least | regret | R2 of the rest | step, CPU s |"
-    lines = [head, "|---|---|---|---|---|---|"]
+    head = "| method | of the best 50 | least | regret | R2 of the rest | 90 % covers | CPU ms |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
     for method in METHODS:
         mine = [r for r in runs if r["method"] == method]
         if not mine:
             continue
         found = np.array([r["found"][-1] for r in mine])
         regret = np.mean([r["regret"] for r in mine])
-        r2 = "" if mine[0]["r2"] is None else f"{np.mean([r['r2'] for r in mine]):.2f}"
-        step = np.median([r["median_step_cpu_s"] for r in mine])
-        cost = f"{step:.3f}" if mine[0]["r2"] is not None else ""
+        r2, covers = (
+            "" if mine[0][k] is None else f"{np.mean([r[k] for r in mine]):.2f}"
+            for k in ("r2", "coverage")
+        )
+        step = 1e3 * np.median([r["median_step_cpu_s"] for r in mine])
         lines.append(
             f"| {LABELS[method]} | {found.mean():.1f} ± {found.std(ddof=1):.1f} | {found.min()} "
-            f"| {regret:.2f} | {r2} | {cost} |"
+            f"| {regret:.2f} | {r2} | {covers} | {step:.3g} |"
         )
     return "\n".join(lines)
 

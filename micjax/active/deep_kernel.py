@@ -143,6 +143,9 @@ class Deep(Kernel):
     def diagonal(self, a):
         return self._of(a.shape[1]).diagonal(a)
 
+    def features(self, key, count):
+        return lambda a: self._of(a.shape[1]).features(key, count)(a)
+
 
 def deep_process(
     lower: ArrayLike,
@@ -150,6 +153,7 @@ def deep_process(
     network: nnx.Module,
     *,
     places: int = 2,
+    sees: Callable[[Array], Array] | None = None,
     priors: Mapping[str, dist.Distribution | None] | None = None,
     noise: Callable[[gp.Marginal], dist.Distribution] | None = None,
 ) -> InverseProblem:
@@ -157,7 +161,7 @@ def deep_process(
 
     Unknowns are `forward.kernel.network` (all of its weights), `forward.kernel.linear.amplitude`,
     amplitude and lengthscale of `forward.kernel.smooth` and `forward.kernel.place`,
-    `forward.mean.value` and `noise.sigma`.
+    `forward.mean.value` and `noise.sigma`; with `sees` they begin with `forward.kernel.kernel`.
 
     **Arguments:**
 
@@ -165,11 +169,15 @@ def deep_process(
         axes that are standardised already 0 and 1.
     - `network`: `[n, d - places] -> [n, features]`.
     - `places`: how many of the first axes are the position; 0 for a process of the features alone.
+    - `sees`: what the kernel sees of points `[n, d]` (as fractions of the box), such as the patch
+        of an image at that place: `[n, axes]`.
     - `priors`: added to the default ones or in their place; None makes an unknown known.
     - `noise`: by default white; `EachOutput` for several outputs.
     """
     kernel = Deep(network, Linear(1.0, 0.7), Matern(1.0, 0.7), Matern(np.full(places, 0.4)), places)
     amplitude, at = dist.LogNormal(np.log(0.7), 0.5), "forward.kernel"
+    if sees is not None:
+        kernel, at = Warped(kernel, sees), f"{at}.kernel"
     own = {
         f"{at}.network": dist.Normal(0.0, 1.0),
         f"{at}.linear.amplitude": amplitude,
@@ -345,6 +353,32 @@ def _train(ensemble: Ensemble, observed, y, steps: Array):
 
 
 @gp.double
+def values(ensemble: Ensemble) -> dict[str, Float[np.ndarray, "members ..."]]:
+    """The unknowns of all members, in physical values."""
+    return jax.device_get(_values(ensemble))
+
+
+@eqx.filter_jit
+def _values(ensemble: Ensemble):
+    return jax.vmap(ensemble.problem.constrain)(ensemble.theta)
+
+
+@gp.double
+def conditioned(ensemble: Ensemble, observed: gp.Observed, y: Array) -> tuple[gp.State, ...]:
+    """The posterior of each member, for one output."""
+    return _conditioned(ensemble, observed, y)
+
+
+@eqx.filter_jit
+def _conditioned(ensemble: Ensemble, observed, y) -> tuple[gp.State, ...]:
+    def member(i: int) -> gp.State:
+        theta = jax.tree.map(lambda t: t[i], ensemble.theta)
+        return gp.conditioned(ensemble.problem.at(ensemble.problem.constrain(theta)), observed, y)
+
+    return tuple(member(i) for i in range(len(jax.tree.leaves(ensemble.theta)[0])))
+
+
+@gp.double
 def predict(ensemble: Ensemble, observed: gp.Observed, y: Array, points: ArrayLike) -> Prediction:
     """The mixture of the members at `points`, for one output `[m]` or several `[m, outputs]`."""
     return jax.device_get(_predict(ensemble, observed, y, jnp.asarray(points)))
@@ -352,17 +386,15 @@ def predict(ensemble: Ensemble, observed: gp.Observed, y: Array, points: ArrayLi
 
 @eqx.filter_jit
 def _predict(ensemble: Ensemble, observed, y, points) -> Prediction:
-    conditioned = gp.condition.__wrapped__  # inside jit, where all is in float64 already
-
     def member(theta):
         problem = ensemble.problem.at(ensemble.problem.constrain(theta))
         if not isinstance(problem.noise, EachOutput):
-            state = conditioned(problem, observed, y)
+            state = gp.conditioned(problem, observed, y)
             return *gp.posterior(state, points), problem.noise.sigma**2
 
         def output(z, amplitude, sigma):
             alone = InverseProblem(problem.forward, gp.White(sigma), {})
-            mean, variance = gp.posterior(conditioned(alone, observed, z / amplitude), points)
+            mean, variance = gp.posterior(gp.conditioned(alone, observed, z / amplitude), points)
             return amplitude * mean, amplitude**2 * variance, (amplitude * sigma) ** 2
 
         amplitude, sigma = problem.noise.amplitude, problem.noise.sigma

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy.stats import norm, qmc
+from scipy.stats import qmc
 
-from micjax.active import acquisition, gp
-from micjax.active.belief import Belief, Model, believe, plain_model, predictive
+from micjax.active import acquisition, belief, gp, predictive
+from micjax.active.belief import Belief, Model, plain_model
 from micjax.active.cost import Cost, tour, travel_s
 from micjax.active.paths import draw_paths
 from micjax.active.search import maximise
@@ -33,8 +33,14 @@ log = logging.getLogger("micjax")
 
 ID = "_id"
 FORMAT = "micjax learner 1"
-GOALS = {"maximise": "log_ei", "minimise": "log_ei", "map": "uncertainty", "level": "straddle"}
-LOGARITHMIC = ("log_ei", "pi", "uncertainty", "mes")
+GOALS = {
+    "maximise": "log_ei",
+    "minimise": "log_ei",
+    "find": "among_best",
+    "map": "uncertainty",
+    "level": "straddle",
+}
+LOGARITHMIC = ("log_ei", "pi", "among_best", "uncertainty", "mes")
 ACQUISITIONS = (*LOGARITHMIC, "ucb", "thompson", "straddle")
 SPREAD = 512  # points over which the maxima of draws are looked for
 MAXIMA = 64  # draws of the maximum for the max-value entropy
@@ -55,7 +61,7 @@ class Context(NamedTuple):
 
     sign: Float[Array, ""]  # -1 to minimise
     best: Float[Array, ""]
-    level: Float[Array, ""]
+    level: Float[Array, ""]  # to straddle, or above which outcomes are among the best
     paths: Any  # posterior draws, for Thompson and the maxima
     maxima: Float[Array, "draws"]
     position: Float[Array, "d"]
@@ -70,6 +76,7 @@ class Settings(NamedTuple):
     goal: str
     acquisition: str
     level: float | None
+    wanted: int | None
     initial: int
     seed: int
     budget: int | None
@@ -77,13 +84,14 @@ class Settings(NamedTuple):
 
 
 class Learner:
-    """Bayesian optimisation, mapping or level finding over the axes of `space`.
+    """Bayesian optimisation, search, mapping or level finding over the axes of `space`.
 
     **Arguments:**
 
     - `space`: the axes, with candidates if only these points can be measured.
     - `outcome`: the key of the measured number in ingested points.
-    - `goal`: `maximise` or `minimise` the outcome, `map` it, or find where it crosses `level`.
+    - `goal`: `maximise` or `minimise` the outcome, `find` as many as possible of the `wanted`
+        candidates where it is highest, `map` it, or find where it crosses `level`.
     - `acquisition`: of `ACQUISITIONS`; by default what suits the goal.
     - `initial`: how many points are spread evenly before the model is asked (default: 2 d + 1, at
         least 5).
@@ -107,6 +115,7 @@ class Learner:
         goal: str = "maximise",
         acquisition: str | None = None,
         level: float | None = None,
+        wanted: int | None = None,
         initial: int | None = None,
         model: Model | None = None,
         cost: Cost | None = None,
@@ -122,6 +131,8 @@ class Learner:
             raise ValueError(f"acquisition {chosen!r}; there are {', '.join(ACQUISITIONS)}")
         if chosen == "straddle" and level is None:
             raise ValueError("the goal 'level' needs the level")
+        if chosen == "among_best" and (space.candidates is None or not wanted or wanted < 1):
+            raise ValueError("the goal 'find' needs candidates and how many of them are wanted")
         if outcome in space.names:
             raise ValueError(f"the outcome has the name of an axis, {outcome!r}")
         if cost is not None and chosen not in LOGARITHMIC:
@@ -133,7 +144,9 @@ class Learner:
             raise ValueError(f"{cost.rates.size} rates for {len(space.axes)} axes")
         initial = max(5, 2 * len(space.axes) + 1) if initial is None else initial
         self.space, self.model = space, plain_model(space) if model is None else model
-        self.settings = Settings(outcome, goal, chosen, level, initial, seed, budget, tolerance)
+        self.settings = Settings(
+            outcome, goal, chosen, level, wanted, initial, seed, budget, tolerance
+        )
         self.cost = cost
         self.file = None if file is None else pathlib.Path(file)
         self._batches: list[list[tuple[Any, tuple[float, ...], float]]] = []
@@ -182,7 +195,7 @@ class Learner:
             points, y = self.data
             if len(y) >= 2:
                 key = jax.random.fold_in(jax.random.key(self.settings.seed), len(y))
-                self._belief = believe(self.model, points, y, self._belief, key)
+                self._belief = self.model(points, y, self._belief, key)
 
     @property
     def data(self) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n"]]:
@@ -265,65 +278,74 @@ class Learner:
         return np.asarray([tuple(row) not in taken for row in self.space.candidates.tolist()])
 
     def _chosen(self, key: Array, chosen: list[tuple[float, ...]]) -> tuple[float, ...]:
-        state = self._with_fantasies([*self._pending.values(), *chosen])
+        states = self._with_fantasies([*self._pending.values(), *chosen])
         draw, climb = jax.random.split(key)
-        context = self._context(state, draw)
+        context = self._context(states, draw)
         score = SCORES[self.settings.acquisition]
         if self.space.candidates is not None:
-            values = scores(score, self.space.candidates, state, context)
+            values = scores(score, self.space.candidates, states, context)
             best = acquisition.best_allowed(values, self._free(chosen))[0]
             return tuple(self.space.candidates[best].tolist())
-        point, value = maximise(score, self.space.box, climb, (state, context), near=self._near())
+        point, value = maximise(score, self.space.box, climb, (states, context), near=self._near())
         if not np.isfinite(float(value)):
             raise ValueError(f"the acquisition {self.settings.acquisition} is finite nowhere")
         # rounding may step over a bound
         return tuple(np.clip(np.asarray(point), self.space.lower, self.space.upper).tolist())
 
-    def _with_fantasies(self, waiting: Sequence[tuple[float, ...]]) -> gp.State:
-        """The state as if what is waited for came out as predicted (Ginsbourger et al. 2010), and
+    def _with_fantasies(self, waiting: Sequence[tuple[float, ...]]) -> tuple[gp.State, ...]:
+        """The states as if what is waited for came out as predicted (Ginsbourger et al. 2010), and
         what failed as the worst outcome so far: the process stays away from it, as far as the
         function is known to be smooth."""
-        state = self.belief.state
-        size = state.count + len(waiting) + len(self._failures)
-        if size > len(state.y):
-            state = gp.condition(state.problem, *gp.grown(state.observed, state.y, size))
-        worst = self._worst(state)
+        states = self.belief.states
+        size = states[0].count + len(waiting) + len(self._failures)
+        states, worst = belief.with_room(states, size), self._worst(states[0])
         for numbers in self._failures:
-            state = gp.append(state, np.asarray(numbers), _mean_at(state, numbers, worst))
+            states = belief.imagined(states, numbers, worst)
         for numbers in waiting:
-            state = gp.append(state, np.asarray(numbers), _mean_at(state, numbers))
-        return state
+            states = belief.imagined(states, numbers)
+        return states
 
     def _worst(self, state: gp.State) -> float | None:
         """None where no outcome is better than another."""
-        z = np.asarray(state.y)[: state.count]
-        return {"maximise": float(z.min()), "minimise": float(z.max())}.get(self.settings.goal)
+        z, goal = np.asarray(state.y)[: state.count], self.settings.goal
+        low, high = float(z.min()), float(z.max())
+        return {"maximise": low, "find": low, "minimise": high}.get(goal)
 
-    def _context(self, state: gp.State, key: Array) -> Context:
+    def _context(self, states: tuple[gp.State, ...], key: Array) -> Context:
         goal, points, free = self.settings.goal, self.data[0], self.cost is None
         sign = -1.0 if goal == "minimise" else 1.0
-        mean, _ = gp.predict(state, np.asarray(state.observed.points))
-        present = np.asarray(state.observed.present) > 0
-        level = math.nan if self.settings.level is None else self.settings.level
-        level = self._belief.scale.apply(np.asarray([level]))[0]
+        observed = states[0].observed
+        mean, _ = mean_and_variance(states, np.asarray(observed.points))
+        present = np.asarray(observed.present) > 0
         paths, maxima = None, np.zeros(1)
         if self.settings.acquisition in ("thompson", "mes"):
             first, second = jax.random.split(key)
             draws = 1 if self.settings.acquisition == "thompson" else MAXIMA
-            paths = draw_paths(state, first, draws)
+            paths = draw_paths(states[self._suggested % len(states)], first, draws)
             some = self._some(second)
             maxima = np.max(sign * np.asarray(paths_at(paths, some)), axis=1)
         with jax.enable_x64(True):
             return Context(
                 sign=jnp.asarray(sign),
                 best=jnp.asarray(np.max(sign * mean[present])),
-                level=jnp.asarray(level),
+                level=jnp.asarray(self._level(states)),
                 paths=paths,
                 maxima=jnp.asarray(maxima, float),
                 position=jnp.asarray(self._position()),
                 rates=jnp.asarray(np.full(points.shape[1], np.inf) if free else self.cost.rates),
                 fixed_s=jnp.asarray(1.0 if free else self.cost.settle_s + self.cost.dwell_s),
             )
+
+    def _level(self, states: tuple[gp.State, ...]) -> float:
+        """On the scale of the states; NaN where there is no need for it."""
+        if self.settings.acquisition == "among_best":
+            mean, variance = mean_and_variance(states, self.space.candidates, noisy=True)
+            free, known = self._free(), np.asarray(states[0].y)[: states[0].count]
+            return acquisition.level_of_best(
+                mean[free], np.sqrt(variance[free]), known, self.settings.wanted
+            )
+        level = math.nan if self.settings.level is None else self.settings.level
+        return float(self.belief.scale.apply(np.asarray([level]))[0])
 
     def _some(self, key: Array) -> Float[np.ndarray, "m d"]:
         """Points over which the maxima of draws are looked for."""
@@ -355,21 +377,20 @@ class Learner:
         """What a measurement at these points would give; points as settings or `[m, d]` numbers."""
         if not isinstance(points, np.ndarray):
             points = np.asarray([self.space.numbers(point) for point in points])
-        mean, variance, measured = predictive(self.belief, points)
-        wide = norm.ppf(0.95) * np.sqrt(measured)
-        back = self.belief.scale.invert
-        return Prediction(back(mean), back(mean - wide), back(mean + wide), np.sqrt(variance))
+        parts = self.belief.predicts(points)
+        lower, median, upper = predictive.quantiles(parts, (0.05, 0.5, 0.95))
+        return Prediction(median, lower, upper, predictive.uncertainty(parts))
 
     def uncertainty(self, points: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "m"]:
         """The standard deviation of the function that a suggestion reckons with, scaled."""
         numbers = np.asarray([self.space.numbers(point) for point in points])
-        return np.sqrt(gp.predict(self.belief.state, numbers)[1])
+        return np.sqrt(mean_and_variance(self.belief.states, numbers)[1])
 
     def acquisition_at(self, points: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m"]:
         """What the next measurement would be worth at these points."""
-        state = self._with_fantasies(list(self._pending.values()))
-        context = self._context(state, jax.random.key(self.settings.seed))
-        return scores(SCORES[self.settings.acquisition], points, state, context)
+        states = self._with_fantasies(list(self._pending.values()))
+        context = self._context(states, jax.random.key(self.settings.seed))
+        return scores(SCORES[self.settings.acquisition], points, states, context)
 
     def get_best_points(self) -> list[tuple[Any, dict[str, Any], dict[str, float]]]:
         """The best measured point: its id, its settings, its outcome."""
@@ -398,13 +419,13 @@ class Learner:
 
     def _gain(self) -> float:
         """The largest expected improvement, in standard deviations of the (scaled) outcomes."""
-        state, key = self._belief.state, jax.random.key(self.settings.seed)
-        context = self._context(state, key)
+        states, key = self.belief.states, jax.random.key(self.settings.seed)
+        context = self._context(states, key)
         if self.space.candidates is not None:
-            values = scores(SCORES["log_ei"], self.space.candidates, state, context)
+            values = scores(SCORES["log_ei"], self.space.candidates, states, context)
             return float(np.exp(np.max(values[self._free()])))
         _, value = maximise(
-            SCORES["log_ei"], self.space.box, key, (state, context), near=self._near()
+            SCORES["log_ei"], self.space.box, key, (states, context), near=self._near()
         )
         return float(np.exp(value))
 
@@ -466,52 +487,55 @@ class Learner:
         return {"axes": axes, "candidates": candidates} | self.settings._asdict()
 
 
-def _mean_at(state: gp.State, numbers: tuple[float, ...], instead: float | None = None) -> float:
-    return float(gp.predict(state, np.asarray([numbers]))[0][0]) if instead is None else instead
+# --- acquisitions of the states ----------------------------------------------------------------
 
 
-# --- acquisitions of a state -------------------------------------------------------------------
-
-
-def _mean_sd(points, state: gp.State, context: Context):
-    mean, variance = gp.posterior(state, points)
+def _mean_sd(points, states: tuple[gp.State, ...], context: Context):
+    mean, variance = belief.posterior(states, points)
     return context.sign * mean, jnp.sqrt(variance)
 
 
-def _log_ei(points, state, context):
-    mean, sd = _mean_sd(points, state, context)
+def _log_ei(points, states, context):
+    mean, sd = _mean_sd(points, states, context)
     value = acquisition.log_expected_improvement(mean, sd, context.best)
     return _per_second(value, points, context)
 
 
-def _log_pi(points, state, context):
-    mean, sd = _mean_sd(points, state, context)
+def _log_pi(points, states, context):
+    mean, sd = _mean_sd(points, states, context)
     value = acquisition.log_probability_of_improvement(mean, sd, context.best)
     return _per_second(value, points, context)
 
 
-def _uncertainty(points, state, context):
-    _, sd = _mean_sd(points, state, context)
+def _among_best(points, states, context):
+    mean, variance = belief.posterior(states, points)
+    sd = jnp.sqrt(variance + belief.noise_variance(states, points))
+    value = acquisition.log_probability_of_improvement(mean, sd, context.level)
+    return _per_second(value, points, context)
+
+
+def _uncertainty(points, states, context):
+    _, sd = _mean_sd(points, states, context)
     return _per_second(jnp.log(sd), points, context)
 
 
-def _mes(points, state, context):
-    mean, sd = _mean_sd(points, state, context)
+def _mes(points, states, context):
+    mean, sd = _mean_sd(points, states, context)
     value = acquisition.max_value_entropy(mean, sd, context.maxima)
     return _per_second(value, points, context)
 
 
-def _ucb(points, state, context):
-    mean, sd = _mean_sd(points, state, context)
+def _ucb(points, states, context):
+    mean, sd = _mean_sd(points, states, context)
     return acquisition.upper_confidence_bound(mean, sd)
 
 
-def _straddle(points, state, context):
-    mean, variance = gp.posterior(state, points)
-    return acquisition.straddle(mean, jnp.sqrt(variance), context.level)
+def _straddle(points, states, context):
+    mean, sd = _mean_sd(points, states, context)
+    return acquisition.straddle(mean, sd, context.level)
 
 
-def _thompson(points, state, context):
+def _thompson(points, states, context):
     return context.sign * context.paths(points)[0]
 
 
@@ -524,6 +548,7 @@ SCORES = {
     "log_ei": _log_ei,
     "ucb": _ucb,
     "pi": _log_pi,
+    "among_best": _among_best,
     "uncertainty": _uncertainty,
     "thompson": _thompson,
     "mes": _mes,
@@ -532,14 +557,28 @@ SCORES = {
 
 
 @gp.double
-def scores(score, points, state: gp.State, context: Context) -> Float[np.ndarray, "m"]:
+def scores(score, points, states, context: Context) -> Float[np.ndarray, "m"]:
     """An acquisition at all candidates."""
-    return np.asarray(_scores(score, jnp.asarray(points), state, context))
+    return np.asarray(_scores(score, jnp.asarray(points), states, context))
 
 
 @eqx.filter_jit
-def _scores(score, points, state, context):
-    return score(points, state, context)
+def _scores(score, points, states, context):
+    return score(points, states, context)
+
+
+@gp.double
+def mean_and_variance(
+    states: tuple[gp.State, ...], points, noisy: bool = False
+) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """Of the function, or with `noisy` of a measurement, on the scale of the states."""
+    return jax.device_get(_mean_and_variance(states, jnp.asarray(points), noisy))
+
+
+@eqx.filter_jit
+def _mean_and_variance(states, points, noisy: bool):
+    mean, variance = belief.posterior(states, points)
+    return mean, variance + belief.noise_variance(states, points) if noisy else variance
 
 
 @gp.double

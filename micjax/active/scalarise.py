@@ -10,33 +10,41 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-SCALES = ("robust", "linear", "none")
+SCALES = ("robust", "linear", "log", "likeliest", "none")
 MAD_TO_SD = 1.4826  # of a normal distribution
 
 
 class Scale(NamedTuple):
-    """z = (f((y - centre) / width) - location) / spread with f = arcsinh, or f = identity."""
+    """z = (f((y - centre) / width) - location) / spread, with f the `bend`."""
 
     centre: float
     width: float
     location: float
     spread: float
-    bent: bool
+    bend: str  # "arcsinh", "log" or "none"
 
     def apply(self, y: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-        z = (np.asarray(y, float) - self.centre) / self.width
-        return ((np.arcsinh(z) if self.bent else z) - self.location) / self.spread
+        u = (np.asarray(y, float) - self.centre) / self.width
+        if self.bend == "log":
+            with np.errstate(divide="ignore"):
+                u = np.log(np.maximum(u, 0.0))
+        return ((np.arcsinh(u) if self.bend == "arcsinh" else u) - self.location) / self.spread
 
     def log_slope(self, y: Float[np.ndarray, "n"]) -> float:
         """sum log dz/dy: what the scale adds to the log evidence of y over that of z."""
         u = (np.asarray(y, float) - self.centre) / self.width
-        bend = -0.5 * np.sum(np.log1p(u**2)) if self.bent else 0.0
+        bend = {
+            "arcsinh": lambda: -0.5 * np.sum(np.log1p(u**2)),
+            "log": lambda: -np.sum(np.log(u)),
+            "none": lambda: 0.0,
+        }[self.bend]()
         return float(bend - u.size * np.log(self.width * self.spread))
 
     def invert(self, z: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         bent = np.asarray(z, float) * self.spread + self.location
-        # beyond 700 sinh is infinite
-        plain = np.sinh(np.clip(bent, -700.0, 700.0)) if self.bent else bent
+        if self.bend != "none":
+            bent = np.clip(bent, -700.0, 700.0)  # beyond, the exponential is infinite
+        plain = {"arcsinh": np.sinh, "log": np.exp, "none": np.asarray}[self.bend](bent)
         return plain * self.width + self.centre
 
 
@@ -46,26 +54,37 @@ def scale_of(y: Float[np.ndarray, "n"], kind: str = "robust") -> Scale:
     **Arguments:**
 
     - `kind`: `robust` (arcsinh of the distance from the median in robust standard deviations, then
-        to mean 0 and standard deviation 1), `linear` (to mean 0 and standard deviation 1), `none`.
+        to mean 0 and standard deviation 1), `linear` (to mean 0 and standard deviation 1), `log`
+        (the same of the logarithm), `none`; `likeliest`: the one of the first three on which the
+        outcomes are most probable as independent normal numbers (Box & Cox 1964, sec. 3).
 
-    **Raises:** `ValueError` for another kind or no outcomes.
+    **Raises:** `ValueError` for another kind, no outcomes, or a logarithm of what is not positive.
     """
     if kind not in SCALES:
         raise ValueError(f"scale {kind!r}; there are {', '.join(SCALES)}")
     y = np.asarray(y, float)
     if not y.size:
         raise ValueError("there are no outcomes to scale")
+    if kind == "likeliest":
+        kinds = ("robust", "linear", "log") if y.min() > 0.0 else ("robust", "linear")
+        return max((scale_of(y, k) for k in kinds), key=lambda scale: scale.log_slope(y))
     if kind == "none":
-        return Scale(0.0, 1.0, 0.0, 1.0, False)
+        return Scale(0.0, 1.0, 0.0, 1.0, "none")
     spread = _positive(y.std())
     if kind == "linear":
-        return Scale(float(y.mean()), spread, 0.0, 1.0, False)
+        return Scale(float(y.mean()), spread, 0.0, 1.0, "none")
+    if kind == "log":
+        if not y.min() > 0.0:
+            raise ValueError(
+                f"the lowest outcome is {y.min():.6g}; a logarithm wants positive ones"
+            )
+        return Scale(0.0, 1.0, float(np.log(y).mean()), _positive(np.log(y).std()), "log")
     centre = float(np.median(y))
     deviation = MAD_TO_SD * float(np.median(np.abs(y - centre)))
     # more than half of the outcomes may be equal
     width = deviation if deviation > 1e-9 * spread else spread
     bent = np.arcsinh((y - centre) / width)
-    return Scale(centre, width, float(bent.mean()), _positive(bent.std()), True)
+    return Scale(centre, width, float(bent.mean()), _positive(bent.std()), "arcsinh")
 
 
 def _positive(spread: float) -> float:

@@ -16,6 +16,7 @@ def loop_area(values: Curve, along: Curve) -> float:
 
 
 SIGNALS: dict[str, Signal] = {
+    "first": lambda values, along: float(values[0]),
     "mean": lambda values, along: float(np.mean(values)),
     "max": lambda values, along: float(np.max(values)),
     "min": lambda values, along: float(np.min(values)),

@@ -27,7 +27,7 @@ from micjax.inference.start import prior_draws
 
 ENOUGH = 0.7  # of the particles: with fewer effective ones they are drawn anew
 ROUNDS = 6  # of moves then: each particle walks once and jumps once in a round
-TAILS = 5.0  # degrees of freedom of the proposals to jump to
+TAILS = 5  # degrees of freedom of the proposals to jump to
 
 
 class Followed(NamedTuple):
@@ -82,10 +82,13 @@ def begin(
 
     - `observed`, `y`: as `gp.buffered` makes them.
     - `points`: where the posterior is followed, such as all candidates for the next measurement.
+    - `particles`: an even number.
 
-    **Raises:** `ValueError` for an improper prior; `NonFiniteError` when the likelihood is finite
-    for none of the draws.
+    **Raises:** `ValueError` for an improper prior, or an odd number of particles;
+    `NonFiniteError` when the likelihood is finite for none of the draws.
     """
+    if particles < 4 or particles % 2:
+        raise ValueError(f"{particles} particles; they move in two halves, so it has to be even")
     key, draw = jax.random.split(key)
     theta = _prior_cloud(draw, problem, particles)
     likelihood = _likelihoods(theta, problem, observed, y)
@@ -100,7 +103,9 @@ def begin(
         rest -= step
         log_evidence += logsumexp(step * likelihood) - np.log(particles)
         power = jnp.asarray(1.0 - rest)
-        theta, likelihood = _moved(move, theta, step * likelihood, power, problem, observed, y)
+        theta, likelihood = _moved(
+            move, theta, likelihood, step * likelihood, power, problem, observed, y
+        )
     points = jnp.asarray(points)
     followed = _follow(theta, problem, observed, y, points)
     equal = jnp.full(particles, -np.log(particles))
@@ -185,7 +190,8 @@ def _told(cloud: Cloud, point, y, noise_ratio):
 def rejuvenated(cloud: Cloud, key: Array) -> Cloud:
     """Particles of the same posterior with equal weights, at other places."""
     data = cloud.problem, cloud.observed, cloud.y
-    theta, _ = _moved(key, cloud.theta, cloud.log_weight, jnp.ones(()), *data)
+    likelihood = _likelihoods(cloud.theta, *data)
+    theta, _ = _moved(key, cloud.theta, likelihood, cloud.log_weight, jnp.ones(()), *data)
     equal = jnp.full(len(theta), -np.log(len(theta)))
     followed = _follow(theta, *data, cloud.points)
     return cloud._replace(theta=theta, log_weight=equal, followed=followed)
@@ -245,6 +251,12 @@ def following(cloud: Cloud, points: Float[ArrayLike, "m d"]) -> Cloud:
     points = jnp.asarray(points)
     followed = _follow(cloud.theta, cloud.problem, cloud.observed, cloud.y, points)
     return cloud._replace(points=points, followed=followed)
+
+
+@double
+def values(cloud: Cloud) -> dict[str, Float[np.ndarray, "particles ..."]]:
+    """The unknowns of all particles, in physical values; `cloud.log_weight` weighs them."""
+    return jax.device_get(_physical(cloud.problem, cloud.theta))
 
 
 @double
@@ -327,44 +339,48 @@ class Placed(NamedTuple):
 
 
 @eqx.filter_jit
-def _moved(key: Array, theta, log_weight, power: Float[Array, ""], problem, observed, y):
+def _moved(
+    key: Array,
+    theta: Float[Array, "particles p"],
+    likelihood: Float[Array, "particles"],
+    log_weight: Float[Array, "particles"],
+    power: Float[Array, ""],
+    problem: InverseProblem,
+    observed: Observed,
+    y: Array,
+):
     """Particles drawn by their weights, then moved: of the density prior x likelihood^power.
 
     They move in two halves, each by proposals which the places of the other one suggest, so that
     the density is kept exactly (Goodman & Weare 2010) and no mode lives on its own descent.
     """
-    draw, move = jax.random.split(key)
-    theta = theta[_systematic(draw, log_weight)]
 
-    def density(theta) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        likelihood = _log_likelihood(theta, problem, observed, y)
-        value = _log_prior(theta, problem) + power * likelihood
-        return jnp.where(jnp.isfinite(value), value, -jnp.inf), likelihood
+    def placed(theta, likelihood) -> Placed:
+        value = jax.vmap(lambda t: _log_prior(t, problem))(theta) + power * likelihood
+        return Placed(theta, jnp.where(jnp.isfinite(value), value, -jnp.inf), likelihood)
 
-    def step(key, mine: Placed, others: Placed, propose) -> Placed:
+    def step(halves, of_step):
+        key, jumps = of_step
         tell, accept = jax.random.split(key)
-        tried, correction = propose(tell, mine.theta, others.theta)
-        new = Placed(tried, *jax.vmap(density)(tried))
+        mine, others = halves
+        # the density stands here once, which is what takes time to compile
+        tried, correction = jax.lax.cond(jumps, _jump, _walk, tell, mine.theta, others.theta)
+        new = placed(tried, jax.vmap(lambda t: _log_likelihood(t, problem, observed, y))(tried))
         odds = new.value - mine.value + correction
         taken = jnp.log(jax.random.uniform(accept, odds.shape)) < odds
-        return jax.tree.map(
+        mine = jax.tree.map(
             lambda n, o: jnp.where(taken.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, mine
         )
+        return (others, mine), None  # now it is the turn of the others
 
-    def round_(halves, key):
-        first, last = halves
-        for k, propose in zip(jax.random.split(key), (_walk, _jump), strict=True):
-            k, other = jax.random.split(k)
-            first = step(k, first, last, propose)
-            last = step(other, last, first, propose)
-        return (first, last), None
-
-    placed = Placed(theta, *jax.vmap(density)(theta))
-    half = len(theta) // 2
-    halves = jax.tree.map(lambda a: a[:half], placed), jax.tree.map(lambda a: a[half:], placed)
-    halves, _ = jax.lax.scan(round_, halves, jax.random.split(move, ROUNDS))
-    placed = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *halves)
-    return placed.theta, placed.likelihood
+    draw, move = jax.random.split(key)
+    rows = _systematic(draw, log_weight)
+    start, half = placed(theta[rows], likelihood[rows]), len(theta) // 2
+    halves = jax.tree.map(lambda a: a[:half], start), jax.tree.map(lambda a: a[half:], start)
+    jumps = jnp.tile(jnp.asarray([False, False, True, True]), ROUNDS)
+    halves, _ = jax.lax.scan(step, halves, (jax.random.split(move, len(jumps)), jumps))
+    ended = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *halves)
+    return ended.theta, ended.likelihood
 
 
 def _systematic(key: Array, log_weight: Float[Array, "n"]) -> Int[Array, "n"]:
@@ -409,7 +425,8 @@ def _jump(key: Array, theta: Float[Array, "n p"], others: Float[Array, "k p"]):
         return logsumexp(-0.5 * (TAILS + p) * jnp.log1p(square / TAILS), axis=1)
 
     z = jax.random.normal(direction, theta.shape, theta.dtype)
-    stretch = jax.random.gamma(tail, 0.5 * TAILS, (n, 1), theta.dtype) / (0.5 * TAILS)
+    # a sum of squares is compiled in a fraction of the time of jax.random.gamma
+    stretch = jnp.mean(jax.random.normal(tail, (n, TAILS), theta.dtype) ** 2, axis=1)
     near = others[jax.random.randint(which, (n,), 0, k)]
-    tried = near + z / jnp.sqrt(stretch) @ root.T
+    tried = near + z / jnp.sqrt(stretch)[:, None] @ root.T
     return tried, log_estimate(theta) - log_estimate(tried)

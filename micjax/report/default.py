@@ -92,12 +92,13 @@ def _draws(solution: Solution) -> dict[str, np.ndarray]:
 
 def _marginals(solution: Solution, draws: dict[str, np.ndarray], truth) -> Figure:
     unknowns = solution.problem.unknowns()
-    prior = {
-        n: np.asarray(drawn)
-        for n in draws
-        if n in unknowns
-        and (drawn := prior_draws(unknowns[n], jax.random.key(1), (20_000,))) is not None
-    }
+    with jax.enable_x64(True):  # the numbers of a prior may be in float64
+        prior = {
+            n: np.asarray(drawn)
+            for n in draws
+            if n in unknowns
+            and (drawn := prior_draws(unknowns[n], jax.random.key(1), (20_000,))) is not None
+        }
     figure = figures.marginals(draws, truth=_true(truth, draws), prior=prior)
     by = "posterior draws (NUTS)" if solution.posterior is not None else "the Laplace approximation"
     return figures.captioned(figure, f"From {by}. A posterior as wide as its prior learnt nothing.")

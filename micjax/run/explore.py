@@ -15,12 +15,13 @@ import pydantic
 from micjax.active.belief import Model, physical_model, plain_model
 from micjax.active.cost import Cost
 from micjax.active.learner import ID, Learner
+from micjax.active.looking import SIDE, looking_model
 from micjax.core.progress import progress
 from micjax.run.citizens import find
 from micjax.run.folder import RUNS, RunFolder
 from micjax.run.job import fingerprint
 from micjax.run.names import unknown_name
-from micjax.run.sources import Source, open_source
+from micjax.run.sources import Source, image_of, open_source
 from micjax.run.yamls import parse
 
 log = logging.getLogger("micjax")
@@ -60,6 +61,17 @@ class MeanPlan(_Strict):
     y_scale: pydantic.PositiveFloat = 1.0  # a typical discrepancy, in units of the outcome
 
 
+class LookPlan(_Strict):
+    """An image of the sample, taken before, for a deep kernel to look at."""
+
+    file: str | None = None  # by default the measured one
+    channel: str | None = None
+    signal: str = "first"  # of a curve at each pixel
+    logarithm: bool = False  # look at log10 of its size
+    side: pydantic.PositiveInt = SIDE  # of the patches, pixels
+    networks: pydantic.PositiveInt = 1
+
+
 class ExplorePlan(_Strict):
     """What to measure, in search of what, and how long."""
 
@@ -68,14 +80,16 @@ class ExplorePlan(_Strict):
     signal: str = "mean"  # of a curve at each point
     axes: dict[str, AxisPlan] = {}
     outcome: str = "outcome"
-    goal: Literal["maximise", "minimise", "map", "level"] = "maximise"
+    goal: Literal["maximise", "minimise", "find", "map", "level"] = "maximise"
     acquisition: str | None = None
     level: float | None = None
+    wanted: pydantic.PositiveInt | None = None  # so many of the highest are to be found
     initial: pydantic.PositiveInt | None = None
     budget: pydantic.PositiveInt = 50
     batch: pydantic.PositiveInt = 1
     tolerance: pydantic.PositiveFloat | None = None
     mean: MeanPlan | None = None
+    look: LookPlan | None = None
     cost: CostPlan | None = None
     seed: pydantic.NonNegativeInt = 0
     out: str | None = None
@@ -127,9 +141,12 @@ def source_of(plan: ExplorePlan) -> Source:
 
 
 def measured_file(plan: ExplorePlan) -> dict[str, dict[str, Any]]:
-    """The fingerprint of the measured file, if it is one."""
-    path = pathlib.Path(plan.measure)
-    return {"measure": fingerprint(path)} if path.is_file() else {}
+    """The fingerprints of the files that are measured and looked at."""
+    named = {"measure": plan.measure}
+    if plan.look is not None and plan.look.file is not None:
+        named["look"] = plan.look.file
+    paths = {name: pathlib.Path(what) for name, what in named.items()}
+    return {name: fingerprint(path) for name, path in paths.items() if path.is_file()}
 
 
 def learner_of(plan: ExplorePlan, source: Source) -> Learner:
@@ -141,6 +158,7 @@ def learner_of(plan: ExplorePlan, source: Source) -> Learner:
         goal=plan.goal,
         acquisition=plan.acquisition,
         level=plan.level,
+        wanted=plan.wanted,
         initial=plan.initial,
         model=_model(plan, source),
         cost=None if plan.cost is None else _cost(plan.cost, space.names),
@@ -151,6 +169,14 @@ def learner_of(plan: ExplorePlan, source: Source) -> Learner:
 
 
 def _model(plan: ExplorePlan, source: Source) -> Model:
+    if plan.mean is not None and plan.look is not None:
+        raise ValueError("`mean` and `look` are two models; give one of them")
+    if plan.look is not None:
+        look = plan.look
+        image = image_of(look.file or plan.measure, look.channel, look.signal, look.logarithm)
+        return looking_model(
+            source.space, image, side=look.side, members=look.networks, seed=plan.seed
+        )
     if plan.mean is None:
         return plain_model(source.space)
     physics = find(plan.mean.problem).module.problem(**plan.mean.options)

@@ -73,7 +73,12 @@ def conclude(exploration: Exploration, folder: RunFolder, facts: dict[str, Any])
 
 
 def _title(exploration: Exploration) -> str:
-    goals = {"maximise": "The highest", "minimise": "The lowest", "map": "A map of"}
+    goals = {
+        "maximise": "The highest",
+        "minimise": "The lowest",
+        "find": f"The {exploration.plan.wanted} highest",
+        "map": "A map of",
+    }
     plan = exploration.plan
     what = f"Where is {plan.outcome} {plan.level}" if plan.goal == "level" else ""
     return what or f"{goals[plan.goal]} {plan.outcome}"
@@ -119,9 +124,9 @@ def _along(exploration: Exploration, i: int) -> np.ndarray:
 def _solution(exploration: Exploration, maps: Maps | None) -> Solution:
     learner, plan = exploration.learner, exploration.plan
     belief = learner.belief
-    problem = belief.state.problem
+    problem = belief.states[0].problem
     points, outcomes = learner.data
-    errors = _errors(problem, belief.state)
+    errors = _errors(problem, belief.states[0])
     results = {} if maps is None else _fields(exploration, maps)
     metrics = {"measurements": float(len(outcomes))}
     if learner.get_best_points():
@@ -141,8 +146,10 @@ def _solution(exploration: Exploration, maps: Maps | None) -> Solution:
 
 
 def _errors(problem, state) -> Laplace | None:
+    # the weights of a network are no parameters that one reads
+    names = [name for name in problem.unknowns() if name in problem.priors]
     try:
-        return laplace(problem, state.observed, state.y)
+        return laplace(problem, state.observed, state.y, names)
     except NonFiniteError as error:
         log.warning("no Laplace errors: %s", error)
         return None
@@ -176,6 +183,9 @@ def _against_truth(exploration: Exploration) -> dict[str, float]:
     if exploration.plan.goal in ("maximise", "minimise"):
         sign = 1.0 if exploration.plan.goal == "maximise" else -1.0
         metrics["regret"] = float(np.max(sign * truth) - np.max(sign * outcomes))
+    if exploration.plan.goal == "find":
+        level = np.sort(truth)[-min(exploration.plan.wanted, truth.size)]
+        metrics["found_of_wanted"] = float(np.sum(outcomes >= level))
     return metrics
 
 
@@ -196,7 +206,7 @@ def _statements(exploration: Exploration, errors: Laplace | None) -> list[str]:
     _, outcomes = learner.data
     lines.append(f"{len(outcomes)} measurements; stopped: {exploration.stop_reason}.")
     best = learner.get_best_points()
-    if best and exploration.plan.goal in ("maximise", "minimise"):
+    if best and exploration.plan.goal in ("maximise", "minimise", "find"):
         _, settings, outcome = best[0]
         where = ", ".join(f"{n} = {_short(v)}" for n, v in settings.items())
         lines.append(f"Best {exploration.plan.outcome}: {_short(*outcome.values())} at {where}.")

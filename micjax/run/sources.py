@@ -59,15 +59,31 @@ def _function(module: str, name: str, signal_name: str, axes) -> Source:
     return Source(Space([Axis(n, **dict(given)) for n, given in axes.items()]), measure)
 
 
-def _file(field: Field, signal_name: str) -> Source:
-    """An image, or a curve at each of its points, as an instrument that has seen all of it."""
-    data, axes = field.data, field.axes
+def image_of(what: str, channel: str | None, signal_name: str, logarithm: bool) -> np.ndarray:
+    """An image `[ny, nx]` that is known before anything is measured.
+
+    **Raises:** `ValueError`, `OSError` for what cannot be opened or is no image.
+    """
+    image = _reduced(read(what, channel), signal_name)
+    if image.ndim != 2:
+        raise ValueError(f"{what}: shape {image.shape} is no image to look at")
+    return np.log10(np.maximum(np.abs(image), np.finfo(float).tiny)) if logarithm else image
+
+
+def _reduced(field: Field, signal_name: str) -> np.ndarray:
+    """The data with a curve at each point replaced by its signal."""
+    data = field.data
     if data.ndim not in (1, 2, 3):
         raise ValueError(f"{field.name}: {data.ndim} axes; an image or one of curves is wanted")
-    if data.ndim == 3:
-        along, reduce = axes[2].values, signal(signal_name)
-        data = np.asarray([[reduce(curve, along) for curve in row] for row in data])
-        axes = axes[:2]
+    if data.ndim < 3:
+        return data
+    along, reduce = field.axes[2].values, signal(signal_name)
+    return np.asarray([[reduce(curve, along) for curve in row] for row in data])
+
+
+def _file(field: Field, signal_name: str) -> Source:
+    """An image, or a curve at each of its points, as an instrument that has seen all of it."""
+    data, axes = _reduced(field, signal_name), field.axes[:2]
     named = [Axis(a.name, a.values.min(), a.values.max(), a.unit) for a in axes]
     grid = np.stack(np.meshgrid(*(a.values for a in axes), indexing="ij"), axis=-1)
     candidates, outcomes = grid.reshape(-1, len(axes)), data.ravel()
