@@ -131,13 +131,31 @@ def test_moves_keep_the_posterior():
     theta = jnp.full((1024, 1), mean + 2.0 * sd) + 0.1 * sd * jax.random.normal(
         jax.random.key(0), (1024, 1)
     )
-    weight, likelihood = jnp.zeros(1024), smc._likelihoods(theta, problem, observed, y)
+    likelihood = smc._likelihoods(theta, problem, observed, y)
+    placed = smc.Placed(theta, jnp.zeros(1024), likelihood)
     for k in range(4):
-        theta, likelihood = smc._moved(
-            jax.random.key(k), theta, likelihood, weight, jnp.ones(()), problem, observed, y
+        placed = smc._moved(
+            jax.random.key(k), placed, jnp.zeros(1024), jnp.ones(()), problem, None, observed, y
         )
+    theta = placed.theta
     assert float(theta.mean()) == pytest.approx(mean, abs=0.12 * sd)
     assert float(theta.std()) == pytest.approx(sd, rel=0.12)
+
+
+def test_a_surprise_is_let_in_by_degrees():
+    """A datum 14 standard deviations off, after which almost every particle is at a wrong place."""
+    problem, (points, y) = only_sigma(), data(12)
+    cloud = smc.begin(
+        problem, *gp.buffered(points[:8], y[:8]), POINTS, jax.random.key(1), particles=512
+    )
+    y[8] += 3.0
+    assert smc._told(cloud, points[8], jnp.asarray(y[8]), jnp.asarray(1.0)).effective < 0.05 * 512
+    told = smc.tell(cloud, points[8], y[8], jax.random.key(2))
+    log_evidence, mean, sd = by_quadrature(problem, *gp.buffered(points[:9], y[:9]))
+    assert float(told.log_evidence) == pytest.approx(log_evidence, abs=0.3)
+    sigma = np.log(smc.values(told)["noise.sigma"])
+    assert sigma.mean() == pytest.approx(mean, abs=0.2 * sd)
+    assert sigma.std() == pytest.approx(sd, rel=0.2)
 
 
 def test_an_odd_number_of_particles_is_refused():

@@ -4,7 +4,7 @@ Every particle follows its own posterior at common points by rank-1 updates. The
 of a datum, which the update yields, is the factor of its weight (Chopin 2002). When few weights
 are left the particles are drawn anew by them and moved by Metropolis-Hastings on the marginal
 likelihood. They begin as draws of the priors, into which the data are let by degrees (Del Moral,
-Doucet & Jasra 2006); the mean factors multiply up to the evidence.
+Doucet & Jasra 2006), as is a datum that surprises; the mean factors multiply up to the evidence.
 """
 
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from micjax.inference.sample import Posterior
 from micjax.inference.start import prior_draws
 
 ENOUGH = 0.7  # of the particles: with fewer effective ones they are drawn anew
+SURPRISED = 0.2  # with still fewer the datum is let in by degrees
 ROUNDS = 6  # of moves then: each particle walks once and jumps once in a round
 TAILS = 5  # degrees of freedom of the proposals to jump to
 
@@ -89,26 +90,18 @@ def begin(
     """
     if particles < 4 or particles % 2:
         raise ValueError(f"{particles} particles; they move in two halves, so it has to be even")
-    key, draw = jax.random.split(key)
+    draw, key = jax.random.split(key)
     theta = _prior_cloud(draw, problem, particles)
     likelihood = _likelihoods(theta, problem, observed, y)
     if not np.isfinite(likelihood).any():
         values = problem.constrain(_unravel(theta[0], problem))
         what = non_finite(problem.unconstrain(values), problem, observed, y)
         raise NonFiniteError(f"the likelihood is finite for none of {particles} draws: {what}")
-    rest, log_evidence = 1.0, jnp.zeros(())
-    while rest > 0.0:
-        key, move = jax.random.split(key)
-        step = _bearable(np.asarray(likelihood), rest)
-        rest -= step
-        log_evidence += logsumexp(step * likelihood) - np.log(particles)
-        power = jnp.asarray(1.0 - rest)
-        theta, likelihood = _moved(
-            move, theta, likelihood, step * likelihood, power, problem, observed, y
-        )
+    placed = Placed(theta, jnp.zeros(particles), likelihood)
+    equal = jnp.full(particles, -np.log(particles))
+    theta, log_evidence = _let_in(key, placed, equal, problem, None, observed, y)
     points = jnp.asarray(points)
     followed = _follow(theta, problem, observed, y, points)
-    equal = jnp.full(particles, -np.log(particles))
     return Cloud(problem, observed, y, points, theta, equal, log_evidence, followed)
 
 
@@ -125,13 +118,50 @@ def _prior_cloud(key: Array, problem: InverseProblem, count: int) -> Float[Array
     return jax.vmap(lambda theta: ravel_pytree(theta)[0])(draws)
 
 
-def _bearable(likelihood: np.ndarray, most: float) -> float:
+# --- letting data in by degrees ----------------------------------------------------------------
+
+
+class Placed(NamedTuple):
+    """Particles, and the log likelihoods of the data before and of all data where they are."""
+
+    theta: Float[Array, "n p"]
+    before: Float[Array, "n"]
+    after: Float[Array, "n"]
+
+
+def _let_in(
+    key: Array,
+    placed: Placed,
+    log_weight: Float[Array, "n"],
+    problem: InverseProblem,
+    before: Observed | None,
+    observed: Observed,
+    y: Array,
+) -> tuple[Float[Array, "n p"], Float[Array, ""]]:
+    """Equally likely particles of the posterior of all data, from weighted ones of that before;
+    and log p(new data | data before). `before` is None where there are no data before."""
+    rest, log_evidence = 1.0, jnp.zeros(())
+    while rest > 0.0:
+        key, move = jax.random.split(key)
+        gain = np.nan_to_num(placed.after - placed.before, nan=-np.inf, neginf=-np.inf)
+        step = _bearable(gain, np.asarray(log_weight), rest)
+        rest -= step
+        weight = log_weight + step * gain
+        total = logsumexp(weight)
+        log_evidence += total
+        power = jnp.asarray(1.0 - rest)
+        placed = _moved(move, placed, weight - total, power, problem, before, observed, y)
+        log_weight = jnp.full(len(gain), -np.log(len(gain)))
+    return placed.theta, log_evidence
+
+
+def _bearable(gain: np.ndarray, log_weight: np.ndarray, most: float) -> float:
     """The largest step of the power that leaves enough effective particles, by bisection."""
 
     def enough(step: float) -> bool:
-        weight = np.exp(step * (likelihood - likelihood.max()))
+        weight = np.exp(log_weight + step * (gain - gain.max()))
         effective = weight.sum() ** 2 / (weight**2).sum()
-        return bool(effective >= ENOUGH * np.isfinite(likelihood).sum())
+        return bool(effective >= ENOUGH * np.isfinite(gain).sum())
 
     if enough(most):
         return most
@@ -139,7 +169,7 @@ def _bearable(likelihood: np.ndarray, most: float) -> float:
     for _ in range(50):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if enough(middle) else (low, middle)
-    return low
+    return max(low, 1e-6)  # never nothing at all, or there would be no end
 
 
 # --- one more datum ----------------------------------------------------------------------------
@@ -151,6 +181,8 @@ def tell(
 ) -> Cloud:
     """The cloud with one more datum. Full buffers are doubled, which compiles anew.
 
+    A datum that surprises nearly all particles is let in by degrees.
+
     **Raises:** `ValueError` for a value that is not finite.
     """
     if not (np.isfinite(y) and np.isfinite(point).all()):
@@ -159,8 +191,24 @@ def tell(
         observed, values = gp.grown(cloud.observed, cloud.y)
         followed = _follow(cloud.theta, cloud.problem, observed, values, cloud.points)
         cloud = cloud._replace(observed=observed, y=values, followed=followed)
-    cloud = _told(cloud, jnp.asarray(point), jnp.asarray(y), jnp.asarray(noise_ratio))
-    return cloud if cloud.effective >= ENOUGH * len(cloud.theta) else rejuvenated(cloud, key)
+    told = _told(cloud, jnp.asarray(point), jnp.asarray(y), jnp.asarray(noise_ratio))
+    if told.effective >= ENOUGH * len(told.theta):
+        return told
+    if told.effective >= SURPRISED * len(told.theta):
+        return rejuvenated(told, key)
+    data = told.problem, told.observed, told.y
+    placed = Placed(
+        cloud.theta,
+        _likelihoods(cloud.theta, cloud.problem, cloud.observed, cloud.y),
+        _likelihoods(cloud.theta, *data),
+    )
+    theta, gained = _let_in(key, placed, cloud.log_weight, told.problem, cloud.observed, *data[1:])
+    return told._replace(
+        theta=theta,
+        log_weight=jnp.full(len(theta), -np.log(len(theta))),
+        log_evidence=cloud.log_evidence + gained,
+        followed=_follow(theta, *data, told.points),
+    )
 
 
 @eqx.filter_jit
@@ -191,7 +239,9 @@ def rejuvenated(cloud: Cloud, key: Array) -> Cloud:
     """Particles of the same posterior with equal weights, at other places."""
     data = cloud.problem, cloud.observed, cloud.y
     likelihood = _likelihoods(cloud.theta, *data)
-    theta, _ = _moved(key, cloud.theta, likelihood, cloud.log_weight, jnp.ones(()), *data)
+    placed = Placed(cloud.theta, jnp.zeros_like(likelihood), likelihood)
+    moved = _moved(key, placed, cloud.log_weight, jnp.ones(()), data[0], None, *data[1:])
+    theta = moved.theta
     equal = jnp.full(len(theta), -np.log(len(theta)))
     followed = _follow(theta, *data, cloud.points)
     return cloud._replace(theta=theta, log_weight=equal, followed=followed)
@@ -330,57 +380,56 @@ def _likelihoods(theta: Float[Array, "particles p"], problem, observed, y):
 # --- moves -------------------------------------------------------------------------------------
 
 
-class Placed(NamedTuple):
-    """Particles and what is known of the places where they are."""
-
-    theta: Float[Array, "n p"]
-    value: Float[Array, "n"]  # log of the density they are to follow
-    likelihood: Float[Array, "n"]
-
-
 @eqx.filter_jit
 def _moved(
     key: Array,
-    theta: Float[Array, "particles p"],
-    likelihood: Float[Array, "particles"],
-    log_weight: Float[Array, "particles"],
+    placed: Placed,
+    log_weight: Float[Array, "n"],
     power: Float[Array, ""],
     problem: InverseProblem,
+    before: Observed | None,
     observed: Observed,
     y: Array,
-):
-    """Particles drawn by their weights, then moved: of the density prior x likelihood^power.
+) -> Placed:
+    """Particles drawn by their weights, then moved: of prior x before^(1 - power) x after^power.
 
     They move in two halves, each by proposals which the places of the other one suggest, so that
     the density is kept exactly (Goodman & Weare 2010) and no mode lives on its own descent.
     """
 
-    def placed(theta, likelihood) -> Placed:
-        value = jax.vmap(lambda t: _log_prior(t, problem))(theta) + power * likelihood
-        return Placed(theta, jnp.where(jnp.isfinite(value), value, -jnp.inf), likelihood)
+    def value(at: Placed) -> Float[Array, "n"]:
+        prior = jax.vmap(lambda t: _log_prior(t, problem))(at.theta)
+        density = prior + (1.0 - power) * at.before + power * at.after
+        return jnp.where(jnp.isfinite(density), density, -jnp.inf)
+
+    def likelihoods(theta, x) -> Float[Array, "n"]:
+        return jax.vmap(lambda t: _log_likelihood(t, problem, x, y))(theta)
 
     def step(halves, of_step):
         key, jumps = of_step
         tell, accept = jax.random.split(key)
-        mine, others = halves
-        # the density stands here once, which is what takes time to compile
-        tried, correction = jax.lax.cond(jumps, _jump, _walk, tell, mine.theta, others.theta)
-        new = placed(tried, jax.vmap(lambda t: _log_likelihood(t, problem, observed, y))(tried))
-        odds = new.value - mine.value + correction
-        taken = jnp.log(jax.random.uniform(accept, odds.shape)) < odds
-        mine = jax.tree.map(
-            lambda n, o: jnp.where(taken.reshape(-1, *[1] * (n.ndim - 1)), n, o), new, mine
+        (mine, at), others = halves
+        # the density stands here once: it is what takes time to compile
+        tried, correction = jax.lax.cond(jumps, _jump, _walk, tell, mine.theta, others[0].theta)
+        old = jnp.zeros(len(tried)) if before is None else likelihoods(tried, before)
+        new = Placed(tried, old, likelihoods(tried, observed))
+        new_at = value(new)
+        taken = jnp.log(jax.random.uniform(accept, at.shape)) < new_at - at + correction
+        mine, at = jax.tree.map(
+            lambda n, o: jnp.where(taken.reshape(-1, *[1] * (n.ndim - 1)), n, o),
+            (new, new_at),
+            (mine, at),
         )
-        return (others, mine), None  # now it is the turn of the others
+        return (others, (mine, at)), None  # now it is the turn of the others
 
     draw, move = jax.random.split(key)
     rows = _systematic(draw, log_weight)
-    start, half = placed(theta[rows], likelihood[rows]), len(theta) // 2
-    halves = jax.tree.map(lambda a: a[:half], start), jax.tree.map(lambda a: a[half:], start)
+    start = jax.tree.map(lambda a: a[rows], placed)
+    half, both = len(rows) // 2, (start, value(start))
+    halves = jax.tree.map(lambda a: a[:half], both), jax.tree.map(lambda a: a[half:], both)
     jumps = jnp.tile(jnp.asarray([False, False, True, True]), ROUNDS)
     halves, _ = jax.lax.scan(step, halves, (jax.random.split(move, len(jumps)), jumps))
-    ended = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *halves)
-    return ended.theta, ended.likelihood
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *halves)[0]
 
 
 def _systematic(key: Array, log_weight: Float[Array, "n"]) -> Int[Array, "n"]:
