@@ -188,9 +188,9 @@ def test_rank_one_updates_equal_a_new_factorisation():
 
 
 def test_grown_buffers_keep_the_data():
-    points, y = sample(32)
+    points, y = sample(64)
     observed, padded = gp.grown(*gp.buffered(points, y))
-    assert len(padded) == 64
+    assert len(padded) == 128
     problem = gp.process([0, 0], [1, 1])
     small = gp.predict(gp.condition(problem, *gp.buffered(points, y)), B)
     large = gp.predict(gp.condition(problem, observed, padded), B)
@@ -198,7 +198,7 @@ def test_grown_buffers_keep_the_data():
 
 
 def test_one_more_point_compiles_nothing():
-    points, y = sample(60)
+    points, y = sample(80)
     problem = gp.process([0, 0], [1, 1])
 
     def loop(first, last):
@@ -212,7 +212,7 @@ def test_one_more_point_compiles_nothing():
 
     loop(40, 43)
     assert compilations(lambda: loop(43, 53)) == 0
-    assert compilations(lambda: loop(20, 21)) > 0  # another capacity: the count can tell
+    assert compilations(lambda: loop(70, 71)) > 0  # another capacity: the count can tell
 
 
 def test_singular_kernels_get_more_jitter_and_say_so():

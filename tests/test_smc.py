@@ -25,7 +25,8 @@ def data(count, seed=0, **kwargs):
 def cloud():
     points, y = data(8)
     problem = gp.process([0.0], [1.0])
-    return smc.begin(problem, *gp.buffered(points, y), POINTS, jax.random.key(0), particles=64)
+    buffers = gp.buffered(points, y, capacity=32)
+    return smc.begin(problem, *buffers, POINTS, jax.random.key(0), particles=64)
 
 
 def problem_at(cloud, i):

@@ -21,7 +21,7 @@ from micjax.active.kernels import Kernel, Matern
 from micjax.core.problem import InverseProblem, parameter
 from micjax.inference.density import in_float64
 
-SMALLEST = 32  # capacity of the first buffers
+SMALLEST = 64  # capacity of the first buffers: most loops never need others
 JITTER = 1e-9  # on the diagonal, relative to the variance of the process
 JITTER_TRIES = 6  # each ten times the last
 
@@ -50,7 +50,7 @@ class Observed(NamedTuple):
 
 
 def capacity_for(count: int) -> int:
-    """The capacity of the buffers for `count` points: a power of two, at least 32."""
+    """The capacity of the buffers for `count` points: a power of two, at least 64."""
     return max(SMALLEST, 1 << max(count - 1, 0).bit_length())
 
 
