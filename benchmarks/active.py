@@ -102,7 +102,7 @@ class Bench:
         return samples
 
     def row(self, name, value, unit, peer=None, peer_value=None, note=""):
-        known = value is not None and peer_value is not None and unit != "nats"
+        known = value is not None and peer_value and unit != "nats"
         line = {
             "name": name,
             "value": short(value),
@@ -295,6 +295,27 @@ def regret(bench: Bench) -> None:
             bench.rows(f"{name}, {total} points, {what}", times.pop("micjax"), unit, times)
 
 
+def calibration(bench: Bench) -> None:
+    """How much of what is measured falls into the 90 % intervals, after evenly spread points and
+    after those that a learner has acquired."""
+    seeds = 2 if bench.quick else 10
+    for name in ("branin",) if bench.quick else problems.SURVEYS:
+        total = problems.SURVEYS[name].total
+        for design in problems.DESIGNS:
+            tasks = {"micjax": ("micjax", "calibration", name, design)}
+            if design == "spread":
+                tasks["botorch"] = ("botorch", "calibration", name, design)
+            found = bench.measure(tasks, seeds)
+            shares = {k: [s["covered"] for s in v] for k, v in found.items()}
+            notes = {k: f"{k}: {[short(c, 3) for c in v]}" for k, v in shares.items()}
+            notes[""] = f"bar: 0.85 to 0.95; {[short(c, 3) for c in shares['micjax']]}"
+            middle = {k: statistics.fmean(v) for k, v in shares.items()}
+            title = (
+                f"90 % intervals cover, {name}, {total} points ({design}), mean of {seeds} seeds"
+            )
+            bench.rows(title, middle.pop("micjax"), "", middle, notes)
+
+
 def compilations(samples: Samples) -> int:
     return sum(sample["compilations"] for sample in samples)
 
@@ -307,8 +328,9 @@ PARTS = {
     "loop-dkl": loop_dkl,
     "bayes": bayes,
     "regret": regret,
+    "calibration": calibration,
 }
-LONG = ("loop-dkl", "bayes")  # left out of a quick run unless named
+LONG = ("loop-dkl", "bayes", "calibration")  # left out of a quick run unless named
 
 
 def interpreters(given: Sequence[str] | None) -> dict[str, str]:

@@ -145,7 +145,7 @@ def test_signals():
     along = np.linspace(0.0, 2.0 * np.pi, 201)[:-1]
     np.testing.assert_allclose(SIGNALS["loop_area"](np.sin(along), np.cos(along)), np.pi, rtol=1e-3)
     np.testing.assert_allclose(SIGNALS["rms"](np.sin(along), along), np.sqrt(0.5))
-    with pytest.raises(ValueError, match="there are mean"):
+    with pytest.raises(ValueError, match="there are first, mean"):
         signal("nothing")
 
 

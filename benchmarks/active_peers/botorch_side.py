@@ -1,4 +1,5 @@
-"""BoTorch's side of `benchmarks/active.py`: the tasks fit, refit, append, loop and regret.
+"""BoTorch's side of `benchmarks/active.py`: the tasks fit, refit, append, loop, regret and
+calibration.
 
 A user's way with the defaults of the library: SingleTaskGP, fit_gpytorch_mll, log-EI, float64.
 """
@@ -187,5 +188,28 @@ def regret(name: str, seed: str) -> Iterator[dict]:
     yield watch.sample(regret=regret, step_cpu_s=statistics.median(steps))
 
 
+def calibration(name: str, design: str) -> Iterator[dict]:
+    """The share of what is measured elsewhere that falls into the 90 % intervals."""
+    survey = problems.SURVEYS[name]
+    for seed in itertools.count():
+        points = survey.spread(seed, survey.total)
+        others = survey.others(seed, points)
+        with Stopwatch() as watch:
+            model = fitted(torch.tensor(points), torch.tensor(survey.value(points)))
+            mean, variance = predicted(model, torch.tensor(others), noise=True)
+        wide = 1.6448536 * np.sqrt(variance)
+        covered = np.mean(np.abs(survey.value(others) - mean) <= wide)
+        yield watch.sample(covered=float(covered))
+
+
+TASKS = {
+    "fit": fit,
+    "refit": refit,
+    "append": append,
+    "loop": loop,
+    "regret": regret,
+    "calibration": calibration,
+}
+
 if __name__ == "__main__":
-    problems.serve({"fit": fit, "refit": refit, "append": append, "loop": loop, "regret": regret})
+    problems.serve(TASKS)

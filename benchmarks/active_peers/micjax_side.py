@@ -1,5 +1,7 @@
-"""Our side of `benchmarks/active.py`: the tasks fit, refit, append, loop, bayes and regret."""
+"""Our side of `benchmarks/active.py`: the tasks fit, refit, append, loop, bayes,
+regret and calibration."""
 
+import itertools
 import statistics
 from collections.abc import Iterator
 
@@ -213,6 +215,31 @@ def regret(name: str, seed: str) -> Iterator[dict]:
     yield watch.sample(regret=regret, step_cpu_s=statistics.median(steps))
 
 
+def calibration(name: str, design: str) -> Iterator[dict]:
+    """The share of what is measured elsewhere that falls into the 90 % intervals of a learner."""
+    survey = problems.SURVEYS[name]
+    space = unit_space(survey.axes, survey.pixels)
+    goal = "maximise" if design == "acquired" else "map"
+    for seed in itertools.count():
+        with Watch() as watch:
+            learner = Learner(space, goal=goal, initial=survey.first, seed=seed)
+            begun = survey.total if design == "spread" else survey.first
+            learner.ingest(
+                [
+                    space.settings(p) | {"y": float(survey.value(p))}
+                    for p in survey.spread(seed, begun)
+                ]
+            )
+            while len(learner.data[1]) < survey.total:
+                (point,) = learner.suggest(1)
+                y = float(survey.value(np.asarray(space.numbers(point))))
+                learner.ingest([point | {"y": y}])
+            others = survey.others(seed, learner.data[0])
+            found, truth = learner.predict(others), survey.value(others)
+        covered = np.mean((found.lower <= truth) & (truth <= found.upper))
+        yield watch.sample(covered=float(covered))
+
+
 TASKS = {
     "fit": fit,
     "refit": refit,
@@ -220,6 +247,7 @@ TASKS = {
     "bayes": bayes,
     "loop": loop,
     "regret": regret,
+    "calibration": calibration,
 }
 
 if __name__ == "__main__":

@@ -212,6 +212,54 @@ def loop_patches(width: int = 16) -> Candidates:
 
 CANDIDATES = {"gp": loop_map, "dkl": loop_patches}
 
+# --- what is to be predicted --------------------------------------------------------------------
+
+DESIGNS = ("spread", "acquired", "mapped")  # evenly, by log-EI, by the largest uncertainty
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """Something to measure at some points and to predict at others."""
+
+    axes: int
+    first: int
+    total: int
+    value: Callable[[np.ndarray], np.ndarray]
+    pixels: np.ndarray | None = None  # if only these can be measured
+
+    def spread(self, seed: int, count: int) -> np.ndarray:
+        """A Sobol sequence, or pixels at random."""
+        if self.pixels is not None:
+            return self.pixels[np.random.default_rng(seed).permutation(len(self.pixels))[:count]]
+        with warnings.catch_warnings(action="ignore"):
+            return qmc.Sobol(self.axes, seed=seed).random(count)
+
+    def others(self, seed: int, measured: np.ndarray) -> np.ndarray:
+        """1,000 uniform points, or all pixels but the measured ones."""
+        if self.pixels is None:
+            return np.random.default_rng(10**6 + seed).uniform(size=(1000, self.axes))
+        taken = {tuple(p) for p in measured.tolist()}
+        return np.array([p for p in self.pixels.tolist() if tuple(p) not in taken])
+
+
+def _loop_areas() -> Survey:
+    """The loop area of every pixel as it is: heavy tails, neighbours hardly alike."""
+    response, bias = _beps()
+    ahead = np.roll(response, -1, axis=-1)
+    area = 0.5 * np.abs(np.sum(bias * ahead - np.roll(bias, -1) * response, axis=-1))
+    pixels = square_grid(50)
+
+    def value(points: np.ndarray) -> np.ndarray:
+        rows = np.rint(49.0 * np.atleast_2d(points)).astype(int)
+        return area[rows[:, 0], rows[:, 1]].reshape(np.shape(points)[:-1])
+
+    return Survey(2, FIRST, 60, value, pixels)
+
+
+SURVEYS = {n: Survey(f.axes, f.first, f.total, f.value) for n, f in FUNCTIONS.items()}
+if beps_file().exists():
+    SURVEYS["loop areas"] = _loop_areas()
+
 # --- the clock, and the loop that a side runs ---------------------------------------------------
 
 

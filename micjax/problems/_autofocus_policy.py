@@ -18,6 +18,8 @@ from micjax.problems._autofocus_posterior import NAMES, Mode, Setting, in_prior,
 
 Image = Float[np.ndarray, "ny nx"]
 
+BORDER = 1 / 8  # of the shorter side, over which the blur of an image that counts may reach
+ENOUGH = 3  # so many of them, and the others are left out
 CENTRES, DRAWS = 3, 8  # modes that are corrected for, and draws over which information is averaged
 FIRST_MOVES_A = np.array([[c, 0.0, 0.0] for c in (-800, -600, -400, 400, 600, 800)])
 # a setting corrects for a mode and adds one of these
@@ -34,7 +36,8 @@ class Rules:
     **Arguments:**
 
     - `C10_A`, `C12_A`: the largest defocus and astigmatism that may be left.
-    - `deviations`: so many standard deviations must fit into that.
+    - `deviations`: so many standard deviations must fit into that: of the model, which is never
+        quite right.
     - `images`: how many at most.
     - `C10_limit_A`, `C12_limit_A`: largest settings of either sign.
     - `C10_step_A`, `C12_step_A`: largest changes from one image to the next.
@@ -44,7 +47,7 @@ class Rules:
 
     C10_A: float = 50.0
     C12_A: float = 30.0
-    deviations: float = 3.0
+    deviations: float = 5.0
     images: int = 8
     C10_limit_A: float = 3000.0
     C12_limit_A: float = 1000.0
@@ -92,8 +95,9 @@ def decide(
     """The next setting, or the last one: a pure function of its arguments.
 
     The next image is the one of the largest expected log det of the Fisher information about the
-    aberrations, together with the images so far, averaged over draws from the posterior. It stops
-    when the posterior has one mode, so narrow that the corrected microscope is within the
+    aberrations, together with the images so far, averaged over draws from the posterior. Images far
+    from focus, whose blur reaches over the borders, are left out when there are enough others. It
+    stops when the posterior has one mode, so narrow that the corrected microscope is within the
     tolerance, and the last image has moved the estimate by less than half of that.
     """
     problem = problem.at({"noise.mean_counts": images[0].mean()})
@@ -101,13 +105,18 @@ def decide(
     # each image may be the one in focus
     starts_A = [-np.asarray(s, float) for s in settings_A]
     starts_A += [np.array(m) for m in previous.modes_A] if previous else []
-    found = modes(problem, x, y, starts_A)
+    found, counted_A = modes(problem, x, y, starts_A), np.asarray(settings_A, float)
+    whole = _whole(found[0], counted_A)
+    if ENOUGH <= whole.sum() < len(images):
+        counted_A = counted_A[whole]
+        x, y = series(counted_A, [image for image, w in zip(images, whole, strict=True) if w])
+        found = modes(problem, x, y, [mode.mean_A for mode in found])
     best, last_A = found[0], np.asarray(settings_A[-1], float)
     done, reason = _done(found, previous, len(images), rules)
     if done:
         setting_A = rules.within(-best.mean_A, last_A)
     else:
-        setting_A, reason = _planned(found, settings_A, last_A, seed, rules)
+        setting_A, reason = _planned(found, counted_A, len(images), last_A, seed, rules)
     return Decision(
         step=len(images),
         setting_A=setting_A.tolist(),
@@ -118,6 +127,19 @@ def decide(
         modes_A=[mode.mean_A.tolist() for mode in found],
         weights=[mode.weight for mode in found],
     )
+
+
+def _whole(mode: Mode, settings_A: Float[np.ndarray, "n 3"]) -> np.ndarray:
+    """Which images hold all of what they show: in the others the blur reaches over the borders, of
+    which the model knows to first order only; once there are better ones they would mislead."""
+    probes = mode.problem.forward
+    left_A = np.asarray(settings_A, float) + mode.mean_A
+    blur_A = (
+        1e-3
+        * float(probes.semiangle_mrad)
+        * (np.abs(left_A[:, 0]) + np.hypot(left_A[:, 1], left_A[:, 2]))
+    )
+    return blur_A <= BORDER * float(probes.sampling_A) * min(probes.shape)
 
 
 def _done(found: list[Mode], previous: Decision | None, n: int, rules: Rules) -> tuple[bool, str]:
@@ -135,16 +157,18 @@ def _done(found: list[Mode], previous: Decision | None, n: int, rules: Rules) ->
 # --- planning -----------------------------------------------------------------------------------
 
 
-def _planned(found: list[Mode], settings_A, last_A, seed: int, rules: Rules) -> tuple[Setting, str]:
-    """The candidate of the most information, and why."""
-    x, _ = series(settings_A, np.zeros((len(settings_A), 1, 1)))
-    if len(settings_A) == 1:
+def _planned(
+    found: list[Mode], counted_A, images: int, last_A: Setting, seed: int, rules: Rules
+) -> tuple[Setting, str]:
+    """The candidate of the most information beside the images that count, and why."""
+    x, _ = series(counted_A, np.zeros((len(counted_A), 1, 1)))
+    if images == 1:
         # what one image seems to tell rests on what the object is taken for: plan for the prior
         problem = found[0].problem
         believed = [(problem, draw_A) for draw_A in in_prior(problem, DRAWS)]
         wanted_A = last_A + FIRST_MOVES_A
     else:
-        believed = _drawn(found, np.random.default_rng([seed, len(settings_A)]))
+        believed = _drawn(found, np.random.default_rng([seed, images]))
         # as many centres for one mode as for three, so that nothing is compiled anew
         centres = [found[min(i, len(found) - 1)] for i in range(CENTRES)]
         wanted_A = np.concatenate([OFFSETS_A - mode.mean_A for mode in centres])

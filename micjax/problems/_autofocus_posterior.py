@@ -20,7 +20,7 @@ from micjax.physics.phase_diversity import KNOBS, Images, Series
 NAMES = [f"forward.aberrations_A.{knob}" for knob in KNOBS]
 Setting = Float[np.ndarray, "3"]
 
-SCREENED, BEGUN, KEPT = 512, 5, 3  # points of the prior, fits from there, and those finished
+SCREENED, BEGUN, KEPT = 512, 12, 3  # points of the prior, fits from there, and those finished
 FIRST_STEPS, STEPS = 12, 60
 FAR = 20.0  # bound of the unconstrained coordinates: exp(20) and its square are still float32
 ROUNDING_A = 1.0  # of float32, in the estimate

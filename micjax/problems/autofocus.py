@@ -24,7 +24,7 @@ from micjax.problems._autofocus_posterior import NAMES
 from micjax.problems._autofocus_posterior import Mode as Mode
 from micjax.problems._autofocus_posterior import modes as modes
 from micjax.problems._autofocus_posterior import series as series
-from micjax.problems._autofocus_twin import microscope
+from micjax.problems._autofocus_twin import microscope as microscope
 
 
 def problem(
@@ -72,7 +72,7 @@ def problem(
         atoms=100.0,
         atom_px=0.5 / sampling_A,
         scatter=2.5,
-        model_error=0.05,
+        model_error=0.03,
     )
     # bounded priors: in the solver's coordinates every unknown is of the order of one
     return InverseProblem(
@@ -86,7 +86,8 @@ def problem(
             "noise.corner_per_px": dist.LogNormal(np.log(0.015), 1.0),
             "noise.atoms": dist.LogNormal(np.log(100.0), 4.0),
             "noise.scatter": dist.Uniform(0.01, 4.0),
-            "noise.model_error": dist.LogNormal(np.log(0.05), 1.0),
+            # narrow: what shares nothing with the other images would be explained by anything
+            "noise.model_error": dist.LogNormal(np.log(0.03), 0.5),
         },
     )
 
