@@ -217,7 +217,7 @@ def figure(image: np.ndarray) -> None:
     for ax in axes.flat:
         ax.set_xticks([])
         ax.set_yticks([])
-    canvas.savefig(HERE / "sparse_scan.png", dpi=130)
+    canvas.savefig(HERE / "sparse_scan.png", dpi=80)
 
 
 def main() -> None:

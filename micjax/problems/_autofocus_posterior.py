@@ -28,7 +28,7 @@ NEAR = 10.0  # nats above the best fit, within which another one is a mode of th
 
 
 def series(
-    settings_A: Sequence[Setting] | np.ndarray, images: Sequence[np.ndarray]
+    settings_A: Sequence[Setting] | np.ndarray, images: Sequence[np.ndarray] | np.ndarray
 ) -> tuple[Series, Images]:
     """Images in buffers of 1, 2, 4, 8 ... rows, so that one more compiles nothing."""
     capacity = 1 << (len(images) - 1).bit_length()
