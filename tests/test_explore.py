@@ -9,6 +9,7 @@ import yaml
 
 from micjax.__main__ import main
 from micjax.active.signals import SIGNALS, signal
+from micjax.io import Axis, Field, write_nexus
 from micjax.run.explore import (
     Exploration,
     Journal,
@@ -139,6 +140,55 @@ def test_a_map_of_curves_is_scalarised(folder, shared):
         expected = abs(np.trapezoid(np.append(loop, loop[0]), np.append(bias[:], bias[0])))
     point = dict(zip("yx", source.space.candidates[3 * 50 + 4], strict=True))
     np.testing.assert_allclose(source.measure(point), expected, rtol=1e-6)
+
+
+@pytest.fixture
+def seen_before(folder):
+    """A file with an image taken before and what is high where that image is far from zero."""
+    image = np.random.default_rng(0).normal(size=(10, 12))
+    axes = (Axis("y", np.arange(10.0), "nm"), Axis("x", np.arange(12.0), "nm"))
+    fields = {n: Field(d, axes, "V", n) for n, d in (("now", image**2), ("before", image))}
+    write_nexus("sample.nxs", fields)
+    return image
+
+
+def test_the_highest_are_found_by_looking(seen_before, folder, capsys):
+    plan = {
+        "measure": "sample.nxs",
+        "channel": "now",
+        "outcome": "now",
+        "goal": "find",
+        "wanted": 12,
+        "initial": 10,
+        "budget": 22,
+        "look": {"channel": "before", "side": 3, "logarithm": True},
+    }
+    assert main(["explore", written(plan), "--out", "run"]) == 0
+    assert "22 measurements" in capsys.readouterr().out
+    page = (folder / "run" / "report.html").read_text()
+    assert "The 12 highest now" in page and ">nan<" not in page
+    rows = (folder / "run" / "measurements.csv").read_text().splitlines()
+    column = rows[0].split(",").index("now")
+    found = np.array([float(row.split(",")[column]) for row in rows[1:]])
+    level = np.sort(seen_before.ravel() ** 2)[-12]
+    # one or two by chance, at 22 of 120 pixels
+    assert np.sum(found >= level * (1 - 1e-6)) >= 7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"goal": "find"}, "wanted"),
+        ({"look": {"channel": "befor"}}, "befor"),
+        ({"look": {"channel": "before", "side": 4}}, "odd"),
+        ({"look": {"channel": "before"}, "mean": {"problem": "edge"}}, "two models"),
+    ],
+)
+def test_what_cannot_be_looked_for_is_told(seen_before, capsys, change, message):
+    plan = {"measure": "sample.nxs", "channel": "now", "outcome": "now", **change}
+    assert main(["explore", written(plan), "--out", "run"]) == 2
+    said = capsys.readouterr().err
+    assert message in said and "Traceback" not in said
 
 
 def test_signals():

@@ -1,11 +1,12 @@
 """Find the pixels with the largest hysteresis loops, from an image of the response at 0 V.
 
-    python experiments/deep_kernel_learning/run.py [--seeds 10] [--first 0] [--methods deep ...]
+    python experiments/deep_kernel_learning/run.py [--seeds 10] [--methods deep ...] [--out FOLDER]
     python experiments/deep_kernel_learning/run.py --without-shared-point
+    python experiments/deep_kernel_learning/run.py --figure FOLDER/results.json
 
 Replays BEPS_PTO_50x50.h5 (DTMicroscope): 1,764 pixels around which a 9 x 9 patch lies in the
-50 x 50 grid; 10 loops at random, 60 chosen one after the other. Prints a table, writes
-results.json and figure.png beside this file.
+50 x 50 grid; 10 loops at random, 60 chosen one after the other. Prints a table; with --out writes
+results.json and figure.png.
 """
 
 import argparse
@@ -156,7 +157,7 @@ LABELS = {
     "deep": "**learner that looks, goal find**",
     "ensemble": "the same, three networks",
     "deep-improvement": "the same, goal maximise",
-    "pixel": "the same, without the network: middle pixel and position",
+    "pixel": "the same, middle pixel and position in place of the network",
 }
 
 
@@ -240,8 +241,7 @@ def figure(sample: Sample, runs: list[dict], file: pathlib.Path) -> None:
         mine = np.array([r["found"] for r in runs if r["method"] == method])
         if len(mine):
             width = 2.5 if method == "deep" else 1.2
-            name = LABELS[method].replace("*", "").split(",")[0]
-            axes[2].plot(np.arange(1, mine.shape[1] + 1), mine.mean(axis=0), lw=width, label=name)
+            axes[2].plot(np.arange(1, mine.shape[1] + 1), mine.mean(axis=0), lw=width, label=method)
     axes[2].axhline(18, color="k", ls=":", lw=0.8)
     axes[2].set(xlabel="loops measured", ylabel="found of the best 50")
     axes[2].legend(fontsize=7)
@@ -262,9 +262,13 @@ def main() -> None:
         action="store_true",
         help="leave the 0 V point out of the area, so that image and target share no datum",
     )
+    parser.add_argument("--figure", type=pathlib.Path, help="a results.json to draw again")
     parser.add_argument("--out", type=pathlib.Path, help="folder for results.json and figure.png")
     given = parser.parse_args()
     sample = Sample(given.data, given.without_shared_point)
+    if given.figure is not None:
+        runs = json.loads(given.figure.read_text())["runs"]
+        return figure(sample, runs, given.figure.with_name("figure.png"))
     rank = spearmanr(sample.middle, sample.area).statistic
     logs = np.corrcoef(np.log10(sample.middle), np.log10(sample.area))[0, 1]
     print(f"middle pixel and area: rank correlation {rank:.2f}, of logarithms {logs:.2f}")

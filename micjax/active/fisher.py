@@ -314,6 +314,6 @@ def _relative(data: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 @eqx.filter_jit
 def slopes(problem: InverseProblem) -> Values:
-    """d value / d theta, {name: [*shape, d]}."""
+    """d value / d theta, an array `[*shape, d]` by name."""
     flat, named = ravel_pytree(problem.unconstrain(problem.values()))
     return jax.jacfwd(lambda flat: problem.constrain(named(flat)))(flat)

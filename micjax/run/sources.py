@@ -67,7 +67,12 @@ def image_of(what: str, channel: str | None, signal_name: str, logarithm: bool) 
     image = _reduced(read(what, channel), signal_name)
     if image.ndim != 2:
         raise ValueError(f"{what}: shape {image.shape} is no image to look at")
-    return np.log10(np.maximum(np.abs(image), np.finfo(float).tiny)) if logarithm else image
+    if not logarithm:
+        return image
+    size = np.abs(image)
+    if not np.any(size > 0.0):
+        raise ValueError(f"{what}: an image of zeros has no logarithm")
+    return np.log10(np.maximum(size, size[size > 0.0].min()))
 
 
 def _reduced(field: Field, signal_name: str) -> np.ndarray:
