@@ -81,6 +81,7 @@ def course(
     surprise: np.ndarray,
     seconds: np.ndarray | None = None,
     optimum: float | None = None,
+    label: str = "best outcome so far",
 ) -> Figure:
     """How it went: the best outcome so far (or the regret), the doubt at each point, the time.
 
@@ -91,13 +92,14 @@ def course(
         there was no model yet.
     - `seconds`: spent after each measurement.
     - `optimum`: the best there is, where it is known.
+    - `label`: what `best` counts, if it is not that.
     """
     figure, axes = new_figure(1, 2 if seconds is None else 3, 8.6, 2.7)
     steps = np.arange(1, len(best) + 1)
     first = axes[0, 0]
     if optimum is None:
         first.step(steps, best, where="post", color=SERIES[0], lw=1.6)
-        first.set_ylabel("best outcome so far", fontsize=8.5)
+        first.set_ylabel(label, fontsize=8.5)
     else:
         regret = np.abs(optimum - best)
         floor = np.min(regret[regret > 0], initial=1.0) / 3.0

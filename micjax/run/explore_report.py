@@ -184,9 +184,15 @@ def _against_truth(exploration: Exploration) -> dict[str, float]:
         sign = 1.0 if exploration.plan.goal == "maximise" else -1.0
         metrics["regret"] = float(np.max(sign * truth) - np.max(sign * outcomes))
     if exploration.plan.goal == "find":
-        level = np.sort(truth)[-min(exploration.plan.wanted, truth.size)]
-        metrics["found_of_wanted"] = float(np.sum(outcomes >= level))
+        metrics["found_of_wanted"] = float(np.sum(_wanted(exploration)))
     return metrics
+
+
+def _wanted(exploration: Exploration) -> np.ndarray:
+    """Which measurements are among the highest that are to be found, where all are known."""
+    truth = exploration.source.truth
+    _, outcomes = exploration.learner.data
+    return outcomes >= np.sort(truth)[-min(exploration.plan.wanted, truth.size)]
 
 
 def _table(exploration: Exploration) -> list[dict[str, Any]]:
@@ -300,9 +306,14 @@ def _course_figure(exploration: Exploration) -> Figure:
     known = truth is not None and goal in ("maximise", "minimise")
     optimum = float(sign * np.max(sign * truth)) if known else None
     seconds = np.asarray(exploration.seconds)
+    label = "best outcome so far"
+    if truth is not None and goal == "find":
+        best = np.cumsum(_wanted(exploration))
+        label = f"found of the {exploration.plan.wanted} highest"
     return figures.course(
         best,
         np.asarray(exploration.surprise),
         seconds if np.isfinite(seconds).any() else None,
         optimum,
+        label,
     )
