@@ -14,6 +14,7 @@ ALLOWED = {
     "problems": {"core", "physics", "nets", "inference", "io", "problems", "report", ""},
     "report": {"core", "inference", "io", "report"},
     "active": {"core", "physics", "nets", "inference", "active", ""},
+    "instruments": {"core", "io", "instruments"},
     # nobody imports run but the command line
     "run": {"active", "core", "inference", "io", "report", "problems", "run", ""},
 }

@@ -1,0 +1,297 @@
+"""What every instrument is to micjax: two tables and four verbs.
+
+`axes` are what can be set, x like a bias or a defocus; `modes` are what can be measured. `read`
+says where everything is, `move` goes somewhere or raises before anything has moved, `acquire`
+measures, `stop` ends whatever goes on, from any thread. All numbers are in SI units and radians.
+Nothing is ever clamped. Limits, ramps and budgets are layers with the same protocol
+(`micjax.instruments.guard`), not duties of an adapter.
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+# --- what can go wrong --------------------------------------------------------------------------
+
+
+class InstrumentError(RuntimeError):
+    """Something of the instrument; the subclasses say in which state it is left."""
+
+
+class LimitError(InstrumentError):
+    """What was asked for is not allowed; nothing has moved."""
+
+
+class MoveError(InstrumentError):
+    """It moved and is not where it should be."""
+
+
+class NotReady(InstrumentError):
+    """It cannot be used now; nothing has moved."""
+
+
+class Aborted(InstrumentError):
+    """`stop` was called."""
+
+
+class BudgetError(InstrumentError):
+    """Time or dose would be overspent; nothing has moved."""
+
+
+class LinkError(InstrumentError):
+    """The connection failed; the state of the instrument is unknown until it is read again."""
+
+
+class InDoubt(InstrumentError):
+    """A measurement was begun and its result is not known; it may have changed the sample."""
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """Something that `move` sets and `read` reads.
+
+    **Arguments:**
+
+    - `unit`: SI or rad; `lo`, `hi`: where it may be.
+    - `rate`: units per second; `settle`: s after arrival.
+    - `max_step`: the largest change that may be asked of the instrument at once.
+    - `tol`: how far from its target a readback may be.
+
+    **Raises:** `ValueError` for ends in the wrong order, or numbers that are not positive.
+    """
+
+    unit: str
+    lo: float
+    hi: float
+    rate: float = math.inf
+    settle: float = 0.0
+    max_step: float = math.inf
+    tol: float = math.inf
+
+    def __post_init__(self):
+        if not self.lo <= self.hi:
+            raise ValueError(f"an axis from {self.lo} to {self.hi} {self.unit} has no points")
+        for name in ("rate", "max_step", "tol"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be positive")
+        if not self.settle >= 0.0:
+            raise ValueError(f"settle = {self.settle} s: must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """A raster of pixel centres, `data[iy, ix]`: iy along +y, ix along +x, the fast axis.
+
+    **Arguments:**
+
+    - `center`, `size`: (x, y) in m. `shape`: (ny, nx).
+    - `angle`: counter-clockwise, rad. `dwell`: s a pixel.
+
+    **Raises:** `ValueError` for numbers that are not finite, sizes or shapes that are not positive.
+    """
+
+    center: tuple[float, float]
+    size: tuple[float, float]
+    shape: tuple[int, int]
+    angle: float = 0.0
+    dwell: float = 0.0
+
+    def __post_init__(self):
+        numbers = (*self.center, *self.size, self.angle, self.dwell)
+        if not all(math.isfinite(v) for v in numbers) or self.dwell < 0.0:
+            raise ValueError(f"a frame takes finite numbers and a dwell from 0 on: {self}")
+        if min(self.size) <= 0.0 or min(self.shape) < 1:
+            raise ValueError(f"a frame of {self.size} m and {self.shape} pixels is empty")
+
+    def points(self) -> Float[np.ndarray, "ny nx 2"]:
+        """(x, y) of every pixel, m."""
+        ny, nx = self.shape
+        along = ((np.arange(nx) + 0.5) / nx - 0.5) * self.size[0]
+        down = ((np.arange(ny) + 0.5) / ny - 0.5) * self.size[1]
+        u, v = np.meshgrid(along, down)
+        c, s = math.cos(self.angle), math.sin(self.angle)
+        return np.stack([self.center[0] + c * u - s * v, self.center[1] + s * u + c * v], axis=-1)
+
+
+Path = Float[np.ndarray, "..."]  # [n, 2]: (x, y) of its points, m; checked by `check_over`
+Over = Frame | Path | None
+Amount = float | Callable[[Over], float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """Something that `acquire` can do.
+
+    **Arguments:**
+
+    - `kind`: "point" (where the instrument is), "path" or "frame".
+    - `channels`: unit by name.
+    - `seconds`, `dose`: of one measurement, a number or a function of what it goes over.
+    - `repeatable`: False if it changes the sample (poling, beam damage, indentation).
+    """
+
+    kind: Literal["point", "path", "frame"]
+    channels: Mapping[str, str]
+    seconds: Amount = 0.0
+    dose: Amount = 0.0
+    repeatable: bool = True
+
+    def cost(self, over: Over = None) -> tuple[float, float]:
+        """Seconds and dose of one measurement."""
+        seconds, dose = (a(over) if callable(a) else a for a in (self.seconds, self.dose))
+        return float(seconds), float(dose)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One measurement.
+
+    **Arguments:**
+
+    - `data`, `dims`, `units`: array, names of its axes, and unit, by channel.
+    - `coords`: `(values, unit)` by name of an axis; whole arrays, since a bias goes up and down.
+    - `at`: readbacks of the axes at the measurement. `t0`, `t1`: beginning and end, s since 1970.
+    - `meta`: whatever else there is to say, in plain values.
+
+    **Raises:** `ValueError` where they do not fit each other.
+    """
+
+    data: Mapping[str, np.ndarray]
+    dims: Mapping[str, tuple[str, ...]]
+    units: Mapping[str, str]
+    coords: Mapping[str, tuple[np.ndarray, str]]
+    at: Mapping[str, float]
+    t0: float
+    t1: float
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if not set(self.data) == set(self.dims) == set(self.units):
+            raise ValueError(
+                f"channels {sorted(self.data)} have dims {sorted(self.dims)} and units "
+                f"{sorted(self.units)}"
+            )
+        for name, values in self.data.items():
+            dims = self.dims[name]
+            if np.ndim(values) != len(dims):
+                raise ValueError(f"{name}: {np.ndim(values)} axes are called {dims}")
+            for dim, size in zip(dims, np.shape(values), strict=True):
+                if dim in self.coords and np.shape(self.coords[dim][0]) != (size,):
+                    shape = np.shape(self.coords[dim][0])
+                    raise ValueError(f"{name}: {size} values along {dim}, which has {shape}")
+
+
+# --- the protocol -------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Instrument(Protocol):
+    """Two tables and four verbs. Only `stop` may be called from another thread."""
+
+    @property
+    def axes(self) -> Mapping[str, Axis]: ...
+
+    @property
+    def modes(self) -> Mapping[str, Mode]: ...
+
+    def read(self) -> dict[str, float]:
+        """Where every axis is."""
+        ...
+
+    def move(self, target: Mapping[str, float]) -> dict[str, float]:
+        """Goes to `target`, axes not named stay; returns the readbacks on arrival.
+
+        **Raises:** `LimitError` before anything moves; `MoveError`, `Aborted`, `LinkError`.
+        """
+        ...
+
+    def acquire(self, mode: str, over: Over = None) -> Record:
+        """One measurement; `over` for paths and frames."""
+        ...
+
+    def stop(self) -> None:
+        """Ends what goes on: from any thread, any number of times, never raising."""
+        ...
+
+
+# --- what every adapter checks ------------------------------------------------------------------
+
+
+def nearest(what: str, name: str, known: Iterable[str]) -> str:
+    """One line about a name that does not exist."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    return f"no {what} {name!r}, there are {', '.join(known) or 'none'}{hint}"
+
+
+def check_target(axes: Mapping[str, Axis], target: Mapping[str, float]) -> dict[str, float]:
+    """The target as floats, if every axis exists and allows it.
+
+    **Raises:** `LimitError` otherwise.
+    """
+    checked = {}
+    for name, value in target.items():
+        if name not in axes:
+            raise LimitError(nearest("axis", name, axes))
+        axis = axes[name]
+        try:
+            value = float(value)
+        except (TypeError, ValueError):
+            raise LimitError(f"{name} = {value!r} is not a number") from None
+        if not math.isfinite(value):
+            raise LimitError(f"{name} = {value} is not finite")
+        if not axis.lo <= value <= axis.hi:
+            raise LimitError(
+                f"{name} = {value:g} {axis.unit} is outside {axis.lo:g} to {axis.hi:g} {axis.unit}"
+            )
+        checked[name] = value
+    return checked
+
+
+def check_over(axes: Mapping[str, Axis], modes: Mapping[str, Mode], mode: str, over: Over) -> Mode:
+    """The mode, if it exists, is given what it goes over, and stays within x and y there.
+
+    **Raises:** `LimitError` otherwise.
+    """
+    if mode not in modes:
+        raise LimitError(nearest("mode", mode, modes))
+    kind = modes[mode].kind
+    if kind == "point":
+        if over is not None:
+            raise LimitError(f"{mode} measures a point and takes no {type(over).__name__}")
+        return modes[mode]
+    if kind == "frame" and not isinstance(over, Frame):
+        raise LimitError(f"{mode} goes over a Frame, not {type(over).__name__}")
+    if kind == "path":
+        over = np.asarray(over, dtype=float) if over is not None else np.zeros(0)
+        if over.ndim != 2 or over.shape[1] != 2 or not len(over):
+            raise LimitError(f"{mode} goes over points [n, 2], not an array {over.shape}")
+    for x, y in corners(over):
+        check_target(axes, {"x": x, "y": y})
+    return modes[mode]
+
+
+def corners(over: Frame | Path) -> Float[np.ndarray, "n 2"]:
+    """Points whose box holds all of a frame or a path: the pixels at the corners, or all points."""
+    if isinstance(over, Frame):
+        return over.points()[[0, 0, -1, -1], [0, -1, 0, -1]]
+    return np.asarray(over, dtype=float)
+
+
+def travel_s(
+    axes: Mapping[str, Axis], start: Mapping[str, float], target: Mapping[str, float]
+) -> float:
+    """max_k (|target_k - start_k| / rate_k + settle_k) over the axes that move."""
+    moved = [n for n, v in target.items() if v != start[n]]
+    return max(
+        (abs(target[n] - start[n]) / axes[n].rate + axes[n].settle for n in moved), default=0.0
+    )
