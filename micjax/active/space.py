@@ -105,11 +105,11 @@ class Space:
 
     @property
     def lower(self) -> Float[np.ndarray, "d"]:
-        return np.asarray([axis.lower for axis in self.axes])
+        return np.asarray([axis.lower for axis in self.axes], float)
 
     @property
     def upper(self) -> Float[np.ndarray, "d"]:
-        return np.asarray([axis.upper for axis in self.axes])
+        return np.asarray([axis.upper for axis in self.axes], float)
 
     @property
     def box(self) -> Box:
