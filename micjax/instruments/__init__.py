@@ -17,5 +17,10 @@ from micjax.instruments.base import Record as Record
 from micjax.instruments.conformance import ConformanceError as ConformanceError
 from micjax.instruments.conformance import check_instrument as check_instrument
 from micjax.instruments.guard import Guard as Guard
+from micjax.instruments.journal import Journal as Journal
+from micjax.instruments.journal import JournalError as JournalError
+from micjax.instruments.journal import Recorded as Recorded
+from micjax.instruments.journal import consolidate as consolidate
+from micjax.instruments.journal import records as records
 from micjax.instruments.replay import Replay as Replay
 from micjax.instruments.simulated import Simulated as Simulated

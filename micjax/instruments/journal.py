@@ -1,0 +1,417 @@
+"""A journal that survives `kill -9`: what was going to be measured, and what came of it.
+
+    intent (a line)  ->  arrays (a file, which has its name when it is whole)  ->  result (a line)
+
+each on the disk before the next begins.
+
+Line 1 says what is done where: configuration, versions, seed. A last line that was torn off is cut
+away, since nobody was told that it was there. An intent without a result is in doubt: what it was
+going to do may have been done to the sample.
+"""
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from micjax.instruments.base import (
+    Axis,
+    BudgetError,
+    Frame,
+    InDoubt,
+    Instrument,
+    InstrumentError,
+    LimitError,
+    Mode,
+    NotReady,
+    Over,
+    Record,
+)
+from micjax.io import Axis as FieldAxis
+from micjax.io import Field, write_nexus
+
+LINES = "journal.jsonl"
+PACKAGES = ("micjax", "jax", "numpy", "h5py")
+
+
+class JournalError(InstrumentError):
+    """The journal cannot be written, read, or belongs to something else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A measurement as the journal has it; `result` is None while it is in doubt."""
+
+    index: int
+    intent: dict[str, Any]
+    result: dict[str, Any] | None
+
+
+class Journal:
+    """The journal in a folder; the only one that writes there.
+
+    **Arguments:**
+
+    - `folder`: made if it is not there.
+    - `configuration`: plain values; a journal is only taken up again with the same ones.
+    - `seed`: of whatever draws lots.
+    - `resume`: goes on with the journal that is there.
+
+    **Raises:** `JournalError` where another process writes, where there is a journal already (or,
+    with `resume`, none), of another configuration or broken inside; `OSError` of the disk.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        configuration: Mapping[str, Any],
+        *,
+        seed: int = 0,
+        resume: bool = False,
+    ):
+        self.folder = pathlib.Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / "journal.lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise JournalError(f"{self.folder}: another process writes this journal") from None
+        self.path = self.folder / LINES
+        begun = {
+            "kind": "begin",
+            "configuration": json.loads(json.dumps(configuration)),
+            "seed": seed,
+            "versions": {n: importlib.metadata.version(n) for n in PACKAGES},
+            "python": platform.python_version(),
+            "host": platform.node(),
+            "time": time.time(),
+        }
+        try:
+            self._open(begun, resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, begun: dict[str, Any], resume: bool) -> None:
+        self._lines = read_lines(self.path)
+        if self._lines and not resume:
+            raise JournalError(f"{self.path} is there already; resume it, or choose another folder")
+        if not self._lines and resume and self.path.exists():
+            resume = False  # it was killed before its first line was on the disk
+        if not self._lines and resume:
+            raise JournalError(f"there is no journal in {self.folder} to resume")
+        if self._lines:
+            _same(self._lines[0], begun, self.path)
+            _cut(self.path)
+        self._file = open(self.path, "ab")
+        if not self._lines:
+            self._write(begun)
+            _sync_folder(self.folder)
+
+    def intend(self, at: Mapping[str, float], mode: str, over: Over = None, **more: Any) -> int:
+        """Says what is measured next, and where; returns the number of the step."""
+        index = sum(line["kind"] == "intent" for line in self._lines)
+        self._write(
+            {
+                "kind": "intent",
+                "index": index,
+                "at": dict(at),
+                "mode": mode,
+                "over": _plain_over(over),
+                "time": time.time(),
+                **more,
+            }
+        )
+        return index
+
+    def add(self, index: int, record: Record, **more: Any) -> None:
+        """The record of a step: its arrays first, then the line that says that they are there."""
+        name = f"{index:06d}.npz"
+        temporary = self.folder / f"{name}.part"
+        arrays = {f"data/{n}": np.asarray(v) for n, v in record.data.items()}
+        arrays |= {f"coords/{n}": np.asarray(v) for n, (v, _) in record.coords.items()}
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        os.replace(temporary, self.folder / name)
+        _sync_folder(self.folder)
+        self._write(
+            {
+                "kind": "result",
+                "index": index,
+                "file": name,
+                "sha256": digest,
+                "dims": {n: list(d) for n, d in record.dims.items()},
+                "units": dict(record.units),
+                "coordinate_units": {n: unit for n, (_, unit) in record.coords.items()},
+                "at": dict(record.at),
+                "t0": record.t0,
+                "t1": record.t1,
+                "meta": dict(record.meta),
+                **more,
+            }
+        )
+
+    def fail(self, index: int, reason: str) -> None:
+        """A step that ended without a record, and whose state is known."""
+        self._write({"kind": "result", "index": index, "failed": reason, "time": time.time()})
+
+    @property
+    def steps(self) -> list[Step]:
+        return steps_of(self._lines)
+
+    @property
+    def in_doubt(self) -> list[Step]:
+        return [step for step in self.steps if step.result is None]
+
+    def record(self, step: Step) -> Record:
+        """The record of a step, checked against its sha256."""
+        return record_of(self.folder, step)
+
+    def close(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+        self._lock.close()  # which unlocks
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _write(self, line: dict[str, Any]) -> None:
+        text = json.dumps(line, allow_nan=True)
+        self._file.write(text.encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._lines.append(json.loads(text))
+
+
+class Recorded:
+    """An instrument whose every measurement is in a journal before it is anywhere else.
+
+    When the journal cannot be written the instrument is stopped, and nothing more is measured. A
+    measurement that breaks off, but for reasons that left the sample as it was, stays in doubt.
+
+    **Raises:** `InDoubt` at once, if the journal has steps in doubt that are not repeatable.
+    """
+
+    def __init__(self, instrument: Instrument, journal: Journal):
+        self.instrument, self.journal = instrument, journal
+        for step in journal.in_doubt:
+            mode = instrument.modes.get(step.intent["mode"])
+            if mode is None or not mode.repeatable:
+                where = ", ".join(f"{n} = {v:g}" for n, v in step.intent["at"].items())
+                raise InDoubt(
+                    f"step {step.index}, {step.intent['mode']} at {where}, was begun and has no "
+                    "result; it may have changed the sample. Look there, then tell the journal: "
+                    f"fail({step.index}, reason) to go on without it"
+                )
+
+    @property
+    def axes(self) -> Mapping[str, Axis]:
+        return self.instrument.axes
+
+    @property
+    def modes(self) -> Mapping[str, Mode]:
+        return self.instrument.modes
+
+    def read(self) -> dict[str, float]:
+        return self.instrument.read()
+
+    def move(self, target: Mapping[str, float]) -> dict[str, float]:
+        return self.instrument.move(target)
+
+    def acquire(self, mode: str, over: Over = None) -> Record:
+        index = self._safely(self.journal.intend, self.read(), mode, over)
+        try:
+            record = self.instrument.acquire(mode, over)
+        except (LimitError, NotReady, BudgetError) as error:  # nothing was done to the sample
+            self._safely(self.journal.fail, index, f"{type(error).__name__}: {error}")
+            raise
+        self._safely(self.journal.add, index, record)
+        return record
+
+    def stop(self) -> None:
+        self.instrument.stop()
+
+    def _safely(self, write, *arguments):
+        try:
+            return write(*arguments)
+        except OSError as error:
+            self.instrument.stop()
+            full = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+            raise JournalError(
+                f"{self.journal.path} cannot be written ({full}); the instrument was stopped"
+            ) from error
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """All lines but a last one that was torn off.
+
+    **Raises:** `JournalError` for a line inside that cannot be read.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise JournalError(f"{path}, line {number}: {error}") from error
+    return found
+
+
+def steps_of(lines: list[dict[str, Any]]) -> list[Step]:
+    """The steps in their order."""
+    results = {line["index"]: line for line in lines if line["kind"] == "result"}
+    return [
+        Step(line["index"], line, results.get(line["index"]))
+        for line in lines
+        if line["kind"] == "intent"
+    ]
+
+
+def record_of(folder: pathlib.Path, step: Step) -> Record:
+    """The record of a step.
+
+    **Raises:** `JournalError` if it has none, or its file is missing or another one.
+    """
+    result = step.result
+    if result is None or "failed" in result:
+        raise JournalError(f"step {step.index} has no record")
+    path = folder / result["file"]
+    if not path.exists():
+        raise JournalError(f"{path} is missing")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != result["sha256"]:
+        raise JournalError(f"{path} is not the file that was written: its sha256 differs")
+    try:
+        with np.load(path) as arrays:
+            data = {n: arrays[f"data/{n}"] for n in result["units"]}
+            coords = {
+                n: (arrays[f"coords/{n}"], unit) for n, unit in result["coordinate_units"].items()
+            }
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise JournalError(f"{path}: {error}") from error
+    return Record(
+        data,
+        {n: tuple(d) for n, d in result["dims"].items()},
+        result["units"],
+        coords,
+        result["at"],
+        result["t0"],
+        result["t1"],
+        result["meta"],
+    )
+
+
+def records(folder: str | os.PathLike) -> Iterator[tuple[Step, Record]]:
+    """All steps of a journal that have a record; it may still be written to."""
+    folder = pathlib.Path(folder)
+    lines = read_lines(folder / LINES)
+    if not lines:
+        raise JournalError(f"there is no journal in {folder}")
+    for step in steps_of(lines):
+        if step.result is not None and "failed" not in step.result:
+            yield step, record_of(folder, step)
+
+
+def consolidate(folder: str | os.PathLike, path: str | os.PathLike) -> int:
+    """All records of a journal in one NeXus file, at any time; it can be made again.
+
+    Steps of equal channels and shapes become one field `[step, ...]`, and where the axes were is a
+    field for each of them.
+
+    **Returns:** how many records there are.
+    """
+    groups: dict[tuple, list[tuple[Step, Record]]] = {}
+    for step, record in records(folder):
+        shapes = tuple((n, np.shape(v)) for n, v in record.data.items())
+        groups.setdefault((step.intent["mode"], shapes), []).append((step, record))
+    if not groups:
+        raise JournalError(f"the journal in {folder} has no records yet")
+    fields: dict[str, Field] = {}
+    seen: dict[str, int] = {}
+    for (mode, _), members in groups.items():
+        seen[mode] = seen.get(mode, 0) + 1
+        prefix = mode if seen[mode] == 1 else f"{mode}_{seen[mode]}"
+        fields |= _fields(prefix, members)
+    begun = read_lines(pathlib.Path(folder) / LINES)[0]
+    write_nexus(path, fields, title=f"records of {folder}", process=begun)
+    return sum(map(len, groups.values()))
+
+
+def _fields(prefix: str, members: list[tuple[Step, Record]]) -> dict[str, Field]:
+    first = members[0][1]
+    index = FieldAxis("step", np.array([s.index for s, _ in members], dtype=float), "")
+    fields = {}
+    for name, values in first.data.items():
+        axes = []
+        for dim, size in zip(first.dims[name], np.shape(values), strict=True):
+            where, unit = first.coords.get(dim, (np.arange(size, dtype=float), ""))
+            axes.append(FieldAxis(dim, np.asarray(where, dtype=float), unit))
+        stacked = np.stack([np.asarray(r.data[name]) for _, r in members])
+        label = f"{prefix}_{name}"
+        fields[label] = Field(stacked, (index, *axes), first.units[name], label)
+    for name in first.at:
+        label = f"{prefix}_at_{name}"
+        fields[label] = Field(np.array([r.at[name] for _, r in members]), (index,), "", label)
+    return fields
+
+
+# --- small things -------------------------------------------------------------------------------
+
+
+def _same(first: dict[str, Any], begun: dict[str, Any], path: pathlib.Path) -> None:
+    if first.get("kind") != "begin":
+        raise JournalError(f"{path} does not begin as a journal")
+    for part in ("configuration", "seed"):
+        old, new = first[part], begun[part]
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+            told = "; ".join(f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in keys)
+        else:
+            told = f"{old!r} then, {new!r} now"
+        raise JournalError(f"{path} is of another {part}: {told}")
+
+
+def _cut(path: pathlib.Path) -> None:
+    """Takes a torn last line away."""
+    whole = path.read_bytes().rpartition(b"\n")
+    with open(path, "r+b") as file:
+        file.truncate(len(whole[0]) + len(whole[1]))
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _plain_over(over: Over) -> Any:
+    if isinstance(over, Frame):
+        return dataclasses.asdict(over)
+    return None if over is None else np.asarray(over).tolist()

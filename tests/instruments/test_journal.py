@@ -1,0 +1,236 @@
+"""Nothing that was measured is lost, and nothing is measured that could not be written."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_instruments import fields
+
+from micjax.instruments import (
+    Aborted,
+    Frame,
+    InDoubt,
+    Journal,
+    JournalError,
+    LimitError,
+    Recorded,
+    Replay,
+    check_instrument,
+    consolidate,
+    records,
+)
+from micjax.io import read_nexus
+
+CONFIGURATION = {"file": "made up", "limits": {"x": [0.0, 1.0]}}
+FRAME = Frame((0.5e-6, 0.5e-6), (0.4e-6, 0.3e-6), (2, 3))
+
+
+class Poling(Replay):
+    """A spectrum changes the sample."""
+
+    def __init__(self):
+        super().__init__(fields())
+        self.stopped = 0
+        once = self.modes["spectrum"].__class__("point", {"loop": "V"}, repeatable=False)
+        self.modes = {**self.modes, "spectrum": once}
+
+    def stop(self):
+        self.stopped += 1
+
+
+@pytest.fixture
+def inst():
+    return Poling()
+
+
+def begun(folder, **options):
+    return Journal(folder / "run", CONFIGURATION, **options)
+
+
+def test_what_is_recorded_comes_back(inst, tmp_path):
+    with begun(tmp_path, seed=3) as journal:
+        recorded = Recorded(inst, journal)
+        recorded.move({"x": 4e-7, "y": 3e-7})
+        made = [
+            recorded.acquire("spectrum"),
+            recorded.acquire("image", FRAME),
+            recorded.acquire("line", FRAME.points()[0]),
+        ]
+        with pytest.raises(LimitError):
+            recorded.acquire("imge")
+        assert journal.in_doubt == []
+    found = list(records(tmp_path / "run"))
+    assert [step.intent["mode"] for step, _ in found] == ["spectrum", "image", "line"]
+    for (_, record), first in zip(found, made, strict=True):
+        assert record.at == first.at and record.units == first.units and record.dims == first.dims
+        assert (record.t0, record.t1) == (first.t0, first.t1)
+        for name, values in first.data.items():
+            np.testing.assert_array_equal(record.data[name], values)
+        for name, (values, unit) in first.coords.items():
+            np.testing.assert_array_equal(record.coords[name][0], values)
+            assert record.coords[name][1] == unit
+
+
+def test_a_recorded_instrument_conforms(tmp_path):
+    with begun(tmp_path) as journal:
+        assert check_instrument(Recorded(Replay(fields()), journal))
+
+
+def test_one_writer(tmp_path):
+    with begun(tmp_path), pytest.raises(JournalError, match="another process writes"):
+        begun(tmp_path, resume=True)
+    begun(tmp_path, resume=True).close()
+
+
+def test_taking_up(inst, tmp_path):
+    with pytest.raises(JournalError, match="no journal in .* to resume"):
+        begun(tmp_path, resume=True)
+    with begun(tmp_path) as journal:
+        Recorded(inst, journal).acquire("pixel")
+    with pytest.raises(JournalError, match="is there already"):
+        begun(tmp_path)
+    other = {**CONFIGURATION, "limits": {"x": [0.0, 2.0]}}
+    with pytest.raises(JournalError, match="limits: .* then, .*2.0.* now"):
+        Journal(tmp_path / "run", other, resume=True)
+    with pytest.raises(JournalError, match="another seed: 0 then, 7 now"):
+        begun(tmp_path, seed=7, resume=True)
+    with begun(tmp_path, resume=True) as journal:
+        Recorded(inst, journal).acquire("pixel")
+        assert [step.index for step in journal.steps] == [0, 1]
+
+
+def test_a_torn_line_is_cut_away_and_a_broken_one_is_told(inst, tmp_path):
+    with begun(tmp_path) as journal:
+        Recorded(inst, journal).acquire("pixel")
+    with open(journal.path, "ab") as file:
+        file.write(b'{"kind": "intent", "index": 1, "at')
+    assert len(list(records(tmp_path / "run"))) == 1
+    with begun(tmp_path, resume=True) as journal:
+        Recorded(inst, journal).acquire("pixel")
+    assert len(list(records(tmp_path / "run"))) == 2
+    lines = journal.path.read_bytes().split(b"\n")
+    lines[2] = lines[2][:20]
+    journal.path.write_bytes(b"\n".join(lines))
+    with pytest.raises(JournalError, match="line 3"):
+        begun(tmp_path, resume=True)
+
+
+def test_what_was_begun_and_not_ended_is_in_doubt(inst, tmp_path, monkeypatch):
+    def broken(mode, over=None):
+        raise Aborted("half way")
+
+    monkeypatch.setattr(inst, "acquire", broken)
+    with begun(tmp_path) as journal:
+        recorded = Recorded(inst, journal)
+        for mode in ("pixel", "spectrum"):
+            with pytest.raises(Aborted):
+                recorded.acquire(mode)
+    monkeypatch.undo()
+    with begun(tmp_path, resume=True) as journal:
+        with pytest.raises(InDoubt, match="step 1, spectrum at x = 6e-07, y = 5e-07"):
+            Recorded(inst, journal)
+        journal.fail(1, "looked: nothing happened")
+        assert Recorded(inst, journal).acquire("spectrum")  # the pixel may be measured again
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_full_disk_stops_the_instrument(inst, tmp_path, monkeypatch, call):
+    with begun(tmp_path) as journal:
+        recorded = Recorded(inst, journal)
+        recorded.acquire("pixel")
+        calls = []
+
+        def full(number):
+            calls.append(number)
+            if len(calls) == call:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(JournalError, match="the disk is full"):
+            recorded.acquire("pixel")
+        monkeypatch.undo()
+        assert inst.stopped == 1
+    assert len(list(records(tmp_path / "run"))) >= 1
+
+
+def test_a_file_that_was_changed_is_told(inst, tmp_path):
+    with begun(tmp_path) as journal:
+        Recorded(inst, journal).acquire("pixel")
+    path = tmp_path / "run" / "000000.npz"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(JournalError, match="sha256 differs"):
+        list(records(tmp_path / "run"))
+    path.unlink()
+    with pytest.raises(JournalError, match="is missing"):
+        list(records(tmp_path / "run"))
+
+
+def test_consolidated_at_any_time(inst, tmp_path):
+    with begun(tmp_path) as journal:
+        recorded = Recorded(inst, journal)
+        with pytest.raises(JournalError, match="no records yet"):
+            consolidate(tmp_path / "run", tmp_path / "all.nxs")
+        for x in (2e-7, 8e-7):
+            recorded.move({"x": x})
+            recorded.acquire("spectrum")
+        recorded.acquire("image", FRAME)
+        assert consolidate(tmp_path / "run", tmp_path / "all.nxs") == 3
+    found = read_nexus(tmp_path / "all.nxs")
+    loops = found["spectrum_loop"]
+    assert loops.data.shape == (2, 4) and [a.name for a in loops.axes] == ["step", "bias"]
+    np.testing.assert_allclose(found["spectrum_at_x"].data, [2e-7, 8e-7])
+    assert found["image_height"].data.shape == (1, 2, 3)
+
+
+KILLED = """
+import os, pathlib, signal, sys
+sys.path.insert(0, sys.argv[2])
+from test_instruments import fields
+from micjax.instruments import Journal, Recorded, Replay
+
+def run(folder, kill_at):
+    write, calls = os.fsync, []
+    def counted(number):
+        calls.append(number)
+        if len(calls) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(number)
+    os.fsync = counted
+    with Journal(folder, {"a": 1}, resume=folder.exists()) as journal:
+        recorded = Recorded(Replay(fields()), journal)
+        while sum(s.result is not None for s in journal.steps) < 3:
+            recorded.move({"x": 1e-7 * len(journal.steps)})
+            recorded.acquire("pixel")
+
+for kill_at in range(1, 15):
+    folder = pathlib.Path(sys.argv[1]) / str(kill_at)
+    child = os.fork()
+    if child == 0:
+        run(folder, kill_at)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_killed_at_every_write_no_result_is_lost(tmp_path):
+    """Killed at each fsync in turn: the journal is read, taken up, and ends as it would have."""
+    here = os.path.dirname(__file__)
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), here], check=True, timeout=120)
+    told = []
+    for kill_at in range(1, 15):
+        folder = tmp_path / str(kill_at)
+        before = list(records(folder)) if (folder / "journal.jsonl").stat().st_size else []
+        told.append(len(before))
+        with Journal(folder, {"a": 1}, resume=True) as journal:
+            recorded = Recorded(Replay(fields()), journal)
+            while sum(step.result is not None for step in journal.steps) < 3:
+                recorded.acquire("pixel")
+        after = list(records(folder))
+        assert len(after) == 3
+        for (_, old), (_, new) in zip(before, after, strict=False):
+            np.testing.assert_array_equal(old.data["height"], new.data["height"])
+    # one step more is safe after every four writes: intent, arrays, their folder, result
+    assert told == sorted(told) and told[0] == 0 and told[-1] == 3
