@@ -14,6 +14,7 @@ import jax
 import yaml
 
 import micjax
+from micjax.instruments import consolidate
 from micjax.report.text import plain_table, unknown_rows
 from micjax.run.citizens import find, listed
 from micjax.run.execute import Outcome, run
@@ -165,6 +166,12 @@ def _list(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
     return 0
 
 
+def _consolidate(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
+    path = arguments.file or f"{arguments.folder}/records.nxs"
+    print(f"{consolidate(arguments.folder, path)} records: {path}")
+    return 0
+
+
 def _info(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
     print(info())
     return 0
@@ -282,6 +289,15 @@ def parser() -> argparse.ArgumentParser:
     init = _command(commands, "init", _init, "write a commented plan to begin with")
     init.add_argument("problem", metavar="PROBLEM", help=problem)
     init.add_argument("file", metavar="FILE", nargs="?", help="(default: the terminal)")
+
+    gathered = _command(
+        commands,
+        "consolidate",
+        _consolidate,
+        "write the records of an instrument's journal as NeXus",
+    )
+    gathered.add_argument("folder", metavar="RUN", help="the folder of the journal")
+    gathered.add_argument("file", metavar="FILE", nargs="?", help="(default: RUN/records.nxs)")
 
     _command(commands, "list", _list, "the problems there are")
     _command(commands, "info", _info, "versions, devices, optional packages")

@@ -327,8 +327,8 @@ def records(folder: str | os.PathLike) -> Iterator[tuple[Step, Record]]:
     """All steps of a journal that have a record; it may still be written to."""
     folder = pathlib.Path(folder)
     lines = read_lines(folder / LINES)
-    if not lines:
-        raise JournalError(f"there is no journal in {folder}")
+    if not lines or lines[0].get("kind") != "begin":
+        raise JournalError(f"there is no journal of an instrument in {folder}")
     for step in steps_of(lines):
         if step.result is not None and "failed" not in step.result:
             yield step, record_of(folder, step)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_instruments import fields
 
+from micjax.__main__ import main
 from micjax.instruments import (
     Aborted,
     Frame,
@@ -183,6 +184,16 @@ def test_consolidated_at_any_time(inst, tmp_path):
     assert loops.data.shape == (2, 4) and [a.name for a in loops.axes] == ["step", "bias"]
     np.testing.assert_allclose(found["spectrum_at_x"].data, [2e-7, 8e-7])
     assert found["image_height"].data.shape == (1, 2, 3)
+
+
+def test_consolidated_from_the_command_line(inst, tmp_path, capsys):
+    with begun(tmp_path) as journal:
+        Recorded(inst, journal).acquire("pixel")
+    assert main(["consolidate", str(tmp_path / "run")]) == 0
+    assert "1 records" in capsys.readouterr().out
+    assert "pixel_height" in read_nexus(tmp_path / "run" / "records.nxs")
+    assert main(["consolidate", str(tmp_path)]) == 2
+    assert "no journal of an instrument in" in capsys.readouterr().err
 
 
 KILLED = """
