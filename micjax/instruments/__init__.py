@@ -22,5 +22,6 @@ from micjax.instruments.journal import JournalError as JournalError
 from micjax.instruments.journal import Recorded as Recorded
 from micjax.instruments.journal import consolidate as consolidate
 from micjax.instruments.journal import records as records
+from micjax.instruments.nanonis import Nanonis as Nanonis
 from micjax.instruments.replay import Replay as Replay
 from micjax.instruments.simulated import Simulated as Simulated

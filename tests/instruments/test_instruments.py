@@ -106,7 +106,7 @@ class Transposed(Wrong):
 
 class Deaf(Wrong):
     def acquire(self, mode, over=None):
-        time.sleep(1.0)
+        time.sleep(0.3)
         return super().acquire(mode, over)
 
 
@@ -145,8 +145,8 @@ def test_the_kit_finds(kind, message):
 
 
 def test_the_kit_finds_who_does_not_stop(monkeypatch):
-    monkeypatch.setattr("micjax.instruments.conformance.STOPPED_WITHIN_S", 0.2)
-    with pytest.raises(ConformanceError, match="went on for 0.2 s"):
+    monkeypatch.setattr("micjax.instruments.conformance.STOPPED_WITHIN_S", 0.1)
+    with pytest.raises(ConformanceError, match="went on for 0.1 s"):
         check_instrument(Deaf())
 
 
