@@ -13,7 +13,7 @@ ALLOWED = {
     "inference": {"core", "inference"},
     "problems": {"core", "physics", "nets", "inference", "io", "problems", "report", ""},
     "report": {"core", "inference", "io", "report"},
-    "active": {"core", "physics", "nets", "inference", "active", ""},
+    "active": {"core", "physics", "nets", "inference", "instruments", "active", ""},
     "instruments": {"core", "io", "instruments"},
     # nobody imports run but the command line
     "run": {"active", "core", "inference", "io", "report", "problems", "run", ""},

@@ -166,9 +166,22 @@ class Journal:
             }
         )
 
-    def fail(self, index: int, reason: str) -> None:
-        """A step that ended without a record, and whose state is known."""
-        self._write({"kind": "result", "index": index, "failed": reason, "time": time.time()})
+    def fail(self, index: int, reason: str, again: bool = False) -> None:
+        """A step that ended without a record, and whose state is known.
+
+        `again`: nothing was done, the same may be measured again.
+        """
+        line = {"kind": "result", "index": index, "failed": reason, "again": again}
+        self._write({**line, "time": time.time()})
+
+    def note(self, kind: str, **more: Any) -> None:
+        """A line of another kind: what a campaign has to know again."""
+        self._write({"kind": kind, "time": time.time(), **more})
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """All lines, the first one left out."""
+        return self._lines[1:]
 
     @property
     def steps(self) -> list[Step]:
@@ -241,7 +254,7 @@ class Recorded:
         try:
             record = self.instrument.acquire(mode, over)
         except (LimitError, NotReady, BudgetError) as error:  # nothing was done to the sample
-            self._safely(self.journal.fail, index, f"{type(error).__name__}: {error}")
+            self._safely(self.journal.fail, index, f"{type(error).__name__}: {error}", True)
             raise
         self._safely(self.journal.add, index, record)
         return record

@@ -1,0 +1,158 @@
+"""The loop from end to end, broken off at each of its stages and taken up again."""
+
+import numpy as np
+import pytest
+from test_instruments import fields
+
+from micjax.active.campaign import Campaign, RandomPolicy, Raster
+from micjax.active.learner import Learner
+from micjax.active.space import Axis as LearnerAxis
+from micjax.active.space import Space
+from micjax.instruments import (
+    Guard,
+    InDoubt,
+    InstrumentError,
+    Journal,
+    JournalError,
+    LinkError,
+    Mode,
+    Replay,
+    consolidate,
+)
+
+
+def height(record):
+    return float(record.data["height"])
+
+
+def guarded(**options):
+    return Guard(Replay(fields(), seconds=1.0), **options)
+
+
+def learner(inst, **options):
+    space = Space([LearnerAxis(n, a.lo, a.hi, a.unit) for n, a in inst.axes.items()])
+    return Learner(space, outcome="height", initial=3, **options)
+
+
+def begun(folder, resume=False):
+    return Journal(folder, {"what": "height"}, resume=resume)
+
+
+def campaign(journal, policy=None, inst=None, **options):
+    inst = inst or guarded()
+    policy = policy or RandomPolicy(inst.axes, seed=1)
+    return Campaign(inst, policy, "pixel", height, journal, outcome="height", **options)
+
+
+def test_random_points_until_enough(tmp_path):
+    with begun(tmp_path) as journal:
+        loop = campaign(journal)
+        assert loop.run(5) == "5 points are measured"
+        assert len({p["x"] for p in loop.points}) == 5
+        assert all(np.isfinite(p["height"]) for p in loop.points)
+    assert consolidate(tmp_path, tmp_path / "all.nxs") == 5
+
+
+def test_a_raster_goes_there_and_back(tmp_path):
+    inst = guarded()
+    with begun(tmp_path) as journal:
+        loop = campaign(journal, Raster(inst.axes, {"y": 2, "x": 3}), inst)
+        assert loop.run() == "the raster is done"
+    found = [(round(p["y"] * 1e9), round(p["x"] * 1e9)) for p in loop.points]
+    assert found == [(100, 0), (100, 600), (100, 1200), (900, 1200), (900, 600), (900, 0)]
+
+
+def test_budgets_end_it(tmp_path):
+    with begun(tmp_path) as journal:
+        loop = campaign(journal, inst=guarded(seconds=3.5))
+        assert "takes 1 s; 0.5 s are left" in loop.run(10)
+        assert len(loop.points) == 3
+    with begun(tmp_path, resume=True) as journal:
+        loop = campaign(journal, inst=guarded())
+        assert loop.run(5) == "5 points are measured"  # with a new budget it goes on
+
+
+class Breaking(Replay):
+    """Fails in its n-th measurement, before or after it has measured."""
+
+    def __init__(self, n, error, after, repeatable=True):
+        super().__init__(fields())
+        self._n, self._error, self._after, self._done = n, error, after, 0
+        self.modes = {**self.modes, "pixel": Mode("point", {"height": "m"}, repeatable=repeatable)}
+
+    def acquire(self, mode, over=None):
+        self._done += 1
+        record = super().acquire(mode, over) if self._after or self._done != self._n else None
+        if self._done == self._n:
+            raise self._error
+        return record
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), LinkError("the cable")])
+@pytest.mark.parametrize("after", [False, True])
+def test_broken_off_and_taken_up_it_ends_as_it_would_have(tmp_path, error, after):
+    with begun(tmp_path / "whole") as journal:
+        whole = campaign(journal)
+        whole.run(6)
+    with begun(tmp_path / "broken") as journal, pytest.raises(type(error)):
+        campaign(journal, inst=Guard(Breaking(4, error, after))).run(6)
+    with begun(tmp_path / "broken", resume=True) as journal:
+        again = campaign(journal)
+        assert len(again.points) == 3
+        again.run(6)
+    assert again.points == whole.points
+
+
+def test_a_learner_is_taken_up_with_the_same_suggestions(tmp_path):
+    inst = guarded()
+    with begun(tmp_path / "whole") as journal:
+        whole = campaign(journal, learner(inst), inst)
+        whole.run(5)
+    with begun(tmp_path / "broken") as journal, pytest.raises(KeyboardInterrupt):
+        campaign(journal, learner(inst), Guard(Breaking(5, KeyboardInterrupt(), True))).run(5)
+    with begun(tmp_path / "broken", resume=True) as journal:
+        again = campaign(journal, learner(inst), inst)
+        again.run(5)
+        assert again.points == whole.points
+    with begun(tmp_path / "broken", resume=True) as journal:
+        with pytest.raises(JournalError, match="policy, seed or version are not the same"):
+            campaign(journal, learner(inst, seed=9), inst)
+
+
+def test_what_cannot_be_repeated_waits_for_somebody_to_look(tmp_path):
+    def inst():
+        return Guard(Breaking(2, LinkError("the cable"), True, repeatable=False))
+
+    with begun(tmp_path) as journal, pytest.raises(LinkError):
+        campaign(journal, inst=inst()).run(4)
+    with begun(tmp_path, resume=True) as journal:
+        with pytest.raises(InDoubt, match="step 1, pixel"):
+            campaign(journal, inst=inst())
+        journal.fail(1, "it was poled")
+        loop = campaign(journal, inst=guarded())
+        first = [p["_id"] for p in loop.points]
+        loop.run(3)
+        assert first == [0] and [p["_id"] for p in loop.points] == [0, 2, 3]
+
+
+def test_points_that_cannot_be_reached_are_failures(tmp_path):
+    inst = guarded(forbidden=lambda p: p["x"] > 3e-7)
+    axes = inst.axes
+    with begun(tmp_path) as journal:
+        loop = campaign(journal, RandomPolicy(axes, seed=0), inst)
+        with pytest.raises(InstrumentError, match="5 points in a row"):
+            loop.run(50)
+        reached = len(loop.points)
+        assert all(p["x"] <= 3e-7 for p in loop.points)
+    with begun(tmp_path, resume=True) as journal:
+        loop = campaign(journal, RandomPolicy(axes, seed=0), guarded())
+        assert len(loop.points) == reached
+        loop.run(reached + 2)
+
+
+def test_an_axis_that_the_instrument_has_not(tmp_path):
+    inst = guarded()
+    other = {"bias": inst.axes["x"]}
+    with begun(tmp_path) as journal, pytest.raises(InstrumentError):
+        campaign(journal, RandomPolicy(other), inst).run(3)
+    assert "no axis 'bias', there are x, y" in (tmp_path / "journal.jsonl").read_text()
