@@ -80,6 +80,7 @@ def test_a_second_apex_is_found_where_it_is():
     np.testing.assert_allclose(found.shape.drop_nm, true.drop_nm, atol=0.5)
 
 
+@pytest.mark.slow
 def test_a_second_apex_as_sharp_as_a_pixel_is_found():
     k = np.hypot(*np.meshgrid(np.fft.fftfreq(96), np.fft.fftfreq(96)))
     spectrum = np.fft.fft2(np.random.default_rng(1).standard_normal((96, 96)))
