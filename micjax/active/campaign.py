@@ -197,6 +197,11 @@ class Campaign:
         for line in self.journal.lines:
             if line["kind"] == "suggested":
                 self._open = self._suggested_again(line["point"])
+            elif self._open is None and line["kind"] != "intent":
+                index = line.get("index")
+                raise JournalError(
+                    f"{self.journal.path} holds step {index}, which no campaign suggested"
+                )
             elif line["kind"] == "unreachable":
                 self._failed(self._open, line["reason"])
             elif line["kind"] == "result" and "failed" not in line:

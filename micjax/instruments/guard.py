@@ -177,7 +177,11 @@ class Guard:
 
         thread = threading.Thread(target=body, name=f"acquire {mode}", daemon=True)
         thread.start()
-        thread.join(limit)
+        try:
+            thread.join(limit)
+        except BaseException:  # Ctrl-C must not leave it measuring
+            self.stop()
+            raise
         if thread.is_alive():
             self.stop()
             raise LinkError(f"{mode} has not ended after {limit:g} s and was stopped")

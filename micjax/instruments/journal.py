@@ -11,7 +11,6 @@ going to do may have been done to the sample.
 
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -40,6 +39,13 @@ from micjax.instruments.base import (
 )
 from micjax.io import Axis as FieldAxis
 from micjax.io import Field, write_nexus
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+    fcntl = None
 
 LINES = "journal.jsonl"
 PACKAGES = ("micjax", "jax", "numpy", "h5py")
@@ -84,7 +90,7 @@ class Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = open(self.folder / "journal.lock", "w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._lock)
         except OSError:
             self._lock.close()
             raise JournalError(f"{self.folder}: another process writes this journal") from None
@@ -416,7 +422,17 @@ def _cut(path: pathlib.Path) -> None:
         os.fsync(file.fileno())
 
 
+def _lock(file) -> None:
+    """**Raises:** `OSError` if another process has it. The system unlocks it when we are gone."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    else:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+
 def _sync_folder(folder: pathlib.Path) -> None:
+    if os.name == "nt":  # where a folder cannot be opened, and need not be
+        return
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)

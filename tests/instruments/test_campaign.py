@@ -16,6 +16,7 @@ from micjax.instruments import (
     JournalError,
     LinkError,
     Mode,
+    Recorded,
     Replay,
     consolidate,
 )
@@ -133,6 +134,13 @@ def test_what_cannot_be_repeated_waits_for_somebody_to_look(tmp_path):
         first = [p["_id"] for p in loop.points]
         loop.run(3)
         assert first == [0] and [p["_id"] for p in loop.points] == [0, 2, 3]
+
+
+def test_a_journal_of_something_else(tmp_path):
+    with begun(tmp_path) as journal:
+        Recorded(guarded(), journal).acquire("pixel")
+        with pytest.raises(JournalError, match="step 0, which no campaign suggested"):
+            campaign(journal)
 
 
 def test_points_that_cannot_be_reached_are_failures(tmp_path):

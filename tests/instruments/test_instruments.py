@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import signal
 import threading
 import time
 
@@ -283,6 +284,29 @@ def test_stop_from_another_thread_aborts_and_latches():
         guard.move({"x": 1e-6})
     guard.resume()
     assert guard.move({"x": 1e-6})["x"] == 1e-6
+
+
+def test_an_interrupt_stops_what_is_being_measured():
+    slow = Slow()
+    guard = Guard(slow)
+    main = threading.main_thread().ident
+    threading.Timer(0.1, signal.pthread_kill, [main, signal.SIGINT]).start()
+    begun = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        guard.acquire("pixel")
+    assert slow.ended.is_set() and time.perf_counter() - begun < 5.0
+    with pytest.raises(Aborted):
+        guard.acquire("pixel")
+
+
+def test_its_signals_are_those_of_before():
+    before = signal.getsignal(signal.SIGINT)
+    inner = Watched()
+    stopped = []
+    inner.stop = lambda: stopped.append(True)
+    with pytest.raises(KeyboardInterrupt), Guard(inner).signals():
+        signal.raise_signal(signal.SIGINT)
+    assert stopped == [True] and signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_measurement_that_hangs_is_stopped(monkeypatch):
