@@ -25,7 +25,7 @@ from micjax.instruments import (
     Record,
     Recorded,
 )
-from micjax.instruments.base import Over
+from micjax.instruments.base import Over, check_over, layers, nearest
 
 log = logging.getLogger("micjax")
 
@@ -69,9 +69,15 @@ class Raster:
     **Arguments:**
 
     - `counts`: points along each axis, by name.
+
+    **Raises:** `ValueError` for no axes, one that does not exist, or fewer points than one.
     """
 
     def __init__(self, axes: Mapping[str, Axis], counts: Mapping[str, int]):
+        if wrong := [n for n in counts if n not in axes]:
+            raise ValueError(nearest("axis", wrong[0], axes))
+        if not counts or min(counts.values()) < 1:
+            raise ValueError(f"a raster of {dict(counts)} points is empty")
         lines = [np.linspace(axes[n].lo, axes[n].hi, count) for n, count in counts.items()]
         self._names, self._count = list(counts), 0
         shape = tuple(counts.values())
@@ -111,8 +117,9 @@ class Campaign:
     - `outcome`: what the policy calls it.
     - `journal`: if it holds steps, they are taken up first.
 
-    **Raises:** `JournalError` where the policy now suggests other points than the journal has;
-    `InDoubt` for a step that was begun, has no result and cannot be repeated.
+    **Raises:** `LimitError` for a mode that the instrument has not; `JournalError` where the policy
+    now suggests other points than the journal has; `InDoubt` for a step that was begun, has no
+    result and cannot be repeated.
     """
 
     def __init__(
@@ -126,12 +133,14 @@ class Campaign:
         outcome: str = "y",
         over: Over = None,
     ):
+        check_over(instrument.axes, instrument.modes, mode, over)
         self.instrument = Recorded(instrument, journal)
         self.policy, self.journal, self.outcome = policy, journal, outcome
         self._mode, self._over, self._reduce = mode, over, reduce
         self.points: list[dict[str, Any]] = []  # all that were measured, with their outcomes
         self._failures = 0
-        self._open: dict[str, Any] | None = None  # suggested, in the journal, not measured
+        self._open: dict[str, Any] | None = None  # suggested, in the journal, not learnt
+        self._record: Record | None = None  # of it, when `reduce` has failed on it
         self._take_up()
 
     def run(self, points: int | None = None) -> str:
@@ -145,7 +154,7 @@ class Campaign:
         with progress("campaign", points or 0) as show:
             while True:
                 stop, reason = getattr(self.policy, "should_stop", lambda: (False, None))()
-                if stop:
+                if stop and self._open is None:
                     return reason or "the policy has enough"
                 if points is not None and len(self.points) >= points:
                     return f"{points} points are measured"
@@ -157,27 +166,30 @@ class Campaign:
 
     def _step(self) -> None:
         if self._open is None:
-            (self._open,) = self.policy.suggest(1)
-            self.journal.note("suggested", point=self._open)
+            (point,) = self.policy.suggest(1)
+            for name in point.keys() - {ID}:
+                if name not in self.instrument.axes:
+                    raise LimitError(nearest("axis", name, self.instrument.axes))
+            self.instrument.note("suggested", point=point)
+            self._open = point
         point = self._open
-        target = {n: v for n, v in point.items() if n != ID}
         try:
-            self.instrument.move(target)
-            record = self.instrument.acquire(self._mode, self._over)
+            if self._record is None:
+                self.instrument.move({n: v for n, v in point.items() if n != ID})
+                self._record = self.instrument.acquire(self._mode, self._over)
         except (LimitError, MoveError) as error:
-            self.journal.note("unreachable", point=point, reason=str(error))
+            self.instrument.note("unreachable", point=point, reason=str(error))
             self._failed(point, str(error))
             if self._failures >= TOO_MANY:
                 raise InstrumentError(f"{TOO_MANY} points in a row were not measured") from error
             return
-        self._measured(point, record)
+        self._measured(point, self._record)
 
     def _measured(self, point: dict[str, Any], record: Record) -> None:
-        value = float(self._reduce(record))
-        found = {**point, self.outcome: value}
+        found = {**point, self.outcome: float(self._reduce(record))}
         self.policy.ingest([found])
         self.points.append(found)
-        self._open, self._failures = None, 0
+        self._open, self._record, self._failures = None, None, 0
 
     def _failed(self, point: dict[str, Any], reason: str) -> None:
         log.warning("%s could not be measured: %s", point, reason)
@@ -209,9 +221,7 @@ class Campaign:
             elif line["kind"] == "result" and not line.get("again"):
                 self._failed(self._open, line["failed"])  # somebody looked, and went on without
         self._failures = 0
-        inner = self.instrument
-        while hasattr(inner, "instrument"):
-            inner = inner.instrument
+        *_, inner = layers(self.instrument)
         if hasattr(inner, "count"):  # a twin goes on with its noise
             inner.count = len(self.points)
 

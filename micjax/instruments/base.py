@@ -10,7 +10,7 @@ Nothing is ever clamped. Limits, ramps and budgets are layers with the same prot
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -65,7 +65,8 @@ class Axis:
     - `max_step`: the largest change that may be asked of the instrument at once.
     - `tol`: how far from its target a readback may be.
 
-    **Raises:** `ValueError` for ends in the wrong order, or numbers that are not positive.
+    **Raises:** `ValueError` for ends that are not finite or in the wrong order, or numbers that are
+    not positive.
     """
 
     unit: str
@@ -77,6 +78,8 @@ class Axis:
     tol: float = math.inf
 
     def __post_init__(self):
+        if not (math.isfinite(self.lo) and math.isfinite(self.hi)):
+            raise ValueError(f"an axis from {self.lo} to {self.hi} {self.unit} is not bounded")
         if not self.lo <= self.hi:
             raise ValueError(f"an axis from {self.lo} to {self.hi} {self.unit} has no points")
         for name in ("rate", "max_step", "tol"):
@@ -108,6 +111,8 @@ class Frame:
         numbers = (*self.center, *self.size, self.angle, self.dwell)
         if not all(math.isfinite(v) for v in numbers) or self.dwell < 0.0:
             raise ValueError(f"a frame takes finite numbers and a dwell from 0 on: {self}")
+        if any(int(n) != n for n in self.shape):
+            raise ValueError(f"a frame of {self.shape} pixels: whole numbers are needed")
         if min(self.size) <= 0.0 or min(self.shape) < 1:
             raise ValueError(f"a frame of {self.size} m and {self.shape} pixels is empty")
 
@@ -121,6 +126,7 @@ class Frame:
         return np.stack([self.center[0] + c * u - s * v, self.center[1] + s * u + c * v], axis=-1)
 
 
+KINDS = ("point", "path", "frame")
 Path = Float[np.ndarray, "..."]  # [n, 2]: (x, y) of its points, m; checked by `check_over`
 Over = Frame | Path | None
 Amount = float | Callable[[Over], float]
@@ -136,6 +142,8 @@ class Mode:
     - `channels`: unit by name.
     - `seconds`, `dose`: of one measurement, a number or a function of what it goes over.
     - `repeatable`: False if it changes the sample (poling, beam damage, indentation).
+
+    **Raises:** `ValueError` for another kind.
     """
 
     kind: Literal["point", "path", "frame"]
@@ -143,6 +151,10 @@ class Mode:
     seconds: Amount = 0.0
     dose: Amount = 0.0
     repeatable: bool = True
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"a mode of kind {self.kind!r}; there are {', '.join(KINDS)}")
 
     def cost(self, over: Over = None) -> tuple[float, float]:
         """Seconds and dose of one measurement."""
@@ -272,26 +284,25 @@ def check_over(axes: Mapping[str, Axis], modes: Mapping[str, Mode], mode: str, o
     if kind == "frame" and not isinstance(over, Frame):
         raise LimitError(f"{mode} goes over a Frame, not {type(over).__name__}")
     if kind == "path":
-        over = np.asarray(over, dtype=float) if over is not None else np.zeros(0)
-        if over.ndim != 2 or over.shape[1] != 2 or not len(over):
-            raise LimitError(f"{mode} goes over points [n, 2], not an array {over.shape}")
-    for x, y in corners(over):
+        shape = getattr(over, "shape", None)
+        if not isinstance(over, np.ndarray) or over.ndim != 2 or shape[1] != 2 or not len(over):
+            found = f"an array {shape}" if isinstance(over, np.ndarray) else type(over).__name__
+            raise LimitError(f"{mode} goes over an array of points [n, 2], not {found}")
+    for x, y in points_of(over)[_ENDS] if kind == "frame" else points_of(over):
         check_target(axes, {"x": x, "y": y})
     return modes[mode]
 
 
-def corners(over: Frame | Path) -> Float[np.ndarray, "n 2"]:
-    """Points whose box holds all of a frame or a path: the pixels at the corners, or all points."""
-    if isinstance(over, Frame):
-        return over.points()[[0, 0, -1, -1], [0, -1, 0, -1]]
-    return np.asarray(over, dtype=float)
+_ENDS = ([0, 0, -1, -1], [0, -1, 0, -1])  # the pixels at the corners: all others lie between
 
 
-def travel_s(
-    axes: Mapping[str, Axis], start: Mapping[str, float], target: Mapping[str, float]
-) -> float:
-    """max_k (|target_k - start_k| / rate_k + settle_k) over the axes that move."""
-    moved = [n for n, v in target.items() if v != start[n]]
-    return max(
-        (abs(target[n] - start[n]) / axes[n].rate + axes[n].settle for n in moved), default=0.0
-    )
+def points_of(over: Frame | Path) -> Float[np.ndarray, "... 2"]:
+    """(x, y) of every pixel of a frame, or every point of a path."""
+    return over.points() if isinstance(over, Frame) else np.asarray(over, dtype=float)
+
+
+def layers(instrument: Instrument) -> Iterator[Instrument]:
+    """The instrument and, one after the other, those that it is a layer around."""
+    while instrument is not None:
+        yield instrument
+        instrument = getattr(instrument, "instrument", None)

@@ -9,6 +9,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -25,13 +26,16 @@ from micjax.instruments.base import (
     MoveError,
     NotReady,
     Over,
+    Path,
     Record,
     check_over,
     check_target,
     nearest,
+    points_of,
 )
 
 Forbidden = Callable[[Mapping[str, float]], bool]
+WAY = 64  # places of a straight way that are looked at
 GRACE_S = 5.0  # beyond the longest that a measurement should take
 
 
@@ -41,13 +45,17 @@ class Guard:
     **Arguments:**
 
     - `limits`: `{axis: (lo, hi)}`, narrower than those of the instrument.
-    - `forbidden`: tells of a position of all axes whether it is forbidden. Asked at every step of a
-        ramp and at every pixel of a frame or a path.
+    - `forbidden`: tells of a position of all axes whether it is forbidden. Asked at every step and
+        at 64 places of the straight way of a move or of a leg of a path, and at every pixel of a
+        frame. Who stands in the forbidden region may leave it.
     - `seconds`, `dose`: what all measurements together may take.
     - `patience`: a measurement may last so many times what its mode says, and 5 s, before the guard
         stops it. Infinity waits for ever.
 
-    **Raises:** `LimitError` for limits that are wider than the instrument's, or of no axis.
+    Ctrl-C while it moves or measures stops the instrument.
+
+    **Raises:** `LimitError` for limits that are wider than the instrument's, or of no axis;
+    `ValueError` for a budget or a patience that is no positive number.
     """
 
     def __init__(
@@ -60,6 +68,9 @@ class Guard:
         dose: float = math.inf,
         patience: float = 5.0,
     ):
+        for name, value in {"seconds": seconds, "dose": dose, "patience": patience}.items():
+            if not value > 0.0:
+                raise ValueError(f"{name} = {value}: must be positive")
         self.instrument = instrument
         self._axes = narrowed(instrument.axes, limits or {})
         self._forbidden = forbidden or (lambda position: False)
@@ -92,21 +103,20 @@ class Guard:
             if not math.isfinite(now[name]):
                 raise NotReady(f"{name} reads {now[name]}: where it would start from is unknown")
         steps = list(ramp(self._axes, now, target))
-        for step in steps:
-            self._allowed(now | step)
+        self._way_allowed(now, [now | step for step in steps])
         found = now
-        for step in steps:
-            self._alive()
-            found = self.instrument.move(step)
-            self._arrived(step, found)
+        with self._stopped_by_interrupts():
+            for step in steps:
+                self._alive()
+                found = self.instrument.move(step)
+                self._arrived(step, found)
         return found
 
     def acquire(self, mode: str, over: Over = None) -> Record:
         self._alive()
         asked = check_over(self._axes, self.modes, mode, over)
-        now = self.read()
-        for x, y in np.reshape(_pixels(over), (-1, 2)):
-            self._allowed(now | {"x": float(x), "y": float(y)})
+        if over is not None:
+            self._over_allowed(over)
         seconds, dose = asked.cost(over)
         for left, amount, unit in zip(self._left, (seconds, dose), ("s", "of dose"), strict=True):
             if amount > left:
@@ -144,9 +154,37 @@ class Guard:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def _stopped_by_interrupts(self) -> Iterator[None]:
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            self.stop()
+            raise
+
     def _alive(self) -> None:
         if self._stopped.is_set():
             raise Aborted("the instrument was stopped; look at it, then call resume()")
+
+    def _over_allowed(self, over: Frame | Path) -> None:
+        now = self.read()
+        places = [now | {"x": float(x), "y": float(y)} for x, y in points_of(over).reshape(-1, 2)]
+        for place in places:
+            self._allowed(place)
+        if not isinstance(over, Frame):
+            for start, end in zip(places, places[1:], strict=False):
+                self._way_allowed(start, [end])
+
+    def _way_allowed(self, start: dict[str, float], steps: list[dict[str, float]]) -> None:
+        """From `start` straight to the last of the steps."""
+        end = steps[-1]
+        self._allowed(end)
+        if self._forbidden(start):
+            return
+        shares = np.arange(1, WAY) / WAY
+        between = [{n: v + s * (end[n] - v) for n, v in start.items()} for s in shares]
+        for place in between + steps:
+            self._allowed(place)
 
     def _allowed(self, position: dict[str, float]) -> None:
         if self._forbidden(position):
@@ -165,9 +203,9 @@ class Guard:
 
     def _watched(self, measure: Callable[[], Record], mode: str, seconds: float) -> Record:
         """In a thread of its own, which is given up when it hangs."""
-        if math.isinf(self._patience):
-            return self._finished(measure())
-        limit, box = self._patience * seconds + GRACE_S, []
+        waits = math.isfinite(self._patience)
+        limit = self._patience * seconds + GRACE_S if waits else None
+        box: list[tuple[bool, Any]] = []
 
         def body():
             try:
@@ -177,11 +215,8 @@ class Guard:
 
         thread = threading.Thread(target=body, name=f"acquire {mode}", daemon=True)
         thread.start()
-        try:
+        with self._stopped_by_interrupts():
             thread.join(limit)
-        except BaseException:  # Ctrl-C must not leave it measuring
-            self.stop()
-            raise
         if thread.is_alive():
             self.stop()
             raise LinkError(f"{mode} has not ended after {limit:g} s and was stopped")
@@ -227,9 +262,3 @@ def ramp(
     for i in range(1, count):
         yield {n: now[n] + (v - now[n]) * i / count for n, v in target.items()}
     yield dict(target)
-
-
-def _pixels(over: Over) -> np.ndarray:
-    if over is None:
-        return np.zeros((0, 2))
-    return over.points() if isinstance(over, Frame) else np.asarray(over, dtype=float)

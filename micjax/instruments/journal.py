@@ -9,6 +9,7 @@ away, since nobody was told that it was there. An intent without a result is in 
 going to do may have been done to the sample.
 """
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -17,6 +18,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -52,7 +54,11 @@ PACKAGES = ("micjax", "jax", "numpy", "h5py")
 
 
 class JournalError(InstrumentError):
-    """The journal cannot be written, read, or belongs to something else."""
+    """The journal cannot be written, read, or belongs to something else.
+
+    A journal that once could not be written takes nothing more: a new one takes up what is on the
+    disk.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +81,8 @@ class Journal:
     - `resume`: goes on with the journal that is there.
 
     **Raises:** `JournalError` where another process writes, where there is a journal already (or,
-    with `resume`, none), of another configuration or broken inside; `OSError` of the disk.
+    with `resume`, none), of another configuration or broken inside, or where the folder cannot be
+    made; `ValueError` for a configuration that is no JSON.
     """
 
     def __init__(
@@ -86,9 +93,16 @@ class Journal:
         seed: int = 0,
         resume: bool = False,
     ):
-        self.folder = pathlib.Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / "journal.lock", "w")
+        try:
+            configuration = json.loads(json.dumps(configuration))
+        except TypeError as error:
+            raise ValueError(f"the configuration is written as JSON: {error}") from None
+        self.folder, self._broken = pathlib.Path(folder), ""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / "journal.lock", "w")
+        except OSError as error:
+            raise JournalError(f"no journal can be written in {self.folder}: {error}") from error
         try:
             _lock(self._lock)
         except OSError:
@@ -97,7 +111,7 @@ class Journal:
         self.path = self.folder / LINES
         begun = {
             "kind": "begin",
-            "configuration": json.loads(json.dumps(configuration)),
+            "configuration": configuration,
             "seed": seed,
             "versions": {n: importlib.metadata.version(n) for n in PACKAGES},
             "python": platform.python_version(),
@@ -120,8 +134,9 @@ class Journal:
             raise JournalError(f"there is no journal in {self.folder} to resume")
         if self._lines:
             _same(self._lines[0], begun, self.path)
+        if self.path.exists():
             _cut(self.path)
-        self._file = open(self.path, "ab")
+        self._file = open(self.path, "ab", buffering=0)  # nothing is left to be written later
         if not self._lines:
             self._write(begun)
             _sync_folder(self.folder)
@@ -148,13 +163,14 @@ class Journal:
         temporary = self.folder / f"{name}.part"
         arrays = {f"data/{n}": np.asarray(v) for n, v in record.data.items()}
         arrays |= {f"coords/{n}": np.asarray(v) for n, (v, _) in record.coords.items()}
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-        os.replace(temporary, self.folder / name)
-        _sync_folder(self.folder)
+        with self._or_broken():
+            with open(temporary, "wb") as file:
+                np.savez(file, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+            os.replace(temporary, self.folder / name)
+            _sync_folder(self.folder)
         self._write(
             {
                 "kind": "result",
@@ -176,7 +192,12 @@ class Journal:
         """A step that ended without a record, and whose state is known.
 
         `again`: nothing was done, the same may be measured again.
+
+        **Raises:** `ValueError` for a step that is not in doubt.
         """
+        doubt = [step.index for step in self.in_doubt]
+        if index not in doubt:
+            raise ValueError(f"step {index} is not in doubt; in doubt are {doubt or 'none'}")
         line = {"kind": "result", "index": index, "failed": reason, "again": again}
         self._write({**line, "time": time.time()})
 
@@ -213,11 +234,26 @@ class Journal:
         self.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        text = json.dumps(line, allow_nan=True)
-        self._file.write(text.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        text = json.dumps(line, default=_plain)
+        with self._or_broken():
+            left = memoryview(text.encode() + b"\n")
+            while left:
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
         self._lines.append(json.loads(text))
+
+    @contextlib.contextmanager
+    def _or_broken(self) -> Iterator[None]:
+        if self._broken:
+            raise JournalError(f"{self.path} was given up ({self._broken}); take it up anew")
+        try:
+            yield
+        except BaseException as error:  # Ctrl-C too: a part of a line may be on the disk
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            self._broken = "the disk is full" if full else str(error) or type(error).__name__
+            if not isinstance(error, OSError):
+                raise
+            raise JournalError(f"{self.path} cannot be written: {self._broken}") from error
 
 
 class Recorded:
@@ -256,27 +292,34 @@ class Recorded:
         return self.instrument.move(target)
 
     def acquire(self, mode: str, over: Over = None) -> Record:
-        index = self._safely(self.journal.intend, self.read(), mode, over)
+        units = {n: axis.unit for n, axis in self.axes.items()}
+        with self._stopped_if_not_written():
+            index = self.journal.intend(self.read(), mode, over, axis_units=units)
         try:
             record = self.instrument.acquire(mode, over)
         except (LimitError, NotReady, BudgetError) as error:  # nothing was done to the sample
-            self._safely(self.journal.fail, index, f"{type(error).__name__}: {error}", True)
+            with self._stopped_if_not_written():
+                self.journal.fail(index, f"{type(error).__name__}: {error}", again=True)
             raise
-        self._safely(self.journal.add, index, record)
+        with self._stopped_if_not_written():
+            self.journal.add(index, record)
         return record
+
+    def note(self, kind: str, **more: Any) -> None:
+        """A line of another kind into the journal."""
+        with self._stopped_if_not_written():
+            self.journal.note(kind, **more)
 
     def stop(self) -> None:
         self.instrument.stop()
 
-    def _safely(self, write, *arguments):
+    @contextlib.contextmanager
+    def _stopped_if_not_written(self) -> Iterator[None]:
         try:
-            return write(*arguments)
-        except OSError as error:
+            yield
+        except JournalError:
             self.instrument.stop()
-            full = "the disk is full" if error.errno == errno.ENOSPC else str(error)
-            raise JournalError(
-                f"{self.journal.path} cannot be written ({full}); the instrument was stopped"
-            ) from error
+            raise
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -386,14 +429,20 @@ def _fields(prefix: str, members: list[tuple[Step, Record]]) -> dict[str, Field]
         axes = []
         for dim, size in zip(first.dims[name], np.shape(values), strict=True):
             where, unit = first.coords.get(dim, (np.arange(size, dtype=float), ""))
-            axes.append(FieldAxis(dim, np.asarray(where, dtype=float), unit))
+            axes.append(FieldAxis(_label(dim), np.asarray(where, dtype=float), unit))
         stacked = np.stack([np.asarray(r.data[name]) for _, r in members])
-        label = f"{prefix}_{name}"
+        label = _label(prefix, name)
         fields[label] = Field(stacked, (index, *axes), first.units[name], label)
+    units = members[0][0].intent.get("axis_units", {})
     for name in first.at:
-        label = f"{prefix}_at_{name}"
-        fields[label] = Field(np.array([r.at[name] for _, r in members]), (index,), "", label)
+        where, label = np.array([r.at[name] for _, r in members]), _label(prefix, "at", name)
+        fields[label] = Field(where, (index,), units.get(name, ""), label)
     return fields
+
+
+def _label(*parts: str) -> str:
+    """A name that NeXus can hold."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "_", "_".join(parts))
 
 
 # --- small things -------------------------------------------------------------------------------
@@ -441,6 +490,9 @@ def _sync_folder(folder: pathlib.Path) -> None:
 
 
 def _plain_over(over: Over) -> Any:
-    if isinstance(over, Frame):
-        return dataclasses.asdict(over)
-    return None if over is None else np.asarray(over).tolist()
+    return dataclasses.asdict(over) if isinstance(over, Frame) else over
+
+
+def _plain(value: Any) -> Any:
+    """Metadata of any kind: what is no JSON must not cost the record."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)

@@ -117,7 +117,6 @@ class Nanonis:
         timeout_s: float = 30.0,
     ):
         self._host, self._ports = host, ports
-        self._link = Link(host, ports[0], timeout_s)
         # float64 on the wire; the bias is float32
         rounding = 1e-6 * max(abs(end) for end in bias)
         self.axes: Mapping[str, Axis] = {
@@ -125,11 +124,15 @@ class Nanonis:
             "y": Axis("m", *y, rate=rate, tol=1e-12),
             "bias": Axis("V", *bias, max_step=bias_step, tol=rounding),
         }
-        (names,) = self._link.call("Signals.NamesGet")
-        for name in signals:
-            if name not in names:
-                self.close()
-                raise NotReady(nearest("signal", name, names))
+        self._link = Link(host, ports[0], timeout_s)
+        try:
+            (names,) = self._link.call("Signals.NamesGet")
+            for name in signals:
+                if name not in names:
+                    raise NotReady(nearest("signal", name, names))
+        except BaseException:
+            self.close()  # there is one client a port
+            raise
         self._signals = {_label(n)[0]: names.index(n) for n in signals}
         self.modes: Mapping[str, Mode] = {"signals": Mode("point", dict(map(_label, signals)))}
         if spectrum:

@@ -40,10 +40,11 @@ class Replay:
         fields = list(fields)
         if not fields:
             raise ValueError("there is nothing to replay")
-        self._y, self._x = (_metres(axis) for axis in fields[0].axes[:2])
         for item in fields:
             if item.data.ndim not in (2, 3):
                 raise ValueError(f"{item.name}: {item.data.ndim} axes; images or maps are wanted")
+        self._y, self._x = (_metres(axis) for axis in fields[0].axes[:2])
+        for item in fields:
             for axis, known in zip(item.axes[:2], (self._y, self._x), strict=True):
                 if not np.array_equal(_metres(axis), known):
                     raise ValueError(f"{item.name} and {fields[0].name} have other pixels")

@@ -136,8 +136,6 @@ class _Handler(socketserver.BaseRequestHandler):
             values, error = (), str(found)
             if not faults.bare and name in faults.error:
                 values = controller.answer(name, body)
-        if name not in wire.COMMANDS:  # nothing is known of its results
-            name = "FolMe.Stop"
         raw = wire.response(name, values, error)
         if name in faults.wrong_name:
             raw = b"Other.Command".ljust(32, b"\0") + raw[32:]

@@ -14,6 +14,7 @@ from micjax.instruments import (
     InstrumentError,
     Journal,
     JournalError,
+    LimitError,
     LinkError,
     Mode,
     Recorded,
@@ -161,6 +162,50 @@ def test_points_that_cannot_be_reached_are_failures(tmp_path):
 def test_an_axis_that_the_instrument_has_not(tmp_path):
     inst = guarded()
     other = {"bias": inst.axes["x"]}
-    with begun(tmp_path) as journal, pytest.raises(InstrumentError):
+    with begun(tmp_path) as journal, pytest.raises(LimitError, match="no axis 'bias', there are x"):
         campaign(journal, RandomPolicy(other), inst).run(3)
-    assert "no axis 'bias', there are x, y" in (tmp_path / "journal.jsonl").read_text()
+    assert inst.left == (np.inf, np.inf)
+
+
+def test_a_mode_that_the_instrument_has_not(tmp_path):
+    inst = guarded()
+    with begun(tmp_path) as journal, pytest.raises(LimitError, match="did you mean pixel"):
+        Campaign(inst, RandomPolicy(inst.axes), "pixl", height, journal)
+
+
+def test_what_could_not_be_reduced_is_not_measured_twice(tmp_path):
+    def fails_once(record):
+        fails_once.calls += 1
+        if fails_once.calls == 2:
+            raise KeyError("amplitude")
+        return height(record)
+
+    fails_once.calls, inst = 0, guarded()
+    with begun(tmp_path) as journal:
+        loop = Campaign(inst, RandomPolicy(inst.axes), "pixel", fails_once, journal)
+        with pytest.raises(KeyError, match="amplitude"):
+            loop.run(3)
+        loop.run(3)
+        assert len(journal.steps) == 3
+    with begun(tmp_path, resume=True) as journal:
+        again = Campaign(inst, RandomPolicy(inst.axes), "pixel", height, journal)
+        assert again.points == loop.points
+
+
+def test_the_last_point_of_a_raster_is_measured_after_a_break(tmp_path):
+    inst = guarded()
+    with begun(tmp_path) as journal, pytest.raises(KeyboardInterrupt):
+        broken = Guard(Breaking(2, KeyboardInterrupt(), False))
+        campaign(journal, Raster(inst.axes, {"x": 2}), broken).run()
+    with begun(tmp_path, resume=True) as journal:
+        loop = campaign(journal, Raster(inst.axes, {"x": 2}), inst)
+        assert loop.run() == "the raster is done" and len(loop.points) == 2
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [({}, "is empty"), ({"x": 0}, "is empty"), ({"z": 3}, "no axis 'z', there are x, y")],
+)
+def test_no_raster(counts, message):
+    with pytest.raises(ValueError, match=message):
+        Raster(guarded().axes, counts)

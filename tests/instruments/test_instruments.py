@@ -47,6 +47,10 @@ def fields():
     ]
 
 
+def one_dimensional():
+    return Field(np.zeros(3), (FieldAxis("x", np.arange(3.0), "nm"),), "m", "profile")
+
+
 def replay():
     return Replay(fields(), rate=1e-6, seconds=0.1)
 
@@ -229,6 +233,43 @@ def test_forbidden_regions_are_not_crossed_in_ramps():
     assert len(steps) == 3 and np.all(steps <= 1e-7 * (1 + 1e-9))
 
 
+def test_a_large_step_does_not_jump_over_a_forbidden_region():
+    inner = Watched()
+    guard = Guard(inner, forbidden=lambda p: 0.85e-6 < p["x"] < 0.95e-6)
+    with pytest.raises(LimitError, match="forbidden"):
+        guard.move({"x": 1.1e-6})
+    across = np.array([[0.7e-6, 5e-7], [1.1e-6, 5e-7]])
+    with pytest.raises(LimitError, match="forbidden"):
+        guard.acquire("line", across)
+    assert inner.sent == [] and guard.acquire("line", across[:1])
+
+
+def test_who_stands_in_a_forbidden_region_may_leave_it():
+    inner = Watched()
+    guard = Guard(inner, forbidden=lambda p: p["x"] > 0.5e-6)  # it begins at 0.6
+    with pytest.raises(LimitError, match="forbidden"):
+        guard.move({"x": 0.55e-6})
+    assert guard.move({"x": 0.2e-6})["x"] == 0.2e-6
+
+
+def test_an_interrupt_of_a_move_stops_it():
+    class Interrupted(Slow):
+        def move(self, target):
+            raise KeyboardInterrupt
+
+    slow = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        Guard(slow).move({"x": 1e-6})
+    assert slow.ended.is_set()
+
+
+@pytest.mark.parametrize("bad", [-1.0, 0.0, math.nan])
+@pytest.mark.parametrize("name", ["seconds", "dose", "patience"])
+def test_budgets_are_positive(name, bad):
+    with pytest.raises(ValueError, match=f"{name} = .*must be positive"):
+        Guard(replay(), **{name: bad})
+
+
 def test_arrival_is_checked_by_the_readback():
     class Stuck(Watched):
         def move(self, target):
@@ -363,6 +404,9 @@ def test_the_twin_repeats_its_noise_and_hides_its_truth():
     ("make", "message"),
     [
         (lambda: Axis("m", 1.0, 0.0), "has no points"),
+        (lambda: Axis("m", -math.inf, 0.0), "is not bounded"),
+        (lambda: Frame((0.0, 0.0), (1.0, 1.0), (0, 3)), "is empty"),
+        (lambda: Replay([one_dimensional()]), "profile: 1 axes; images or maps are wanted"),
         (lambda: Axis("m", 0.0, 1.0, rate=0.0), "rate = 0.0: must be positive"),
         (lambda: Frame((0.0, 0.0), (1.0, 0.0), (3, 3)), "is empty"),
         (lambda: Frame((0.0, math.nan), (1.0, 1.0), (3, 3)), "finite numbers"),
@@ -398,8 +442,16 @@ def test_bad_modes():
         inst.acquire("image")
     with pytest.raises(LimitError, match="takes no Frame"):
         inst.acquire("pixel", Frame((0.0, 0.0), (1.0, 1.0), (1, 1)))
-    with pytest.raises(LimitError, match=r"not an array \(3,\)"):
-        inst.acquire("line", np.zeros(3))
+    for path, found in (
+        (np.zeros(3), r"an array \(3,\)"),
+        (np.zeros((0, 2)), r"an array \(0, 2\)"),
+        (Frame((0.0, 0.0), (1.0, 1.0), (1, 1)), "Frame"),
+        (None, "NoneType"),
+    ):
+        with pytest.raises(LimitError, match=f"points \\[n, 2\\], not {found}"):
+            inst.acquire("line", path)
+    with pytest.raises(LimitError, match="x = nan is not finite"):
+        inst.acquire("line", np.array([[np.nan, 0.0]]))
 
 
 def test_costs():

@@ -1,5 +1,6 @@
 """Nothing that was measured is lost, and nothing is measured that could not be written."""
 
+import dataclasses
 import errno
 import os
 import subprocess
@@ -13,6 +14,7 @@ from micjax.__main__ import main
 from micjax.instruments import (
     Aborted,
     Frame,
+    Guard,
     InDoubt,
     Journal,
     JournalError,
@@ -77,7 +79,7 @@ def test_what_is_recorded_comes_back(inst, tmp_path):
 
 def test_a_recorded_instrument_conforms(tmp_path):
     with begun(tmp_path) as journal:
-        assert check_instrument(Recorded(Replay(fields()), journal))
+        assert check_instrument(Recorded(Guard(Replay(fields())), journal))
 
 
 def test_one_writer(tmp_path):
@@ -137,24 +139,89 @@ def test_what_was_begun_and_not_ended_is_in_doubt(inst, tmp_path, monkeypatch):
         assert Recorded(inst, journal).acquire("spectrum")  # the pixel may be measured again
 
 
-@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
 def test_a_full_disk_stops_the_instrument(inst, tmp_path, monkeypatch, call):
+    """At the intent, the arrays, their folder, the result: what came before is there."""
     with begun(tmp_path) as journal:
         recorded = Recorded(inst, journal)
         recorded.acquire("pixel")
-        calls = []
+        calls, sync = [], os.fsync
 
         def full(number):
             calls.append(number)
             if len(calls) == call:
                 raise OSError(errno.ENOSPC, "No space left on device")
+            sync(number)
 
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(JournalError, match="the disk is full"):
             recorded.acquire("pixel")
         monkeypatch.undo()
         assert inst.stopped == 1
-    assert len(list(records(tmp_path / "run"))) >= 1
+        with pytest.raises(JournalError, match="take it up anew"):  # a line may be torn
+            recorded.acquire("pixel")
+    assert len(list(records(tmp_path / "run"))) == (2 if call == 4 else 1)
+    with begun(tmp_path, resume=True) as journal:
+        assert Recorded(inst, journal).acquire("pixel")
+
+
+def test_half_a_line_is_cut_away_by_the_next(inst, tmp_path):
+    with begun(tmp_path) as journal:
+        recorded = Recorded(inst, journal)
+        recorded.acquire("pixel")
+        whole = journal._file
+
+        class Half:
+            def write(self, data):
+                whole.write(bytes(data)[:10])
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        journal._file = Half()
+        with pytest.raises(JournalError, match="the disk is full"):
+            recorded.acquire("pixel")
+        journal._file = whole
+    with begun(tmp_path, resume=True) as journal:
+        Recorded(inst, journal).acquire("pixel")
+    assert len(list(records(tmp_path / "run"))) == 2
+
+
+def test_a_first_line_that_was_torn_is_no_journal(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "journal.jsonl").write_bytes(b'{"kind": "beg')
+    begun(tmp_path).close()
+    begun(tmp_path, resume=True).close()
+
+
+def test_metadata_of_any_kind_cost_no_record(inst, tmp_path, monkeypatch):
+    measure = inst.acquire
+
+    def with_more(mode, over=None):
+        more = {"gains": np.arange(2.0), "count": np.int64(3), "where": tmp_path}
+        return dataclasses.replace(measure(mode, over), meta=more)
+
+    monkeypatch.setattr(inst, "acquire", with_more)
+    with begun(tmp_path) as journal:
+        Recorded(inst, journal).acquire("pixel")
+    ((_, record),) = records(tmp_path / "run")
+    assert record.meta == {"gains": [0.0, 1.0], "count": 3, "where": str(tmp_path)}
+
+
+def test_no_journal_there(tmp_path):
+    with pytest.raises(ValueError, match="the configuration is written as JSON"):
+        Journal(tmp_path, {"x": np.arange(3)})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(JournalError, match="no journal can be written"):
+        Journal(tmp_path / "file", {})
+
+
+def test_only_what_is_in_doubt_can_be_given_up(inst, tmp_path):
+    """A second result would hide the first one."""
+    with begun(tmp_path) as journal:
+        Recorded(inst, journal).acquire("pixel")
+        for index in (0, 7):
+            with pytest.raises(ValueError, match=f"step {index} is not in doubt"):
+                journal.fail(index, "a slip")
+    assert len(list(records(tmp_path / "run"))) == 1
 
 
 def test_a_file_that_was_changed_is_told(inst, tmp_path):
@@ -183,6 +250,7 @@ def test_consolidated_at_any_time(inst, tmp_path):
     loops = found["spectrum_loop"]
     assert loops.data.shape == (2, 4) and [a.name for a in loops.axes] == ["step", "bias"]
     np.testing.assert_allclose(found["spectrum_at_x"].data, [2e-7, 8e-7])
+    assert found["spectrum_at_x"].unit == "m"
     assert found["image_height"].data.shape == (1, 2, 3)
 
 

@@ -1,6 +1,7 @@
 """Nanonis against the loopback server, fragmented and with every fault."""
 
 import math
+import socket
 import threading
 import time
 
@@ -13,15 +14,19 @@ from micjax.instruments import (
     Aborted,
     Guard,
     InstrumentError,
+    Journal,
     LimitError,
     LinkError,
     MoveError,
     Nanonis,
     NotReady,
+    Recorded,
     check_instrument,
+    consolidate,
     nanonis_wire,
 )
 from micjax.instruments.testing import Controller, nanonis_server
+from micjax.io import read_nexus
 
 REACH = {"x": (-1e-6, 1e-6), "y": (-8e-7, 8e-7), "bias": (-2.0, 2.0)}
 
@@ -122,6 +127,23 @@ def test_spectra_and_signals(server):
         values = inst.acquire("signals")
         assert values.units == {"Current": "A", "Z": "m"}
         assert float(values.data["Current"]) == pytest.approx(controller.current_A(0.5), rel=1e-6)
+
+
+def test_names_with_blanks_and_brackets_are_consolidated(server, tmp_path):
+    with connected(server[1]) as inst, Journal(tmp_path, {}) as journal:
+        Recorded(inst, journal).acquire("spectrum")
+        assert consolidate(tmp_path, tmp_path / "all.nxs") == 1
+    found = read_nexus(tmp_path / "all.nxs")["spectrum_Current"]
+    assert [a.name for a in found.axes] == ["step", "Bias_calc"] and found.axes[1].unit == "V"
+
+
+def test_an_unknown_command_is_answered_by_its_name(server):
+    with socket.create_connection(("127.0.0.1", server[1][0]), 2.0) as link:
+        link.sendall(nanonis_wire.REQUEST.pack(b"Scan.Nothing", 0, 1, 0))
+        header = link.recv(40, socket.MSG_WAITALL)
+        name, size = nanonis_wire.name_and_size(header)
+        assert name == "Scan.Nothing"
+        assert b"unknown command Scan.Nothing" in link.recv(size, socket.MSG_WAITALL)
 
 
 def test_what_it_has_not(server):
