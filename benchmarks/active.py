@@ -2,6 +2,8 @@
 
     python benchmarks/active.py [--quick] [--peers BOTORCH_PYTHON GPAX_PYTHON] [--only PART ...]
 
+    python benchmarks/active.py --table benchmarks/results/active-amd-epyc.jsonl
+
 One JSON object a line: name, value, unit, peer, peer_value, ratio = value / peer_value, note.
 `active_peers/` has one program for each side, run by its own interpreter (the peers need other
 versions of jax than we do; the variables BOTORCH_PYTHON and GPAX_PYTHON name them as well). A peer
@@ -345,6 +347,37 @@ def interpreters(given: Sequence[str] | None) -> dict[str, str]:
     return found
 
 
+def tables(lines: list[dict]) -> str:
+    """Markdown of rows: coverage by design, then everything else."""
+    covered: dict[str, dict[str, str]] = {}
+    rows = [
+        "| what | micjax | unit | peer | peer has | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    for line in lines:
+        shown = [
+            "-" if line[k] is None else f"{line[k]:.3g}" for k in ("value", "peer_value", "ratio")
+        ]
+        value, theirs, ratio = shown
+        if not line["name"].startswith("90 % intervals cover, "):
+            peer = line["peer"] or "-"
+            rows.append(
+                f"| {line['name']} | {value} | {line['unit']} | {peer} | {theirs} | {ratio} |"
+            )
+            continue
+        where, points, _ = line["name"].removeprefix("90 % intervals cover, ").split(", ")
+        count, _, design = points.removesuffix(")").partition(" points (")
+        of = covered.setdefault(f"| {where} | {count} |", {})
+        of |= {design: value} | ({line["peer"]: theirs} if line["peer"] else {})
+    names = [*problems.DESIGNS, "botorch"]
+    first = [
+        f"| on | points | {' | '.join(names[:-1])} | botorch, spread |",
+        "|---|---|" + "---|" * len(names),
+        *(f"{k} {' | '.join(v.get(n, '-') for n in names)} |" for k, v in covered.items()),
+    ]
+    return "\n".join([*first, "", *rows])
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer sizes, repeats and steps")
@@ -354,7 +387,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)}"
     )
+    parser.add_argument(
+        "--table", type=pathlib.Path, metavar="FILE", help="of lines printed before"
+    )
     given = parser.parse_args(arguments)
+    if given.table is not None:
+        return print(tables([json.loads(line) for line in given.table.read_text().splitlines()]))
     one_core()
     bench = Bench(interpreters(given.peers), given.quick)
     usual = [part for part in PARTS if not (given.quick and part in LONG)]

@@ -171,25 +171,38 @@ def results() -> dict[tuple[str, str], list[dict]]:
 
 def table() -> str:
     rows = [
-        "| case | method | seeds | images needed: median (90 %, most) | within 6 | within 8 | "
-        "left C10, A1 (nm), median | images taken | s a decision |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| case | method | images needed: median (90 %, most) | within 6 | within 8 | in the end | "
+        "sure | sure and wrong | error over sd: C10, A1 | left C10, A1 (nm), median | images taken "
+        "| s an image |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (case, method), runs in results().items():
         needed = np.array([r["needed"] if r["met"] else np.inf for r in runs])
         ninety, most = np.quantile(needed, 0.9, method="higher"), needed.max()
-        shares = [f"{np.mean(needed <= n):.3f}" for n in (6, 8)]
+        shares = [f"{np.sum(needed <= n)} of {len(runs)}" for n in (6, 8)]
+        met = sum(r["met"] for r in runs)
         left = np.median([abs(r["left_A"][-1]) for r in runs]) / 10.0
         astigmatism = np.median([r["left_A1_A"][-1] for r in runs]) / 10.0
         taken = np.median([r["images"] for r in runs])
         seconds = np.median([r["wall_s"] / r["images"] for r in runs])
         middle = np.quantile(needed, 0.5, method="higher")
         rows.append(
-            f"| {case} | {method} | {len(runs)} | {_short(middle)} ({_short(ninety)}, "
-            f"{_short(most)}) | {shares[0]} | {shares[1]} | {left:.2f}, {astigmatism:.2f} | "
-            f"{taken:g} | {seconds:.2g} |"
+            f"| {case} | {method} | {_short(middle)} ({_short(ninety)}, {_short(most)}) | "
+            f"{shares[0]} | {shares[1]} | {met} | {_of_the_posterior(runs)} | "
+            f"{left:.2f}, {astigmatism:.2f} | {taken:g} | {seconds:.2g} |"
         )
     return "\n".join(rows)
+
+
+def _of_the_posterior(runs: list[dict]) -> str:
+    """How often it said that it was sure, how often wrongly, and the rms of error over sd of those
+    that met the goal."""
+    if "z" not in runs[0]:
+        return "- | - | -"
+    sure = [r for r in runs if r["reason"].startswith("sure")]
+    z = np.sqrt(np.mean([np.square(r["z"]) for r in runs if r["met"]], axis=0))
+    wrong = sum(not r["met"] for r in sure)
+    return f"{len(sure)} | {wrong} | {z[0]:.1f}, {z[1]:.1f} and {z[2]:.1f}"
 
 
 def _short(n: float) -> str:

@@ -2,6 +2,7 @@
 
     python experiments/structured_mean/run.py drift [--repeats 100]
     python experiments/structured_mean/run.py laws [--runs 20]
+    python experiments/structured_mean/run.py table
     python experiments/structured_mean/run.py figure --out FOLDER
 
 drift: a line scan over an edge (micjax.problems.edge) on a signal that drifts, of which the forward
@@ -225,7 +226,7 @@ def learn(name: str, seed: int, choose: str) -> dict:
 def law_table(lines: list[dict]) -> str:
     rows = [
         f"| pulses chosen | runs | true law picked after {MOST} | sure (> {SURE}) of the true law "
-        "| pulses to that, median | sure of a wrong one |",
+        "| pulses to that (runs) | sure of a wrong one |",
         "|---|---|---|---|---|---|",
     ]
     for choose in dict.fromkeys(line["choose"] for line in lines):
@@ -237,10 +238,12 @@ def law_table(lines: list[dict]) -> str:
             > SURE
             for line in mine
         )
-        middle = np.quantile(counts, 0.5, method="higher")
+        ends = ", ".join(
+            f"{'never' if np.isinf(n) else f'{n:g}'} ({counts.count(n)})" for n in sorted({*counts})
+        )
         rows.append(
             f"| {choose} | {len(mine)} | {right} | {int(np.sum(np.isfinite(counts)))} | "
-            f"{middle:g} | {wrong} |"
+            f"{ends} | {wrong} |"
         )
     return "\n".join(rows)
 
@@ -292,7 +295,7 @@ def figure(folder: pathlib.Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("what", choices=["drift", "laws", "figure"])
+    parser.add_argument("what", choices=["drift", "laws", "table", "figure"])
     parser.add_argument("--repeats", type=int, default=100, help="scans under drift")
     parser.add_argument("--runs", type=int, default=20, help="of each way to choose pulses")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent)
@@ -300,6 +303,11 @@ def main() -> None:
     jax.config.update("jax_enable_x64", True)
     if given.what == "figure":
         return figure(given.out)
+    if given.what == "table":
+        for name, make in (("drift", drift_table), ("laws", law_table)):
+            lines = (given.out / f"{name}.jsonl").read_text().splitlines()
+            print(make([json.loads(line) for line in lines]), end="\n\n")
+        return None
     if given.what == "drift":
         lines = under_drift(given.repeats)
         table = drift_table(lines)

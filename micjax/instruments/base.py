@@ -192,7 +192,9 @@ class Record:
                 f"{sorted(self.units)}"
             )
         for name, values in self.data.items():
-            dims = self.dims[name]
+            dims, kind = self.dims[name], np.asarray(values).dtype.kind
+            if kind not in "biufc":
+                raise ValueError(f"{name}: {np.asarray(values).dtype} is no kind of number")
             if np.ndim(values) != len(dims):
                 raise ValueError(f"{name}: {np.ndim(values)} axes are called {dims}")
             for dim, size in zip(dims, np.shape(values), strict=True):

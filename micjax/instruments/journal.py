@@ -339,6 +339,8 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except ValueError as error:
             raise JournalError(f"{path}, line {number}: {error}") from error
+        if not isinstance(found[-1], dict):
+            raise JournalError(f"{path}, line {number}: {found[-1]!r} is no entry of a journal")
     return found
 
 

@@ -417,6 +417,12 @@ def test_the_twin_repeats_its_noise_and_hides_its_truth():
         ),
         (
             lambda: Record(
+                {"a": np.array([None, 1.0])}, {"a": ("x",)}, {"a": "m"}, {}, {}, 0.0, 0.0
+            ),
+            "a: object is no kind of number",
+        ),
+        (
+            lambda: Record(
                 {"a": np.zeros(3)},
                 {"a": ("x",)},
                 {"a": "m"},

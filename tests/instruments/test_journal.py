@@ -206,6 +206,16 @@ def test_metadata_of_any_kind_cost_no_record(inst, tmp_path, monkeypatch):
     assert record.meta == {"gains": [0.0, 1.0], "count": 3, "where": str(tmp_path)}
 
 
+@pytest.mark.parametrize("line", ["5", "[]", '{"suggested": []}'])
+def test_files_that_are_no_journal_of_an_instrument(tmp_path, line):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "journal.jsonl").write_text(line + "\n")
+    with pytest.raises(JournalError, match="no entry of a journal|does not begin as a journal"):
+        begun(tmp_path, resume=True)
+    with pytest.raises(JournalError, match="no entry of a journal|no journal of an instrument"):
+        list(records(tmp_path / "run"))
+
+
 def test_no_journal_there(tmp_path):
     with pytest.raises(ValueError, match="the configuration is written as JSON"):
         Journal(tmp_path, {"x": np.arange(3)})
