@@ -14,26 +14,25 @@ import jax
 import yaml
 
 import micjax
-from micjax.instruments import consolidate
+from micjax.instruments import InDoubt, InstrumentError, consolidate
 from micjax.report.text import plain_table, unknown_rows
 from micjax.run.citizens import find, listed
 from micjax.run.execute import Outcome, run
 from micjax.run.explore import (
-    JOURNAL,
     Exploration,
-    Journal,
     make_explore_plan,
     measured_file,
     open_exploration,
     with_assignments,
 )
 from micjax.run.explore_report import conclude
-from micjax.run.folder import now, open_folder
+from micjax.run.folder import RunFolder, now, open_folder
 from micjax.run.info import info
 from micjax.run.job import Job, prepare
 from micjax.run.logs import Logs, logs
 from micjax.run.plan import make_plan, read_plan, with_settings
 from micjax.run.provenance import surroundings
+from micjax.run.status import status
 from micjax.run.template import template
 
 log = logging.getLogger("micjax")
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _failed(error: Exception, code: int, debug: bool, where: str = "") -> int:
-    expected = isinstance(error, ValueError | OSError | ImportError)
+    expected = isinstance(error, ValueError | OSError | ImportError | InstrumentError)
     text = " ".join(str(error).split()) or type(error).__name__
     message = text if expected else f"{type(error).__name__}: {text}"
     print(f"micjax: error: {message}{where}", file=sys.stderr)
@@ -103,11 +102,26 @@ def _explore(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
     plan = make_explore_plan(given, str(path))
     folder = open_exploration(plan, arguments.resume)
     kept.write_to(folder / "log.txt")
-    exploration = Exploration(plan, Journal(folder / JOURNAL))
+    try:
+        exploration = Exploration(
+            plan, folder.path, resume=arguments.resume, in_doubt=arguments.in_doubt
+        )
+    except InDoubt as error:
+        raise ValueError(f"{error}; here: --in-doubt skip, or --in-doubt again") from error
+    with exploration:
+        return _explored(exploration, folder, arguments, argv, kept)
+
+
+def _explored(
+    exploration: Exploration,
+    folder: RunFolder,
+    arguments: argparse.Namespace,
+    argv: list[str],
+    kept: Logs,
+) -> int:
+    plan = exploration.plan
     folder.write_json("plan.resolved.json", plan.model_dump(mode="json"))
     facts = surroundings(argv, plan.seed, measured_file(plan)) | {"start": now()}
-    if arguments.resume:
-        exploration.replay()
     began, error = time.monotonic(), None
     try:
         exploration.run()
@@ -126,7 +140,7 @@ def _explore(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
         print(f"\n{plain_table(solution.table)}\n")
         print(f"report: {folder / 'report.html'}")
     if status != "finished":
-        again = f"micjax explore {path} --out {folder.path} --resume"
+        again = f"micjax explore {arguments.plan} --out {folder.path} --resume"
         log.warning("%s; to go on: %s", status, again)
     if error is not None:
         return _failed(error, FAILED, arguments.debug, f" (more in {folder / 'log.txt'})")
@@ -163,6 +177,24 @@ def _list(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
         for p in listed()
     ]
     print(plain_table(rows))
+    return 0
+
+
+def _status(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
+    print("\n".join(status(arguments.folder)))
+    return 0
+
+
+def _watch(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
+    try:
+        from micjax.run.watch import address_of, serve
+    except ImportError as error:
+        raise ImportError(f"{error}: pip install 'micjax[live]'") from error
+    server = serve(arguments.folder, arguments.port, not arguments.no_browser)
+    print(
+        f"{address_of(arguments.port)} shows {arguments.folder}; Ctrl-C ends the page, not the run"
+    )
+    server.run_until_shutdown()
     return 0
 
 
@@ -280,6 +312,11 @@ def parser() -> argparse.ArgumentParser:
         commands, "explore", _explore, "measure where a learner says, by the plan of an exploration"
     )
     explore.add_argument("plan", metavar="explore.yaml")
+    explore.add_argument(
+        "--in-doubt",
+        choices=("skip", "again"),
+        help="leave a measurement out that was broken off and cannot be repeated, or measure again",
+    )
     _run_arguments(explore)
 
     validate = _command(commands, "validate", _validate, "check a plan without computing")
@@ -289,6 +326,14 @@ def parser() -> argparse.ArgumentParser:
     init = _command(commands, "init", _init, "write a commented plan to begin with")
     init.add_argument("problem", metavar="PROBLEM", help=problem)
     init.add_argument("file", metavar="FILE", nargs="?", help="(default: the terminal)")
+
+    told = _command(commands, "status", _status, "how far an exploration has come, while it runs")
+    told.add_argument("folder", metavar="RUN", help="the folder of the exploration")
+
+    page = _command(commands, "watch", _watch, "the live page of an exploration (micjax[live])")
+    page.add_argument("folder", metavar="RUN", help="the folder of the exploration")
+    page.add_argument("--port", type=int, default=5006, help="of 127.0.0.1 (default: %(default)s)")
+    page.add_argument("--no-browser", action="store_true", help="only say the address")
 
     gathered = _command(
         commands,

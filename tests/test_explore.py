@@ -1,6 +1,8 @@
 import json
-import os
 import pathlib
+import sys
+import threading
+import time
 
 import h5py
 import numpy as np
@@ -8,23 +10,30 @@ import pytest
 import yaml
 
 from micjax.__main__ import main
+from micjax.active.campaign import request_stop
 from micjax.active.signals import SIGNALS, signal
+from micjax.instruments import records
 from micjax.io import Axis, Field, write_nexus
 from micjax.run.explore import (
     Exploration,
-    Journal,
     make_explore_plan,
+    source_of,
     with_assignments,
 )
 
 HILL = """
 import pathlib
+import time
 
 def hill(u, v):
     return -((u - 0.7) ** 2) - (v - 0.2) ** 2
 
 def broken(u, v):
     raise OSError("no current")
+
+def slow(u, v):
+    time.sleep(0.1)
+    return hill(u, v)
 
 def counted(u, v):
     with open("count.txt", "a") as file:
@@ -40,14 +49,51 @@ PLAN = {"measure": "hilly:hill", "axes": AXES, "budget": 9, "initial": 6, "outco
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     (tmp_path / "hilly.py").write_text(HILL)
+    (tmp_path / "device.py").write_text(DEVICE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(__import__("sys").modules, "hilly", raising=False)
+    for name in ("hilly", "device"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
 
+DEVICE = """
+import numpy as np
+from micjax.instruments import Axis, Simulated, Replay
+from micjax.instruments.base import Mode
+from micjax.io import Axis as FieldAxis, Field
+
+class Bench(Replay):  # a stage and a bias
+    made = []
+
+    def __init__(self, tilt=0.0):
+        y, x = (FieldAxis(n, np.linspace(0.0, 1000.0, 12), "nm") for n in "yx")
+        height = np.cos(x.values / 400.0) + tilt * y.values[:, None] / 1000.0
+        super().__init__([Field(height, (y, x), "m", "height")], seconds=2.0)
+        self.axes["bias"] = Axis("V", -1.0, 1.0)
+        self._at["bias"], self.closed = 0.0, False
+        self.made.append(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.closed = True
+"""
+BENCH = {
+    "measure": "device:Bench",
+    "mode": "pixel",
+    "options": {"tilt": -1.0},
+    "at": {"bias": 0.5},
+    "axes": {"y": {}, "x": {"lower": 2e-7}},
+    "budget": 6,
+    "initial": 6,
+    "outcome": "height",
+}
+
+
 def written(plan, name="explore.yaml"):
-    pathlib.Path(name).write_text(yaml.safe_dump(plan))
+    pathlib.Path(name).write_text(yaml.safe_dump(plan, sort_keys=False))
     return name
 
 
@@ -72,7 +118,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(folder):
     (folder / "stop.txt").unlink()
     assert main(["explore", written(whole), "--out", "broken"]) == 2  # says: --resume
     with open(folder / "broken" / "journal.jsonl", "a") as file:
-        file.write('{"result": {"_id"')  # a line that was torn off
+        file.write('{"kind": "res')  # a line that was torn off
     assert main(["explore", written(whole), "--out", "broken", "--resume"]) == 0
     first, second = (
         (folder / name / "measurements.csv").read_text().splitlines()
@@ -85,21 +131,88 @@ def test_another_plan_or_a_changed_journal_is_refused(folder, capsys):
     plan = written({**PLAN, "budget": 6})
     assert main(["explore", plan, "--out", "run"]) == 0
     assert main(["explore", plan, "--out", "run", "--resume", "--set", "seed=1"]) == 2
-    assert "seed was 0, is 1" in capsys.readouterr().err
+    assert "of another seed: 0 then, 1 now" in capsys.readouterr().err
+    assert main(["explore", plan, "--out", "run", "--resume", "--set", "goal=map"]) == 2
+    assert "goal: 'maximise' then, 'map' now" in capsys.readouterr().err
     path = folder / "run" / "journal.jsonl"
-    lines = path.read_text().splitlines()
-    entry = json.loads(lines[0])
-    entry["suggested"][0]["u"] += 0.25
-    path.write_text("\n".join([json.dumps(entry), *lines[1:]]) + "\n")
+    first, second, *lines = path.read_text().splitlines()
+    entry = json.loads(second)
+    entry["points"][0]["u"] += 0.25
+    path.write_text("\n".join([first, json.dumps(entry), *lines]) + "\n")
     assert main(["explore", plan, "--out", "run", "--resume"]) == 2
-    assert "went another way" in capsys.readouterr().err
+    assert "policy, seed or version are not the same" in capsys.readouterr().err
 
 
 def test_an_instrument_that_always_fails_ends_the_run(folder, capsys):
     plan = written({**PLAN, "measure": "hilly:broken"})
     assert main(["explore", plan, "--out", "run"]) != 0
-    assert "10 measurements in a row have failed" in capsys.readouterr().err
-    assert len((folder / "run" / "journal.jsonl").read_text().splitlines()) == 20
+    assert "10 points in a row could not be measured" in capsys.readouterr().err
+    assert len((folder / "run" / "journal.jsonl").read_text().splitlines()) == 31
+
+
+def test_an_instrument_is_explored_within_its_bounds(folder, capsys):
+    """Narrower limits, a setting that stays, and seconds that are counted over all runs."""
+    plan = make_explore_plan({**BENCH, "guard": {"seconds": 9.0}}, "test")
+    for resume in (False, True):
+        with Exploration(plan, "run", resume=resume) as exploration:
+            exploration.run()
+        assert exploration.stop_reason == "pixel takes 2 s; 1 s are left"
+        assert len(exploration.learner.data[1]) == 4 and exploration.finished
+    assert main(["explore", written(BENCH), "--out", "run", "--resume"]) == 0
+    assert "6 measurements; stopped: the budget of 6" in capsys.readouterr().out
+    (*_, last) = sys.modules["device"].Bench.made
+    assert last.closed and last.read()["bias"] == 0.5
+    found = [record.at for _, record in records("run")]
+    assert len(found) == 6 and min(at["x"] for at in found) >= 2e-7 - 1e-6 / 22
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mode": "pixl"}, "no mode 'pixl', there are image, line, pixel"),
+        ({"mode": "image"}, "goes over a frame"),
+        ({"channel": "hight"}, "no channel 'hight', there are height"),
+        ({"axes": {"z": {}}}, "no axis 'z', there are x, y, bias"),
+        ({"axes": {"x": {"unit": "nm"}}}, "is in m"),
+        ({"axes": {"x": {"lower": -1.0}}}, "do not lie within"),
+        ({"at": {"current": 1.0}}, "no axis 'current'"),
+        ({"measure": "device:np"}, "neither an instrument nor a function"),
+        ({"measure": "device:Mode", "options": {"kind": "point", "channels": {}}}, "gave a Mode"),
+        ({"mode": None}, "are for instruments"),
+    ],
+)
+def test_bad_plans_of_instruments(folder, capsys, change, message):
+    assert main(["explore", written(BENCH | change), "--out", "run"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said and len(said.splitlines()) == 1
+
+
+def test_status_while_it_runs_and_a_stop_on_request(folder, capsys):
+    slow = {**PLAN, "measure": "hilly:slow", "initial": 500, "budget": 500}
+    ended = []
+    run = threading.Thread(
+        target=lambda: ended.append(main(["explore", written(slow), "--out", "run"]))
+    )
+    run.start()
+    until(lambda: len(list((folder / "run" / "records").glob("*.npz"))) >= 3)
+    assert main(["status", "run"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("run: being measured") and "Last: measure at u = 0." in said
+    request_stop("run")
+    run.join(60.0)
+    assert ended == [130]
+    assert "stopped on request" in capsys.readouterr().out
+    assert main(["status", "run"]) == 0
+    assert "nothing is being measured" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="nothing is being measured"):
+        request_stop("run")
+
+
+def until(true, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -129,17 +242,19 @@ def test_assignments_reach_into_sections():
         with_assignments({}, ["budget"])
 
 
-def test_a_map_of_curves_is_scalarised(folder, shared):
+def test_a_map_of_curves_is_scalarised(shared):
     path = shared / "data" / "afm" / "BEPS_PTO_50x50.h5"
     plan = make_explore_plan({"measure": str(path), "signal": "loop_area"}, "test")
-    source = Exploration(plan, Journal(folder / "j")).source
+    source = source_of(plan)
     assert source.shape == (50, 50) and source.space.names == ["y", "x"]
     with h5py.File(path) as file:
         data, bias = file["Channel_000/generic/generic"], file["Channel_000/generic/Voltage"]
         loop = data[4, 3]  # the file says [x, y]
         expected = abs(np.trapezoid(np.append(loop, loop[0]), np.append(bias[:], bias[0])))
     point = dict(zip("yx", source.space.candidates[3 * 50 + 4], strict=True))
-    np.testing.assert_allclose(source.measure(point), expected, rtol=1e-6)
+    source.instrument.move(source.target(point))
+    record = source.instrument.acquire(source.mode)
+    np.testing.assert_allclose(source.reduce(record), expected, rtol=1e-6)
 
 
 @pytest.fixture
@@ -197,11 +312,3 @@ def test_signals():
     np.testing.assert_allclose(SIGNALS["rms"](np.sin(along), along), np.sqrt(0.5))
     with pytest.raises(ValueError, match="there are first, mean"):
         signal("nothing")
-
-
-def test_the_journal_tells_of_a_broken_line(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    path.write_text('{"suggested": []}\nnonsense\n{"suggested": []}\n')
-    with pytest.raises(ValueError, match="line 2"):
-        Journal(path).entries()
-    assert os.path.getsize(path) > 0

@@ -14,9 +14,19 @@ ALLOWED = {
     "problems": {"core", "physics", "nets", "inference", "io", "problems", "report", ""},
     "report": {"core", "inference", "io", "report"},
     "active": {"core", "physics", "nets", "inference", "instruments", "active", ""},
-    "instruments": {"core", "io", "instruments"},
+    "instruments": {"core", "physics", "io", "instruments"},
     # nobody imports run but the command line
-    "run": {"active", "core", "inference", "io", "report", "problems", "run", ""},
+    "run": {
+        "active",
+        "core",
+        "inference",
+        "instruments",
+        "io",
+        "report",
+        "problems",
+        "run",
+        "",
+    },
 }
 ROOT = pathlib.Path(__file__).parents[1] / "micjax"
 FILES = sorted(ROOT.glob("*/**/*.py"))

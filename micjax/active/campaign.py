@@ -5,15 +5,20 @@ it. The learner is a pure function of its seed and of what it was told, so a cam
 broken off is taken up by telling it all that the journal holds. What it suggests must be the same.
 """
 
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+import pathlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from micjax.core.progress import progress
 from micjax.instruments import (
+    Aborted,
     Axis,
     BudgetError,
     Instrument,
@@ -26,13 +31,20 @@ from micjax.instruments import (
     Recorded,
 )
 from micjax.instruments.base import Over, check_over, layers, nearest
+from micjax.instruments.journal import being_written
 
 log = logging.getLogger("micjax")
 
 ID = "_id"
-TOO_MANY = 5  # points in a row that could not be measured
+TOO_MANY = 10  # points in a row that could not be measured
+STOP = "stop"  # a file of this name in the folder of the journal stops the instrument
+POLL_S = 0.2
 
+STOPPED = "stopped on request"
+
+Point = dict[str, Any]
 Reduce = Callable[[Record], float]
+Target = Callable[[Point], Mapping[str, float]]
 
 
 @runtime_checkable
@@ -116,6 +128,9 @@ class Campaign:
     - `reduce`: the number that the policy learns, of a record; NaN for a bad measurement.
     - `outcome`: what the policy calls it.
     - `journal`: if it holds steps, they are taken up first.
+    - `batch`: so many points are suggested at a time.
+    - `target`: where the instrument goes for a point, if that is not the point itself.
+    - `learnt`: called whenever the policy has learnt something.
 
     **Raises:** `LimitError` for a mode that the instrument has not; `JournalError` where the policy
     now suggests other points than the journal has; `InDoubt` for a step that was begun, has no
@@ -132,29 +147,39 @@ class Campaign:
         *,
         outcome: str = "y",
         over: Over = None,
+        batch: int = 1,
+        target: Target = dict,
+        learnt: Callable[[], None] = lambda: None,
     ):
         check_over(instrument.axes, instrument.modes, mode, over)
         self.instrument = Recorded(instrument, journal)
         self.policy, self.journal, self.outcome = policy, journal, outcome
         self._mode, self._over, self._reduce = mode, over, reduce
-        self.points: list[dict[str, Any]] = []  # all that were measured, with their outcomes
+        self._batch, self._target, self._learnt = batch, target, learnt
+        self.points: list[Point] = []  # all that were measured, with their outcomes
         self._failures = 0
-        self._open: dict[str, Any] | None = None  # suggested, in the journal, not learnt
-        self._record: Record | None = None  # of it, when `reduce` has failed on it
+        self._open: list[Point] = []  # suggested, in the journal, not measured yet
+        self._found: list[Point] = []  # measured since the last suggestion
+        self._failed: list[Point] = []
+        self._record: Record | None = None  # of the first open one, when `reduce` has failed on it
         self._take_up()
 
     def run(self, points: int | None = None) -> str:
-        """Measures until the policy has enough, `points` are measured in all, or a budget is spent.
+        """Measures until the policy has enough, `points` are measured in all, a budget is spent, or
+        somebody asks for a stop by `request_stop`.
 
         **Returns:** why it ended.
 
         **Raises:** what the instrument raises, but for points that it cannot reach; everything
         measured is in the journal.
         """
-        with progress("campaign", points or 0) as show:
+        total = points or getattr(self.policy, "budget", None) or 0
+        with progress("measured", total) as show, self._stops_on_request() as requested:
             while True:
-                stop, reason = getattr(self.policy, "should_stop", lambda: (False, None))()
-                if stop and self._open is None:
+                if requested.is_set():
+                    return STOPPED
+                stop, reason = self._enough()
+                if stop:
                     return reason or "the policy has enough"
                 if points is not None and len(self.points) >= points:
                     return f"{points} points are measured"
@@ -162,44 +187,90 @@ class Campaign:
                     self._step()
                 except BudgetError as error:
                     return str(error)
+                except Aborted:
+                    if requested.is_set():
+                        return STOPPED
+                    raise
                 show(len(self.points), f"{self.outcome} {self._last():.6g}")
 
+    def _enough(self) -> tuple[bool, str | None]:
+        if self._open:
+            return False, None
+        return getattr(self.policy, "should_stop", lambda: (False, None))()
+
     def _step(self) -> None:
-        if self._open is None:
-            (point,) = self.policy.suggest(1)
-            for name in point.keys() - {ID}:
+        if not self._open:
+            points = self.policy.suggest(self._batch)
+            for name in {n for point in points for n in point} - {ID}:
                 if name not in self.instrument.axes:
                     raise LimitError(nearest("axis", name, self.instrument.axes))
-            self.instrument.note("suggested", point=point)
-            self._open = point
-        point = self._open
+            self.instrument.note("suggested", points=points)
+            self._open = points
+        point = self._open[0]
         try:
             if self._record is None:
-                self.instrument.move({n: v for n, v in point.items() if n != ID})
+                place = self._target({n: v for n, v in point.items() if n != ID})
+                self.instrument.move(place)
                 self._record = self.instrument.acquire(self._mode, self._over)
         except (LimitError, MoveError) as error:
             self.instrument.note("unreachable", point=point, reason=str(error))
-            self._failed(point, str(error))
-            if self._failures >= TOO_MANY:
-                raise InstrumentError(f"{TOO_MANY} points in a row were not measured") from error
-            return
-        self._measured(point, self._record)
+            self._not_measured(point, str(error))
+        else:
+            self._measured(point, self._record)
+        if self._failures >= TOO_MANY:
+            raise InstrumentError(f"{TOO_MANY} points in a row could not be measured")
 
-    def _measured(self, point: dict[str, Any], record: Record) -> None:
+    def _measured(self, point: Point, record: Record) -> None:
         found = {**point, self.outcome: float(self._reduce(record))}
-        self.policy.ingest([found])
+        self._record = None
+        self._found.append(found)
         self.points.append(found)
-        self._open, self._record, self._failures = None, None, 0
+        self._failures = 0 if math.isfinite(found[self.outcome]) else self._failures + 1
+        self._next()
 
-    def _failed(self, point: dict[str, Any], reason: str) -> None:
+    def _not_measured(self, point: Point, reason: str) -> None:
         log.warning("%s could not be measured: %s", point, reason)
-        self._open, self._failures = None, self._failures + 1
+        self._failed.append(point)
+        self._failures += 1
+        self._next()
+
+    def _next(self) -> None:
+        """The policy learns a batch when all of it is done: what it says depends on that."""
+        self._open = self._open[1:]
+        if self._open:
+            return
+        found, failed, self._found, self._failed = self._found, self._failed, [], []
+        if found:
+            self.policy.ingest(found)
         register = getattr(self.policy, "register_failures", None)
-        if register is not None:
-            register([point])
+        if failed and register is not None:
+            register(failed)
+        self._learnt()
 
     def _last(self) -> float:
         return self.points[-1][self.outcome] if self.points else math.nan
+
+    @contextlib.contextmanager
+    def _stops_on_request(self) -> Iterator[threading.Event]:
+        """Looks for the file that asks for it, and stops the instrument in the middle of a step."""
+        request, requested, over = self.journal.folder / STOP, threading.Event(), threading.Event()
+        request.unlink(missing_ok=True)  # asked of somebody before us
+
+        def look():
+            while not over.wait(POLL_S):
+                if request.exists():
+                    requested.set()
+                    self.instrument.stop()
+                    return
+
+        thread = threading.Thread(target=look, name="stop requests", daemon=True)
+        thread.start()
+        try:
+            yield requested
+        finally:
+            over.set()
+            thread.join()
+            request.unlink(missing_ok=True)
 
     # --- what was before ---------------------------------------------------------------------
 
@@ -208,28 +279,39 @@ class Campaign:
         steps = {step.index: step for step in self.journal.steps}
         for line in self.journal.lines:
             if line["kind"] == "suggested":
-                self._open = self._suggested_again(line["point"])
-            elif self._open is None and line["kind"] != "intent":
+                self._open = self._suggested_again(line["points"])
+            elif not self._open and line["kind"] != "intent":
                 index = line.get("index")
                 raise JournalError(
                     f"{self.journal.path} holds step {index}, which no campaign suggested"
                 )
             elif line["kind"] == "unreachable":
-                self._failed(self._open, line["reason"])
+                self._not_measured(self._open[0], line["reason"])
             elif line["kind"] == "result" and "failed" not in line:
-                self._measured(self._open, self.journal.record(steps[line["index"]]))
+                self._measured(self._open[0], self.journal.record(steps[line["index"]]))
             elif line["kind"] == "result" and not line.get("again"):
-                self._failed(self._open, line["failed"])  # somebody looked, and went on without
+                # somebody looked, and went on without
+                self._not_measured(self._open[0], line["failed"])
         self._failures = 0
-        *_, inner = layers(self.instrument)
-        if hasattr(inner, "count"):  # a twin goes on with its noise
-            inner.count = len(self.points)
+        for layer in layers(self.instrument):
+            if hasattr(layer, "count"):  # a twin goes on with its noise
+                layer.count = len(self.points)
 
-    def _suggested_again(self, before: dict[str, Any]) -> dict[str, Any]:
-        (now,) = self.policy.suggest(1)
+    def _suggested_again(self, before: list[Point]) -> list[Point]:
+        now = self.policy.suggest(self._batch)
         if now != before:
             raise JournalError(
                 f"{self.journal.path}: the campaign suggested {before} then and {now} now; policy, "
                 "seed or version are not the same"
             )
         return now
+
+
+def request_stop(folder: str | os.PathLike) -> None:
+    """Asks the campaign whose journal is in `folder` to stop its instrument, from any process.
+
+    **Raises:** `ValueError` when no process writes there.
+    """
+    if not being_written(folder):
+        raise ValueError(f"nothing is being measured in {folder}")
+    (pathlib.Path(folder) / STOP).touch()

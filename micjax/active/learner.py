@@ -43,6 +43,7 @@ GOALS = {
 LOGARITHMIC = ("log_ei", "pi", "among_best", "uncertainty", "mes")
 ACQUISITIONS = (*LOGARITHMIC, "ucb", "thompson", "straddle")
 SPREAD = 512  # points over which the maxima of draws are looked for
+NINETY = 1.6449  # standard deviations on both sides hold 90 % of a normal distribution
 MAXIMA = 64  # draws of the maximum for the max-value entropy
 
 
@@ -380,6 +381,15 @@ class Learner:
         parts = self.belief.predicts(points)
         lower, median, upper = predictive.quantiles(parts, (0.05, 0.5, 0.95))
         return Prediction(median, lower, upper, predictive.uncertainty(parts))
+
+    def reckoned(self, points: Float[np.ndarray, "m d"]) -> Prediction:
+        """What a suggestion reckons with at these points: quicker than `predict`, and surer of
+        itself, since the parameters of the process have their most probable values."""
+        states, scale = self.belief.states, self.belief.scale
+        mean, variance = mean_and_variance(states, points)
+        sd = NINETY * np.sqrt(mean_and_variance(states, points, noisy=True)[1])
+        median, lower, upper = (scale.invert(z) for z in (mean, mean - sd, mean + sd))
+        return Prediction(median, lower, upper, np.sqrt(variance))
 
     def uncertainty(self, points: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "m"]:
         """The standard deviation of the function that a suggestion reckons with, scaled."""

@@ -1,9 +1,12 @@
-"""From a measured curve to the one number that a learner follows."""
+"""From what was measured to the one number that a learner follows."""
 
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
+
+from micjax.instruments import Record
+from micjax.instruments.base import nearest
 
 Curve = Float[np.ndarray, "n"]
 Signal = Callable[[Curve, Curve], float]  # (values, where along the axis) -> a number
@@ -35,3 +38,33 @@ def signal(name: str) -> Signal:
     if name not in SIGNALS:
         raise ValueError(f"signal {name!r}; there are {', '.join(SIGNALS)}")
     return SIGNALS[name]
+
+
+def reduced(name: str, channel: str | None = None) -> Callable[[Record], float]:
+    """A record as one number: the signal `name` of a curve, or the number that it is.
+
+    **Arguments:**
+
+    - `channel`: of the record; the only one need not be named.
+
+    **Raises:** `ValueError` for another signal; the function too, for a channel that the record has
+    not, or one that is neither a number nor a curve.
+    """
+    reduce = signal(name)
+
+    def number(record: Record) -> float:
+        chosen = next(iter(record.data)) if channel is None and len(record.data) == 1 else channel
+        if chosen is None:
+            raise ValueError(f"one channel of {', '.join(record.data)} has to be named")
+        if chosen not in record.data:
+            raise ValueError(nearest("channel", chosen, record.data))
+        values = np.asarray(record.data[chosen])
+        if values.ndim == 0:
+            return float(values)
+        if values.ndim > 1:
+            raise ValueError(f"{chosen} of shape {values.shape} is neither a number nor a curve")
+        (along,) = record.dims[chosen]
+        where = record.coords[along][0] if along in record.coords else np.arange(values.size)
+        return reduce(values, np.asarray(where, float))
+
+    return number

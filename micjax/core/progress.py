@@ -15,9 +15,12 @@ log = logging.getLogger("micjax")
 
 @contextlib.contextmanager
 def progress(title: str, total: int, every_s: float = 10.0) -> Iterator[Progress]:
-    """Reports `total` steps of `title`: a bar on a terminal, else a log line each `every_s`."""
+    """Reports `total` steps of `title`: a bar on a terminal, else a log line each `every_s`.
+
+    A `total` of 0 is one that nobody knows.
+    """
     if sys.stderr.isatty():
-        with tqdm(total=total, desc=title, leave=False) as bar:
+        with tqdm(total=total or None, desc=title, leave=False) as bar:
 
             def show(done: int, text: str = "") -> None:
                 bar.set_postfix_str(text, refresh=False)
@@ -32,6 +35,6 @@ def progress(title: str, total: int, every_s: float = 10.0) -> Iterator[Progress
         nonlocal last
         if time.monotonic() - last >= every_s:
             last = time.monotonic()
-            log.info("%s: %d of %d %s", title, done, total, text)
+            log.info("%s: %d of %s %s", title, done, total or "?", text)
 
     yield say

@@ -16,6 +16,7 @@ from micjax.instruments.base import Path as Path
 from micjax.instruments.base import Record as Record
 from micjax.instruments.conformance import ConformanceError as ConformanceError
 from micjax.instruments.conformance import check_instrument as check_instrument
+from micjax.instruments.function import Function as Function
 from micjax.instruments.guard import Guard as Guard
 from micjax.instruments.journal import Journal as Journal
 from micjax.instruments.journal import JournalError as JournalError

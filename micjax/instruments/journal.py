@@ -49,7 +49,7 @@ except ImportError:  # Windows
 
     fcntl = None
 
-LINES = "journal.jsonl"
+LINES, LOCK, RECORDS = "journal.jsonl", "journal.lock", "records"
 PACKAGES = ("micjax", "jax", "numpy", "h5py")
 
 
@@ -99,8 +99,8 @@ class Journal:
             raise ValueError(f"the configuration is written as JSON: {error}") from None
         self.folder, self._broken = pathlib.Path(folder), ""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / "journal.lock", "w")
+            (self.folder / RECORDS).mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / LOCK, "w")
         except OSError as error:
             raise JournalError(f"no journal can be written in {self.folder}: {error}") from error
         try:
@@ -159,7 +159,7 @@ class Journal:
 
     def add(self, index: int, record: Record, **more: Any) -> None:
         """The record of a step: its arrays first, then the line that says that they are there."""
-        name = f"{index:06d}.npz"
+        name = f"{RECORDS}/{index:06d}.npz"
         temporary = self.folder / f"{name}.part"
         arrays = {f"data/{n}": np.asarray(v) for n, v in record.data.items()}
         arrays |= {f"coords/{n}": np.asarray(v) for n, (v, _) in record.coords.items()}
@@ -170,7 +170,7 @@ class Journal:
                 os.fsync(file.fileno())
             digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
             os.replace(temporary, self.folder / name)
-            _sync_folder(self.folder)
+            _sync_folder(self.folder / RECORDS)
         self._write(
             {
                 "kind": "result",
@@ -344,6 +344,30 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
     return found
 
 
+def journal_lines(folder: str | os.PathLike) -> list[dict[str, Any]]:
+    """All lines of the journal in a folder; it may still be written to.
+
+    **Raises:** `JournalError` where there is none.
+    """
+    lines = read_lines(pathlib.Path(folder) / LINES)
+    if not lines or lines[0].get("kind") != "begin":
+        raise JournalError(f"there is no journal of an instrument in {folder}")
+    return lines
+
+
+def being_written(folder: str | os.PathLike) -> bool:
+    """Whether a process writes the journal in a folder."""
+    path = pathlib.Path(folder) / LOCK
+    if not path.exists():
+        return False
+    with open(path, "a") as file:
+        try:
+            _lock(file)
+        except OSError:
+            return True
+    return False
+
+
 def steps_of(lines: list[dict[str, Any]]) -> list[Step]:
     """The steps in their order."""
     results = {line["index"]: line for line in lines if line["kind"] == "result"}
@@ -390,10 +414,7 @@ def record_of(folder: pathlib.Path, step: Step) -> Record:
 def records(folder: str | os.PathLike) -> Iterator[tuple[Step, Record]]:
     """All steps of a journal that have a record; it may still be written to."""
     folder = pathlib.Path(folder)
-    lines = read_lines(folder / LINES)
-    if not lines or lines[0].get("kind") != "begin":
-        raise JournalError(f"there is no journal of an instrument in {folder}")
-    for step in steps_of(lines):
+    for step in steps_of(journal_lines(folder)):
         if step.result is not None and "failed" not in step.result:
             yield step, record_of(folder, step)
 
@@ -418,7 +439,7 @@ def consolidate(folder: str | os.PathLike, path: str | os.PathLike) -> int:
         seen[mode] = seen.get(mode, 0) + 1
         prefix = mode if seen[mode] == 1 else f"{mode}_{seen[mode]}"
         fields |= _fields(prefix, members)
-    begun = read_lines(pathlib.Path(folder) / LINES)[0]
+    begun = journal_lines(folder)[0]
     write_nexus(path, fields, title=f"records of {folder}", process=begun)
     return sum(map(len, groups.values()))
 

@@ -42,6 +42,18 @@ def number_beside(value: float, sd: float) -> str:
     return f"{value:.{decimals}f}"
 
 
+def readable_length(unit: str, far: float) -> tuple[float, str]:
+    """What to multiply a length in metres by, and its unit then; other units stay.
+
+    **Arguments:**
+
+    - `far`: the largest number there is.
+    """
+    if unit == "m" and far < 1e-3:
+        return (1e9, "nm") if far < 1e-6 else (1e6, "µm")
+    return 1.0, unit
+
+
 def describe_prior(prior: dist.Distribution) -> str:
     """`LogNormal(3, 0.5)`; an array of numbers is told by its range."""
     if isinstance(prior, dist.ImproperUniform):

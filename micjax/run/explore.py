@@ -1,11 +1,12 @@
-"""An exploration: a learner and a source in a loop, with a journal that it can be resumed from."""
+"""An exploration: a plan of what to measure, as a campaign of a learner in a run folder."""
 
+import contextlib
 import json
-import logging
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -13,21 +14,28 @@ import numpy as np
 import pydantic
 
 from micjax.active.belief import Model, physical_model, plain_model
+from micjax.active.campaign import STOPPED, Campaign
 from micjax.active.cost import Cost
 from micjax.active.learner import ID, Learner
 from micjax.active.looking import SIDE, looking_model
-from micjax.core.progress import progress
+from micjax.active.snapshot import Snapshots
+from micjax.instruments import Guard, Instrument, Journal
+from micjax.instruments.journal import LINES
 from micjax.run.citizens import find
 from micjax.run.folder import RUNS, RunFolder
 from micjax.run.job import fingerprint
 from micjax.run.names import unknown_name
-from micjax.run.sources import Source, image_of, open_source
+from micjax.run.sources import (
+    Source,
+    device_of,
+    image_of,
+    open_file,
+    open_function,
+    open_instrument,
+)
 from micjax.run.yamls import parse
 
-log = logging.getLogger("micjax")
-
-TOO_MANY = 10  # failures in a row, after which something else is wrong
-JOURNAL = "journal.jsonl"
+TINY = 1e-300  # a budget that is used up
 
 
 class _Strict(pydantic.BaseModel):
@@ -45,11 +53,11 @@ class AxisPlan(_Strict):
 
 
 class CostPlan(_Strict):
-    """What a measurement takes."""
+    """What a measurement takes; what is left out is what the instrument says, else no time."""
 
-    rates: dict[str, pydantic.PositiveFloat] = {}  # units of the axis per second; else no time
-    settle_s: pydantic.NonNegativeFloat = 0.0
-    dwell_s: pydantic.NonNegativeFloat = 0.0
+    rates: dict[str, pydantic.PositiveFloat] = {}  # units of the axis per second
+    settle_s: pydantic.NonNegativeFloat | None = None
+    dwell_s: pydantic.NonNegativeFloat | None = None
     dose_per_s: pydantic.NonNegativeFloat = 0.0
 
 
@@ -72,10 +80,22 @@ class LookPlan(_Strict):
     networks: pydantic.PositiveInt = 1
 
 
+class GuardPlan(_Strict):
+    """Bounds of an instrument, over all of the exploration."""
+
+    seconds: pydantic.PositiveFloat | None = None
+    dose: pydantic.PositiveFloat | None = None
+    patience: pydantic.PositiveFloat | None = None  # times what a measurement should take
+
+
 class ExplorePlan(_Strict):
     """What to measure, in search of what, and how long."""
 
-    measure: str  # a file, or package.module:function
+    measure: str  # a file, package.module:function, or, with `mode`, package.module:instrument
+    mode: str | None = None  # of the instrument
+    options: dict[str, Any] = {}  # the instrument is made with
+    at: dict[str, float] = {}  # settings that stay
+    guard: GuardPlan = GuardPlan()
     channel: str | None = None
     signal: str = "mean"  # of a curve at each point
     axes: dict[str, AxisPlan] = {}
@@ -135,9 +155,24 @@ def with_assignments(given: Mapping[str, Any], assignments: list[str]) -> dict[s
 # --- what a plan stands for --------------------------------------------------------------------
 
 
-def source_of(plan: ExplorePlan) -> Source:
-    axes = {name: axis.model_dump() for name, axis in plan.axes.items()}
-    return open_source(plan.measure, plan.channel, plan.signal, axes)
+def source_of(plan: ExplorePlan, device: Instrument | None = None) -> Source:
+    """**Raises:** `ValueError`, `OSError` for what cannot be opened or has no axes."""
+    axes = {name: axis.model_dump(exclude_unset=True) for name, axis in plan.axes.items()}
+    if device is not None:
+        return open_instrument(device, plan.mode, plan.channel, plan.signal, axes, plan.at)
+    if plan.at or plan.options:
+        raise ValueError("`at` and `options` are for instruments, which have a `mode`")
+    if ":" in plan.measure and not os.path.exists(plan.measure):
+        return open_function(plan.measure, plan.signal, axes)
+    if axes:
+        raise ValueError(f"{plan.measure} brings its own axes; `axes` is for functions")
+    return open_file(plan.measure, plan.channel, plan.signal)
+
+
+def identity_of(plan: ExplorePlan) -> dict[str, Any]:
+    """What a journal is of: the plan, but for how long it goes on, and what is in its files."""
+    same = plan.model_dump(mode="json", exclude={"budget", "tolerance", "out", "guard", "seed"})
+    return same | {"sha256": {n: known["sha256"] for n, known in measured_file(plan).items()}}
 
 
 def measured_file(plan: ExplorePlan) -> dict[str, dict[str, Any]]:
@@ -161,7 +196,7 @@ def learner_of(plan: ExplorePlan, source: Source) -> Learner:
         wanted=plan.wanted,
         initial=plan.initial,
         model=_model(plan, source),
-        cost=None if plan.cost is None else _cost(plan.cost, space.names),
+        cost=None if plan.cost is None else _cost(plan, source),
         seed=plan.seed,
         budget=plan.budget,
         tolerance=plan.tolerance,
@@ -183,126 +218,55 @@ def _model(plan: ExplorePlan, source: Source) -> Model:
     return physical_model(source.space, physics, y_scale=plan.mean.y_scale)
 
 
-def _cost(cost: CostPlan, names: list[str]) -> Cost:
-    for name in cost.rates:
+def _cost(plan: ExplorePlan, source: Source) -> Cost:
+    """What is not given is what the instrument says."""
+    given, names, there = plan.cost, source.space.names, source.instrument
+    for name in given.rates:
         if name not in names:
             raise ValueError(unknown_name("axis", name, names))
-    rates = np.asarray([cost.rates.get(name, math.inf) for name in names])
-    return Cost(rates, cost.settle_s, cost.dwell_s, cost.dose_per_s)
-
-
-# --- the journal -------------------------------------------------------------------------------
-
-
-class Journal:
-    """One line for each suggestion and each result, on the disk before anything else happens."""
-
-    def __init__(self, path: pathlib.Path):
-        self.path = path
-
-    def add(self, entry: Mapping[str, Any]) -> None:
-        """**Raises:** `OSError` when the line cannot be written."""
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def entries(self) -> list[dict[str, Any]]:
-        """All lines; a last one that was torn off is cut away.
-
-        **Raises:** `ValueError` for a line inside that cannot be read.
-        """
-        if not self.path.exists():
-            return []
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        read: list[dict[str, Any]] = []
-        for number, line in enumerate(lines, 1):
-            try:
-                read.append(json.loads(line))
-            except ValueError as error:
-                if number < len(lines):
-                    raise ValueError(f"{self.path}, line {number}: {error}") from error
-                self.path.write_bytes(b"".join(lines[:-1]))
-        return read
+    rates = np.asarray([given.rates.get(name, there.axes[name].rate) for name in names])
+    seconds, _ = there.modes[source.mode].cost()
+    settle = max(there.axes[name].settle for name in names)
+    return Cost(
+        rates,
+        settle if given.settle_s is None else given.settle_s,
+        seconds if given.dwell_s is None else given.dwell_s,
+        given.dose_per_s,
+    )
 
 
 # --- the loop ----------------------------------------------------------------------------------
 
 
-class Exploration:
-    """A plan in progress."""
+class _Noted:
+    """A learner; beside each point, the doubt there was about it and what it has cost by then."""
 
-    def __init__(self, plan: ExplorePlan, journal: Journal):
-        self.plan, self.journal = plan, journal
-        self.source = source_of(plan)
-        self.learner = learner_of(plan, self.source)
+    def __init__(self, learner: Learner):
+        self.learner = learner
+        self.budget = learner.settings.budget
         self.surprise: list[float] = []  # predicted sd of each point before it was measured
         self.seconds: list[float] = []  # spent after each measurement
-        self.stop_reason, self.finished = "interrupted", False
-        self._failures = 0
+        self._waiting: dict[Any, tuple[float, float]] = {}
 
-    def replay(self) -> None:
-        """Take up the journal: the same suggestions must follow from the same results.
+    def suggest(self, num_points: int | None = None) -> list[dict[str, Any]]:
+        points = self.learner.suggest(num_points)
+        told = zip(self._doubt(points), self._spent(points), strict=True)
+        self._waiting = {p[ID]: both for p, both in zip(points, told, strict=True)}
+        return points
 
-        **Raises:** `ValueError` when they do not (another version, another plan).
-        """
-        entries = self.journal.entries()
-        for i, entry in enumerate(entries):
-            if "suggested" not in entry:
-                continue
-            points = self.learner.suggest(self.plan.batch)
-            if points != entry["suggested"]:
-                raise ValueError(
-                    f"{self.journal.path}: the replay went another way at suggestion "
-                    f"{entry['suggested']}, which is {points} now (another version of the code?)"
-                )
-            # a batch that was broken off is measured again from its first missing point on
-            done = {e["result"][ID]: e["result"] for e in _results(entries[i + 1 :])}
-            self._measured(points, done)
-
-    def run(self) -> None:
-        """Measure until the learner has enough. Ctrl-C ends it; all results are in the journal."""
-        total = self.plan.budget
-        with progress("explore", total) as show:
-            while True:
-                stop, reason = self.learner.should_stop()
-                if stop:
-                    self.stop_reason, self.finished = reason or "", True
-                    return
-                points = self.learner.suggest(self.plan.batch)
-                self.journal.add({"suggested": points})
-                self._measured(points, {})
-                show(min(len(self.learner.data[1]), total), self._best())
-
-    def _best(self) -> str:
-        best = self.learner.get_best_points()
-        return f"best {best[0][2][self.plan.outcome]:.6g}" if best else ""
-
-    def _measured(self, points: list[dict[str, Any]], done: Mapping[Any, dict[str, Any]]) -> None:
-        doubt = self._doubt(points)
-        spent = self._spent(points)
-        results = []
+    def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
+        self.learner.ingest(points)
         for point in points:
-            result = done.get(point[ID]) or self._measure(point)
-            results.append({**point, self.plan.outcome: _number(result[self.plan.outcome])})
-        good = [math.isfinite(r[self.plan.outcome]) for r in results]
-        self.learner.ingest(results)
-        self.surprise += [d for d, ok in zip(doubt, good, strict=True) if ok]
-        self.seconds += [s for s, ok in zip(spent, good, strict=True) if ok]
-        self._failures = 0 if any(good) else self._failures + len(good)
-        if self._failures >= TOO_MANY:
-            raise RuntimeError(f"{self._failures} measurements in a row have failed")
+            if math.isfinite(point[self.learner.settings.outcome]):
+                doubt, spent = self._waiting[point[ID]]
+                self.surprise.append(doubt)
+                self.seconds.append(spent)
 
-    def _measure(self, point: dict[str, Any]) -> dict[str, Any]:
-        settings = {name: point[name] for name in self.source.space.names}
-        try:
-            y = self.source.measure(settings)
-        except Exception as error:  # the instrument's fault must not lose the run
-            log.warning("%s failed: %s: %s", settings, type(error).__name__, error)
-            y = math.nan
-        result = {ID: point[ID], self.plan.outcome: y if math.isfinite(y) else None}
-        self.journal.add({"result": result})
-        return result
+    def register_failures(self, suggestions: Sequence[Mapping[str, Any]]) -> None:
+        self.learner.register_failures(suggestions)
+
+    def should_stop(self) -> tuple[bool, str | None]:
+        return self.learner.should_stop()
 
     def _doubt(self, points: list[dict[str, Any]]) -> list[float]:
         try:
@@ -314,22 +278,114 @@ class Exploration:
         cost = self.learner.cost
         if cost is None:
             return [math.nan] * len(points)
-        space = self.source.space
-        route = np.asarray([space.numbers(p) for p in points])
-        before = self.learner.data[0][-1:] if len(self.learner.data[0]) else route[:1]
+        route = np.asarray([self.learner.space.numbers(p) for p in points])
+        known = self.learner.data[0]
+        before = known[-1:] if len(known) else route[:1]
         legs = np.asarray(cost.seconds(np.concatenate([before, route[:-1]]), route))
         so_far = self.seconds[-1] if self.seconds else 0.0
         return (so_far + np.cumsum(legs)).tolist()
 
 
-def _results(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The results up to the next suggestion."""
-    ends = next((i for i, e in enumerate(entries) if "suggested" in e), len(entries))
-    return [e for e in entries[:ends] if "result" in e]
+class Exploration:
+    """A plan in progress, in a folder; what its journal holds is taken up at once.
 
+    **Arguments:**
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
+    - `in_doubt`: what becomes of a measurement that was broken off and cannot be repeated: "skip"
+        leaves it out, "again" measures it again all the same.
+
+    **Raises:** `JournalError` for a journal of another plan, `InDoubt` for steps in doubt.
+    """
+
+    def __init__(
+        self,
+        plan: ExplorePlan,
+        folder: str | os.PathLike,
+        *,
+        resume: bool = False,
+        in_doubt: str | None = None,
+    ):
+        self.plan, self._open = plan, contextlib.ExitStack()
+        self.stop_reason, self.finished = "interrupted", False
+        with self._open:
+            device = self._device()
+            self.source = source_of(plan, device)
+            self.learner = learner_of(plan, self.source)
+            self._policy = _Noted(self.learner)
+            self.journal = self._open.enter_context(
+                Journal(folder, identity_of(plan), seed=plan.seed, resume=resume)
+            )
+            for step in self.journal.in_doubt if in_doubt else ():
+                self.journal.fail(step.index, f"in doubt: {in_doubt}", again=in_doubt == "again")
+            self.guard = self._guard()
+            self._snapshots = Snapshots(folder, self.learner)
+            self._campaign = Campaign(
+                self.guard,
+                self._policy,
+                self.source.mode,
+                self.source.reduce,
+                self.journal,
+                outcome=plan.outcome,
+                batch=plan.batch,
+                target=self.source.target,
+                learnt=self._snapshots,
+            )
+            self._open = self._open.pop_all()  # nothing was raised: it stays open
+
+    @property
+    def surprise(self) -> list[float]:
+        return self._policy.surprise
+
+    @property
+    def seconds(self) -> list[float]:
+        return self._policy.seconds
+
+    def run(self) -> None:
+        """Measure until the learner has enough. Ctrl-C ends it; all results are in the journal."""
+        with self._signals():
+            try:
+                if self.plan.at:
+                    self.guard.move(self.plan.at)
+                self.stop_reason = self._campaign.run()
+                self.finished = self.stop_reason != STOPPED
+            finally:
+                self._snapshots.write()
+
+    def close(self) -> None:
+        self._open.close()
+
+    def __enter__(self) -> "Exploration":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _device(self) -> Instrument | None:
+        if self.plan.mode is None:
+            return None
+        device = device_of(self.plan.measure, self.plan.options)
+        if hasattr(device, "__exit__"):
+            self._open.enter_context(device)
+        return device
+
+    def _guard(self) -> Guard:
+        """Around the instrument: the limits of the plan, and what is left of its budgets."""
+        given, source = self.plan.guard, self.source
+        limits = {a.name: (float(a.lower), float(a.upper)) for a in source.space.axes}
+        each = source.instrument.modes[source.mode].cost()
+        done = sum(not (s.result or {}).get("again") for s in self.journal.steps)
+        left = [
+            math.inf if total is None else max(total - done * cost, TINY)
+            for total, cost in zip((given.seconds, given.dose), each, strict=True)
+        ]
+        # nobody knows how long a function takes
+        patience = given.patience or (math.inf if self.plan.mode is None else 5.0)
+        return Guard(source.instrument, limits, seconds=left[0], dose=left[1], patience=patience)
+
+    def _signals(self) -> contextlib.AbstractContextManager:
+        if threading.current_thread() is not threading.main_thread():  # only there can one listen
+            return contextlib.nullcontext()
+        return self.guard.signals()
 
 
 # --- its folder --------------------------------------------------------------------------------
@@ -337,8 +393,6 @@ def _number(value: float | None) -> float:
 
 def open_exploration(plan: ExplorePlan, resume: bool) -> RunFolder:
     """The folder of `plan.out`, or a new one in `runs/`.
-
-    To resume, the journal must be of the same plan; budget and tolerance may differ.
 
     **Raises:** `ValueError` when the folder holds something else, or nothing to go on from.
     """
@@ -355,22 +409,11 @@ def open_exploration(plan: ExplorePlan, resume: bool) -> RunFolder:
     folder = RunFolder(pathlib.Path(plan.out).expanduser())
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"--out {folder.path} is a file; a folder is wanted")
-    begun = (folder / JOURNAL).exists()
+    begun = (folder / LINES).exists()
     if resume and not begun:
         raise ValueError(f"--resume: there is no exploration in {folder.path}")
     if not resume and folder.path.exists() and any(folder.path.iterdir()):
         hint = "give --resume to go on with it, or another --out" if begun else "give another --out"
         raise ValueError(f"--out {folder.path} is not empty; {hint}")
-    if resume:
-        _check_same(plan, folder.read_json("plan.resolved.json"), folder.path)
     folder.path.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _check_same(plan: ExplorePlan, was: Mapping[str, Any], path: pathlib.Path) -> None:
-    now = plan.model_dump(mode="json")
-    free = {"budget", "tolerance", "out"}
-    other = [k for k in now if k not in free and now[k] != was.get(k)]
-    if other:
-        pairs = ", ".join(f"{k} was {was.get(k)!r}, is {now[k]!r}" for k in other)
-        raise ValueError(f"{path} holds the exploration of another plan: {pairs}")

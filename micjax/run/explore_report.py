@@ -21,6 +21,7 @@ from micjax.report import exploration as figures
 from micjax.report.default import default_figures
 from micjax.report.page import Page, write_page
 from micjax.report.pictures import save_pictures
+from micjax.report.text import readable_length
 from micjax.run.explore import Exploration
 from micjax.run.folder import RunFolder
 
@@ -246,10 +247,8 @@ def _figures(
 
 def _readable(axis: Axis) -> tuple[float, str]:
     """What to multiply an axis by for a figure, and its label: metres become nm or um."""
-    if axis.unit == "m" and (far := max(abs(axis.lower), abs(axis.upper))) < 1e-3:
-        scale, unit = (1e9, "nm") if far < 1e-6 else (1e6, "µm")
-        return scale, f"{axis.name} ({unit})"
-    return 1.0, f"{axis.name} ({axis.unit})" if axis.unit else axis.name
+    scale, unit = readable_length(axis.unit, max(abs(axis.lower), abs(axis.upper)))
+    return scale, f"{axis.name} ({unit})" if unit else axis.name
 
 
 def _map_figure(exploration: Exploration, maps: Maps) -> Figure:

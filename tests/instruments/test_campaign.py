@@ -1,14 +1,17 @@
 """The loop from end to end, broken off at each of its stages and taken up again."""
 
+import threading
+
 import numpy as np
 import pytest
 from test_instruments import fields
 
-from micjax.active.campaign import Campaign, RandomPolicy, Raster
+from micjax.active.campaign import Campaign, RandomPolicy, Raster, request_stop
 from micjax.active.learner import Learner
 from micjax.active.space import Axis as LearnerAxis
 from micjax.active.space import Space
 from micjax.instruments import (
+    Aborted,
     Guard,
     InDoubt,
     InstrumentError,
@@ -149,7 +152,7 @@ def test_points_that_cannot_be_reached_are_failures(tmp_path):
     axes = inst.axes
     with begun(tmp_path) as journal:
         loop = campaign(journal, RandomPolicy(axes, seed=0), inst)
-        with pytest.raises(InstrumentError, match="5 points in a row"):
+        with pytest.raises(InstrumentError, match="10 points in a row"):
             loop.run(50)
         reached = len(loop.points)
         assert all(p["x"] <= 3e-7 for p in loop.points)
@@ -200,6 +203,93 @@ def test_the_last_point_of_a_raster_is_measured_after_a_break(tmp_path):
     with begun(tmp_path, resume=True) as journal:
         loop = campaign(journal, Raster(inst.axes, {"x": 2}), inst)
         assert loop.run() == "the raster is done" and len(loop.points) == 2
+
+
+class Batches(RandomPolicy):
+    """Remembers what it was told together."""
+
+    def __init__(self, axes):
+        super().__init__(axes, seed=1)
+        self.told, self.failed = [], []
+
+    def ingest(self, points):
+        self.told.append([p["_id"] for p in points])
+
+    def register_failures(self, suggestions):
+        self.failed.append([p["_id"] for p in suggestions])
+
+
+def test_a_batch_is_learnt_when_all_of_it_is_done(tmp_path):
+    inst = guarded()
+    with begun(tmp_path / "whole") as journal:
+        policy = Batches(inst.axes)
+        whole = campaign(journal, policy, inst, batch=3)
+        whole.run(5)  # in the middle of the second one
+        assert policy.told == [[0, 1, 2]] and len(whole.points) == 5
+        whole.run(6)
+        assert policy.told == [[0, 1, 2], [3, 4, 5]]
+    with begun(tmp_path / "broken") as journal, pytest.raises(LinkError):
+        device = Guard(Breaking(5, LinkError("the cable"), True))
+        campaign(journal, Batches(inst.axes), device, batch=3).run(6)
+    with begun(tmp_path / "broken", resume=True) as journal:
+        policy = Batches(inst.axes)
+        again = campaign(journal, policy, inst, batch=3)
+        assert policy.told == [[0, 1, 2]] and len(again.points) == 4
+        again.run(6)
+        assert policy.told == [[0, 1, 2], [3, 4, 5]] and again.points == whole.points
+
+
+def test_what_a_batch_could_not_reach_is_told_with_it(tmp_path):
+    reached = guarded(forbidden=lambda p: p["x"] > 6e-7)
+    with begun(tmp_path) as journal:
+        policy = Batches(reached.axes)
+        loop = campaign(journal, policy, reached, batch=4)
+        loop.run(4)
+        told, failed = (sorted(sum(lists, [])) for lists in (policy.told, policy.failed))
+        assert failed and not set(told) & set(failed)
+        assert [sorted(a + b) for a, b in zip(policy.told, policy.failed, strict=False)][0] == [
+            *range(4)
+        ]
+
+
+def test_a_request_stops_it_in_the_middle_of_a_measurement(tmp_path):
+    class Slow(Replay):
+        def __init__(self):
+            super().__init__(fields())
+            self.begun, self.halt = threading.Event(), threading.Event()
+
+        def acquire(self, mode, over=None):
+            self.begun.set()
+            if self.halt.wait(60.0):
+                raise Aborted("halted")
+            return super().acquire(mode, over)
+
+        def stop(self):
+            self.halt.set()
+
+    device = Slow()
+
+    def ask():
+        device.begun.wait(60.0)
+        request_stop(tmp_path)
+
+    with begun(tmp_path) as journal:
+        loop = campaign(journal, inst=Guard(device, patience=np.inf))
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert loop.run(3) == "stopped on request" and device.halt.is_set()
+        thread.join()
+        assert len(journal.in_doubt) == 1
+    with begun(tmp_path, resume=True) as journal:  # what was stopped half way is measured again
+        assert campaign(journal).run(3) == "3 points are measured"
+    with pytest.raises(ValueError, match="nothing is being measured"):
+        request_stop(tmp_path)
+
+
+def test_one_number_after_the_other_that_is_none(tmp_path):
+    inst = guarded()
+    with begun(tmp_path) as journal, pytest.raises(InstrumentError, match="10 points in a row"):
+        Campaign(inst, RandomPolicy(inst.axes), "pixel", lambda r: np.nan, journal).run(50)
 
 
 @pytest.mark.parametrize(

@@ -237,7 +237,7 @@ def test_only_what_is_in_doubt_can_be_given_up(inst, tmp_path):
 def test_a_file_that_was_changed_is_told(inst, tmp_path):
     with begun(tmp_path) as journal:
         Recorded(inst, journal).acquire("pixel")
-    path = tmp_path / "run" / "000000.npz"
+    path = tmp_path / "run" / "records" / "000000.npz"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(JournalError, match="sha256 differs"):
         list(records(tmp_path / "run"))

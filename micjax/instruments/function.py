@@ -1,0 +1,71 @@
+"""A Python function of named settings as an instrument."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from micjax.instruments.base import Axis, Mode, Over, Record, check_over, check_target
+
+log = logging.getLogger("micjax")
+
+Coords = Mapping[str, tuple[np.ndarray, str]]
+
+
+class Function:
+    """What the function says where it stands: the mode "measure", a point.
+
+    **Arguments:**
+
+    - `function`: of the settings by the names of the axes; a number or an array. When it raises,
+        the measurement is NaN: a night is not lost by one point.
+    - `coords`: `(values, unit)` along each axis of an array, in their order.
+    - `channel`, `unit`: of what is measured. `seconds`: of one measurement.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., object],
+        axes: Mapping[str, Axis],
+        *,
+        coords: Coords | None = None,
+        channel: str = "y",
+        unit: str = "",
+        seconds: float = 0.0,
+    ):
+        self._function, self._coords = function, dict(coords or {})
+        self._channel, self._unit = channel, unit
+        self.axes = dict(axes)
+        self.modes = {"measure": Mode("point", {channel: unit}, seconds)}
+        self._at = {n: 0.5 * (a.lo + a.hi) for n, a in self.axes.items()}
+
+    def read(self) -> dict[str, float]:
+        return dict(self._at)
+
+    def move(self, target: Mapping[str, float]) -> dict[str, float]:
+        self._at |= check_target(self.axes, target)
+        return self.read()
+
+    def acquire(self, mode: str, over: Over = None) -> Record:
+        check_over(self.axes, self.modes, mode, over)
+        begun = time.time()
+        try:
+            values = np.array(self._function(**self._at), dtype=float)
+        except Exception as error:
+            log.warning("%s failed: %s: %s", self._at, type(error).__name__, error)
+            values = np.array(np.nan)
+        names = [*self._coords][: values.ndim]
+        names += [f"axis{i}" for i in range(len(names), values.ndim)]
+        return Record(
+            {self._channel: values},
+            {self._channel: tuple(names)},
+            {self._channel: self._unit},
+            {n: c for n, c in self._coords.items() if n in names},
+            self.read(),
+            begun,
+            time.time(),
+        )
+
+    def stop(self) -> None:
+        pass
