@@ -21,7 +21,7 @@ Angles = tuple[Float[Array, "ny 1"], Float[Array, "1 nx"]]  # (y, x) in mrad
 Image = Float[Array, "ny nx"]
 
 # CODATA 2022, SI
-_H, _C, _E, _M = 6.62607015e-34, 299792458.0, 1.602176634e-19, 9.1093837139e-31
+H, C, E, M = 6.62607015e-34, 299792458.0, 1.602176634e-19, 9.1093837139e-31
 
 # C_nm: order n, m-fold. Rotationally symmetric ones have one number, the others two.
 _TERMS = [(n, m) for n in range(1, 6) for m in range((n + 1) % 2, n + 2, 2)]
@@ -31,17 +31,17 @@ CARTESIAN = [f"C{n}{m}{ab}" for n, m in _TERMS for ab in (["a", "b"] if m else [
 
 def wavelength_A(energy_keV: Scalar) -> Scalar:
     """Relativistic wavelength of an electron, lambda = h c / sqrt(E (2 m c^2 + E)), in Å."""
-    rest_keV = _M * _C**2 / _E * 1e-3
-    hc_keV_A = _H * _C / _E * 1e7
+    rest_keV = M * C**2 / E * 1e-3
+    hc_keV_A = H * C / E * 1e7
     return hc_keV_A / (energy_keV * (2 * rest_keV + energy_keV)) ** 0.5
 
 
 def interaction_rad_per_VA(energy_keV: Scalar) -> Scalar:
     """Phase per projected potential, sigma = 2 pi gamma m e lambda / h^2, in rad / (V Å)
     (Kirkland 2010, ch. 5)."""
-    gamma = 1 + energy_keV * 1e3 * _E / (_M * _C**2)
+    gamma = 1 + energy_keV * 1e3 * E / (M * C**2)
     # in this order no factor leaves the range of float32
-    return (2 * jnp.pi * _M / _H * _E / _H * 1e-20) * gamma * wavelength_A(energy_keV)
+    return (2 * jnp.pi * M / H * E / H * 1e-20) * gamma * wavelength_A(energy_keV)
 
 
 def angles_mrad(

@@ -1,0 +1,115 @@
+"""What a detector makes of diffraction patterns.
+
+A pattern is |FFT(wave)|^2, the corner as origin, `[iy, ix]`. Waves are normalised so that it adds
+up to 1: a value is a fraction of the beam. Angles are in mrad, those of `optics.angles_mrad`.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Complex, Float
+
+from micjax.physics.optics import Angles
+
+Patterns = Float[Array, "... ny nx"]
+Mask = Bool[Array, "ny nx"]
+
+
+def diffraction(waves: Complex[Array, "... ny nx"]) -> Patterns:
+    """|FFT(wave)|^2."""
+    spectrum = jnp.fft.fft2(waves)
+    return spectrum.real**2 + spectrum.imag**2
+
+
+def annulus(angles: Angles, inner_mrad: float, outer_mrad: float) -> Mask:
+    """The pixels with inner <= angle < outer.
+
+    **Raises:** `ValueError` where there is none.
+    """
+    if not 0.0 <= inner_mrad < outer_mrad:
+        raise ValueError(f"a detector from {inner_mrad} to {outer_mrad} mrad is empty")
+    angle = jnp.hypot(*angles)
+    return (angle >= inner_mrad) & (angle < outer_mrad)
+
+
+def segments(
+    angles: Angles,
+    inner_mrad: float,
+    outer_mrad: float,
+    rings: int = 1,
+    sectors: int = 4,
+    rotation_rad: float = 0.0,
+) -> Bool[Array, "rings sectors ny nx"]:
+    """Rings of equal width, each in equal sectors; the first sector begins at `rotation_rad` from x
+    towards y."""
+    edges = np.linspace(inner_mrad, outer_mrad, rings + 1)
+    azimuth = jnp.mod(jnp.arctan2(*jnp.broadcast_arrays(*angles)) - rotation_rad, 2.0 * jnp.pi)
+    sector = jnp.minimum(jnp.floor(azimuth / (2.0 * jnp.pi / sectors)), sectors - 1)
+    return jnp.stack(
+        [
+            jnp.stack([annulus(angles, a, b) & (sector == i) for i in range(sectors)])
+            for a, b in zip(edges[:-1], edges[1:], strict=True)
+        ]
+    )
+
+
+def collected(patterns: Patterns, masks: Bool[Array, "*masks ny nx"]) -> Float[Array, "..."]:
+    """The fraction of the beam that falls on each mask, `[*patterns, *masks]`."""
+    weights = masks.astype(patterns.dtype)
+    return jnp.tensordot(patterns, weights, axes=((-2, -1), (-2, -1)))
+
+
+def highest_annulus_mrad(angles: Angles) -> float:
+    """The largest circle that a pattern holds."""
+    return float(min(jnp.abs(a).max() for a in angles))
+
+
+def pixelated(patterns: Patterns, angles: Angles, outer_mrad: float) -> Float[Array, "... my mx"]:
+    """The pattern up to an angle, with the direct beam in the middle: an odd number of pixels.
+
+    **Raises:** `ValueError` for an angle that the pattern does not reach.
+    """
+    reach = highest_annulus_mrad(angles)
+    if not 0.0 < outer_mrad <= reach:
+        raise ValueError(f"the patterns reach {reach:.4g} mrad; {outer_mrad} mrad was asked for")
+    counts = [
+        int(np.floor(outer_mrad / float(jnp.max(jnp.abs(jnp.diff(a.ravel()[:2])))) + 1e-9))
+        for a in angles
+    ]
+    for axis, half in zip((-2, -1), counts, strict=True):
+        patterns = jnp.roll(patterns, half, axis)
+        patterns = jax.lax.slice_in_dim(patterns, 0, 2 * half + 1, axis=axis)
+    return patterns
+
+
+def centre_of_mass_mrad(patterns: Patterns, angles: Angles) -> Float[Array, "... 2"]:
+    """(y, x) of the mean angle."""
+    y, x = (jnp.broadcast_to(a, patterns.shape[-2:]) for a in angles)
+    total = jnp.sum(patterns, (-2, -1))
+    return jnp.stack([jnp.sum(patterns * a, (-2, -1)) / total for a in (y, x)], axis=-1)
+
+
+def integrated(
+    shift: Float[Array, "ny nx 2"], sampling: tuple[float, float]
+) -> Float[Array, "ny nx"]:
+    """The image whose gradient along (y, x) is nearest to `shift`, its mean 0: iCOM, iDPC.
+
+    Least squares in Fourier space, for a periodic scan (Lazić, Bosch & Lazar 2016, eq. 24).
+
+    **Arguments:**
+
+    - `sampling`: distance of the positions along (y, x); the image is in units of shift times this.
+    """
+    ny, nx = shift.shape[:2]
+    ky = 2.0 * jnp.pi * jnp.fft.fftfreq(ny, sampling[0])[:, None]
+    kx = 2.0 * jnp.pi * jnp.fft.fftfreq(nx, sampling[1])[None]
+    k2 = ky**2 + kx**2
+    along_y, along_x = jnp.fft.fft2(shift[..., 0]), jnp.fft.fft2(shift[..., 1])
+    image = (ky * along_y + kx * along_x) / (1j * jnp.where(k2 == 0.0, 1.0, k2))
+    return jnp.fft.ifft2(jnp.where(k2 == 0.0, 0.0, image)).real
+
+
+def blurred(patterns: Patterns, mtf: Float[ArrayLike, "ny nx"]) -> Patterns:
+    """The pattern as a camera with this modulation transfer function sees it; `mtf` on the
+    frequencies of `fft2`, 1 at the corner."""
+    return jnp.fft.ifft2(jnp.fft.fft2(patterns) * mtf).real

@@ -1,0 +1,205 @@
+"""Multislice: an electron wave through a stack of thin slices (Cowley & Moodie 1957).
+
+Each slice multiplies the wave by t = exp(i sigma V), V its projected potential, and then lets it
+travel by its thickness, exp(-i pi lambda dz k^2) in the spectrum (Kirkland 2010, ch. 6). With a
+band limit both are cut at 2/3 of the highest frequency, so that no product wraps around.
+
+Lengths are in Å, angles in mrad, arrays `[iy, ix]` with the corner as origin. Waves may have any
+leading axes: probes, modes, directions.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Complex, Float
+
+from micjax.physics.optics import interaction_rad_per_VA, wavelength_A
+
+Waves = Complex[Array, "... ny nx"]
+Spectrum = Complex[Array, "ny nx"]
+Sampling = tuple[float | Float[Array, ""], float | Float[Array, ""]]  # (y, x), Å a pixel
+Tilt = tuple[float, float] | Float[ArrayLike, "2"]  # (y, x)
+MEMORY = ("store", "segment", "reversible")
+
+CUTOFF = 2.0 / 3.0  # of the highest frequency of the coarser axis
+TAPER = 0.02  # of the same, inside the cutoff
+
+
+def frequencies_inv_A(
+    shape: tuple[int, int], sampling_A: Sampling
+) -> tuple[Float[Array, "ny 1"], Float[Array, "1 nx"]]:
+    """ky as a column and kx as a row, 1/Å, of the pixels of a Fourier transform."""
+    (ny, nx), (dy, dx) = shape, sampling_A
+    return (jnp.fft.fftfreq(ny) / dy)[:, None], (jnp.fft.fftfreq(nx) / dx)[None, :]
+
+
+def band_limit(
+    shape: tuple[int, int], sampling_A: Sampling, cutoff: float = CUTOFF, taper: float = TAPER
+) -> Float[Array, "ny nx"]:
+    """1 below `cutoff` of the highest frequency, 0 above, half a cosine of width `taper` before."""
+    ky, kx = frequencies_inv_A(shape, sampling_A)
+    k = jnp.sqrt(ky**2 + kx**2)
+    highest = 0.5 / jnp.maximum(*map(jnp.asarray, sampling_A))
+    into = jnp.clip((k / highest - cutoff + taper) / taper, 0.0, 1.0)
+    return 0.5 * (1.0 + jnp.cos(jnp.pi * into)) * (k <= cutoff * highest)
+
+
+def highest_angle_mrad(sampling_A: tuple[float, float], energy_keV: float) -> float:
+    """Up to where a band-limited multislice scatters: 2/3 of the highest frequency, in mrad."""
+    return float(1e3 * wavelength_A(energy_keV) * CUTOFF * 0.5 / max(sampling_A))
+
+
+def propagator(
+    shape: tuple[int, int],
+    sampling_A: Sampling,
+    thickness_A: Float[ArrayLike, ""],
+    energy_keV: Float[ArrayLike, ""],
+    tilt_mrad: Tilt = (0.0, 0.0),
+) -> Spectrum:
+    """exp(-i pi lambda dz k^2) exp(-2 pi i dz k . tan(tilt)), without a band limit.
+
+    **Arguments:**
+
+    - `tilt_mrad`: of the beam against the normal of the slices, (y, x); small (Chen et al. 1997).
+    """
+    turns = _turns_per_A(shape, sampling_A, energy_keV, tilt_mrad)
+    return _cis(-2.0 * jnp.pi * _fraction(thickness_A * turns))
+
+
+def _turns_per_A(shape, sampling_A, energy_keV, tilt_mrad) -> Float[Array, "ny nx"]:
+    """By how many turns a wave of each frequency falls behind, for each Å."""
+    ky, kx = frequencies_inv_A(shape, sampling_A)
+    tan_y, tan_x = (jnp.tan(1e-3 * jnp.asarray(a)) for a in tilt_mrad)
+    return 0.5 * wavelength_A(energy_keV) * (ky**2 + kx**2) + ky * tan_y + kx * tan_x
+
+
+def transmission(
+    potential_VA: Float[Array, "... ny nx"],
+    energy_keV: Float[ArrayLike, ""],
+    limit: Float[Array, "ny nx"] | None = None,
+) -> Waves:
+    """exp(i sigma V), cut by `limit` in the spectrum where one is given."""
+    t = _cis(interaction_rad_per_VA(energy_keV) * potential_VA)
+    return t if limit is None else jnp.fft.ifft2(jnp.fft.fft2(t) * limit)
+
+
+def multislice(
+    waves: Waves,
+    potential_VA: Float[Array, "slices ny nx"],
+    thickness_A: float | Float[ArrayLike, "..."],
+    sampling_A: Sampling,
+    energy_keV: Float[ArrayLike, ""],
+    *,
+    tilt_mrad: Tilt = (0.0, 0.0),
+    limited: bool = True,
+    memory: str = "store",
+) -> Waves:
+    """The waves behind the last slice; the beam travels along +z, through slice 0 first.
+
+    **Arguments:**
+
+    - `potential_VA`: projected over each slice, V Å.
+    - `thickness_A`: of the slices, one number or one for each.
+    - `sampling_A`: Å a pixel, (y, x).
+    - `limited`: cut at 2/3 of the highest frequency.
+    - `memory`: what the derivative keeps. "store": one wave a slice. "segment": one in each of
+        sqrt(slices) segments, which are computed twice. "reversible": none; the wave is computed
+        backwards (needs `limited=False`, for a cut wave cannot be restored).
+
+    **Raises:** `ValueError` for another memory, or one that cannot be had.
+    """
+    if memory not in MEMORY:
+        raise ValueError(f"memory {memory!r}; there are {', '.join(MEMORY)}")
+    if memory == "reversible" and limited:
+        raise ValueError("memory 'reversible' needs limited=False: a cut wave cannot be restored")
+    shape = potential_VA.shape[-2:]
+    waves = waves.astype(jnp.result_type(waves, potential_VA, jnp.complex64))
+    real = waves.real.dtype
+    dz = jnp.broadcast_to(jnp.asarray(thickness_A, real), potential_VA.shape[:1])
+    phase = (interaction_rad_per_VA(energy_keV) * potential_VA).astype(real)
+    turns = _turns_per_A(shape, sampling_A, energy_keV, tilt_mrad).astype(real)
+    limit = band_limit(shape, sampling_A).astype(real) if limited else None
+    if memory == "reversible":
+        return _reversible(waves, phase, dz, turns)
+    step = jax.checkpoint(partial(_step, limit))
+    slices = (phase, dz)
+    if memory == "store":
+        return jax.lax.scan(lambda w, s: (step(w, turns, *s), None), waves, slices)[0]
+    return _in_segments(lambda w, s: step(w, turns, *s), waves, slices)
+
+
+def _step(limit, waves: Waves, turns, phase, dz) -> Waves:
+    """Through one slice and on to the next."""
+    t = _cis(phase)
+    travel = _cis(-2.0 * jnp.pi * _fraction(dz * turns))
+    if limit is not None:
+        t, travel = jnp.fft.ifft2(jnp.fft.fft2(t) * limit), travel * limit
+    return jnp.fft.ifft2(jnp.fft.fft2(t * waves) * travel)
+
+
+def _in_segments(step, waves: Waves, slices: Any) -> Waves:
+    """A scan of scans, of which only the outer one keeps waves."""
+    count = jax.tree.leaves(slices)[0].shape[0]
+    inner = max(1, round(np.sqrt(count)))
+    whole = count - count % inner
+
+    @jax.checkpoint
+    def segment(waves, some):
+        return jax.lax.scan(lambda w, s: (step(w, s), None), waves, some)[0], None
+
+    first = jax.tree.map(lambda a: a[:whole].reshape(-1, inner, *a.shape[1:]), slices)
+    rest = jax.tree.map(lambda a: a[whole:], slices)
+    waves = jax.lax.scan(segment, waves, first)[0]
+    return segment(waves, rest)[0] if count % inner else waves
+
+
+@jax.custom_vjp
+def _reversible(waves: Waves, phase, dz, turns) -> Waves:
+    return jax.lax.scan(lambda w, s: (_step(None, w, turns, *s), None), waves, (phase, dz))[0]
+
+
+def _reversible_forward(waves, phase, dz, turns):
+    after = _reversible(waves, phase, dz, turns)
+    return after, (after, phase, dz, turns)
+
+
+def _reversible_backward(kept, cotangent):
+    """The wave and its adjoint go backwards together: every slice is unitary.
+
+    JAX hands in the conjugate of the adjoint wave of the physicists.
+    """
+    after, phase, dz, turns = kept
+
+    def back(carry, one):
+        wave, adjoint, d_turns = carry
+        v, d = one
+        spectra = jnp.fft.fft2(jnp.stack([wave, adjoint]))
+        # d loss / d(angle) of a factor exp(i angle) is -Im(conj(adjoint) factor wave)
+        leading = tuple(range(wave.ndim - 2))
+        of_travel = jnp.sum(jnp.imag(spectra[0] * jnp.conj(spectra[1])), leading) / v.size
+        d_dz = 2.0 * jnp.pi * jnp.sum(of_travel * turns)
+        d_turns = d_turns + 2.0 * jnp.pi * d * of_travel
+        travel = _cis(2.0 * jnp.pi * _fraction(d * turns))
+        wave, adjoint = jnp.fft.ifft2(spectra * travel)
+        d_phase = -jnp.sum(jnp.imag(wave * jnp.conj(adjoint)), leading)
+        t = _cis(-v)
+        return (wave * t, adjoint * t, d_turns), (d_phase, d_dz)
+
+    start = (after, jnp.conj(cotangent), jnp.zeros_like(turns))
+    (_, adjoint, d_turns), (d_phase, d_dz) = jax.lax.scan(back, start, (phase, dz), reverse=True)
+    return jnp.conj(adjoint), d_phase, d_dz, d_turns
+
+
+_reversible.defvjp(_reversible_forward, _reversible_backward)
+
+
+def _cis(x):
+    return jax.lax.complex(jnp.cos(x), jnp.sin(x))
+
+
+def _fraction(turns):
+    """Less whole turns: the cosine of a large number is a poor one in single precision."""
+    return turns - jax.lax.stop_gradient(jnp.round(turns))
