@@ -9,6 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 from micjax.physics import optics
+from micjax.physics.cis import cis
 from micjax.physics.detectors import (
     annulus,
     centre_of_mass_mrad,
@@ -309,6 +310,16 @@ def test_an_integrated_shift_gives_the_image_back():
     )
     found = integrated(jnp.asarray(gradient), (1 / 20.0, 1 / 16.0))
     np.testing.assert_allclose(found, image, atol=1e-12)
+
+
+def test_quick_sines_are_sines():
+    x = np.linspace(-5000.0, 5000.0, 200_001, dtype=np.float32)
+    with jax.enable_x64(False):
+        found = np.asarray(jax.jit(cis)(jnp.asarray(x)))
+    assert found.dtype == np.complex64
+    assert np.abs(found - np.exp(1j * x.astype(float))).max() < 2e-7
+    _, slope = jax.jvp(cis, (jnp.asarray(0.3),), (jnp.asarray(2.0),))
+    np.testing.assert_allclose(slope, 2j * np.exp(0.3j), rtol=1e-12)
 
 
 # --- derivatives ---------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ Lengths are in Å, angles in mrad, arrays `[iy, ix]` with the corner as origin. 
 leading axes: probes, modes, directions.
 """
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float
 
+from micjax.physics.cis import cis
 from micjax.physics.optics import interaction_rad_per_VA, wavelength_A
 
 Waves = Complex[Array, "... ny nx"]
@@ -66,7 +66,7 @@ def propagator(
     - `tilt_mrad`: of the beam against the normal of the slices, (y, x); small (Chen et al. 1997).
     """
     turns = _turns_per_A(shape, sampling_A, energy_keV, tilt_mrad)
-    return _cis(-2.0 * jnp.pi * _fraction(thickness_A * turns))
+    return cis(-2.0 * jnp.pi * _fraction(thickness_A * turns))
 
 
 def _turns_per_A(shape, sampling_A, energy_keV, tilt_mrad) -> Float[Array, "ny nx"]:
@@ -77,13 +77,57 @@ def _turns_per_A(shape, sampling_A, energy_keV, tilt_mrad) -> Float[Array, "ny n
 
 
 def transmission(
-    potential_VA: Float[Array, "... ny nx"],
+    potential_VA: Float[Array, "slices ny nx"],
     energy_keV: Float[ArrayLike, ""],
     limit: Float[Array, "ny nx"] | None = None,
+) -> Complex[Array, "slices ny nx"]:
+    """exp(i sigma V) of each slice, cut by `limit` in the spectrum where one is given."""
+    phase = (interaction_rad_per_VA(energy_keV) * potential_VA).astype(potential_VA.dtype)
+    if limit is None:
+        return cis(phase)
+    limit = limit.astype(phase.dtype)
+    return jax.lax.map(lambda v: jnp.fft.ifft2(jnp.fft.fft2(cis(v)) * limit), phase)
+
+
+def propagate(
+    waves: Waves,
+    transmissions: Complex[Array, "slices ny nx"],
+    thickness_A: float | Float[ArrayLike, "..."],
+    sampling_A: Sampling,
+    energy_keV: Float[ArrayLike, ""],
+    *,
+    tilt_mrad: Tilt = (0.0, 0.0),
+    limit: Float[Array, "ny nx"] | None = None,
 ) -> Waves:
-    """exp(i sigma V), cut by `limit` in the spectrum where one is given."""
-    t = _cis(interaction_rad_per_VA(energy_keV) * potential_VA)
-    return t if limit is None else jnp.fft.ifft2(jnp.fft.fft2(t) * limit)
+    """The waves behind the last slice, from the transmission functions of all.
+
+    For many waves through one specimen: what depends on the specimen alone is computed once. On a
+    CPU the waves go one after the other, each of which then stays in the cache.
+    """
+    shape, leading = waves.shape[-2:], waves.shape[:-2]
+    waves = waves.astype(jnp.result_type(waves, transmissions)).reshape(-1, *shape)
+    turns = _turns_per_A(shape, sampling_A, energy_keV, tilt_mrad)
+    dz = _common(thickness_A, len(transmissions))
+
+    def travel(d):
+        return _travel(d, turns, limit).astype(waves.dtype)
+
+    if dz.ndim == 0:
+        once = travel(dz)
+        slices, to_next = (transmissions,), lambda t: (t, once)
+    else:
+        slices, to_next = (transmissions, dz), lambda t, d: (t, travel(d))
+
+    def step(wave, one):
+        t, p = to_next(*one)
+        return jnp.fft.ifft2(jnp.fft.fft2(t * wave) * p), None
+
+    def through(wave):
+        return jax.lax.scan(step, wave, slices)[0]
+
+    one_by_one = jax.default_backend() == "cpu" and len(waves) > 1
+    after = jax.lax.map(through, waves) if one_by_one else through(waves)
+    return after.reshape(*leading, *shape)
 
 
 def multislice(
@@ -105,9 +149,10 @@ def multislice(
     - `thickness_A`: of the slices, one number or one for each.
     - `sampling_A`: Å a pixel, (y, x).
     - `limited`: cut at 2/3 of the highest frequency.
-    - `memory`: what the derivative keeps. "store": one wave a slice. "segment": one in each of
-        sqrt(slices) segments, which are computed twice. "reversible": none; the wave is computed
-        backwards (needs `limited=False`, for a cut wave cannot be restored).
+    - `memory`: what is held, beside the potential. "store": the transmission function of each
+        slice, and for a derivative one wave a slice. "segment": for a derivative one wave in each
+        of sqrt(slices) segments, which are computed twice. "reversible": nothing; for a derivative
+        the wave is computed backwards (needs `limited=False`: a cut wave cannot be restored).
 
     **Raises:** `ValueError` for another memory, or one that cannot be had.
     """
@@ -115,29 +160,49 @@ def multislice(
         raise ValueError(f"memory {memory!r}; there are {', '.join(MEMORY)}")
     if memory == "reversible" and limited:
         raise ValueError("memory 'reversible' needs limited=False: a cut wave cannot be restored")
-    shape = potential_VA.shape[-2:]
+    shape, count = potential_VA.shape[-2:], len(potential_VA)
     waves = waves.astype(jnp.result_type(waves, potential_VA, jnp.complex64))
     real = waves.real.dtype
-    dz = jnp.broadcast_to(jnp.asarray(thickness_A, real), potential_VA.shape[:1])
+    limit = band_limit(shape, sampling_A).astype(real) if limited else None
+    if memory == "store" and np.prod(waves.shape[:-2]) > 1:
+        t = transmission(potential_VA.astype(real), energy_keV, limit)
+        return propagate(
+            waves, t, thickness_A, sampling_A, energy_keV, tilt_mrad=tilt_mrad, limit=limit
+        )
+    dz = jnp.broadcast_to(jnp.asarray(thickness_A, real), (count,))
     phase = (interaction_rad_per_VA(energy_keV) * potential_VA).astype(real)
     turns = _turns_per_A(shape, sampling_A, energy_keV, tilt_mrad).astype(real)
-    limit = band_limit(shape, sampling_A).astype(real) if limited else None
     if memory == "reversible":
         return _reversible(waves, phase, dz, turns)
-    step = jax.checkpoint(partial(_step, limit))
-    slices = (phase, dz)
+    alike = _common(thickness_A, count)
+    once = _travel(alike.astype(real), turns, limit) if alike.ndim == 0 else None
+
+    @jax.checkpoint
+    def step(waves, one):
+        v, d = one
+        t = cis(v) if limit is None else jnp.fft.ifft2(jnp.fft.fft2(cis(v)) * limit)
+        travel = _travel(d, turns, limit) if once is None else once
+        return jnp.fft.ifft2(jnp.fft.fft2(t * waves) * travel)
+
     if memory == "store":
-        return jax.lax.scan(lambda w, s: (step(w, turns, *s), None), waves, slices)[0]
-    return _in_segments(lambda w, s: step(w, turns, *s), waves, slices)
+        return jax.lax.scan(lambda w, one: (step(w, one), None), waves, (phase, dz))[0]
+    return _in_segments(step, waves, (phase, dz))
 
 
-def _step(limit, waves: Waves, turns, phase, dz) -> Waves:
-    """Through one slice and on to the next."""
-    t = _cis(phase)
-    travel = _cis(-2.0 * jnp.pi * _fraction(dz * turns))
-    if limit is not None:
-        t, travel = jnp.fft.ifft2(jnp.fft.fft2(t) * limit), travel * limit
-    return jnp.fft.ifft2(jnp.fft.fft2(t * waves) * travel)
+def _travel(dz, turns, limit) -> Spectrum:
+    """What the way through a slice does to a spectrum."""
+    travel = cis(-2.0 * jnp.pi * _fraction(dz * turns))
+    return travel if limit is None else travel * limit
+
+
+def _common(thickness_A, count: int) -> Float[Array, ""] | Float[Array, "slices"]:
+    """One number where all slices are known to be equal: one propagator serves them all."""
+    if not isinstance(thickness_A, jax.core.Tracer):
+        known = np.asarray(thickness_A, float)
+        if known.ndim == 0 or np.all(known == known.flat[0]):
+            return jnp.asarray(known.flat[0])
+    dz = jnp.asarray(thickness_A)
+    return dz if dz.ndim == 0 else jnp.broadcast_to(dz, (count,))
 
 
 def _in_segments(step, waves: Waves, slices: Any) -> Waves:
@@ -158,7 +223,11 @@ def _in_segments(step, waves: Waves, slices: Any) -> Waves:
 
 @jax.custom_vjp
 def _reversible(waves: Waves, phase, dz, turns) -> Waves:
-    return jax.lax.scan(lambda w, s: (_step(None, w, turns, *s), None), waves, (phase, dz))[0]
+    def step(waves, one):
+        v, d = one
+        return jnp.fft.ifft2(jnp.fft.fft2(cis(v) * waves) * _travel(d, turns, None)), None
+
+    return jax.lax.scan(step, waves, (phase, dz))[0]
 
 
 def _reversible_forward(waves, phase, dz, turns):
@@ -182,10 +251,10 @@ def _reversible_backward(kept, cotangent):
         of_travel = jnp.sum(jnp.imag(spectra[0] * jnp.conj(spectra[1])), leading) / v.size
         d_dz = 2.0 * jnp.pi * jnp.sum(of_travel * turns)
         d_turns = d_turns + 2.0 * jnp.pi * d * of_travel
-        travel = _cis(2.0 * jnp.pi * _fraction(d * turns))
+        travel = cis(2.0 * jnp.pi * _fraction(d * turns))
         wave, adjoint = jnp.fft.ifft2(spectra * travel)
         d_phase = -jnp.sum(jnp.imag(wave * jnp.conj(adjoint)), leading)
-        t = _cis(-v)
+        t = cis(-v)
         return (wave * t, adjoint * t, d_turns), (d_phase, d_dz)
 
     start = (after, jnp.conj(cotangent), jnp.zeros_like(turns))
@@ -194,10 +263,6 @@ def _reversible_backward(kept, cotangent):
 
 
 _reversible.defvjp(_reversible_forward, _reversible_backward)
-
-
-def _cis(x):
-    return jax.lax.complex(jnp.cos(x), jnp.sin(x))
 
 
 def _fraction(turns):

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from micjax.core.problem import parameter
+from micjax.physics.cis import cis
 from micjax.physics.multislice import frequencies_inv_A
 from micjax.physics.scattering import VOLT_A2, scattering_factors_A
 
@@ -220,7 +221,8 @@ def _waves(atoms: Atoms, atom, axis: int, index) -> tuple[Array, Array]:
     angle = 2.0 * jnp.pi * (turns - jax.lax.stop_gradient(jnp.round(turns)))
     k_squared = (index / atoms.box_A[axis]) ** 2
     damped = jnp.exp(-2.0 * jnp.pi**2 * k_squared[:, None] * atoms.u_A2[atom, axis])
-    return jnp.cos(angle) * damped, jnp.sin(angle) * damped
+    wave = cis(angle)
+    return wave.real * damped, wave.imag * damped
 
 
 def _splat(atoms: Atoms, shape: tuple[int, int], members) -> Array:
