@@ -101,22 +101,18 @@ def simulated() -> Iterator[On]:
     yield On(device, "measure", "height")
 
 
-class Sample(Controller):
-    """A controller whose Z follows the surface."""
-
-    def _Signals_ValGet(self, index, wait):
-        if index != 2:
-            return super()._Signals_ValGet(index, wait)
-        heights, pixel = topography()
-        ix, iy = (round(v / pixel) for v in self.xy)
-        return (heights[iy, ix],)
+def height_m(x, y):
+    """Of the nearest pixel."""
+    heights, pixel = topography()
+    ix, iy = (np.rint(np.asarray(v) / pixel).astype(int) for v in (x, y))
+    return heights[iy, ix]
 
 
 @contextlib.contextmanager
 def nanonis() -> Iterator[On]:
     heights, pixel = topography()
     end = pixel * (len(heights) - 1)
-    with nanonis_server(lambda: Sample(reach_m=end)) as (_, ports):
+    with nanonis_server(lambda: Controller(reach_m=end, height_m=height_m)) as (_, ports):
         ends = {"x": (0.0, end), "y": (0.0, end)}
         with Nanonis("127.0.0.1", ports, **ends, rate=RATE, signals=("Z (m)",)) as device:
             yield On(device, "signals", "Z")

@@ -14,6 +14,7 @@ from micjax.instruments.base import MoveError as MoveError
 from micjax.instruments.base import NotReady as NotReady
 from micjax.instruments.base import Path as Path
 from micjax.instruments.base import Record as Record
+from micjax.instruments.bluesky import as_bluesky as as_bluesky
 from micjax.instruments.conformance import ConformanceError as ConformanceError
 from micjax.instruments.conformance import check_instrument as check_instrument
 from micjax.instruments.function import Function as Function
@@ -24,5 +25,6 @@ from micjax.instruments.journal import Recorded as Recorded
 from micjax.instruments.journal import consolidate as consolidate
 from micjax.instruments.journal import records as records
 from micjax.instruments.nanonis import Nanonis as Nanonis
+from micjax.instruments.ophyd_async import OphydAsync as OphydAsync
 from micjax.instruments.replay import Replay as Replay
 from micjax.instruments.simulated import Simulated as Simulated

@@ -3,6 +3,7 @@
 It moves and measures: run it on a twin, or on an instrument that may go anywhere within its axes.
 """
 
+import contextlib
 import math
 import threading
 import time
@@ -17,12 +18,14 @@ from micjax.instruments.base import (
     InstrumentError,
     LimitError,
     Mode,
+    Over,
     Record,
     layers,
 )
 
 UNITS = {"m", "rad", "V", "A", "s", "Hz", "K", "C", "N", "Pa", "W", "J", "kg", "T", "F", "ohm", ""}
 STOPPED_WITHIN_S = 5.0
+SHAPES = ((3, 5), (16, 32))  # of frames; some controllers take multiples of 16 only
 
 
 class ConformanceError(AssertionError):
@@ -140,9 +143,8 @@ def refuses_unknown_modes(instrument) -> str | None:
 def records_have_what_they_say(instrument) -> str | None:
     """Channels and units of the table, the time, and copies of the data."""
     for name, mode in instrument.modes.items():
-        over = _over(instrument, mode)
         begun = time.time()
-        record = instrument.acquire(name, over)
+        over, record = _measured(instrument, name)
         fault = _as_said(record, mode, begun)
         if fault:
             return f"{name}: {fault}"
@@ -166,8 +168,7 @@ def frames_are_rows_of_y_and_columns_of_x(instrument) -> str | None:
     frames = [n for n, m in instrument.modes.items() if m.kind == "frame"]
     if not frames:
         return "skipped: it takes no frames"
-    frame = _frame(instrument)
-    record = instrument.acquire(frames[0], frame)
+    frame, record = _measured(instrument, frames[0])
     for name, values in record.data.items():
         if np.shape(values)[:2] != frame.shape:
             return f"{name} is {np.shape(values)} for a frame of {frame.shape}"
@@ -188,14 +189,13 @@ def frames_are_rows_of_y_and_columns_of_x(instrument) -> str | None:
 
 def stops_from_another_thread(instrument) -> str | None:
     """A measurement that is stopped ends soon, by an error or with its record."""
-    name, mode = max(
-        instrument.modes.items(), key=lambda item: item[1].cost(_over(instrument, item[1]))[0]
-    )
+    modes = instrument.modes
+    name = max(modes, key=lambda n: modes[n].cost(_overs(instrument, modes[n])[0])[0])
     ended = threading.Event()
 
     def body():
         try:
-            instrument.acquire(name, _over(instrument, mode))
+            _measured(instrument, name)
         except Exception:  # how it ends is not looked at here
             pass
         finally:
@@ -226,17 +226,26 @@ CHECKS: tuple[Callable[[Instrument], str | None], ...] = (
 )
 
 
-def _frame(instrument: Instrument) -> Frame:
+def _measured(instrument: Instrument, name: str) -> tuple[Over, Record]:
+    """What it goes over, the first that it does not refuse, and what it has measured there."""
+    *others, last = _overs(instrument, instrument.modes[name])
+    for over in others:
+        with contextlib.suppress(LimitError):
+            return over, instrument.acquire(name, over)
+    return last, instrument.acquire(name, last)
+
+
+def _overs(instrument: Instrument, mode: Mode) -> list[Over]:
+    if mode.kind == "point":
+        return [None]
+    frames = [_frame(instrument, shape) for shape in SHAPES]
+    return frames if mode.kind == "frame" else [frames[0].points()[1]]
+
+
+def _frame(instrument: Instrument, shape: tuple[int, int]) -> Frame:
     """Not square, neither in pixels nor in metres, and not in the middle."""
     x, y = instrument.axes["x"], instrument.axes["y"]
     width, height = x.hi - x.lo, y.hi - y.lo
     return Frame(
-        (x.lo + 0.45 * width, y.lo + 0.6 * height), (0.6 * width, 0.3 * height), (3, 5), dwell=1e-3
+        (x.lo + 0.45 * width, y.lo + 0.6 * height), (0.6 * width, 0.3 * height), shape, dwell=1e-3
     )
-
-
-def _over(instrument: Instrument, mode: Mode):
-    if mode.kind == "point":
-        return None
-    frame = _frame(instrument)
-    return frame if mode.kind == "frame" else frame.points()[1]

@@ -1,23 +1,25 @@
-"""Nanonis (SPECS) over TCP: position, bias, signals, and spectra over the bias.
+"""Nanonis (SPECS) over TCP: position, bias, set-point, signals, spectra over the bias, and frames.
 
 One connection for everything that blocks, and a new one on another port to stop it, since a command
-that blocks blocks its connection. Frames are not taken yet: the order of the rows in what the
-controller returns has to be seen on a real one first.
+that blocks blocks its connection.
 """
 
 import contextlib
 import math
-import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 from micjax.instruments import nanonis_wire as wire
 from micjax.instruments.base import (
+    Aborted,
     Axis,
+    Frame,
     InstrumentError,
+    LimitError,
     LinkError,
     Mode,
     NotReady,
@@ -30,60 +32,10 @@ from micjax.instruments.base import (
 
 Ends = tuple[float, float]
 
-
-class Link:
-    """One connection: commands in turn. Once it is out of step it is closed and stays so.
-
-    **Raises:** `LinkError` when there is nobody.
-    """
-
-    def __init__(self, host: str, port: int, timeout_s: float):
-        self.name = f"{host}:{port}"
-        try:
-            self._socket = socket.create_connection((host, port), timeout_s)
-        except OSError as error:
-            raise LinkError(f"{self.name}: {error}") from error
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._broken: str | None = None
-
-    def call(self, command: str, *arguments: Any) -> tuple[Any, ...]:
-        """Sends a command and waits for what it returns.
-
-        **Raises:** `InstrumentError` with what the controller says; `LinkError` if it does not
-        answer, or with something else.
-        """
-        if self._broken is not None:
-            raise LinkError(f"{self.name} was lost ({self._broken}); connect anew")
-        try:
-            self._socket.sendall(wire.request(command, *arguments))
-            name, size = wire.name_and_size(self._received(wire.RESPONSE.size))
-            body = self._received(size)
-            if name != command:
-                raise wire.WireError(f"{command} was asked and {name!r} answered")
-            values, error = wire.reply(command, body)
-        except (OSError, wire.WireError) as error:
-            self._broken = f"{command}: {error or type(error).__name__}"
-            self.close()
-            raise LinkError(f"{self.name}, {self._broken}") from error
-        except BaseException:  # Ctrl-C while it waits: the answer would be taken for the next one
-            self._broken = f"{command} was broken off"
-            self.close()
-            raise
-        if error is not None:
-            raise InstrumentError(f"{command}: {error}")
-        return values
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def _received(self, size: int) -> bytes:
-        parts = bytearray()
-        while len(parts) < size:
-            part = self._socket.recv(size - len(parts))
-            if not part:
-                raise ConnectionError(f"closed after {len(parts)} of {size} bytes")
-            parts += part
-        return bytes(parts)
+START, STOP = 0, 1  # actions of a scan
+UP, FORWARD = 1, 1
+TIME_PER_LINE = 2  # what stays when the size of a frame changes
+POLL_MS = 200
 
 
 class Nanonis:
@@ -93,10 +45,17 @@ class Nanonis:
 
     - `ports`: of the connection, and another one to stop it.
     - `x`, `y`, `bias`: where they may be, m and V. The controller's own limits hold as well.
+    - `setpoint`: of the feedback, in `setpoint_unit`; without ends there is no such axis.
     - `rate`, `bias_step`: m/s of the tip, for what travel takes; the largest step of the bias, V.
     - `signals`: names of signals as the controller has them, "Current (A)".
     - `spectrum`: units of the channels of a spectrum by name; empty for none.
     - `spectrum_s`: what one takes. `timeout_s`: how long to wait for any answer.
+    - `image`: names of the signals of a frame. It is scanned upwards, and what was measured on the
+        way forward is taken. Continuous scanning has to be off.
+    - `rows`: in which order the rows of a frame come, which the documents do not say: "scanned",
+        the first one that was scanned first, or "top", from the top down. To see which it is, take
+        a frame with something near one corner: what the controller shows at the top of its own
+        image must have the largest `iy`.
 
     **Raises:** `LinkError` when there is nobody; `NotReady` for a signal that does not exist.
     """
@@ -109,39 +68,50 @@ class Nanonis:
         x: Ends,
         y: Ends,
         bias: Ends = (-10.0, 10.0),
+        setpoint: Ends | None = None,
+        setpoint_unit: str = "A",
         rate: float = math.inf,
         bias_step: float = math.inf,
         signals: Sequence[str] = ("Current (A)",),
         spectrum: Mapping[str, str] | None = None,
         spectrum_s: float = 1.0,
+        image: Sequence[str] = (),
+        rows: Literal["scanned", "top"] = "scanned",
         timeout_s: float = 30.0,
     ):
-        self._host, self._ports = host, ports
-        # float64 on the wire; the bias is float32
-        rounding = 1e-6 * max(abs(end) for end in bias)
+        self._host, self._ports, self._rows = host, ports, rows
+        self._stopped = threading.Event()
         self.axes: Mapping[str, Axis] = {
             "x": Axis("m", *x, rate=rate, tol=1e-12),
             "y": Axis("m", *y, rate=rate, tol=1e-12),
-            "bias": Axis("V", *bias, max_step=bias_step, tol=rounding),
+            "bias": Axis("V", *bias, max_step=bias_step, tol=_rounding(bias)),
         }
-        self._link = Link(host, ports[0], timeout_s)
+        if setpoint is not None:
+            self.axes["setpoint"] = Axis(setpoint_unit, *setpoint, tol=_rounding(setpoint))
+        self._link = wire.Link(host, ports[0], timeout_s)
         try:
             (names,) = self._link.call("Signals.NamesGet")
-            for name in signals:
+            for name in (*signals, *image):
                 if name not in names:
                     raise NotReady(nearest("signal", name, names))
         except BaseException:
             self.close()  # there is one client a port
             raise
         self._signals = {_label(n)[0]: names.index(n) for n in signals}
+        self._channels = {_label(n)[0]: names.index(n) for n in image}
         self.modes: Mapping[str, Mode] = {"signals": Mode("point", dict(map(_label, signals)))}
         if spectrum:
             self.modes["spectrum"] = Mode("point", dict(spectrum), seconds=spectrum_s)
+        if image:
+            self.modes["image"] = Mode("frame", dict(map(_label, image)), seconds=_seconds)
 
     def read(self) -> dict[str, float]:
         x, y = self._link.call("FolMe.XYPosGet", 1)
         (bias,) = self._link.call("Bias.Get")
-        return {"x": x, "y": y, "bias": bias}
+        found = {"x": x, "y": y, "bias": bias}
+        if "setpoint" in self.axes:
+            (found["setpoint"],) = self._link.call("ZCtrl.SetpntGet")
+        return found
 
     def move(self, target: Mapping[str, float]) -> dict[str, float]:
         target = check_target(self.axes, target)
@@ -150,21 +120,27 @@ class Nanonis:
             self._link.call("FolMe.XYPosSet", now["x"], now["y"], 1)
         if "bias" in target:
             self._link.call("Bias.Set", target["bias"])
+        if "setpoint" in target:
+            self._link.call("ZCtrl.SetpntSet", target["setpoint"])
         return self.read()
 
     def acquire(self, mode: str, over: Over = None) -> Record:
         check_over(self.axes, self.modes, mode, over)
         begun = time.time()
-        measured = self._spectrum() if mode == "spectrum" else self._values()
+        if isinstance(over, Frame):
+            measured = self._image(over)
+        else:
+            measured = self._spectrum() if mode == "spectrum" else self._values()
         return Record(*measured, self.read(), begun, time.time())
 
     def stop(self) -> None:
+        self._stopped.set()
         with contextlib.suppress(InstrumentError):
-            link = Link(self._host, self._ports[1], 2.0)
+            link = wire.Link(self._host, self._ports[1], 2.0)
             with contextlib.closing(link):
                 for command, arguments in (
                     ("BiasSpectr.Stop", ()),
-                    ("Scan.Action", (1, 0)),
+                    ("Scan.Action", (STOP, UP)),
                     ("FolMe.Stop", ()),
                 ):
                     with contextlib.suppress(InstrumentError):
@@ -199,6 +175,77 @@ class Nanonis:
             raise NotReady(f"the spectrum has {sorted(found)}, and no {', '.join(missing)}")
         data = {name: found[name] for name in units}
         return data, dict.fromkeys(data, (swept,)), dict(units), {swept: (rows[0], unit)}
+
+    def _image(self, frame: Frame):
+        self._stopped.clear()
+        self._prepare(frame)
+        self._link.call("Scan.Action", START, UP)
+        self._wait()
+        data = {name: self._grabbed(name, frame) for name in self._channels}
+        coords = {}
+        if frame.angle == 0.0:
+            points = frame.points()
+            coords = {"y": (points[:, 0, 1], "m"), "x": (points[0, :, 0], "m")}
+        return data, dict.fromkeys(data, ("y", "x")), dict(self.modes["image"].channels), coords
+
+    def _prepare(self, frame: Frame) -> None:
+        """What the controller cannot do it changes without a word: so all of it is read back."""
+        if frame.dwell == 0.0:
+            raise LimitError("image takes a dwell, in s a pixel")
+        (ny, nx), channels = frame.shape, sorted(self._channels.values())
+        line_s = frame.dwell * nx
+        speed = frame.size[0] / line_s
+        angle = -math.degrees(frame.angle)  # theirs is clockwise
+        self._link.call("Scan.FrameSet", *frame.center, *frame.size, angle)
+        self._link.call("Scan.BufferSet", channels, nx, ny)
+        self._link.call("Scan.SpeedSet", speed, speed, line_s, line_s, TIME_PER_LINE, 1.0)
+
+        x, y, width, height, angle = self._link.call("Scan.FrameGet")
+        recorded, nx, ny = self._link.call("Scan.BufferGet")
+        _, _, line_s, *_ = self._link.call("Scan.SpeedGet")
+        found = Frame((x, y), (width, height), (ny, nx), -math.radians(angle), line_s / nx)
+        if sorted(recorded) != channels:
+            raise LimitError(f"it would record the channels {recorded}, not {channels}")
+        if not _alike(found, frame):
+            raise LimitError(f"it would take {found}, not {frame}")
+
+    def _wait(self) -> None:
+        """For the end of the scan, which a stop brings about even if it came before the start."""
+        running = True
+        while running:
+            if self._stopped.is_set():
+                self._link.call("Scan.Action", STOP, UP)
+            self._link.call("Scan.WaitEndOfScan", POLL_MS)
+            (running,) = self._link.call("Scan.StatusGet")
+        if self._stopped.is_set():
+            raise Aborted("the frame was stopped")
+
+    def _grabbed(self, name: str, frame: Frame) -> np.ndarray:
+        channel = self._channels[name]
+        label, rows, direction = self._link.call("Scan.FrameDataGrab", channel, FORWARD)
+        # some releases number channels by the slots of their signals manager
+        if _label(label)[0] != name or rows.shape != frame.shape:
+            raise LinkError(f"{label} {rows.shape} came for {name} {frame.shape}")
+        upwards = self._rows == "scanned" and direction == UP
+        return rows if upwards else rows[::-1]
+
+
+def _rounding(ends: Ends) -> float:
+    """Of what is float32 on the wire."""
+    return 1e-6 * max(abs(end) for end in ends)
+
+
+def _seconds(frame: Frame) -> float:
+    """There and back along every line."""
+    return 2.0 * frame.dwell * frame.shape[0] * frame.shape[1]
+
+
+def _alike(one: Frame, other: Frame) -> bool:
+    """Within a tenth of a pixel, and a thousandth of the dwell."""
+    if one.shape != other.shape or not math.isclose(one.dwell, other.dwell, rel_tol=1e-3):
+        return False
+    pixel = min(other.size[0] / other.shape[1], other.size[1] / other.shape[0])
+    return np.allclose(one.points(), other.points(), rtol=0.0, atol=0.1 * pixel)
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The wire format of Nanonis (SPECS) over TCP, as a table of commands.
+"""The wire format of Nanonis (SPECS) over TCP, as a table of commands, and a connection.
 
     request   name[32] | size int32 | wants a response uint16 | 0 uint16 | arguments
     response  name[32] | size int32 | 4 bytes                 | results, then the error block:
@@ -10,11 +10,14 @@ without (the documents do not say); both are read. Results that a later release 
 Source: the TCP protocol of release R5.1 (April 2025) as users have transcribed it.
 """
 
+import socket
 import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from micjax.instruments.base import InstrumentError, LinkError
 
 REQUEST = struct.Struct(">32siHH")
 RESPONSE = struct.Struct(">32siI")
@@ -31,10 +34,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "FolMe.Stop": ("", ""),
     "Bias.Set": ("f", ""),
     "Bias.Get": ("", "f"),
+    "ZCtrl.SetpntSet": ("f", ""),
+    "ZCtrl.SetpntGet": ("", "f"),
     "ZCtrl.Withdraw": ("I i", ""),
     "ZCtrl.StatusGet": ("", "H"),
     "Scan.Action": ("H I", ""),
     "Scan.StatusGet": ("", "I"),
+    "Scan.FrameSet": ("f f f f f", ""),
+    "Scan.FrameGet": ("", "f f f f f"),
+    "Scan.BufferSet": ("i[] i i", ""),
+    "Scan.BufferGet": ("", "i[] i i"),
+    "Scan.SpeedSet": ("f f f f H f", ""),
+    "Scan.SpeedGet": ("", "f f f f H f"),
+    "Scan.WaitEndOfScan": ("i", "I s"),
+    "Scan.FrameDataGrab": ("I I", "s f[][] I"),
     "BiasSpectr.Start": ("I s", "s[] f[][] f[]"),
     "BiasSpectr.Stop": ("", ""),
 }
@@ -162,3 +175,58 @@ def _taken(body: bytes, at: int, size: int) -> tuple[bytes, int]:
     if size < 0 or at + size > len(body):
         raise WireError(f"{size} bytes wanted at {at} of a body of {len(body)}")
     return body[at : at + size], at + size
+
+
+class Link:
+    """One connection: commands in turn. Once it is out of step it is closed and stays so.
+
+    **Raises:** `LinkError` when there is nobody.
+    """
+
+    def __init__(self, host: str, port: int, timeout_s: float):
+        self.name = f"{host}:{port}"
+        try:
+            self._socket = socket.create_connection((host, port), timeout_s)
+        except OSError as error:
+            raise LinkError(f"{self.name}: {error}") from error
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._broken: str | None = None
+
+    def call(self, command: str, *arguments: Any) -> tuple[Any, ...]:
+        """Sends a command and waits for what it returns.
+
+        **Raises:** `InstrumentError` with what the controller says; `LinkError` if it does not
+        answer, or with something else.
+        """
+        if self._broken is not None:
+            raise LinkError(f"{self.name} was lost ({self._broken}); connect anew")
+        try:
+            self._socket.sendall(request(command, *arguments))
+            name, size = name_and_size(self._received(RESPONSE.size))
+            body = self._received(size)
+            if name != command:
+                raise WireError(f"{command} was asked and {name!r} answered")
+            values, error = reply(command, body)
+        except (OSError, WireError) as error:
+            self._broken = f"{command}: {error or type(error).__name__}"
+            self.close()
+            raise LinkError(f"{self.name}, {self._broken}") from error
+        except BaseException:  # Ctrl-C while it waits: the answer would be taken for the next one
+            self._broken = f"{command} was broken off"
+            self.close()
+            raise
+        if error is not None:
+            raise InstrumentError(f"{command}: {error}")
+        return values
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _received(self, size: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < size:
+            part = self._socket.recv(size - len(parts))
+            if not part:
+                raise ConnectionError(f"closed after {len(parts)} of {size} bytes")
+            parts += part
+        return bytes(parts)

@@ -25,7 +25,7 @@ class Faults:
     - `error`: answer with this text; `bare`: and without results.
     - `hang`: never answer. `drop`: close in the middle of an answer.
     - `wrong_size`, `wrong_name`: answer with a header that is not true.
-    - `stuck`: accept positions and do not move.
+    - `stuck`: accept positions and frames and keep the old ones.
     """
 
     fragment: int = 0
@@ -38,17 +38,46 @@ class Faults:
     stuck: bool = False
 
 
+def slope_m(x, y):
+    """A surface without any symmetry."""
+    return 1e-3 * x + 2e-3 * y + 1e-9 * np.cos(1e7 * x + 3e6 * y)
+
+
 class Controller:
-    """The state of a simulated Nanonis: a tip whose current falls off from (0, 0)."""
+    """The state of a simulated Nanonis: a tip whose current falls off from (0, 0).
 
-    def __init__(self, spectrum_s: float = 0.0, reach_m: float = 1e-6):
-        self.xy, self.bias, self.reach_m, self.spectrum_s = (0.0, 0.0), 0.1, reach_m, spectrum_s
+    **Arguments:**
+
+    - `spectrum_s`, `scan_s`: what a spectrum and a frame take.
+    - `reach_m`: how far the tip goes. `height_m`: z of the surface at x and y.
+    """
+
+    def __init__(
+        self,
+        spectrum_s: float = 0.0,
+        reach_m: float = 1e-6,
+        scan_s: float = 0.0,
+        height_m: Callable = slope_m,
+    ):
+        self.xy, self.bias, self.setpoint = (0.0, 0.0), 0.1, 1e-10
+        self.reach_m, self.spectrum_s, self.scan_s = reach_m, spectrum_s, scan_s
+        self.height_m = height_m
+        self.frame, self.buffer = (0.0, 0.0, 1e-7, 1e-7, 0.0), ([0], 128, 128)
+        self.speed, self.direction, self.scans = (1e-7, 1e-7, 1.0, 1.0, 2, 1.0), 1, 0
         self.faults, self.asked, self.positions = Faults(), [], []
-        self._stopped = threading.Event()
+        self._stopped, self._scan_stopped = threading.Event(), threading.Event()
+        self._scan_end = 0.0
 
-    def current_A(self, bias):
-        x, y = self.xy
+    def current_A(self, bias, x=None, y=None):
+        """At the tip, or elsewhere."""
+        x, y = self.xy if x is None else (x, y)
         return 1e-9 * bias * np.exp(-(x**2 + 2.0 * y**2) / self.reach_m**2)
+
+    def _signal(self, index, x, y):
+        if not 0 <= index < len(SIGNALS):
+            raise ValueError(f"there is no signal {index}")
+        bias = np.full_like(x, self.bias)
+        return (self.current_A(bias, x, y), bias, self.height_m(x, y))[index]
 
     def answer(self, command: str, body: bytes) -> tuple:
         """The results of a command.
@@ -71,9 +100,7 @@ class Controller:
         return (list(SIGNALS),)
 
     def _Signals_ValGet(self, index, wait):
-        if not 0 <= index < len(SIGNALS):
-            raise ValueError(f"there is no signal {index}")
-        return ((self.current_A(self.bias), self.bias, 1e-9)[index],)
+        return (float(self._signal(index, *np.array(self.xy))),)
 
     def _FolMe_XYPosSet(self, x, y, wait):
         self.positions.append((x, y))
@@ -96,8 +123,65 @@ class Controller:
     def _Bias_Get(self):
         return (self.bias,)
 
-    def _Scan_Action(self, action, direction):
+    def _ZCtrl_SetpntSet(self, setpoint):
+        self.setpoint = setpoint
         return ()
+
+    def _ZCtrl_SetpntGet(self):
+        return (self.setpoint,)
+
+    def _Scan_FrameSet(self, *frame):
+        if not self.faults.stuck:
+            self.frame = frame
+        return ()
+
+    def _Scan_FrameGet(self):
+        return self.frame
+
+    def _Scan_BufferSet(self, channels, pixels, lines):
+        pixels = max(16, 16 * round(pixels / 16))
+        self.buffer = ([int(c) for c in channels], pixels, lines)
+        return ()
+
+    def _Scan_BufferGet(self):
+        return self.buffer
+
+    def _Scan_SpeedSet(self, *speed):
+        self.speed = speed
+        return ()
+
+    def _Scan_SpeedGet(self):
+        return self.speed
+
+    def _Scan_Action(self, action, direction):
+        if action == 1:
+            self._scan_stopped.set()
+        elif action == 0:
+            self._scan_stopped.clear()
+            self.direction, self._scan_end = direction, time.monotonic() + self.scan_s
+            self.scans += 1
+        return ()
+
+    def _Scan_StatusGet(self):
+        running = time.monotonic() < self._scan_end and not self._scan_stopped.is_set()
+        return (int(running),)
+
+    def _Scan_WaitEndOfScan(self, timeout_ms):
+        left_s = max(0.0, self._scan_end - time.monotonic())
+        self._scan_stopped.wait(min(left_s, 1e-3 * timeout_ms))
+        return *self._Scan_StatusGet(), ""
+
+    def _Scan_FrameDataGrab(self, channel, forward):
+        """Rows in the order in which they were scanned."""
+        channels, nx, ny = self.buffer
+        if channel not in channels or not forward:
+            raise ValueError(f"channel {channel} is not recorded")
+        x, y, width, height, angle = self.frame
+        along = width * ((np.arange(nx) + 0.5) / nx - 0.5)
+        up = height * ((np.arange(ny)[:, None] + 0.5) / ny - 0.5)
+        c, s = np.cos(np.radians(angle)), np.sin(np.radians(angle))  # clockwise
+        image = self._signal(channel, x + c * along + s * up, y - s * along + c * up)
+        return SIGNALS[channel], image if self.direction else image[::-1], self.direction
 
     def _BiasSpectr_Start(self, get_data, basename):
         self._stopped.clear()
@@ -181,7 +265,7 @@ def nanonis_server(
         for _ in range(2):
             server = _Server(("127.0.0.1", 0), _Handler)
             server.controller, server.closing = controller, closing
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
             servers.append(server)
         yield controller, tuple(server.server_address[1] for server in servers)
     finally:
