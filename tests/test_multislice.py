@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from micjax.physics import optics
+from micjax.physics import optics, prism
 from micjax.physics.cis import cis
 from micjax.physics.detectors import (
     annulus,
@@ -19,9 +19,17 @@ from micjax.physics.detectors import (
     pixelated,
     segments,
 )
-from micjax.physics.multislice import MEMORY, highest_angle_mrad, multislice, propagator
+from micjax.physics.multislice import (
+    MEMORY,
+    band_limit,
+    highest_angle_mrad,
+    multislice,
+    propagator,
+    transmission,
+)
 from micjax.physics.potentials import Atoms, atoms_of, capacities, potential_VA
 from micjax.physics.scattering import TABLES, VOLT_A2, scattering_factors_A, table
+from micjax.physics.stem import scanned
 
 pytestmark = pytest.mark.usefixtures("double")
 ENERGY_KEV = 200.0
@@ -150,6 +158,67 @@ def test_stem_detectors_are_those_of_abtem(reference):
     quarters = collected(patterns, segments(angles, 0.0, 30.0, 2, 4, 0.1))
     theirs = case["segmented_r2_az4_rot0.1_0-30mrad"].reshape(100, 2, 4)[chosen]
     np.testing.assert_allclose(quarters, theirs, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def scan(reference):
+    """Case 3: its probe, transmissions, masks and four of its places."""
+    case = reference("case3_stem_scan")
+    shape, sampling = grid_of(case)
+    wavelength = optics.wavelength_A(ENERGY_KEV)
+    angles = optics.angles_mrad(shape, np.asarray(sampling), wavelength)
+    aberrations = json.loads(str(case["aberrations"]))
+    limit = band_limit(shape, sampling)
+    t = transmission(abtem_potential(case), ENERGY_KEV, limit)
+    masks = jnp.stack([annulus(angles, *e) for e in json.loads(str(case["detectors"])).values()])
+    places = jnp.asarray(case["scan_positions"].reshape(-1, 2)[CHOSEN, ::-1])
+    return case, shape, sampling, angles, aberrations, limit, t, masks, places
+
+
+CHOSEN = [0, 7, 44, 99]
+
+
+def test_a_scan_is_that_of_abtem(scan):
+    case, _, sampling, angles, aberrations, limit, t, masks, places = scan
+    probe = optics.probe(angles, 21.4, aberrations, optics.wavelength_A(ENERGY_KEV))
+    thickness = case["slice_thickness"]
+    found = scanned(probe, places, t, thickness, sampling, ENERGY_KEV, masks, limit=limit)
+    for i, name in enumerate(json.loads(str(case["detectors"]))):
+        np.testing.assert_allclose(found[:, i], case[name].ravel()[CHOSEN], rtol=1e-6)
+    by_function = scanned(
+        probe,
+        places[:1],
+        t,
+        thickness,
+        sampling,
+        ENERGY_KEV,
+        lambda patterns: collected(patterns, masks),
+        limit=limit,
+    )
+    np.testing.assert_allclose(by_function, found[:1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("interpolation", [1, 2, 3])
+def test_prism_is_that_of_abtem(reference, scan, interpolation):
+    """And with every beam it is multislice."""
+    case, shape, sampling, _, aberrations, limit, t, _, places = scan
+    theirs = reference("case4_prism")
+    chosen = prism.beams(shape, sampling, 21.4, ENERGY_KEV, interpolation)
+    assert len(chosen.index) == int(theirs[f"nbeams_{interpolation}"])
+    thickness = case["slice_thickness"]
+    matrix = prism.scattering_matrix(chosen, t, thickness, sampling, ENERGY_KEV, limit=limit)
+    weights = prism.probe_weights(chosen, sampling, 21.4, aberrations, ENERGY_KEV)
+    angles = optics.angles_mrad(
+        chosen.window, np.asarray(sampling), optics.wavelength_A(ENERGY_KEV)
+    )
+    rings = json.loads(str(case["detectors"]))
+    masks = jnp.stack([annulus(angles, *ends) for ends in rings.values()])
+    found = prism.scanned(places, weights, matrix, chosen, sampling, masks)
+    for i, name in enumerate(rings):
+        expected = theirs[f"{name}_prism{interpolation}"].ravel()[CHOSEN]
+        np.testing.assert_allclose(found[:, i], expected, rtol=1e-5)
+        if interpolation == 1:
+            np.testing.assert_allclose(found[:, i], case[name].ravel()[CHOSEN], rtol=1e-5)
 
 
 def test_centre_of_mass_is_that_of_abtem(reference):
@@ -364,6 +433,21 @@ def test_derivatives_are_finite_differences(limited):
     check_grads(jitted, arguments(), order=1, modes=["fwd", "rev"], eps=1e-5, rtol=1e-4)
 
 
+def test_prism_is_smooth_in_the_aberrations():
+    chosen = prism.beams(SHAPE, SAMPLING, 40.0, ENERGY_KEV)
+    t = transmission(potential_VA(crystal(), SHAPE, THICKNESS), ENERGY_KEV)
+    matrix = prism.scattering_matrix(chosen, t, THICKNESS, SAMPLING, ENERGY_KEV)
+
+    def seen(c10, c12a, c30, place):
+        coefficients = {"C10": c10, "C12a": c12a, "C30": c30}
+        weights = prism.probe_weights(chosen, SAMPLING, 40.0, coefficients, ENERGY_KEV)
+        (wave,) = prism.waves_at(place[None], weights, matrix, chosen, SAMPLING)
+        return jnp.sum(WEIGHTS * diffraction(wave))
+
+    at = (jnp.asarray(-60.0), jnp.asarray(15.0), jnp.asarray(2e4), jnp.asarray([1.0, 2.0]))
+    check_grads(jax.jit(seen), at, order=1, modes=["fwd", "rev"], eps=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("memory", ["segment", "reversible"])
 def test_less_memory_and_the_same_derivative(memory):
     limited = memory != "reversible"
@@ -393,6 +477,7 @@ def test_less_memory_and_the_same_derivative(memory):
         (lambda: jax.jit(lambda a: potential_VA(a, SHAPE, THICKNESS))(crystal()), "capacity"),
         (lambda: through(memory="reversible"), "limited=False"),
         (lambda: through(memory="none"), "there are store"),
+        (lambda: prism.beams(SHAPE, SAMPLING, 20.0, 200.0, 4), "does not divide"),
         (lambda: annulus(optics.angles_mrad(SHAPE, 0.1, 0.025), 5.0, 5.0), "empty"),
     ],
 )
