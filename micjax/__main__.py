@@ -26,12 +26,15 @@ from micjax.run.explore import (
     with_assignments,
 )
 from micjax.run.explore_report import conclude
-from micjax.run.folder import RunFolder, now, open_folder
+from micjax.run.folder import RunFolder, new_folder, now, open_folder
 from micjax.run.info import info
-from micjax.run.job import Job, prepare
+from micjax.run.job import Job, fingerprint, prepare
 from micjax.run.logs import Logs, logs
 from micjax.run.plan import make_plan, read_plan, with_settings
 from micjax.run.provenance import surroundings
+from micjax.run.simulate import make_simulate_plan, simulate
+from micjax.run.simulate import prepare as prepare_simulation
+from micjax.run.simulate_report import conclude as conclude_simulation
 from micjax.run.status import status
 from micjax.run.template import template
 
@@ -177,6 +180,27 @@ def _list(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
         for p in listed()
     ]
     print(plain_table(rows))
+    return 0
+
+
+def _simulate(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
+    start = {"what": arguments.what, "structure": arguments.structure}
+    given = with_assignments(start, arguments.set or [])
+    plan = make_simulate_plan(given if arguments.out is None else given | {"out": arguments.out})
+    prepare_simulation(plan)  # what is wrong is told before there is a folder
+    folder = new_folder(plan.out, f"simulate-{plan.what}")
+    kept.write_to(folder / "log.txt")
+    inputs = {"structure": fingerprint(pathlib.Path(plan.structure))}
+    facts = surroundings(argv, plan.seed, inputs) | {"start": now()}
+    began = time.monotonic()
+    found = simulate(plan, folder.path)
+    facts |= {"status": "finished", "end": now(), "wall_s": round(time.monotonic() - began, 3)}
+    folder.write_json("plan.resolved.json", plan.model_dump(mode="json"))
+    folder.write_json("provenance.json", facts)
+    conclude_simulation(plan, found, folder, facts)
+    for sentence in found.said:
+        print(sentence)
+    print(f"report: {folder / 'report.html'}")
     return 0
 
 
@@ -327,6 +351,14 @@ def parser() -> argparse.ArgumentParser:
     init.add_argument("problem", metavar="PROBLEM", help=problem)
     init.add_argument("file", metavar="FILE", nargs="?", help="(default: the terminal)")
 
+    made = _command(
+        commands, "simulate", _simulate, "images and patterns of a structure (micjax[structures])"
+    )
+    made.add_argument("what", choices=("stem", "cbed", "hrtem"))
+    made.add_argument("structure", metavar="STRUCTURE", help="CIF, XYZ, POSCAR, PDB, ...")
+    _set_argument(made, "energy_keV=300, tile=[3,3,10], u_A2.Sr=0.008, phonons=16, dose=1e5")
+    made.add_argument("--out", metavar="DIR", help="run folder (default: a new one in runs/)")
+
     told = _command(commands, "status", _status, "how far an exploration has come, while it runs")
     told.add_argument("folder", metavar="RUN", help="the folder of the exploration")
 
@@ -356,12 +388,15 @@ def _command(commands, name: str, function, text: str) -> argparse.ArgumentParse
     return command
 
 
-def _set_argument(command: argparse.ArgumentParser) -> None:
+def _set_argument(
+    command: argparse.ArgumentParser,
+    text: str = "engine.steps=50, priors.noise.sigma=null, values.NAME=4, seed=3; else an option",
+) -> None:
     command.add_argument(
         "--set",
         action="append",
         metavar="NAME=VALUE",
-        help="engine.steps=50, priors.noise.sigma=null, values.NAME=4, seed=3; else an option",
+        help=text,
     )
 
 

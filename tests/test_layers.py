@@ -22,6 +22,7 @@ ALLOWED = {
         "inference",
         "instruments",
         "io",
+        "physics",
         "report",
         "problems",
         "run",

@@ -192,10 +192,11 @@ def test_a_scan_is_that_of_abtem(scan):
         thickness,
         sampling,
         ENERGY_KEV,
-        lambda patterns: collected(patterns, masks),
+        lambda patterns: (collected(patterns, masks), patterns),
         limit=limit,
     )
-    np.testing.assert_allclose(by_function, found[:1], rtol=1e-12)
+    np.testing.assert_allclose(by_function[0], found[:1], rtol=1e-12)
+    np.testing.assert_allclose(collected(by_function[1], masks), found[:1], rtol=1e-12)
 
 
 @pytest.mark.parametrize("interpolation", [1, 2, 3])

@@ -61,22 +61,25 @@ def collected(patterns: Patterns, masks: Bool[Array, "*masks ny nx"]) -> Float[A
 
 def highest_annulus_mrad(angles: Angles) -> float:
     """The largest circle that a pattern holds."""
-    return float(min(jnp.abs(a).max() for a in angles))
+    return float(min(np.abs(np.asarray(a)).max() for a in angles))
 
 
 def pixelated(patterns: Patterns, angles: Angles, outer_mrad: float) -> Float[Array, "... my mx"]:
     """The pattern up to an angle, with the direct beam in the middle: an odd number of pixels.
+
+    **Arguments:**
+
+    - `angles`: known numbers, under `jit` as well: they decide the shape.
 
     **Raises:** `ValueError` for an angle that the pattern does not reach.
     """
     reach = highest_annulus_mrad(angles)
     if not 0.0 < outer_mrad <= reach:
         raise ValueError(f"the patterns reach {reach:.4g} mrad; {outer_mrad} mrad was asked for")
-    counts = [
-        int(np.floor(outer_mrad / float(jnp.max(jnp.abs(jnp.diff(a.ravel()[:2])))) + 1e-9))
-        for a in angles
-    ]
-    for axis, half in zip((-2, -1), counts, strict=True):
+    for axis, along in zip((-2, -1), angles, strict=True):
+        pixel = float(np.asarray(along).ravel()[1])
+        half = int(np.floor(outer_mrad / pixel + 1e-9))
+        half = min(half, (patterns.shape[axis] - 1) // 2)
         patterns = jnp.roll(patterns, half, axis)
         patterns = jax.lax.slice_in_dim(patterns, 0, 2 * half + 1, axis=axis)
     return patterns

@@ -247,7 +247,7 @@ def _fills(atoms: Atoms, thickness_A) -> None:
     """**Raises:** `ValueError` for known slices that do not fill a known box."""
     if isinstance(thickness_A, jax.core.Tracer) or isinstance(atoms.box_A, jax.core.Tracer):
         return
-    thickness_A, height = np.asarray(thickness_A, float), float(atoms.box_A[2])
+    thickness_A, height = np.asarray(thickness_A, float), float(np.asarray(atoms.box_A)[2])
     if not np.all(thickness_A > 0.0):
         raise ValueError(f"slices of {thickness_A.tolist()} Å: thicknesses are positive")
     if not np.isclose(thickness_A.sum(), height, rtol=1e-5):

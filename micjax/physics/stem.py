@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Complex, Float
+from jaxtyping import Array, Bool, Complex, Float, PyTree
 
 from micjax.physics.cis import cis
 from micjax.physics.detectors import collected, diffraction
@@ -41,11 +41,11 @@ def scanned(
     thickness_A: float | Float[Array, "..."] | Float[np.ndarray, "..."],
     sampling_A: Sampling,
     energy_keV: float | Float[Array, ""],
-    detect: Bool[Array, "*masks ny nx"] | Callable[[Float[Array, "n ny nx"]], Array],
+    detect: Bool[Array, "*masks ny nx"] | Callable[[Float[Array, "n ny nx"]], PyTree],
     *,
     tilt_mrad: Tilt = (0.0, 0.0),
     limit: Float[Array, "ny nx"] | None = None,
-) -> Float[Array, "n ..."]:
+) -> PyTree[Float[Array, "n ..."]]:
     """What the detectors see with the probe at each of the places.
 
     **Arguments:**
@@ -53,7 +53,8 @@ def scanned(
     - `probe`: the wave at the corner, its spectrum normalised to 1.
     - `positions_A`: (y, x) of each.
     - `transmissions`: of `multislice.transmission`, with the same `limit`.
-    - `detect`: masks (`detectors.annulus`, `segments`), or a function of patterns `[n, ny, nx]`.
+    - `detect`: masks (`detectors.annulus`, `segments`), or a function of patterns `[n, ny, nx]`
+        to an array `[n, ...]` or several.
     """
 
     def seen(places):
@@ -72,4 +73,8 @@ def scanned(
 
     # on a CPU one wave at a time stays in the cache
     batch = 1 if jax.default_backend() == "cpu" else max(1, GPU_WAVES // probe.size)
-    return jax.lax.map(lambda place: seen(place[None])[0], positions_A, batch_size=batch)
+
+    def one(place):
+        return jax.tree.map(lambda a: a[0], seen(place[None]))
+
+    return jax.lax.map(one, positions_A, batch_size=batch)

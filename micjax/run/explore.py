@@ -7,7 +7,6 @@ import os
 import pathlib
 import threading
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +21,7 @@ from micjax.active.snapshot import Snapshots
 from micjax.instruments import Guard, Instrument, Journal
 from micjax.instruments.journal import LINES
 from micjax.run.citizens import find
-from micjax.run.folder import RUNS, RunFolder
+from micjax.run.folder import RunFolder, new_folder
 from micjax.run.job import fingerprint
 from micjax.run.names import unknown_name
 from micjax.run.sources import (
@@ -399,13 +398,7 @@ def open_exploration(plan: ExplorePlan, resume: bool) -> RunFolder:
     if plan.out is None:
         if resume:
             raise ValueError("--resume needs --out DIR, the exploration to go on with")
-        stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-explore-{plan.outcome}"
-        path, count = pathlib.Path(RUNS) / stem, 1
-        while path.exists():
-            count += 1
-            path = pathlib.Path(RUNS) / f"{stem}-{count}"
-        path.mkdir(parents=True)
-        return RunFolder(path)
+        return new_folder(None, f"explore-{plan.outcome}")
     folder = RunFolder(pathlib.Path(plan.out).expanduser())
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"--out {folder.path} is a file; a folder is wanted")

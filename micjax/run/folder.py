@@ -44,6 +44,22 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def new_folder(out: str | None, what: str) -> RunFolder:
+    """The empty folder `out`, or a new one in `runs/`.
+
+    **Raises:** `ValueError` where there is something already.
+    """
+    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{what}"
+    path, count = pathlib.Path(out or pathlib.Path(RUNS) / stem).expanduser(), 1
+    if out is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"--out {path} is there already, and not an empty folder")
+    while out is None and path.exists():  # two runs in one second
+        count += 1
+        path = pathlib.Path(RUNS) / f"{stem}-{count}"
+    path.mkdir(parents=True, exist_ok=True)
+    return RunFolder(path)
+
+
 def identity(job: Job) -> dict[str, Any]:
     """What makes two runs the same: the resolved plan without `out`, and what is in the inputs."""
     plan = job.plan.model_dump(exclude={"out", "file"})

@@ -1,0 +1,56 @@
+"""Frozen phonons: thermal motion as a mean over displaced crystals (Loane, Xu & Silcox 1991).
+
+An electron is through before an atom has moved, so intensities are averaged. The intensity of the
+mean wave was scattered elastically; what the mean intensity has beside it is thermal diffuse.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Complex, Float
+
+from micjax.physics.detectors import diffraction
+from micjax.physics.potentials import Atoms
+
+
+class Thermal(NamedTuple):
+    """Patterns of a vibrating crystal, `[..., ny, nx]`."""
+
+    total: Float[Array, "..."]
+    elastic: Float[Array, "..."]
+
+    @property
+    def diffuse(self) -> Float[Array, "..."]:
+        return self.total - self.elastic
+
+
+def displaced(key: Array, atoms: Atoms) -> Atoms:
+    """The atoms at rest in one moment: each coordinate moved by Normal(0, sqrt(u)), uncorrelated
+    (Einstein). Their own damping is gone, since it stands for the same motion."""
+    normal = jax.random.normal(key, atoms.position_A.shape, atoms.position_A.dtype)
+    moved = atoms.position_A + jnp.sqrt(atoms.u_A2) * normal
+    return Atoms(
+        atoms.numbers, moved, atoms.box_A, u_A2=0.0 * atoms.u_A2, occupancy=atoms.occupancy
+    )
+
+
+def averaged(
+    exit_waves: Callable[[Any], Complex[Array, "..."]], configurations: Iterable[Any]
+) -> Thermal:
+    """Over configurations (atoms, or their transmission functions), one after the other.
+
+    **Arguments:**
+
+    - `exit_waves`: the waves behind one of them; jitted, if there are many.
+
+    **Raises:** `ValueError` when there is none.
+    """
+    count, wave, total = 0, 0.0, 0.0
+    for one in configurations:
+        after = exit_waves(one)
+        count, wave, total = count + 1, wave + after, total + diffraction(after)
+    if not count:
+        raise ValueError("there are no configurations to average over")
+    return Thermal(total / count, diffraction(wave / count))

@@ -1,0 +1,164 @@
+"""`micjax simulate`: results equal those of the functions below it, and what is wrong is told."""
+
+import h5py
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from micjax.__main__ import main
+from micjax.io import read
+from micjax.physics import optics
+from micjax.physics.detectors import annulus, collected, diffraction
+from micjax.physics.multislice import multislice
+from micjax.physics.phonons import averaged, displaced
+from micjax.physics.potentials import Atoms, potential_VA
+from micjax.physics.stem import placed
+from micjax.run.simulate import make_simulate_plan, prepare, quick_size, simulate
+
+pytest.importorskip("ase", reason="reading structures needs micjax[structures]")
+import ase  # noqa: E402
+import ase.io  # noqa: E402
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    crystal = ase.Atoms(
+        "SrTiO3",
+        scaled_positions=[
+            (0, 0, 0.25),
+            (0.5, 0.5, 0.75),
+            (0.5, 0.5, 0.25),
+            (0.5, 0, 0.75),
+            (0, 0.5, 0.75),
+        ],
+        cell=[3.905, 4.1, 3.905],
+        pbc=True,
+    )
+    ase.io.write("sto.cif", crystal)
+    ase.io.write("sto.xyz", crystal)
+    crystal.positions[4] = crystal.positions[3]
+    ase.io.write("double.xyz", crystal)
+    crystal.set_cell([[3.905, 0, 0], [2.0, 3.4, 0], [0, 0, 3.905]])
+    ase.io.write("skewed.xyz", crystal)
+    (tmp_path / "nonsense.cif").write_text("data\n")
+    return tmp_path
+
+
+COARSE = ["--set", "sampling_A=0.15", "--set", "tile=[2,2,2]"]
+RINGS = ["--set", "detectors={bf: [0, 8], adf: [15, 40]}"]
+
+
+def test_a_scan(folder, capsys):
+    settings = [*COARSE, *RINGS, "--set", "scan=[3,2]", "--set", "u_A2.Sr=0.01"]
+    settings += ["--set", "patterns=true", "--set", "semiangle_mrad=12"]
+    assert main(["simulate", "stem", "sto.cif", *settings, "--out", "run"]) == 0
+    assert "40 atoms, 4 slices" in capsys.readouterr().out
+    assert (folder / "run" / "report.html").stat().st_size > 10_000
+    image = read(folder / "run" / "result.nxs", "adf")
+    assert image.data.shape == (3, 2)
+
+    setup = prepare(plan("stem", sampling_A=0.15, tile=(2, 2, 2), u_A2={"Sr": 0.01}))
+    wavelength = optics.wavelength_A(200.0)
+    probe = optics.probe(setup.angles, 12.0, {}, wavelength)
+    place = jnp.asarray([[4.1 / 3, 3.905 / 2]])
+    potential = potential_VA(setup.atoms, setup.shape, setup.thickness_A)
+    wave = multislice(
+        placed(probe, place, setup.sampling_A),
+        potential,
+        setup.thickness_A,
+        setup.sampling_A,
+        200.0,
+    )
+    expected = collected(diffraction(wave), annulus(setup.angles, 15.0, 40.0)[None])[0, 0]
+    np.testing.assert_allclose(image.data[1, 1], expected, rtol=1e-5)
+    with h5py.File(folder / "run" / "patterns.h5") as file:
+        patterns = file["patterns"][...]
+    assert patterns.shape[:2] == (3, 2) and patterns.shape[2] % 2 == patterns.shape[3] % 2 == 1
+    assert np.all((0.9 < patterns.sum((2, 3))) & (patterns.sum((2, 3)) < 1.0 + 1e-5))
+
+
+def plan(what, structure="sto.cif", **options):
+    options = {"detectors": {"bf": (0.0, 8.0), "adf": (15.0, 40.0)}} | options
+    return make_simulate_plan({"what": what, "structure": structure, **options})
+
+
+def test_diffraction_of_a_vibrating_crystal(folder):
+    found = simulate(
+        plan("cbed", sampling_A=0.15, u_A2=0.02, phonons=3, semiangle_mrad=8.0), folder
+    )
+    total, elastic, diffuse = (
+        found.fields[n].data for n in ("pattern", "elastic", "thermal_diffuse")
+    )
+    np.testing.assert_allclose(total, elastic + diffuse, atol=1e-9)
+    assert diffuse.sum() > 0.0 and np.all(total >= 0.0)
+    y, x = np.unravel_index(np.argmax(total), total.shape)
+    assert (
+        np.hypot(
+            found.fields["pattern"].axes[0].values[y], found.fields["pattern"].axes[1].values[x]
+        )
+        < 9.0
+    )
+
+
+def test_an_image_with_a_dose(folder):
+    settings = {"sampling_A": 0.15, "aberrations": {"C10": -300.0}, "dose": 100.0}
+    counted = simulate(plan("hrtem", **settings), folder).fields["image"].data
+    clean = simulate(plan("hrtem", **settings | {"dose": None}), folder).fields["image"].data
+    assert np.all(counted == np.round(counted))
+    error = (counted - 100.0 * clean) / np.sqrt(100.0 * clean)
+    assert abs(error.mean()) < 4.0 / np.sqrt(error.size) and 0.8 < error.std() < 1.2
+
+
+def test_the_mean_of_many_displaced_potentials_is_the_damped_one():
+    atoms = Atoms([14, 38], [[1.0, 1.2, 0.5], [3.1, 2.0, 0.7]], (4.0, 4.2, 1.0), u_A2=[0.01, 0.02])
+    shape, thickness = (28, 26), np.array([1.0])
+    keys = jax.random.split(jax.random.key(0), 3000)
+
+    @jax.jit
+    def one(key):
+        return potential_VA(displaced(key, atoms), shape, thickness, capacity=(1, 1))
+
+    many = jax.lax.map(one, keys)
+    spread = many.std(0) / np.sqrt(len(keys))
+    difference = (many.mean(0) - potential_VA(atoms, shape, thickness)) / (spread + 1e-3)
+    assert float(jnp.abs(difference).max()) < 5.0
+
+
+def test_nothing_to_average():
+    with pytest.raises(ValueError, match="no configurations"):
+        averaged(lambda atoms: atoms, [])
+
+
+def test_sizes_that_an_fft_likes():
+    assert [quick_size(n) for n in (1.0, 7.0, 101.0, 128.0)] == [2, 8, 108, 128]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["stem", "none.cif"], "no such structure"),
+        (["stem", "nonsense.cif"], "is no structure"),
+        (["stem", "skewed.xyz"], "no right angles"),
+        (["stem", "double.xyz"], "less than 0.5 Å apart"),
+        (["stem", "sto.cif", "--set", "sampling_A=0.15"], "sampling_A="),
+        (["cbed", "sto.cif", "--set", "semiangle_mrad=500"], "scatters up to"),
+        (["cbed", "sto.cif", "--set", "energy=200"], "no setting 'energy' (nearest: energy_keV"),
+        (["cbed", "sto.cif", "--set", "phonons=-1"], "phonons is -1"),
+        (["cbed", "sto.cif", "--set", "u_A2.Ba=0.1"], "no element 'Ba'"),
+        (["cbed", "sto.cif", "--set", "table=doyle"], "there are lobato"),
+        (["cbed", "sto.cif", "--set", "aberrations.C13=2"], "no aberration coefficient"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(folder, capsys, arguments, message):
+    assert main(["simulate", *arguments, "--out", "run"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert message in said and len(said.splitlines()) == 1
+
+
+def test_a_folder_that_is_full(folder, capsys):
+    (folder / "run").mkdir()
+    (folder / "run" / "a").touch()
+    assert main(["simulate", "cbed", "sto.cif", *COARSE, "--out", "run"]) == 2
+    assert "not an empty folder" in capsys.readouterr().err
