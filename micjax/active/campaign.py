@@ -277,6 +277,7 @@ class Campaign:
     def _take_up(self) -> None:
         """Tells the policy all that the journal holds, in its order."""
         steps = {step.index: step for step in self.journal.steps}
+        record = None
         for line in self.journal.lines:
             if line["kind"] == "suggested":
                 self._open = self._suggested_again(line["points"])
@@ -288,7 +289,8 @@ class Campaign:
             elif line["kind"] == "unreachable":
                 self._not_measured(self._open[0], line["reason"])
             elif line["kind"] == "result" and "failed" not in line:
-                self._measured(self._open[0], self.journal.record(steps[line["index"]]))
+                record = self.journal.record(steps[line["index"]])
+                self._measured(self._open[0], record)
             elif line["kind"] == "result" and not line.get("again"):
                 # somebody looked, and went on without
                 self._not_measured(self._open[0], line["failed"])
@@ -296,6 +298,8 @@ class Campaign:
         for layer in layers(self.instrument):
             if hasattr(layer, "count"):  # a twin goes on with its noise
                 layer.count = len(self.points)
+            if hasattr(layer, "go_on_from") and record is not None:  # and with its clock
+                layer.go_on_from(record)
 
     def _suggested_again(self, before: list[Point]) -> list[Point]:
         now = self.policy.suggest(self._batch)

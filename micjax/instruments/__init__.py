@@ -1,5 +1,9 @@
 """Instruments: one narrow protocol, layers around it, and adapters of what laboratories have."""
 
+from micjax.instruments.artefacts import Dilated as Dilated
+from micjax.instruments.artefacts import Feedback as Feedback
+from micjax.instruments.artefacts import LineOffsets as LineOffsets
+from micjax.instruments.artefacts import Noisy as Noisy
 from micjax.instruments.base import Aborted as Aborted
 from micjax.instruments.base import Axis as Axis
 from micjax.instruments.base import BudgetError as BudgetError
@@ -17,6 +21,9 @@ from micjax.instruments.base import Record as Record
 from micjax.instruments.bluesky import as_bluesky as as_bluesky
 from micjax.instruments.conformance import ConformanceError as ConformanceError
 from micjax.instruments.conformance import check_instrument as check_instrument
+from micjax.instruments.drifting import Drifting as Drifting
+from micjax.instruments.drifting import Latency as Latency
+from micjax.instruments.dtmicroscope import DTMicroscope as DTMicroscope
 from micjax.instruments.function import Function as Function
 from micjax.instruments.guard import Guard as Guard
 from micjax.instruments.journal import Journal as Journal
@@ -24,7 +31,10 @@ from micjax.instruments.journal import JournalError as JournalError
 from micjax.instruments.journal import Recorded as Recorded
 from micjax.instruments.journal import consolidate as consolidate
 from micjax.instruments.journal import records as records
+from micjax.instruments.manual import Manual as Manual
 from micjax.instruments.nanonis import Nanonis as Nanonis
 from micjax.instruments.ophyd_async import OphydAsync as OphydAsync
 from micjax.instruments.replay import Replay as Replay
 from micjax.instruments.simulated import Simulated as Simulated
+from micjax.instruments.tango import Tango as Tango
+from micjax.instruments.temscript import Temscript as Temscript

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from micjax.instruments.arrival import check_arrived
 from micjax.instruments.base import (
     Aborted,
     Axis,
@@ -23,7 +24,6 @@ from micjax.instruments.base import (
     LimitError,
     LinkError,
     Mode,
-    MoveError,
     NotReady,
     Over,
     Path,
@@ -109,7 +109,7 @@ class Guard:
             for step in steps:
                 self._alive()
                 found = self.instrument.move(step)
-                self._arrived(step, found)
+                check_arrived(self._axes, step, found)
         return found
 
     def acquire(self, mode: str, over: Over = None) -> Record:
@@ -190,16 +190,6 @@ class Guard:
         if self._forbidden(position):
             where = ", ".join(f"{n} = {v:g}" for n, v in position.items())
             raise LimitError(f"{where} is in the forbidden region")
-
-    def _arrived(self, target: Mapping[str, float], found: Mapping[str, float]) -> None:
-        for name, value in target.items():
-            axis = self._axes[name]
-            # a readback that is not finite is nowhere
-            if not abs(found[name] - value) <= axis.tol:
-                raise MoveError(
-                    f"{name} is at {found[name]:g} {axis.unit}, asked for {value:g}; "
-                    f"{axis.tol:g} {axis.unit} are tolerated"
-                )
 
     def _watched(self, measure: Callable[[], Record], mode: str, seconds: float) -> Record:
         """In a thread of its own, which is given up when it hangs."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from micjax.instruments.arrival import check_arrived, check_tolerances
 from micjax.instruments.base import (
     Aborted,
     Axis,
@@ -57,13 +58,11 @@ class OphydAsync:
         *,
         timeout_s: float = 60.0,
     ):
-        for name, (_, axis, _) in axes.items():
-            if not np.isfinite(axis.tol):
-                raise ValueError(f"axis {name} has no tol: whether it arrives could not be told")
         for name, (_, mode) in modes.items():
             if mode.kind != "point":
                 raise ValueError(f"{name} goes over a {mode.kind}; ophyd-async devices do not")
         self.axes = {n: axis for n, (_, axis, _) in axes.items()}
+        check_tolerances(self.axes)
         self.modes = {n: mode for n, (_, mode) in modes.items()}
         self._movables = {n: device for n, (device, _, _) in axes.items()}
         self._scales = {n: scale for n, (_, _, scale) in axes.items()}
@@ -89,13 +88,7 @@ class OphydAsync:
             self.stop()
             raise MoveError(f"{', '.join(target)}: {error}") from error
         found = self.read()
-        for name, value in target.items():
-            axis = self.axes[name]
-            if not abs(found[name] - value) <= axis.tol:
-                raise MoveError(
-                    f"{name} is at {found[name]:g} {axis.unit}, asked for {value:g}; "
-                    f"{axis.tol:g} {axis.unit} are tolerated"
-                )
+        check_arrived(self.axes, target, found)
         return found
 
     def acquire(self, mode: str, over: Over = None) -> Record:
