@@ -13,6 +13,10 @@ WORKERS := -n auto --maxprocesses 4 --dist loadfile
 demo: .venv/ready
 	$(BIN)/micjax demo tip
 
+# what one worker has compiled no other one compiles again, today or tomorrow
+test test-all: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.pytest_cache/jax
+test test-all: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+
 test: .venv/ready
 	$(BIN)/python -m pytest -q $(WORKERS) -m "not slow"
 

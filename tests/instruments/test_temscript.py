@@ -52,9 +52,11 @@ def microscope():
         def __init__(self):
             super().__init__()
             self.exposure_s, self.sent, self.statuses, self.reach = 0.0, [], [], 1.0
+            self.busy = threading.Event()
             self.picture = np.arange(15, dtype=">i2").reshape(3, 5)
 
         def acquire(self, *names):
+            self.busy.set()
             time.sleep(self.exposure_s)
             return dict.fromkeys({"CCD"} & set(names), self.picture)
 
@@ -65,6 +67,7 @@ def microscope():
             super()._set_stage_position(pos, method, speed)
 
         def get_stage_status(self):
+            self.busy.set()
             return self.statuses.pop(0) if self.statuses else super().get_stage_status()
 
     return Microscope()
@@ -82,6 +85,15 @@ def url(microscope):
     server.RequestHandlerClass = Quiet
     with serving(server) as url:
         yield url
+
+
+@contextlib.contextmanager
+def stopped_when_busy(microscope, inst):
+    microscope.busy.clear()
+    thread = threading.Thread(target=lambda: microscope.busy.wait(30.0) and inst.stop())
+    thread.start()
+    yield
+    thread.join()
 
 
 def connected(url, **options):
@@ -141,19 +153,20 @@ def test_it_waits_until_the_stage_rests(url, microscope):
     microscope.statuses = ["MOVING", "GOING", "READY"]
     assert connected(url).move({"x": 1e-4})["x"] == 1e-4 and not microscope.statuses
     microscope.statuses = ["MOVING"] * 1000
-    with pytest.raises(MoveError, match=r"still MOVING after 0\.2 s"):
-        connected(url, timeout_s=0.2).move({"x": 0.0})
     inst = connected(url)
-    threading.Timer(0.1, inst.stop).start()
-    with pytest.raises(Aborted, match="cannot be halted"):
+    inst._timeout_s = 0.2
+    with pytest.raises(MoveError, match=r"still MOVING after 0\.2 s"):
+        inst.move({"x": 0.0})
+    inst = connected(url)
+    busy = stopped_when_busy(microscope, inst)
+    with busy, pytest.raises(Aborted, match="cannot be halted"):
         inst.move({"x": 0.0})
 
 
 def test_stop_blanks_the_beam_until_it_is_unblanked(url, microscope):
     microscope.exposure_s = 0.5
     inst = connected(url)
-    threading.Timer(0.1, inst.stop).start()
-    with pytest.raises(Aborted):
+    with stopped_when_busy(microscope, inst), pytest.raises(Aborted):
         inst.acquire("CCD")
     inst.stop()
     assert microscope.get_beam_blanked()
@@ -167,8 +180,7 @@ def test_a_stop_that_got_no_answer_is_obeyed_after_the_exposure(url, microscope,
     monkeypatch.setattr("micjax.instruments.temscript.STOP_S", 0.05)
     microscope.exposure_s = 0.5
     inst = connected(url)
-    threading.Timer(0.1, inst.stop).start()
-    with pytest.raises(Aborted):
+    with stopped_when_busy(microscope, inst), pytest.raises(Aborted):
         inst.acquire("CCD")
     inst.read()  # waits its turn behind the stop
     assert microscope.get_beam_blanked()
@@ -264,7 +276,7 @@ def faulty():
     server.daemon_threads = True
     server.faults, server.put, server.closing = {}, [], threading.Event()
     with serving(server) as url:
-        yield server, Temscript(url, stage={"x": 1e-9}, detectors={"CCD": 0.0}, timeout_s=0.5)
+        yield server, Temscript(url, stage={"x": 1e-9}, detectors={"CCD": 0.0})
         server.closing.set()
 
 
@@ -282,15 +294,18 @@ def faulty():
         ([], r"answered \[\]"),
     ],
 )
-def test_a_link_that_fails_is_told_and_not_remembered(faulty, fault, message):
+def test_a_link_that_fails_is_told_and_not_remembered(faulty, fault, message, monkeypatch):
     server, inst = faulty
     server.faults = {"stage_position": fault}
+    if fault == "hang":
+        monkeypatch.setattr(inst, "_timeout_s", 0.2)
     with pytest.raises(LinkError, match=f"GET stage_position: .*({message}).*is unknown"):
         inst.read()
     if not isinstance(fault, dict | list):
         with pytest.raises(LinkError, match=f"PUT stage_position: .*({message}).*is unknown"):
             inst.move({"x": 1e-4})
     server.faults = {}
+    monkeypatch.undo()
     assert inst.read() == {"x": 0.0}
 
 
