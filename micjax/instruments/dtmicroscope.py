@@ -30,6 +30,7 @@ from micjax.io import Axis as FieldAxis
 from micjax.io import Field
 
 Artefact = tuple[str, Mapping[str, Any]]
+TIMEOUT_S = 300.0  # of a server: an artefact takes it half a minute
 
 
 class DTMicroscope(Replay):
@@ -68,9 +69,9 @@ class DTMicroscope(Replay):
         seconds: float = 0.0,
     ):
         self._twin, self._lost, self._remote = twin, (), isinstance(twin, str)
-        if self._remote:
-            self._connect(twin, data_path)
         try:
+            if self._remote:
+                self._connect(twin, data_path)
             self.axes = {n: self._axis(n, rate) for n in ("x", "y")}
             axes, info = self.axes, dict(self._ask("get_dataset_info"))
             super().__init__(self._scanned(info, channels, artefact), rate=rate, seconds=seconds)
@@ -122,6 +123,7 @@ class DTMicroscope(Replay):
             raise ImportError(f"{address} wants Pyro5: pip install Pyro5") from error
         self._lost = (Pyro5.errors.PyroError,)
         self._twin = Pyro5.api.Proxy(address)  # connects when it is first asked
+        self._twin._pyroTimeout = TIMEOUT_S
         self._ask("initialize_microscope", "AFM", data_path=data_path)
         self._ask("setup_microscope")
 
