@@ -18,6 +18,7 @@ from micjax.instruments import (
     BudgetError,
     ConformanceError,
     Frame,
+    Function,
     Guard,
     LimitError,
     LinkError,
@@ -55,6 +56,11 @@ def replay():
     return Replay(fields(), rate=1e-6, seconds=0.1)
 
 
+def called():
+    axes = {"x": Axis("m", 0.0, 1e-6), "bias": Axis("V", -1.0, 2.0)}
+    return Function(lambda x, bias: 1e-9 * bias * math.exp(-x / 1e-6), axes, unit="A")
+
+
 def simulated():
     axes = {"frequency": Axis("Hz", 300e3, 420e3)}
     return Simulated(
@@ -70,6 +76,7 @@ def simulated():
 ADAPTERS = {
     "replay": replay,
     "simulated": simulated,
+    "function": called,
     "guarded replay": lambda: Guard(replay()),
     "guarded twin": lambda: Guard(simulated(), seconds=10.0),
 }
@@ -197,6 +204,32 @@ def test_no_proposal_leaves_the_limits_and_none_is_clamped(proposal):
         with pytest.raises(LimitError):
             guard.move(proposal)
         assert inner.sent == []
+
+
+@pytest.mark.parametrize("make", [lambda: Replay(fields()), simulated, called])
+def test_ten_thousand_proposals(make):
+    inner, sent = make(), []
+    move = inner.move
+    inner.move = lambda target: (sent.append(dict(target)), move(target))[1]
+    first, *_ = inner.axes
+    lo, hi = inner.axes[first].lo, inner.axes[first].hi
+    guard = Guard(inner, {first: (lo, lo + 0.8 * (hi - lo))})
+    rng, arrived = np.random.default_rng(0), 0
+    for _ in range(10_000):
+        proposal = {
+            n: float(a.lo + rng.uniform(-0.5, 1.5) * (a.hi - a.lo)) for n, a in inner.axes.items()
+        }
+        if rng.random() < 0.05:
+            proposal[first] = float(rng.choice([np.nan, np.inf, -np.inf]))
+        sent.clear()
+        if all(guard.axes[n].lo <= v <= guard.axes[n].hi for n, v in proposal.items()):
+            assert guard.move(proposal) == proposal and sent == [proposal]
+            arrived += 1
+        else:
+            with pytest.raises(LimitError):
+                guard.move(proposal)
+            assert sent == []
+    assert 1000 < arrived < 9000
 
 
 def test_limits_only_narrow():
