@@ -82,11 +82,11 @@ def transmission(
     limit: Float[Array, "ny nx"] | None = None,
 ) -> Complex[Array, "slices ny nx"]:
     """exp(i sigma V) of each slice, cut by `limit` in the spectrum where one is given."""
-    phase = (interaction_rad_per_VA(energy_keV) * potential_VA).astype(potential_VA.dtype)
+    sigma = jnp.asarray(interaction_rad_per_VA(energy_keV), potential_VA.dtype)
     if limit is None:
-        return cis(phase)
-    limit = limit.astype(phase.dtype)
-    return jax.lax.map(lambda v: jnp.fft.ifft2(jnp.fft.fft2(cis(v)) * limit), phase)
+        return cis(sigma * potential_VA)
+    limit = limit.astype(potential_VA.dtype)
+    return jax.lax.map(lambda v: jnp.fft.ifft2(jnp.fft.fft2(cis(sigma * v)) * limit), potential_VA)
 
 
 def propagate(
@@ -164,29 +164,31 @@ def multislice(
     waves = waves.astype(jnp.result_type(waves, potential_VA, jnp.complex64))
     real = waves.real.dtype
     limit = band_limit(shape, sampling_A).astype(real) if limited else None
+    potential_VA = potential_VA.astype(real)
     if memory == "store" and np.prod(waves.shape[:-2]) > 1:
-        t = transmission(potential_VA.astype(real), energy_keV, limit)
+        t = transmission(potential_VA, energy_keV, limit)
         return propagate(
             waves, t, thickness_A, sampling_A, energy_keV, tilt_mrad=tilt_mrad, limit=limit
         )
     dz = jnp.broadcast_to(jnp.asarray(thickness_A, real), (count,))
-    phase = (interaction_rad_per_VA(energy_keV) * potential_VA).astype(real)
+    sigma = jnp.asarray(interaction_rad_per_VA(energy_keV), real)
     turns = _turns_per_A(shape, sampling_A, energy_keV, tilt_mrad).astype(real)
     if memory == "reversible":
-        return _reversible(waves, phase, dz, turns)
+        return _reversible(waves, potential_VA, sigma, dz, turns)
     alike = _common(thickness_A, count)
     once = _travel(alike.astype(real), turns, limit) if alike.ndim == 0 else None
 
     @jax.checkpoint
     def step(waves, one):
         v, d = one
-        t = cis(v) if limit is None else jnp.fft.ifft2(jnp.fft.fft2(cis(v)) * limit)
+        t = cis(sigma * v)  # here, so that no phases of all slices are held
+        t = t if limit is None else jnp.fft.ifft2(jnp.fft.fft2(t) * limit)
         travel = _travel(d, turns, limit) if once is None else once
         return jnp.fft.ifft2(jnp.fft.fft2(t * waves) * travel)
 
     if memory == "store":
-        return jax.lax.scan(lambda w, one: (step(w, one), None), waves, (phase, dz))[0]
-    return _in_segments(step, waves, (phase, dz))
+        return jax.lax.scan(lambda w, one: (step(w, one), None), waves, (potential_VA, dz))[0]
+    return _in_segments(step, waves, (potential_VA, dz))
 
 
 def _travel(dz, turns, limit) -> Spectrum:
@@ -222,17 +224,17 @@ def _in_segments(step, waves: Waves, slices: Any) -> Waves:
 
 
 @jax.custom_vjp
-def _reversible(waves: Waves, phase, dz, turns) -> Waves:
+def _reversible(waves: Waves, potential, sigma, dz, turns) -> Waves:
     def step(waves, one):
         v, d = one
-        return jnp.fft.ifft2(jnp.fft.fft2(cis(v) * waves) * _travel(d, turns, None)), None
+        return jnp.fft.ifft2(jnp.fft.fft2(cis(sigma * v) * waves) * _travel(d, turns, None)), None
 
-    return jax.lax.scan(step, waves, (phase, dz))[0]
+    return jax.lax.scan(step, waves, (potential, dz))[0]
 
 
-def _reversible_forward(waves, phase, dz, turns):
-    after = _reversible(waves, phase, dz, turns)
-    return after, (after, phase, dz, turns)
+def _reversible_forward(waves, potential, sigma, dz, turns):
+    after = _reversible(waves, potential, sigma, dz, turns)
+    return after, (after, potential, sigma, dz, turns)
 
 
 def _reversible_backward(kept, cotangent):
@@ -240,26 +242,29 @@ def _reversible_backward(kept, cotangent):
 
     JAX hands in the conjugate of the adjoint wave of the physicists.
     """
-    after, phase, dz, turns = kept
+    after, potential, sigma, dz, turns = kept
 
     def back(carry, one):
-        wave, adjoint, d_turns = carry
+        wave, adjoint, d_sigma, d_turns = carry
         v, d = one
-        spectra = jnp.fft.fft2(jnp.stack([wave, adjoint]))
+        wave, adjoint = jnp.fft.fft2(wave), jnp.fft.fft2(adjoint)
         # d loss / d(angle) of a factor exp(i angle) is -Im(conj(adjoint) factor wave)
         leading = tuple(range(wave.ndim - 2))
-        of_travel = jnp.sum(jnp.imag(spectra[0] * jnp.conj(spectra[1])), leading) / v.size
+        of_travel = jnp.sum(jnp.imag(wave * jnp.conj(adjoint)), leading) / v.size
         d_dz = 2.0 * jnp.pi * jnp.sum(of_travel * turns)
         d_turns = d_turns + 2.0 * jnp.pi * d * of_travel
         travel = cis(2.0 * jnp.pi * _fraction(d * turns))
-        wave, adjoint = jnp.fft.ifft2(spectra * travel)
+        wave, adjoint = jnp.fft.ifft2(wave * travel), jnp.fft.ifft2(adjoint * travel)
         d_phase = -jnp.sum(jnp.imag(wave * jnp.conj(adjoint)), leading)
-        t = cis(-v)
-        return (wave * t, adjoint * t, d_turns), (d_phase, d_dz)
+        t = cis(-sigma * v)
+        carry = (wave * t, adjoint * t, d_sigma + jnp.sum(d_phase * v), d_turns)
+        return carry, (sigma * d_phase, d_dz)
 
-    start = (after, jnp.conj(cotangent), jnp.zeros_like(turns))
-    (_, adjoint, d_turns), (d_phase, d_dz) = jax.lax.scan(back, start, (phase, dz), reverse=True)
-    return jnp.conj(adjoint), d_phase, d_dz, d_turns
+    start = (after, jnp.conj(cotangent), jnp.zeros_like(sigma), jnp.zeros_like(turns))
+    (_, adjoint, d_sigma, d_turns), (d_potential, d_dz) = jax.lax.scan(
+        back, start, (potential, dz), reverse=True
+    )
+    return jnp.conj(adjoint), d_potential, d_sigma, d_dz, d_turns
 
 
 _reversible.defvjp(_reversible_forward, _reversible_backward)

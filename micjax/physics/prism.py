@@ -9,6 +9,7 @@ and the probe is cut out of a window of 1/f of the cell: quick, and right as lon
 in it.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,8 @@ from micjax.physics import optics
 from micjax.physics.cis import cis
 from micjax.physics.detectors import collected, diffraction
 from micjax.physics.multislice import Sampling, Tilt, propagate
+
+TOGETHER = 32  # probes at a time, for a matrix product instead of 32 sums
 
 
 class Beams(NamedTuple):
@@ -118,23 +121,7 @@ def waves_at(
 
     - `positions_A`: (y, x) of each probe.
     """
-    size = [n * d for n, d in zip(beams.shape, sampling_A, strict=True)]
-    pixels = jnp.asarray([float(d) for d in sampling_A])
-
-    def at(place):
-        turns = beams.index[:, 0] * (place[0] / size[0]) + beams.index[:, 1] * (place[1] / size[1])
-        ramp = cis(-2.0 * jnp.pi * (turns - jax.lax.stop_gradient(jnp.round(turns))))
-        coefficients = (weights * ramp).astype(matrix.dtype)
-        if beams.window == beams.shape:
-            return jnp.tensordot(coefficients, matrix, 1)
-        corner = jnp.round(place / pixels).astype(int) - jnp.asarray(beams.window) // 2
-        iy, ix = (
-            (c + np.arange(w)) % n
-            for c, w, n in zip(corner, beams.window, beams.shape, strict=True)
-        )
-        return jnp.tensordot(coefficients, matrix[:, iy[:, None], ix[None]], 1)
-
-    return jax.lax.map(at, positions_A)
+    return _reduced(positions_A, weights, matrix, beams, sampling_A, lambda waves: waves)
 
 
 def scanned(
@@ -147,8 +134,71 @@ def scanned(
 ) -> Float[Array, "n ..."]:
     """The fraction of the beam on each mask (of patterns of the window), place by place."""
 
-    def seen(place):
-        wave = waves_at(place[None], weights, matrix, beams, sampling_A)
-        return collected(diffraction(wave), masks)[0]
+    def seen(waves):
+        return collected(diffraction(waves), masks)
 
-    return jax.lax.map(seen, positions_A)
+    return _reduced(positions_A, weights, matrix, beams, sampling_A, seen)
+
+
+def _reduced(positions_A, weights, matrix, beams: Beams, sampling_A, detect) -> Array:
+    """What `detect` makes of the waves `[m, wy, wx]` of m neighbouring probes at a time.
+
+    The sum over beams is one real matrix product over the part of the cell that the windows of
+    these probes cover together.
+    """
+    size = jnp.asarray([n * d for n, d in zip(beams.shape, sampling_A, strict=True)])
+    planes = jnp.concatenate([matrix.real, matrix.imag])
+    product = functools.partial(jnp.tensordot, axes=1, precision="highest")  # not TF32 on a GPU
+    corners = _corners(positions_A, beams, sampling_A)
+    together, extent = _neighbours(corners, beams)
+
+    def several(some):
+        places, corners = some
+        turns = (places / size) @ jnp.asarray(beams.index.T, places.dtype)
+        ramp = cis(-2.0 * jnp.pi * (turns - jax.lax.stop_gradient(jnp.round(turns))))
+        c = (weights * ramp).astype(matrix.dtype)
+        rows = jnp.stack(
+            [jnp.concatenate([c.real, -c.imag], 1), jnp.concatenate([c.imag, c.real], 1)]
+        )
+        if beams.window == beams.shape:
+            return detect(jax.lax.complex(*product(rows, planes)))
+        first = jnp.min(corners, 0)
+        iy, ix = (
+            (f + np.arange(w + e)) % n
+            for f, w, e, n in zip(first, beams.window, extent, beams.shape, strict=True)
+        )
+        waves = jax.lax.complex(*product(rows, planes[:, iy[:, None], ix]))
+        cut = jax.vmap(lambda wave, at: jax.lax.dynamic_slice(wave, at, beams.window))
+        return detect(cut(waves, corners - first))
+
+    def in_groups(rows):
+        last = jnp.broadcast_to(rows[-1:], (-len(rows) % together, 2))
+        return jnp.concatenate([rows, last]).reshape(-1, together, 2)
+
+    seen = jax.lax.map(several, (in_groups(positions_A), in_groups(corners)))
+    return seen.reshape(-1, *seen.shape[2:])[: len(positions_A)]
+
+
+def _corners(positions_A, beams: Beams, sampling_A):
+    """The first pixel of each window: NumPy's where the places are known."""
+    known = not any(isinstance(a, jax.core.Tracer) for a in (positions_A, *sampling_A))
+    xp = np if known else jnp
+    pixel = xp.asarray(positions_A) / xp.asarray([float(d) if known else d for d in sampling_A])
+    return xp.round(pixel).astype(int) - np.asarray(beams.window) // 2
+
+
+def _neighbours(corners, beams: Beams) -> tuple[int, tuple[int, int]]:
+    """How many probes to take together, and how far apart (y, x) their windows lie at most.
+
+    One by one where that is not known or too far for a common part of the cell.
+    """
+    together = max(1, min(TOGETHER, len(corners)))
+    if beams.window == beams.shape:
+        return together, (0, 0)
+    if not isinstance(corners, jax.core.Tracer):
+        starts = range(0, len(corners), together)
+        extents = [np.ptp(corners[i : i + together], axis=0) for i in starts]
+        extent = np.max(extents, axis=0, initial=0)
+        if np.all(extent <= np.asarray(beams.shape) - beams.window):
+            return together, tuple(int(e) for e in extent)
+    return 1, (0, 0)
