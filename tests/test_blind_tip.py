@@ -71,6 +71,7 @@ def test_a_needle_leaves_a_misfit_and_a_gradient_of_zero(scan):
     assert value < 1e-5 and bool(jnp.all(slope == 0.0))
 
 
+@pytest.mark.slow
 def test_a_second_apex_is_found_where_it_is():
     truth, _, images = example(jax.random.split(jax.random.key(0))[0])
     found = blind(images, SIGMA, 2.0, (21, 21), jax.random.key(1), steps=0)

@@ -97,6 +97,7 @@ def written(plan, name="explore.yaml"):
     return name
 
 
+@pytest.mark.slow
 def test_a_function_is_explored(folder, capsys):
     assert main(["explore", written(PLAN), "--out", "run"]) == 0
     said = capsys.readouterr().out
@@ -267,6 +268,7 @@ def seen_before(folder):
     return image
 
 
+@pytest.mark.slow
 def test_the_highest_are_found_by_looking(seen_before, folder, capsys):
     plan = {
         "measure": "sample.nxs",

@@ -94,6 +94,7 @@ def test_constant_outcomes_have_a_scale():
 # --- suggestions -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_it_finds_the_top_of_a_hill():
     learner = explored(Learner(BOX, seed=1), 18)
     (_, where, outcome), *_ = learner.get_best_points()
@@ -252,6 +253,7 @@ def test_it_stops_on_budget_and_on_tolerance():
 # --- predictions -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_predictions_cover():
     rng = np.random.default_rng(0)
     points = rng.uniform(size=(60, 2))

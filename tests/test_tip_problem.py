@@ -97,6 +97,7 @@ def test_a_prior_on_nothing():
         problem.given({"forward.tip.radius_nm": micjax.free()})
 
 
+@pytest.mark.slow
 def test_with_a_known_tip(truth, tmp_path):
     surface, tip, image = truth
     options = {"ny": 48, "nx": 48, "sigma_nm": 0.15, "tip_heights_nm": np.asarray(tip).tolist()}

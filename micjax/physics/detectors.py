@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Complex, Float
 
+from micjax.physics.multislice import frequencies_inv_A
 from micjax.physics.optics import Angles
 
 Patterns = Float[Array, "... ny nx"]
@@ -116,3 +117,22 @@ def blurred(patterns: Patterns, mtf: Float[ArrayLike, "ny nx"]) -> Patterns:
     """The pattern as a camera with this modulation transfer function sees it; `mtf` on the
     frequencies of `fft2`, 1 at the corner."""
     return jnp.fft.ifft2(jnp.fft.fft2(patterns) * mtf).real
+
+
+def source_blurred(
+    image: Float[Array, "... ny nx"],
+    scan_step_A: tuple[float, float],
+    fwhm_A: float | Float[Array, ""],
+) -> Float[Array, "... ny nx"]:
+    """A scanned image of a source of a size: its mean over a Gaussian of places, whose full width
+    at half of its height is `fwhm_A`.
+
+    In Fourier space, for a periodic scan. Each detector may be blurred so, also each pixel of one.
+
+    **Arguments:**
+
+    - `scan_step_A`: distance of the places along (y, x).
+    """
+    ky, kx = frequencies_inv_A(image.shape[-2:], scan_step_A)
+    variance = fwhm_A**2 / (8.0 * np.log(2.0))
+    return blurred(image, jnp.exp(-2.0 * jnp.pi**2 * variance * (ky**2 + kx**2)))

@@ -41,7 +41,8 @@ def band_limit(
 ) -> Float[Array, "ny nx"]:
     """1 below `cutoff` of the highest frequency, 0 above, half a cosine of width `taper` before."""
     ky, kx = frequencies_inv_A(shape, sampling_A)
-    k = jnp.sqrt(ky**2 + kx**2)
+    squared = ky**2 + kx**2
+    k = jnp.sqrt(jnp.where(squared == 0.0, 1e-30, squared))  # a root has no slope at 0
     highest = 0.5 / jnp.maximum(*map(jnp.asarray, sampling_A))
     into = jnp.clip((k / highest - cutoff + taper) / taper, 0.0, 1.0)
     return 0.5 * (1.0 + jnp.cos(jnp.pi * into)) * (k <= cutoff * highest)

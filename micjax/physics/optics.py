@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float
 
 Scalar = Float[ArrayLike, ""]
@@ -112,12 +113,16 @@ def chi(angles: Angles, coefficients: Coefficients, wavelength_A: Scalar) -> Ima
     _known(coefficients, CARTESIAN)
     y, x = (1e-3 * a for a in angles)
     squared, path = y**2 + x**2, jnp.zeros(())
-    for n, m in _TERMS:
-        real, imaginary = _power(x, y, m)
-        terms = {f"C{n}{m}": real} if m == 0 else {f"C{n}{m}a": real, f"C{n}{m}b": imaginary}
-        for name, shape in terms.items():
-            if name in coefficients:
-                path += coefficients[name] * squared ** ((n + 1 - m) // 2) * shape / (n + 1)
+    real, imaginary = jnp.ones_like(squared), jnp.zeros_like(squared)
+    for m in range(7):
+        for part, ab in ((real, "a" if m else ""), (imaginary, "b")):
+            radial = [
+                coefficients[f"C{n}{m}{ab}"] * squared ** ((n + 1 - m) // 2) / (n + 1)
+                for n, of in _TERMS
+                if of == m and f"C{n}{m}{ab}" in coefficients
+            ]
+            path += part * sum(radial)
+        real, imaginary = real * x - imaginary * y, real * y + imaginary * x
     return jnp.broadcast_to(2 * jnp.pi / wavelength_A * path, squared.shape)
 
 
@@ -131,8 +136,8 @@ def aperture(angles: Angles, semiangle_mrad: Scalar) -> Image:
     squared = y**2 + x**2
     centre = squared == 0
     safe = jnp.where(centre, 1.0, squared)
-    pixel = jnp.sqrt(((x * (x[0, 1] - x[0, 0])) ** 2 + (y * (y[1, 0] - y[0, 0])) ** 2) / safe)
-    pixel = jnp.where(centre, 1.0, pixel)
+    across = ((x * (x[0, 1] - x[0, 0])) ** 2 + (y * (y[1, 0] - y[0, 0])) ** 2) / safe
+    pixel = jnp.sqrt(jnp.where(centre, 1.0, across))  # a root has no slope at 0
     return jnp.where(
         centre, 1.0, jnp.clip((semiangle_mrad - jnp.sqrt(safe)) / pixel + 0.5, 0.0, 1.0)
     )
@@ -161,6 +166,17 @@ def focal_envelope(angles: Angles, focal_spread_A: Scalar, wavelength_A: Scalar)
     Gaussian of foci (Wade & Frank 1977)."""
     y, x = (1e-3 * a for a in angles)
     return jnp.exp(-((jnp.pi / (2 * wavelength_A) * focal_spread_A * (y**2 + x**2)) ** 2))
+
+
+def focal_nodes_A(
+    focal_spread_A: Scalar, count: int
+) -> tuple[Float[Array, "count"], Float[Array, "count"]]:
+    """Changes of C10 and weights that add up to 1, for a mean of intensities over the foci: the
+    Gaussian of `focal_envelope` by Gauss-Hermite quadrature, where an envelope does not do (STEM,
+    strong objects). So many are enough up to the angle at which pi / lambda spread alpha^2 is the
+    square root of `count`."""
+    nodes, weights = np.polynomial.hermite.hermgauss(count)
+    return focal_spread_A * jnp.asarray(nodes), jnp.asarray(weights / np.sqrt(np.pi))
 
 
 def angular_envelope(
@@ -193,14 +209,6 @@ def contrast_transfer(
         * focal_envelope(angles, focal_spread_A, wavelength_A)
         * angular_envelope(angles, angular_spread_mrad, coefficients, wavelength_A)
     )
-
-
-def _power(x: Array, y: Array, m: int) -> tuple[Array, Array]:
-    """Real and imaginary part of (x + i y)^m, in real numbers."""
-    real, imaginary = jnp.ones_like(x), jnp.zeros_like(x)
-    for _ in range(m):
-        real, imaginary = real * x - imaginary * y, real * y + imaginary * x
-    return real, imaginary
 
 
 def _known(names: Mapping, allowed: list[str]) -> None:

@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 
 from micjax.core.progress import progress
 from micjax.io import Axis, Field
+from micjax.io.structures import read_structure
 from micjax.physics import optics
 from micjax.physics.detectors import annulus, collected, pixelated
 from micjax.physics.multislice import (
@@ -133,7 +134,7 @@ def prepare(plan: SimulatePlan) -> Setup:
     """
     table(plan.table)
     optics.cartesian(plan.aberrations)
-    cell = read_structure(plan.structure, plan.u_A2)
+    cell = _cell(plan.structure, plan.u_A2)
     nx, ny, nz = plan.tile
     atoms = cell.repeated(nx, ny, nz)
     _apart(atoms)
@@ -166,22 +167,9 @@ def prepare(plan: SimulatePlan) -> Setup:
     )
 
 
-def read_structure(path: str, u_A2: float | Mapping[str, float]) -> Atoms:
-    """A file of any format of ase: CIF, XYZ, POSCAR, PDB, ...
-
-    **Raises:** `ValueError` for a file that ase cannot read, a cell without right angles, or an
-    element that is not in it; `ImportError` without ase.
-    """
-    try:
-        import ase.io
-    except ImportError as error:
-        raise ImportError(f"{error}: pip install 'micjax[structures]'") from error
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"no such structure: {path}")
-    try:
-        structure = ase.io.read(path)
-    except Exception as error:  # its readers raise anything
-        raise ValueError(f"{path} is no structure: {type(error).__name__}: {error}") from error
+def _cell(path: str, u_A2: float | Mapping[str, float]) -> Atoms:
+    """**Raises:** what `read_structure` raises; `ValueError` for an element that is not there."""
+    structure = read_structure(path)
     if not isinstance(u_A2, Mapping):
         return atoms_of(structure, u_A2)
     symbols = structure.get_chemical_symbols()

@@ -1,0 +1,398 @@
+"""Thickness, tilt, lattice and thermal motion of a crystal from one convergent-beam pattern.
+
+    counts(q) = Poisson(dose efficiency(q) (elastic(q) + share diffuse(q) (1 - sum elastic)))
+
+The pattern is averaged over the places of the probe (PACBED); where the discs do not overlap it is
+that of any one place. It is computed for all thicknesses at once (`micjax.physics.pacbed`), and
+the thickness is a real number between them. The likelihood has many maxima along thickness and
+tilt: `solve` looks everywhere first.
+"""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from micjax.core.problem import InverseProblem, parameter
+from micjax.inference.laplace import laplace
+from micjax.inference.optimise import Fit
+from micjax.inference.solution import Solution
+from micjax.io import read
+from micjax.io.structures import read_structure
+from micjax.physics import optics
+from micjax.physics.multislice import highest_angle_mrad
+from micjax.physics.noise import Poisson
+from micjax.physics.pacbed import (
+    Camera,
+    Directions,
+    Rocking,
+    between,
+    camera,
+    diffuse,
+    directions,
+    mean_transmission,
+    rocking,
+    seen,
+)
+from micjax.physics.potentials import Atoms, atoms_of
+from micjax.problems._cbed_fit import everywhere, scored
+from micjax.report.figures import captioned, image_row
+
+Pixels = Float[Array, "my mx"]
+SRTIO3 = (
+    [38, 22, 8, 8, 8],
+    [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0]],
+)
+
+
+class Convergent(eqx.Module):
+    """Fraction of the beam in each pixel of a camera."""
+
+    thickness_A: Float[Array, ""] = parameter()
+    tilt_mrad: Float[Array, "2"] = parameter()  # of the beam against the crystal, (y, x)
+    u_A2: Float[Array, ""] = parameter()  # mean square displacement along an axis
+    strain: Float[Array, ""] = parameter()  # of the cell, along all axes
+    diffuse_share: Float[Array, ""] = parameter()  # part of the diffuse electrons on the camera
+    centre_mrad: Float[Array, "2"] = parameter()  # of the aperture on the camera, (y, x)
+    semiangle_mrad: Float[Array, ""] = parameter()
+    energy_keV: Float[Array, ""] = parameter()
+    position_A: Float[Array, "atoms 3"] = parameter()
+    box_A: Float[Array, "3"] = parameter()
+    numbers: tuple[int, ...] = eqx.field(static=True)
+    layers: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+    shape: tuple[int, int] = eqx.field(static=True)
+    cells: int = eqx.field(static=True)
+    directions: Directions = eqx.field(static=True)
+
+    def __call__(self, x: Camera) -> Pixels:
+        every = self.every_thickness()
+        cells = self.thickness_A / self.atoms().box_A[2]
+        return self.on(x)(between(every.intensity, cells), between(every.total, cells))
+
+    def every_thickness(self) -> Rocking:
+        atoms = self.atoms()
+        return rocking(
+            mean_transmission(atoms, self.layers, self.shape, self.energy_keV),
+            atoms.box_A,
+            self.cells,
+            self.directions,
+            self.semiangle_mrad,
+            self.energy_keV,
+            self.tilt_mrad - self.centre_mrad,
+        )
+
+    def on(self, x: Camera):
+        """What the camera sees of rocking curves and their sum: with the diffuse electrons, which
+        the elastic ones lack."""
+        atoms = self.atoms()
+        lattice_mrad = 1e3 * optics.wavelength_A(self.energy_keV) / atoms.box_A[1::-1]
+        background = self.diffuse_share * diffuse(atoms, x, self.semiangle_mrad, self.energy_keV)
+
+        def pixels(intensity, total):
+            elastic = seen(
+                intensity,
+                x,
+                self.directions,
+                lattice_mrad,
+                self.semiangle_mrad,
+                self.centre_mrad,
+            )
+            return x.efficiency * (elastic + (1.0 - total) * background)
+
+        return pixels
+
+    def atoms(self) -> Atoms:
+        scale = 1.0 + self.strain
+        return Atoms(self.numbers, scale * self.position_A, scale * self.box_A, u_A2=self.u_A2)
+
+
+def problem(
+    thickness_A: float = 60.0,
+    u_A2: float = 0.008,
+    dose: float = 1e6,
+    semiangle_mrad: float = 8.0,
+    energy_keV: float = 200.0,
+    tilt_sd_mrad: float = 2.0,
+    strain_sd: float = 0.003,
+    centre_sd_mrad: float = 0.0,
+    most_A: float = 120.0,
+    numbers: list | None = None,
+    fractions: list | None = None,
+    cell_A: float | list = 3.905,
+    slice_A: float = 2.0,
+    pixels: int = 32,
+    finer: int = 3,
+    reach_mrad: float = 30.0,
+) -> InverseProblem:
+    """A crystal of one repeated cell with right angles, near a zone axis.
+
+    **Arguments:**
+
+    - `thickness_A`: where a fit of its own starts; the prior is flat from one cell to `most_A`.
+    - `u_A2`: mean square displacement of an atom along an axis, to within a factor of 1.6.
+    - `dose`: electrons of the whole beam, to within 5 %.
+    - `semiangle_mrad`: of convergence.
+    - `energy_keV`: of the electrons.
+    - `tilt_sd_mrad`: how far the beam may be off the axis, along y and along x.
+    - `strain_sd`: how far the cell may be from `cell_A`, as a fraction; 0 if it is known.
+    - `centre_sd_mrad`: how far the aperture may be off the middle of the camera; 0 if it is known.
+    - `most_A`: the largest thickness.
+    - `numbers`: atomic numbers of the atoms in a cell; with `fractions`, strontium titanate if not
+        given.
+    - `fractions`: [[x, y, z], ...] of each atom in units of the cell.
+    - `cell_A`: edges along x, y, z (the beam), or the edge of a cube.
+    - `slice_A`: thickness of a slice, at most.
+    - `pixels`: of the wave along each edge of the cell.
+    - `finer`: beams in each vector of the reciprocal lattice, for the rocking curves.
+    - `reach_mrad`: the camera sees no further.
+
+    **Raises:** `ValueError` for numbers that are not positive, a camera that sees more than the
+    wave's highest angle.
+    """
+    positive = {
+        "thickness_A": thickness_A,
+        "u_A2": u_A2,
+        "dose": dose,
+        "semiangle_mrad": semiangle_mrad,
+        "energy_keV": energy_keV,
+        "tilt_sd_mrad": tilt_sd_mrad,
+        "slice_A": slice_A,
+        "reach_mrad": reach_mrad,
+    }
+    for name, value in positive.items():
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"{name} = {value}: must be positive")
+    box = np.broadcast_to(np.asarray(cell_A, float), (3,))
+    if not box[2] < thickness_A < most_A:
+        raise ValueError(f"thickness_A = {thickness_A} is not between {box[2]} and {most_A}")
+    if (numbers is None) != (fractions is None):
+        raise ValueError("numbers and fractions belong together")
+    numbers, fractions = SRTIO3 if numbers is None else (numbers, fractions)
+    places = np.asarray(fractions, float).reshape(len(numbers), 3) % 1.0
+    slices = int(np.ceil(box[2] / slice_A - 1e-9))
+    layer = np.floor(places[:, 2] * slices + 1e-9).astype(int)
+    widest = semiangle_mrad + 3.0 * centre_sd_mrad
+    highest = highest_angle_mrad(tuple(box[1::-1] / pixels), energy_keV)
+    if reach_mrad + widest > highest:
+        raise ValueError(
+            f"{reach_mrad + widest:.4g} mrad are to be seen, but {pixels} pixels over the cell "
+            f"end at {highest:.4g} mrad"
+        )
+    forward = Convergent(
+        thickness_A,
+        np.zeros(2),
+        u_A2,
+        0.0,
+        0.5,
+        np.zeros(2),
+        semiangle_mrad,
+        energy_keV,
+        places * box,
+        box,
+        tuple(int(z) for z in numbers),
+        tuple(tuple(np.flatnonzero(layer == s).tolist()) for s in range(slices)),
+        (pixels, pixels),
+        int(np.ceil(most_A / box[2] * (1.0 + 5.0 * strain_sd))) + 1,
+        directions(box, widest, energy_keV, finer, reach_mrad),
+    )
+    priors = {
+        "forward.thickness_A": dist.Uniform(box[2] * (1.0 + 5.0 * strain_sd), most_A),
+        "forward.tilt_mrad": dist.Normal(0.0, tilt_sd_mrad),
+        "forward.u_A2": dist.LogNormal(np.log(u_A2), 0.5),
+        "forward.diffuse_share": dist.Uniform(0.0, 1.0),
+        "noise.dose": dist.LogNormal(np.log(dose), 0.05),
+    }
+    if strain_sd > 0.0:
+        priors["forward.strain"] = dist.Normal(0.0, strain_sd)
+    if centre_sd_mrad > 0.0:
+        priors["forward.centre_mrad"] = dist.Normal(0.0, centre_sd_mrad)
+    return InverseProblem(forward, Poisson(dose), priors)
+
+
+def example(key, dose: float = 1e6) -> tuple[InverseProblem, Camera, Pixels]:
+    """Strontium titanate of 84.3 Å, 2.2 mrad off its [001] axis."""
+    truth = problem(dose=dose).at(
+        {
+            "forward.thickness_A": 84.3,
+            "forward.tilt_mrad": [1.1, -1.9],
+            "forward.u_A2": 0.0071,
+            "forward.strain": 0.0021,
+            "forward.diffuse_share": 0.4,
+        }
+    )
+    along = 1.5 * np.arange(-20, 21)
+    x = camera(along, along)
+    return truth, x, truth.noise(truth.forward(x)).sample(key).astype(float)
+
+
+def load(
+    file,
+    channel: str | None = None,
+    structure: str | None = None,
+    mrad_per_px: float | None = None,
+    centre_px: list | None = None,
+    rotation_deg: float = 0.0,
+    reach_mrad: float | None = None,
+    energy_keV: float = 200.0,
+    semiangle_mrad: float = 8.0,
+) -> tuple[dict[str, Any], Camera, Pixels]:
+    """Counts of a pattern from a microscope's file.
+
+    **Arguments:**
+
+    - `channel`: which image of the file.
+    - `structure`: CIF, XYZ, POSCAR ... of the cell, the beam along z; strontium titanate if not
+        given.
+    - `mrad_per_px`: pixel size, where the axes of the file are not in mrad.
+    - `centre_px`: the middle of the direct disc, [row, column]; where the axes are 0 if they are in
+        mrad, otherwise the middle of the brightest disc.
+    - `rotation_deg`: of the camera's x axis against that of the crystal, from x towards y.
+    - `reach_mrad`: pixels further out are left out; by default all that fit onto the camera.
+    - `energy_keV`: of the electrons.
+    - `semiangle_mrad`: of convergence.
+
+    **Raises:** `ValueError` for values that are no counts, a pixel size that is not known, besides
+    what `micjax.io.read` raises. Pixels that are NaN are blind.
+    """
+    field = read(file, channel)
+    if field.data.ndim != 2:
+        raise ValueError(f"{field.name}: shape {field.data.shape} is no pattern [my, mx]")
+    counts, blind = np.nan_to_num(field.data), ~np.isfinite(field.data)
+    if counts.min() < 0.0 or counts.max() < 1.0:
+        raise ValueError(
+            f"{field.name}: values from {counts.min():g} to {counts.max():g} are no electron "
+            "counts; scale the pattern by its dose first"
+        )
+    in_mrad = all(a.unit == "mrad" for a in field.axes)
+    if in_mrad and mrad_per_px is None:
+        y, x = (np.asarray(a.values) for a in field.axes)
+        if centre_px is not None:
+            y, x = (
+                a - np.interp(c, np.arange(len(a)), a)
+                for a, c in zip((y, x), centre_px, strict=True)
+            )
+    elif mrad_per_px is None or not mrad_per_px > 0.0:
+        raise ValueError(f"{field.name}: no angles in the file; mrad_per_px has to be given")
+    else:
+        if centre_px is None:
+            centre_px = _brightest_disc(counts, semiangle_mrad / mrad_per_px)
+        y, x = (
+            mrad_per_px * (np.arange(n) - c) for n, c in zip(counts.shape, centre_px, strict=True)
+        )
+    fits = min(-y[0], y[-1], -x[0], x[-1])
+    if not fits > semiangle_mrad:
+        raise ValueError(
+            f"the pattern ends {fits:.4g} mrad from its middle, within the direct disc"
+        )
+    reach_mrad = fits if reach_mrad is None else reach_mrad
+    there = camera(y, x, np.deg2rad(rotation_deg))
+    outside = np.linalg.norm(np.asarray(there.direction_mrad), axis=-1) > reach_mrad
+    there = there._replace(efficiency=jnp.asarray(~(blind | outside), float))
+    options: dict[str, Any] = {
+        "dose": float(counts.sum()),
+        "energy_keV": energy_keV,
+        "semiangle_mrad": semiangle_mrad,
+        "reach_mrad": float(reach_mrad),
+        "centre_sd_mrad": float(there.pixel_mrad),
+    }
+    if structure is not None:
+        options |= _cell_of(structure)
+    return options, there, jnp.asarray(np.where(blind | outside, 0.0, counts), float)
+
+
+def _brightest_disc(counts: np.ndarray, radius_px: float) -> list[float]:
+    """The middle of the disc that holds most of the counts."""
+    ny, nx = (np.fft.fftfreq(n, 1.0 / n) for n in counts.shape)
+    disc = np.hypot(ny[:, None], nx) <= radius_px
+    inside = np.fft.ifft2(np.fft.fft2(counts) * np.fft.fft2(disc)).real
+    top = np.argwhere(inside > inside.max() - 1e-9 * counts.sum())
+    return top.mean(0).tolist()
+
+
+def _cell_of(structure: str) -> dict[str, Any]:
+    atoms = atoms_of(read_structure(structure))
+    box = np.asarray(atoms.box_A, float)
+    return {
+        "numbers": list(atoms.numbers),
+        "fractions": (np.asarray(atoms.position_A, float) / box).tolist(),
+        "cell_A": box.tolist(),
+    }
+
+
+def solve(
+    problem: InverseProblem,
+    x: Camera,
+    y: Pixels,
+    *,
+    key,
+    checkpoint=None,
+    resume: bool = False,
+    on_chunk=None,
+    steps: int = 20,
+    starts: int = 3,
+) -> Solution:
+    """The best of several fits, from the likeliest thicknesses and tilts; Laplace errors.
+
+    **Arguments:**
+
+    - `steps`: of Fisher's scoring, at most, for each start.
+    - `starts`: how many.
+    """
+    y = jnp.asarray(y, dtype=float)
+    fits: list[Fit] = []
+    for start in everywhere(problem, x, y, starts):
+        fits.append(scored(problem.at(start), x, y, steps, on_chunk))
+        if fits[-1].stop_reason == "interrupted":
+            break
+    best = min(fits, key=lambda fit: fit.loss)
+    found = dataclasses.replace(
+        best,
+        starts_losses=np.array([fit.loss for fit in fits]),
+        starts_values=[fit.problem.values() for fit in fits],
+    )
+    if found.stop_reason == "interrupted":
+        return Solution(found.problem, fit=found)
+    errors = laplace(found.problem, x, y)
+    vague = [n for n, ok in errors.identified.items() if not ok]
+    rate = found.problem.noise(found.problem.forward(x)).rate
+    on = x.efficiency > 0
+    chi2 = float(jnp.sum(jnp.where(on, (y - rate) ** 2 / rate, 0.0)) / jnp.sum(on))
+    return Solution(
+        found.problem,
+        fit=found,
+        laplace=errors,
+        metrics={"chi_squared_per_pixel": chi2},
+        statements=[f"{n} is not identified by this pattern." for n in vague],
+    )
+
+
+def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
+    """Each unknown against the truth."""
+    true, best, sd = truth.values(), solution.problem.values(), solution.laplace.sd()
+    return [
+        {
+            "quantity": n.partition(".")[2],
+            "truth": [float(v) for v in np.ravel(true[n])],
+            "estimate": [float(v) for v in np.ravel(best[n])],
+            "sd": [float(v) for v in np.ravel(sd[n])],
+        }
+        for n in best
+    ]
+
+
+def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:
+    """Counts, model, and what is left in units of its noise."""
+    rate = np.asarray(solution.problem.noise(solution.problem.forward(x)).rate)
+    on, counts = np.asarray(x.efficiency) > 0, np.asarray(y)
+
+    def pattern():
+        row = {"measured": np.sqrt(counts), "model": np.sqrt(rate)}
+        row["residual / noise"] = np.where(on, (counts - rate) / np.sqrt(rate), np.nan)
+        figure = image_row(row, residuals=["residual / noise"])
+        return captioned(figure, "Square roots of the counts, and what the model leaves of them.")
+
+    return {"Pattern": pattern}

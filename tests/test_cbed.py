@@ -1,0 +1,225 @@
+"""Convergent-beam patterns: the quick model equals the plain one, and the truth comes back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from micjax.io import Axis, Field, write_nexus
+from micjax.physics import optics
+from micjax.physics.detectors import diffraction
+from micjax.physics.multislice import band_limit, propagate, transmission
+from micjax.physics.pacbed import (
+    CLOSER,
+    between,
+    camera,
+    diffuse,
+    directions,
+    mean_transmission,
+    rocking,
+    seen,
+)
+from micjax.physics.potentials import Atoms, potential_VA
+from micjax.physics.scattering import scattering_factors_A
+from micjax.problems import cbed
+
+ENERGY_KEV, TILT_MRAD, SEMIANGLE_MRAD = 200.0, (3.0, -2.0), 7.0
+BOX_A, N, FINER = np.array([3.905, 3.6, 3.905]), 18, 3
+PLACES_A = np.array([[0, 0, 0], [0.5, 0.5, 0.5], [0.4, 0, 0.5]]) * BOX_A
+WHICH = directions(BOX_A, SEMIANGLE_MRAD, ENERGY_KEV, FINER, 20.0)
+
+
+@pytest.fixture(scope="module")
+def crystal():
+    thickness = np.full(2, BOX_A[2] / 2)
+    sampling = (BOX_A[1] / N, BOX_A[0] / N)
+    potential = potential_VA(Atoms((38, 22, 8), PLACES_A, BOX_A), (N, N), thickness)
+    return transmission(potential, ENERGY_KEV, band_limit((N, N), sampling))
+
+
+def test_rocking_curves_are_those_of_plain_multislice(crystal):
+    cells, beam = 3, (2, -3)
+    ours = rocking(crystal, jnp.asarray(BOX_A), cells, WHICH, SEMIANGLE_MRAD, ENERGY_KEV, TILT_MRAD)
+    shape, sampling = (FINER * N, FINER * N), (BOX_A[1] / N, BOX_A[0] / N)
+    wave = jnp.fft.ifft2(jnp.zeros(shape, complex).at[beam].set(1.0))
+    after = propagate(
+        wave,
+        jnp.tile(crystal, (cells, FINER, FINER)),
+        BOX_A[2] / 2,
+        sampling,
+        ENERGY_KEV,
+        tilt_mrad=TILT_MRAD,
+        limit=band_limit(shape, sampling),
+    )
+    expected = np.asarray(diffraction(after))
+    gy, gx = (np.arange(-r, r + 1) for r in WHICH.reflections)
+    expected = expected[np.ix_(beam[0] + FINER * gy, beam[1] + FINER * gx)]
+    found = ours.intensity[cells, beam[0] + WHICH.beams[0], beam[1] + WHICH.beams[1]]
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    np.testing.assert_allclose(between(ours.total, cells - 1.0), ours.total[cells - 1], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def curves(crystal):
+    def at(finer):
+        which = directions(BOX_A, SEMIANGLE_MRAD, ENERGY_KEV, finer, 20.0)
+        args = (which, SEMIANGLE_MRAD, ENERGY_KEV, TILT_MRAD)
+        return which, rocking(crystal, jnp.asarray(BOX_A), 10, *args)
+
+    return at
+
+
+def test_a_camera_interpolates_smooth_curves(curves):
+    """Three beams in each vector of the lattice are as good as nine."""
+    lattice = jnp.asarray(1e3 * float(optics.wavelength_A(ENERGY_KEV)) / BOX_A[1::-1], float)
+    x = camera(0.7 * np.arange(-28, 29), 0.7 * np.arange(-28, 29), 0.3)
+
+    def pattern(finer):
+        which, found = curves(finer)
+        centre = jnp.array([0.4, -0.3])
+        return seen(found.intensity[10], x, which, lattice, SEMIANGLE_MRAD - 0.5, centre)
+
+    coarse, fine = np.asarray(pattern(3)), np.asarray(pattern(9))
+    np.testing.assert_allclose(coarse, fine, atol=5e-3 * fine.max())
+    y, along_x = (np.asarray(x.direction_mrad)[..., i] for i in (0, 1))
+    assert not fine[np.hypot(y, along_x) > 19.5 * 1.45].any()
+
+
+def test_all_of_the_beam_falls_onto_a_large_camera(curves):
+    """Without a crystal: the disc alone, wherever its centre is."""
+    which, found = curves(3)
+    lattice = jnp.asarray(1e3 * float(optics.wavelength_A(ENERGY_KEV)) / BOX_A[1::-1], float)
+    x = camera(0.4 * np.arange(-25, 26), 0.4 * np.arange(-25, 26))
+    centre = jnp.array([0.3, -0.2])
+    disc = np.asarray(seen(found.intensity[0], x, which, lattice, 6.0, centre))
+    assert disc.sum() == pytest.approx(1.0, abs=2e-3)
+    middle = np.einsum("yxa,yx->a", np.asarray(x.direction_mrad), disc)
+    np.testing.assert_allclose(middle, centre, atol=5e-3)
+
+
+def test_mean_transmission_is_the_mean_over_displacements():
+    u_A2, shape = np.array([0.006, 0.01, 0.0]), (24, 24)
+    fine, thickness = (CLOSER * 24, CLOSER * 24), BOX_A[2:]
+    nodes, weights = np.polynomial.hermite_e.hermegauss(10)
+    weights = weights / weights.sum()
+
+    def displaced(zx, zy):
+        place = PLACES_A[:1] + np.sqrt(u_A2) * jnp.stack([zx, zy, jnp.zeros(())])
+        v = potential_VA(Atoms((38,), place, BOX_A), fine, thickness, capacity=(1,))
+        return transmission(v, ENERGY_KEV)[0]
+
+    zx, zy = (jnp.asarray(z.ravel()) for z in np.meshgrid(nodes, nodes))
+    every = jax.jit(jax.vmap(displaced))(zx, zy)
+    mean = jnp.tensordot(jnp.asarray(np.outer(weights, weights).ravel()), every, 1)
+    low = np.fft.fftfreq(24, 1 / 24).astype(int)
+    spectrum = jnp.fft.fft2(mean)[np.ix_(low, low)] / CLOSER**2
+    expected = jnp.fft.ifft2(spectrum * band_limit(shape, (BOX_A[1] / 24, BOX_A[0] / 24)))
+
+    atoms = Atoms((38,), PLACES_A[:1], BOX_A, u_A2=u_A2)
+    found = mean_transmission(atoms, ((0,),), shape, ENERGY_KEV)[0]
+    # exp(i sigma v) of an atom at rest is sharper than the fine grid, by so much
+    np.testing.assert_allclose(found, expected, atol=5e-4)
+    assert np.mean(np.abs(found) ** 2) < 0.999  # absorption
+
+
+def test_between_is_exact_for_quadratics_and_smooth():
+    n = jnp.arange(8.0)
+    for cells in (1.0, 2.3, 3.0, 5.9):
+        assert float(between(n**2, cells)) == pytest.approx(cells**2, rel=1e-6)
+    slope = jax.grad(lambda c: between(jnp.sin(n), c))
+    assert float(slope(3.0 - 1e-5)) == pytest.approx(float(slope(3.0 + 1e-5)), abs=1e-4)
+
+
+def test_diffuse_scattering_is_a_sum_over_the_aperture():
+    u = 0.008
+    atoms = Atoms((38, 8), PLACES_A[[0, 2]], BOX_A, u_A2=u)
+    x = camera(2.0 * np.arange(-9, 10), 2.0 * np.arange(-8, 9))
+    found = np.asarray(diffuse(atoms, x, SEMIANGLE_MRAD, ENERGY_KEV))
+    assert found.shape == (19, 17) and found.sum() == pytest.approx(1.0, rel=1e-5)
+
+    fine = np.linspace(-SEMIANGLE_MRAD, SEMIANGLE_MRAD, 41)
+    beams = np.stack(np.meshgrid(fine, fine), -1).reshape(-1, 2)
+    beams = beams[np.hypot(*beams.T) <= SEMIANGLE_MRAD]
+
+    def single(iy, ix):
+        k2 = np.sum((np.array([2.0 * iy, 2.0 * ix]) - beams) ** 2, -1)
+        k2 = jnp.asarray(k2 / (1e3 * float(optics.wavelength_A(ENERGY_KEV))) ** 2)
+        f = np.asarray(scattering_factors_A((38, 8), k2))
+        return np.sum((f**2).sum(0) * (1.0 - np.exp(-4.0 * np.pi**2 * u * np.asarray(k2))))
+
+    expected = single(7, -3) / single(0, 0)
+    assert found[9 + 7, 8 - 3] / found[9, 8] == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"u_A2": 0.0}, "u_A2 = 0.0"),
+        ({"thickness_A": 300.0}, "between 3.905 and 120"),
+        ({"reach_mrad": 80.0}, "32 pixels over the cell end at"),
+        ({"numbers": [38]}, "belong together"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        cbed.problem(**options)
+
+
+def pattern_file(tmp_path, data, unit="mrad"):
+    axes = tuple(
+        Axis(n, 2.0 * (np.arange(size) - size // 2), unit)
+        for n, size in zip("yx", data.shape, strict=True)
+    )
+    write_nexus(tmp_path / "pattern.nxs", {"pattern": Field(data, axes, "electrons", "pattern")})
+    return tmp_path / "pattern.nxs"
+
+
+def test_a_file_becomes_a_problem(tmp_path):
+    y, x = np.mgrid[-15:16, -15:16]
+    counts = np.where(np.hypot(y - 2, x + 1) < 4.0, 100.0, 3.0)
+    counts[0, 0] = np.nan
+    structure = tmp_path / "POSCAR"
+    structure.write_text("iron\n1.0\n2.87 0 0\n0 2.87 0\n0 0 2.87\nFe\n2\nDirect\n0 0 0\n.5 .5 .5")
+    file = pattern_file(tmp_path, counts)
+    options, there, seen = cbed.load(file, structure=str(structure), reach_mrad=28.0)
+    assert options["numbers"] == [26, 26] and options["cell_A"] == pytest.approx([2.87] * 3)
+    assert there.efficiency[0, 0] == 0.0 and seen[0, 0] == 0.0
+    np.testing.assert_allclose(there.direction_mrad[15, 15], 0.0, atol=1e-6)
+    cbed.problem(**options)
+
+    options, there, _ = cbed.load(pattern_file(tmp_path, counts, ""), mrad_per_px=2.0)
+    np.testing.assert_allclose(there.direction_mrad[17, 14], 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "data, unit, message",
+    [
+        (np.full((9, 9), 1e-3), "mrad", "are no electron counts"),
+        (np.full((9, 9), 5.0), "", "mrad_per_px has to be given"),
+        (np.full((5, 5), 5.0), "mrad", "in the direct disc"),
+        (np.full((4, 9, 9), 5.0)[0, 0], "mrad", "is no pattern"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, data, unit, message):
+    if data.ndim == 1:
+        axis = Axis("x", np.arange(data.size), unit)
+        write_nexus(tmp_path / "pattern.nxs", {"p": Field(data, (axis,), "electrons", "p")})
+        file = tmp_path / "pattern.nxs"
+    else:
+        file = pattern_file(tmp_path, data, unit)
+    with pytest.raises(ValueError, match=message):
+        cbed.load(file)
+
+
+@pytest.mark.slow
+def test_the_truth_comes_back():
+    truth, x, y = cbed.example(jax.random.key(3))
+    x = x._replace(efficiency=x.efficiency.at[:8, 20].set(0.0))  # a beam stop
+    y = jnp.where(x.efficiency > 0, y, 0.0)
+    solution = cbed.solve(cbed.problem(), x, y, key=jax.random.key(0))
+    true, best, sd = truth.values(), solution.problem.values(), solution.laplace.sd()
+    assert abs(best["forward.thickness_A"] - true["forward.thickness_A"]) < 2.0
+    assert np.abs(best["forward.tilt_mrad"] - true["forward.tilt_mrad"]).max() < 0.2
+    assert abs(best["forward.u_A2"] / true["forward.u_A2"] - 1.0) < 0.05
+    assert all(np.all(np.abs(best[n] - true[n]) < 4.0 * sd[n]) for n in true)
+    assert not solution.statements and 0.8 < solution.metrics["chi_squared_per_pixel"] < 1.2
