@@ -100,6 +100,8 @@ def test_voxels_are_projected():
             "no atoms",
         ),
         (lambda: amorphous(jax.random.key(0), [6], 2.0, (1, 1, 1), 1.4), "are no atoms"),
+        (lambda: amorphous(jax.random.key(0), [0], 2.0, (9, 9, 9), 1.4), "atomic numbers from 1"),
+        (lambda: amorphous(jax.random.key(0), [6], -2.0, (9, 9, 9), 1.4), "are no atoms"),
         (lambda: amorphous(jax.random.key(0), [6], 2.0, (9, 9, 9), 3.0), "3.0 Å apart"),
         (lambda: stacked(), "no layers"),
         (lambda: stacked(cell(), cell().repeated(2, 1, 1)), "have to be equal"),

@@ -84,8 +84,8 @@ class Rocking(NamedTuple):
 
 
 class Camera(NamedTuple):
-    """Where the pixels of a camera look, (y, x), how wide they are, and how efficient each of them
-    is: 0 where it is blind."""
+    """Where the pixels of a camera look, (y, x), how wide they are (the root of their area), and
+    how efficient each of them is: 0 where it is blind."""
 
     direction_mrad: Float[Array, "my mx 2"]
     pixel_mrad: Float[Array, ""]
@@ -97,17 +97,20 @@ def camera(
     x_mrad: Float[Array, "mx"] | Float[np.ndarray, "mx"],
     rotation_rad: float = 0.0,
 ) -> Camera:
-    """Rows and columns of square pixels.
+    """Rows and columns of pixels, all efficient.
 
     **Arguments:**
 
     - `rotation_rad`: of the camera's x axis against that of the crystal, from x towards y.
+
+    **Raises:** `ValueError` for fewer than two rows or columns.
     """
+    if min(len(y_mrad), len(x_mrad)) < 2:
+        raise ValueError(f"{len(y_mrad)} rows and {len(x_mrad)} columns have no width of a pixel")
     y, x = jnp.meshgrid(jnp.asarray(y_mrad, float), jnp.asarray(x_mrad, float), indexing="ij")
     c, s = np.cos(rotation_rad), np.sin(rotation_rad)
-    return Camera(
-        jnp.stack([c * y + s * x, c * x - s * y], -1), jnp.abs(x[0, 1] - x[0, 0]), jnp.ones(x.shape)
-    )
+    width = jnp.sqrt(jnp.abs((y[1, 0] - y[0, 0]) * (x[0, 1] - x[0, 0])))
+    return Camera(jnp.stack([c * y + s * x, c * x - s * y], -1), width, jnp.ones(x.shape))
 
 
 def directions(

@@ -70,13 +70,16 @@ def amorphous(
     - `formula`: the atomic numbers of one unit: `[6]` for a film of carbon (2.0 g/cm^3, closest
         1.4 Å), `[14, 8, 8]` for a glass.
 
-    **Raises:** `ValueError` for a box without atoms, or a distance that cannot be kept.
+    **Raises:** `ValueError` for an unknown element, a box without atoms, or a distance that cannot
+    be kept.
     """
     box = np.asarray(box_A, float)
     masses = _masses_u()
+    if not formula or not all(1 <= z <= len(masses) for z in formula):
+        raise ValueError(f"formula {list(formula)}: atomic numbers from 1 to {len(masses)}")
     unit = G_PER_CM3 * sum(masses[z - 1] for z in formula)
     count = round(density_g_cm3 * float(np.prod(box)) / unit)
-    if not count:
+    if count < 1:
         raise ValueError(f"{density_g_cm3} g/cm^3 in a box of {box.tolist()} Å are no atoms")
     random = np.random.default_rng(np.asarray(jax.random.bits(key, (4,))))
     position = random.uniform(size=(count * len(formula), 3)) * box

@@ -35,6 +35,8 @@ def everywhere(problem: InverseProblem, x: Camera, y: Pixels, n: int) -> list[Va
     found = []
     for _ in range(n):
         i, j = np.unravel_index(np.argmax(table), table.shape)
+        if not np.isfinite(table[i, j]):
+            break
         start = {"forward.thickness_A": thickness[j], "forward.tilt_mrad": tilts[i]}
         found.append({name: jnp.asarray(v, float) for name, v in start.items() if name in unknowns})
         near = np.hypot(*(tilts - tilts[i]).T) <= apart

@@ -179,8 +179,9 @@ def problem(
     highest = highest_angle_mrad(tuple(box[1::-1] / pixels), energy_keV)
     if reach_mrad + widest > highest:
         raise ValueError(
-            f"{reach_mrad + widest:.4g} mrad are to be seen, but {pixels} pixels over the cell "
-            f"end at {highest:.4g} mrad"
+            f"reach_mrad = {reach_mrad:.4g} and the aperture need {reach_mrad + widest:.4g} mrad, "
+            f"but {pixels} pixels over the cell end at {highest:.4g} mrad: take more pixels or a "
+            "smaller reach"
         )
     forward = Convergent(
         thickness_A,
@@ -261,7 +262,10 @@ def load(
     field = read(file, channel)
     if field.data.ndim != 2:
         raise ValueError(f"{field.name}: shape {field.data.shape} is no pattern [my, mx]")
-    counts, blind = np.nan_to_num(field.data), ~np.isfinite(field.data)
+    if min(field.data.shape) < 2:
+        raise ValueError(f"{field.name}: shape {field.data.shape} is too small for a pattern")
+    blind = ~np.isfinite(field.data)
+    counts = np.where(blind, 0.0, field.data)
     if counts.min() < 0.0 or counts.max() < 1.0:
         raise ValueError(
             f"{field.name}: values from {counts.min():g} to {counts.max():g} are no electron "
@@ -283,12 +287,12 @@ def load(
         y, x = (
             mrad_per_px * (np.arange(n) - c) for n, c in zip(counts.shape, centre_px, strict=True)
         )
-    fits = min(-y[0], y[-1], -x[0], x[-1])
+    fits = float(min(-y.min(), y.max(), -x.min(), x.max()))
     if not fits > semiangle_mrad:
-        raise ValueError(
-            f"the pattern ends {fits:.4g} mrad from its middle, within the direct disc"
-        )
+        raise ValueError(f"the pattern ends {fits:.4g} mrad from its middle, in the direct disc")
     reach_mrad = fits if reach_mrad is None else reach_mrad
+    if not semiangle_mrad < reach_mrad:
+        raise ValueError(f"reach_mrad = {reach_mrad}: lies in the direct disc, {semiangle_mrad}")
     there = camera(y, x, np.deg2rad(rotation_deg))
     outside = np.linalg.norm(np.asarray(there.direction_mrad), axis=-1) > reach_mrad
     there = there._replace(efficiency=jnp.asarray(~(blind | outside), float))
