@@ -216,6 +216,14 @@ def test_bad_files_are_named(tmp_path, data, unit, message):
 
 
 @pytest.mark.slow
+def test_a_pattern_of_something_else_is_told():
+    _, x, y = cbed.example(jax.random.key(3))
+    y = y.at[3:6, 3:6].add(300.0)
+    solution = cbed.solve(cbed.problem(), x, y, key=jax.random.key(0), starts=1)
+    assert any("does not explain" in text for text in solution.statements)
+
+
+@pytest.mark.slow
 def test_the_truth_comes_back():
     truth, x, y = cbed.example(jax.random.key(3))
     x = x._replace(efficiency=x.efficiency.at[:8, 20].set(0.0))  # a beam stop

@@ -47,6 +47,11 @@ SRTIO3 = (
     [38, 22, 8, 8, 8],
     [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0]],
 )
+EXPLAINED = 1.5  # chi^2 for each pixel: more than any noise of some hundred pixels
+UNEXPLAINED = (
+    "The model does not explain the pattern (chi^2 per pixel {:.3g}): the errors are too small, "
+    "and the values may be off by more. The residual shows where."
+)
 
 
 class Convergent(eqx.Module):
@@ -119,6 +124,7 @@ def problem(
     tilt_sd_mrad: float = 2.0,
     strain_sd: float = 0.003,
     centre_sd_mrad: float = 0.0,
+    semiangle_sd_mrad: float = 0.0,
     most_A: float = 120.0,
     numbers: list | None = None,
     fractions: list | None = None,
@@ -140,6 +146,7 @@ def problem(
     - `tilt_sd_mrad`: how far the beam may be off the axis, along y and along x.
     - `strain_sd`: how far the cell may be from `cell_A`, as a fraction; 0 if it is known.
     - `centre_sd_mrad`: how far the aperture may be off the middle of the camera; 0 if it is known.
+    - `semiangle_sd_mrad`: how far the aperture may be from `semiangle_mrad`; 0 if it is known.
     - `most_A`: the largest thickness.
     - `numbers`: atomic numbers of the atoms in a cell; with `fractions`, strontium titanate if not
         given.
@@ -175,7 +182,7 @@ def problem(
     places = np.asarray(fractions, float).reshape(len(numbers), 3) % 1.0
     slices = int(np.ceil(box[2] / slice_A - 1e-9))
     layer = np.floor(places[:, 2] * slices + 1e-9).astype(int)
-    widest = semiangle_mrad + 3.0 * centre_sd_mrad
+    widest = semiangle_mrad + 3.0 * (centre_sd_mrad + semiangle_sd_mrad)
     highest = highest_angle_mrad(tuple(box[1::-1] / pixels), energy_keV)
     if reach_mrad + widest > highest:
         raise ValueError(
@@ -211,6 +218,9 @@ def problem(
         priors["forward.strain"] = dist.Normal(0.0, strain_sd)
     if centre_sd_mrad > 0.0:
         priors["forward.centre_mrad"] = dist.Normal(0.0, centre_sd_mrad)
+    if semiangle_sd_mrad > 0.0:
+        about = dist.TruncatedNormal(semiangle_mrad, semiangle_sd_mrad, low=0.0)
+        priors["forward.semiangle_mrad"] = about
     return InverseProblem(forward, Poisson(dose), priors)
 
 
@@ -254,7 +264,7 @@ def load(
     - `rotation_deg`: of the camera's x axis against that of the crystal, from x towards y.
     - `reach_mrad`: pixels further out are left out; by default all that fit onto the camera.
     - `energy_keV`: of the electrons.
-    - `semiangle_mrad`: of convergence.
+    - `semiangle_mrad`: of convergence, to within 2 %.
 
     **Raises:** `ValueError` for values that are no counts, a pixel size that is not known, besides
     what `micjax.io.read` raises. Pixels that are NaN are blind.
@@ -302,6 +312,7 @@ def load(
         "semiangle_mrad": semiangle_mrad,
         "reach_mrad": float(reach_mrad),
         "centre_sd_mrad": float(there.pixel_mrad),
+        "semiangle_sd_mrad": 0.02 * semiangle_mrad,
     }
     if structure is not None:
         options |= _cell_of(structure)
@@ -370,7 +381,10 @@ def solve(
         fit=found,
         laplace=errors,
         metrics={"chi_squared_per_pixel": chi2},
-        statements=[f"{n} is not identified by this pattern." for n in vague],
+        statements=[
+            *(f"{n} is not identified by this pattern." for n in vague),
+            *([UNEXPLAINED.format(chi2)] if chi2 > EXPLAINED else []),
+        ],
     )
 
 
