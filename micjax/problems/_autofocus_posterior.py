@@ -7,14 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 import scipy.stats.qmc
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from micjax.core.problem import InverseProblem, Theta, neg_log_joint
-from micjax.inference.finite import NonFiniteError, non_finite
+from micjax.core.problem import InverseProblem, neg_log_joint
 from micjax.inference.laplace import laplace
+from micjax.inference.lbfgs import lbfgs, named
 from micjax.physics.phase_diversity import KNOBS, Images, Series
 
 NAMES = [f"forward.aberrations_A.{knob}" for knob in KNOBS]
@@ -22,7 +21,6 @@ Setting = Float[np.ndarray, "3"]
 
 SCREENED, BEGUN, KEPT = 512, 12, 3  # points of the prior, fits from there, and those finished
 FIRST_STEPS, STEPS = 12, 60
-FAR = 20.0  # bound of the unconstrained coordinates: exp(20) and its square are still float32
 ROUNDING_A = 1.0  # of float32, in the estimate
 NEAR = 10.0  # nats above the best fit, within which another one is a mode of the posterior
 
@@ -61,12 +59,10 @@ def modes(problem: InverseProblem, x: Series, y: Images, starts_A: Sequence[Sett
     low, high = _limits_A(problem)
     given_A = np.clip(np.reshape(starts_A, (-1, 3)), 0.99 * low, 0.99 * high)  # the ends are far
     given = _unconstrained(problem, jnp.asarray(given_A, dtype=float))
-    begun = [
-        _minimised(theta, problem, x, y, FIRST_STEPS) for theta in [*everywhere[likely], *given]
-    ]
+    begun = [lbfgs(theta, problem, x, y, FIRST_STEPS) for theta in [*everywhere[likely], *given]]
     turned = _unconstrained(problem, -_physical(_best(begun, 1)[0][1][None], problem))
-    begun.append(_minimised(turned[0], problem, x, y, FIRST_STEPS))
-    ended = [_minimised(theta, problem, x, y, STEPS) for _, theta in _best(begun, KEPT)]
+    begun.append(lbfgs(turned[0], problem, x, y, FIRST_STEPS))
+    ended = [lbfgs(theta, problem, x, y, STEPS) for _, theta in _best(begun, KEPT)]
     return _weighted(_best(ended, KEPT), problem, x, y)
 
 
@@ -94,7 +90,7 @@ def _weighted(fits, problem: InverseProblem, x: Series, y: Images) -> list[Mode]
         close = [np.abs(mean - m) < 3 * np.sqrt(np.diag(c)) for _, _, m, c in found]
         if loss > fits[0][0] + NEAR or any(c.all() for c in close):
             continue
-        fitted = problem.at(problem.constrain(_named(theta, problem)))
+        fitted = problem.at(problem.constrain(named(theta, problem)))
         draws = laplace(fitted, x, y).sample(jax.random.key(0), 256)
         found.append(
             (loss, fitted, mean, np.cov([draws[n] for n in NAMES]) + ROUNDING_A**2 * np.eye(3))
@@ -105,45 +101,9 @@ def _weighted(fits, problem: InverseProblem, x: Series, y: Images) -> list[Mode]
     return sorted(made, key=lambda mode: -mode.weight)
 
 
-def _minimised(theta, problem: InverseProblem, x: Series, y: Images, steps: int):
-    """(loss, theta) after at most `steps` of L-BFGS."""
-
-    def objective(flat):
-        loss, gradient = _slope(jnp.asarray(flat, theta.dtype), problem, x, y)
-        return float(loss), np.asarray(gradient, float)
-
-    options = {"maxiter": steps, "maxfun": 2 * steps, "ftol": 1e-7}
-    end = scipy.optimize.minimize(
-        objective,
-        np.asarray(theta, float),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(-FAR, FAR)] * len(theta),
-        options=options,
-    )
-    theta = jnp.asarray(end.x, theta.dtype)
-    if not np.isfinite(end.fun):
-        wrong = non_finite(_named(theta, problem), problem, x, y)
-        raise NonFiniteError(f"the loss is not finite: {wrong}")
-    return float(end.fun), theta
-
-
-def _named(theta, problem: InverseProblem) -> Theta:
-    """The flat vector as {name: unconstrained array}."""
-    return ravel_pytree(problem.unconstrain(problem.values()))[1](theta)
-
-
-@eqx.filter_jit
-def _slope(theta, problem: InverseProblem, x: Series, y: Images):
-    def loss(theta):
-        return neg_log_joint(_named(theta, problem), problem, x, y)
-
-    return jax.value_and_grad(loss)(theta)
-
-
 @eqx.filter_jit
 def _losses(thetas, problem: InverseProblem, x: Series, y: Images):
-    return jax.lax.map(lambda t: neg_log_joint(_named(t, problem), problem, x, y), thetas)
+    return jax.lax.map(lambda t: neg_log_joint(named(t, problem), problem, x, y), thetas)
 
 
 @eqx.filter_jit
@@ -162,7 +122,7 @@ def _physical(thetas, problem: InverseProblem) -> Float[Array, "n 3"]:
     """The aberrations of flat unconstrained vectors."""
 
     def one(theta):
-        values = problem.constrain(_named(theta, problem))
+        values = problem.constrain(named(theta, problem))
         return jnp.stack([values[n] for n in NAMES])
 
     return jax.vmap(one)(thetas)
