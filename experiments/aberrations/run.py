@@ -1,10 +1,13 @@
 """All aberrations to third order from four images through focus, for many microscopes and objects.
 
-    python experiments/aberrations/run.py [--repeats 20]   one JSON line each, appended
-    python experiments/aberrations/run.py --table          what results.jsonl says
+    python experiments/aberrations/run.py [--repeats 20] [--specimen clusters]
+        one JSON line each, appended
+    python experiments/aberrations/run.py --table
+        what results.jsonl says
+
 
 Each repeat draws all twelve aberrations and the drift between the images from their priors, and
-gold particles on carbon; 256 x 256 pixels of 0.25 Å, 200 keV, 25 mrad, C10 changed by -150, -50, 50
+gold on carbon; 256 x 256 pixels of 0.25 Å, 200 keV, 25 mrad, C10 changed by -150, -50, 50
 and 150 Å. An error is measured as the change of defocus that is as large at the edge of the
 aperture, and is within the bar where that is below 5 Å or 2 % of the aberration.
 """
@@ -53,8 +56,8 @@ def spectra_alone(problem, x, y, truth) -> dict[str, float]:
     return min(both, key=lambda e: max(map(abs, e.values())))
 
 
-def repeat(seed: int, counts: float) -> dict:
-    truth, x, y = aberrations.example(jax.random.key(seed), PIXELS, PIXELS, counts)
+def repeat(seed: int, counts: float, specimen: str) -> dict:
+    truth, x, y = aberrations.example(jax.random.key(seed), PIXELS, PIXELS, counts, specimen)
     problem = aberrations.problem(4, PIXELS, PIXELS, mean_counts=counts)
     true = truth.values()
     alone = spectra_alone(problem, x, y, true)
@@ -65,6 +68,7 @@ def repeat(seed: int, counts: float) -> dict:
     off = {c: v - coefficients(true)[c] for c, v in coefficients(best).items()}
     return {
         "seed": seed,
+        "specimen": specimen,
         "counts": counts,
         "truth": as_defocus(coefficients(true)),
         "error": error(best, true),
@@ -89,7 +93,7 @@ def table(lines: list[dict]) -> None:
             ]
         )
 
-    print(f"{len(lines)} repeats, {np.median([r['counts'] for r in lines]):.0f} electrons a pixel,")
+    print(f"{len(lines)} repeats, {lines[0]['counts']:.0f} electrons a pixel,")
     print(f"{np.median([r['seconds'] for r in lines]):.0f} s each (medians)")
     print("largest error / allowed    median     90 %    worst    all twelve within")
     rows = {"truth": "nothing", "spectra_alone": "power spectra alone", "error": "aberrations"}
@@ -114,13 +118,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--counts", type=float, default=100.0, help="electrons a pixel")
+    parser.add_argument("--specimen", choices=aberrations.SPECIMENS, default="clusters")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "results.jsonl")
     given = parser.parse_args()
     if given.table:
-        return table([json.loads(line) for line in given.out.read_text().splitlines()])
+        lines = [json.loads(line) for line in given.out.read_text().splitlines()]
+        for specimen in aberrations.SPECIMENS:
+            if some := [r for r in lines if r["specimen"] == specimen]:
+                print(f"--- {specimen}: ", end="")
+                table(some)
+        return None
     for seed in range(given.first, given.first + given.repeats):
-        line = json.dumps(repeat(seed, given.counts))
+        line = json.dumps(repeat(seed, given.counts, given.specimen))
         print(line, flush=True)
         with given.out.open("a") as file:
             file.write(line + "\n")

@@ -98,7 +98,8 @@ def fitted(problem: InverseProblem, x: Series, y: Images, on_chunk=None) -> Fit:
     found = _best(found, KEPT) or [(np.nan, problem)]
     losses = np.array([loss for loss, _ in found])
     values = [at.values() for _, at in found]
-    return Fit(found[0][1], losses[0], losses, calls, reason, losses, values)
+    # the stages have losses of their own, so there is no curve
+    return Fit(found[0][1], losses[0], np.empty(0), calls, reason, losses, values)
 
 
 def without_phases(problem: InverseProblem, x: Series, y: Images, descend):

@@ -33,30 +33,51 @@ def nanoparticles(
 ) -> Float[np.ndarray, "ny nx"]:
     """Fraction of the electrons counted at each pixel with a perfect probe: one to three spheres of
     crystalline gold of 8 to 22 Å radius near the middle, on amorphous carbon. Periodic."""
-    ky, kx = (np.fft.fftfreq(n, sampling_A) for n in shape)
-    mean = CARBON_ATOMS_PER_A2 * sampling_A**2
-    spectrum = np.fft.fft2(CARBON * rng.poisson(mean, shape) / mean)
+    spectrum = _carbon(rng, shape, sampling_A)
     for _ in range(rng.integers(1, 4)):
-        columns_A, thickness_A, area_A2 = _sphere(rng, shape, sampling_A)
-        weights = GOLD_PER_A * thickness_A * area_A2 / sampling_A**2
-        down = np.exp(-2j * np.pi * ky[:, None] * columns_A[:, 0])
-        along = np.exp(-2j * np.pi * columns_A[:, 1:] * kx)
-        spectrum += (weights * down) @ along
-    atoms = np.exp(-2 * (np.pi * ATOM_A) ** 2 * (ky[:, None] ** 2 + kx**2))
-    return np.maximum(np.fft.ifft2(spectrum * atoms).real, 0.0)
+        radius_A = rng.uniform(8.0, 22.0)
+        centre_A = np.array(shape) * sampling_A / 2 + rng.uniform(-25.0, 25.0, 2)
+        spectrum += _sphere(rng, radius_A, centre_A, shape, sampling_A)
+    return _thermal(spectrum, shape, sampling_A)
 
 
-def _sphere(rng: np.random.Generator, shape: tuple[int, int], sampling_A: float):
-    """(y, x) of the columns of a sphere, their lengths, and the area for each."""
-    radius_A = rng.uniform(8.0, 22.0)
-    centre_A = np.array(shape) * sampling_A / 2 + rng.uniform(-25.0, 25.0, 2)
+def clusters(
+    rng: np.random.Generator, shape: tuple[int, int], sampling_A: float
+) -> Float[np.ndarray, "ny nx"]:
+    """The same of many spheres of 3 to 6 Å radius all over the field, one for each 200 Å^2."""
+    spectrum, edges_A = _carbon(rng, shape, sampling_A), np.array(shape) * sampling_A
+    for _ in range(round(np.prod(edges_A) / 200.0)):
+        radius_A, centre_A = rng.uniform(3.0, 6.0), edges_A * rng.uniform(0.0, 1.0, 2)
+        spectrum += _sphere(rng, radius_A, centre_A, shape, sampling_A)
+    return _thermal(spectrum, shape, sampling_A)
+
+
+def _carbon(rng: np.random.Generator, shape: tuple[int, int], sampling_A: float):
+    """Spectrum of the film, whose atoms are points."""
+    mean = CARBON_ATOMS_PER_A2 * sampling_A**2
+    return np.fft.fft2(CARBON * rng.poisson(mean, shape) / mean)
+
+
+def _sphere(rng: np.random.Generator, radius_A: float, centre_A, shape, sampling_A: float):
+    """Spectrum of a sphere of gold in any direction, whose columns are points."""
+    ky, kx = (np.fft.fftfreq(n, sampling_A) for n in shape)
     turn, cell = rng.uniform(0.0, np.pi), CELLS_A[rng.integers(len(CELLS_A))]
     n = np.arange(-30, 31)
     columns = n[:, None, None] * cell[0] + n[None, :, None] * cell[1]
     columns = columns[(columns**2).sum(-1) < radius_A**2]
     thickness_A = 2 * np.sqrt(radius_A**2 - (columns**2).sum(-1))
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
-    return centre_A + columns @ rotation, thickness_A, abs(np.linalg.det(cell))
+    columns_A = centre_A + columns @ rotation
+    weights = GOLD_PER_A * thickness_A * abs(np.linalg.det(cell)) / sampling_A**2
+    down = np.exp(-2j * np.pi * ky[:, None] * columns_A[:, 0])
+    return (weights * down) @ np.exp(-2j * np.pi * columns_A[:, 1:] * kx)
+
+
+def _thermal(spectrum, shape: tuple[int, int], sampling_A: float):
+    """The image of a spectrum, its points as large as atoms."""
+    ky, kx = (np.fft.fftfreq(n, sampling_A) for n in shape)
+    atoms = np.exp(-2 * (np.pi * ATOM_A) ** 2 * (ky[:, None] ** 2 + kx**2))
+    return np.maximum(np.fft.ifft2(spectrum * atoms).real, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,12 +27,13 @@ from micjax.physics import optics
 from micjax.physics.phase_diversity import KNOBS, Images, Series, UnknownObject
 from micjax.physics.stem import placed
 from micjax.problems._aberrations_fit import fitted, left_over
-from micjax.problems._autofocus_twin import nanoparticles
+from micjax.problems._autofocus_twin import clusters, nanoparticles
 from micjax.report.figures import captioned, image_row
 
 FOUND = [n for n in optics.CARTESIAN if int(n[1]) <= 3]
 NAMES = [f"forward.aberrations_A.{n}" for n in FOUND]
 MORE_FOCI, MOST_FOCI = 4, 15
+SPECIMENS = {"clusters": clusters, "particles": nanoparticles}
 WRONG = 0.2  # error of a transfer function beyond which the model is none
 UNEXPLAINED = (
     "The images agree with the model only to within {:.2g} of each transfer function: the values "
@@ -193,10 +194,21 @@ def problem(
 
 
 def example(
-    key, ny: int = 128, nx: int = 128, mean_counts: float = 100.0
+    key, ny: int = 128, nx: int = 128, mean_counts: float = 100.0, specimen: str = "clusters"
 ) -> tuple[InverseProblem, Series, Images]:
-    """Four images of gold particles on carbon, an object that goes on beyond the borders; the
-    aberrations and the drift are drawn from their priors."""
+    """Four images of gold on carbon, which goes on beyond the borders; the aberrations and the
+    drift are drawn from their priors.
+
+    **Arguments:**
+
+    - `ny`, `nx`: of an image.
+    - `mean_counts`: electrons counted per pixel.
+    - `specimen`: "clusters", many of 3 to 6 Å radius, or "particles", few of 8 to 22 Å.
+
+    **Raises:** `ValueError` for another specimen.
+    """
+    if specimen not in SPECIMENS:
+        raise ValueError(f"specimen {specimen!r}; there are {', '.join(SPECIMENS)}")
     object_key, truth_key, noise_key = jax.random.split(key, 3)
     truth = problem(4, ny, nx, mean_counts=mean_counts)
     keys = jax.random.split(truth_key, len(truth.priors))
@@ -209,7 +221,7 @@ def example(
     x = series(np.array([-150.0, -50.0, 50.0, 150.0]))
     seed = int(jax.random.randint(object_key, (), 0, 1 << 30))
     large = dataclasses.replace(truth.forward, shape=(2 * ny, 2 * nx))
-    thing = nanoparticles(np.random.default_rng(seed), large.shape, float(large.sampling_A))
+    thing = SPECIMENS[specimen](np.random.default_rng(seed), large.shape, float(large.sampling_A))
     spectrum = jnp.fft.fft2(jnp.asarray(thing, dtype=float)) * jnp.fft.fft2(large(x))
     seen = jnp.fft.ifft2(spectrum).real[:, ny // 2 : -(ny // 2), nx // 2 : -(nx // 2)]
     rate = mean_counts * jnp.maximum(seen, 0.0) / jnp.mean(seen)
