@@ -6,8 +6,9 @@
 One JSON object a line: name, value, unit, peer, peer_value, ratio = value / peer_value, note.
 abTEM runs in its own interpreter (`--peers` or the variable ABTEM_PYTHON) and measures when it is
 told to: the sides take turns, call by call, on the same one core. Without it abTEM is skipped and
-named on stderr. Times are CPU times, medians after a warm-up. Both sides are in single precision
-and keep the memory that they free.
+named on stderr. Times are CPU times, medians after a warm-up; of several devices they are wall
+times, on as many cores as the rows say. All sides are in single precision and keep the memory that
+they free.
 """
 
 import argparse
@@ -23,8 +24,9 @@ import time
 from collections.abc import Callable
 
 os.environ.update(dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"), "1"))
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 if hasattr(os, "sched_setaffinity"):  # before JAX counts the cores
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, CORES[-1:])
 SIDES = pathlib.Path(__file__).parent / "multislice_peers"
 sys.path.insert(0, str(SIDES))
 
@@ -40,7 +42,7 @@ from micjax.physics.multislice import band_limit, multislice, propagate, transmi
 from micjax.physics.potentials import Atoms, capacities, potential_VA  # noqa: E402
 from micjax.physics.stem import placed, scanned  # noqa: E402
 
-Call = Callable[[], float]  # CPU seconds
+Call = Callable[[], float]  # seconds
 # pixels, waves, slices; beside the powers of two sizes that the FFT of XLA does better on a CPU
 SIZES = [(512, b, 10) for b in (1, 2, 4, 8, 16)]
 SIZES += [(n, b, 10) for n in (128, 256, 1024) for b in (1, 8)]
@@ -48,13 +50,13 @@ SIZES += [(512, 1, s) for s in (20, 40)]
 SIZES += [(n, b, 10) for n in (500, 1000) for b in (1, 8)]
 
 
-class Abtem:
-    """abTEM's program at work on one task."""
+class Side:
+    """Another program at work on one task."""
 
-    def __init__(self, python: str, *task):
-        command = [python, str(SIDES / "abtem_side.py"), *map(str, task)]
+    def __init__(self, python: str, program: str, *task):
+        command = [python, str(SIDES / program), *map(str, task)]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process, self.image = subprocess.Popen(command, **pipes), None
+        self.process, self.answer = subprocess.Popen(command, **pipes), {}
 
     def __call__(self) -> float:
         with contextlib.suppress(BrokenPipeError):
@@ -63,9 +65,8 @@ class Abtem:
         line = self.process.stdout.readline()
         if not line:
             raise SystemExit(f"no answer from {' '.join(self.process.args)}")
-        answer = json.loads(line)
-        self.image = answer["image"]
-        return answer["cpu_s"]
+        self.answer = json.loads(line)
+        return self.answer["s"]
 
     def close(self) -> None:
         with contextlib.suppress(BrokenPipeError):
@@ -89,13 +90,13 @@ def timed(function: Callable, *args) -> Call:
 class Bench:
     """Lets the sides take turns and prints the rows."""
 
-    def __init__(self, abtem: str | None, quick: bool):
+    def __init__(self, abtem: str | None, quick: bool, on: str = "1 core, 1 thread"):
         self.abtem, self.quick = abtem, quick
         info = pathlib.Path("/proc/cpuinfo")
         lines = info.read_text().splitlines() if info.exists() else []
         names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         chip = names[0] if names else platform.machine()
-        self.machine = f"{chip}, 1 core, 1 thread, float32, jax {jax.__version__}"
+        self.machine = f"{chip}, {on}, float32, jax {jax.__version__}"
 
     @contextlib.contextmanager
     def peer(self, *task):
@@ -103,7 +104,7 @@ class Bench:
         if self.abtem is None:
             yield {}
             return
-        side = Abtem(self.abtem, *task)
+        side = Side(self.abtem, "abtem_side.py", *task)
         try:
             yield {"abTEM": side}
         finally:
@@ -328,7 +329,7 @@ def images(bench: Bench) -> None:
 
         with bench.peer(*task) as peer:
             found = bench.turns({"first": first, "again": again} | peer, 3)
-            theirs = peer["abTEM"].image if peer else None
+            theirs = peer["abTEM"].answer["image"] if peer else None
         by = "multislice" if interpolation is None else f"PRISM, interpolation {interpolation}"
         name = f"HAADF image {side} x {side}, SrTiO3 101.5 Å, 256^2, {by}"
         for which, note, bar in (
@@ -356,7 +357,35 @@ def images(bench: Bench) -> None:
             )
 
 
-PARTS = {"waves": waves, "potentials": potentials, "gradients": gradients, "images": images}
+def several(bench: Bench) -> None:
+    """Virtual devices that share the cores, and one that has them to itself: wall times."""
+    if len(CORES) < 2:
+        return print("devices skipped: one core", file=sys.stderr)
+    cores, bench = ",".join(map(str, CORES[:2])), Bench(None, bench.quick, on="wall times")
+    for task, name in {
+        "scan": "scan of 64 probes, 256^2, 20 slices",
+        "phonons": "mean over 8 moments of the atoms, 256^2, 20 slices",
+    }.items():
+        sides = {
+            "1 device, 1 core": Side(sys.executable, "devices_side.py", task, 1, CORES[0]),
+            "1 device, 2 cores": Side(sys.executable, "devices_side.py", task, 1, cores),
+            "2 devices, 2 cores": Side(sys.executable, "devices_side.py", task, 2, cores),
+        }
+        found = bench.turns(sides, 15)
+        for side in sides.values():
+            side.close()
+        two = found.pop("2 devices, 2 cores")
+        for peer, times in found.items():
+            bench.time_row(f"{name}, 2 devices, 2 cores", two, times, peer=peer)
+
+
+PARTS = {
+    "waves": waves,
+    "potentials": potentials,
+    "gradients": gradients,
+    "images": images,
+    "devices": several,
+}
 
 
 def interpreter(given: str | None) -> str | None:

@@ -9,10 +9,10 @@ import pytest
 from micjax.__main__ import main
 from micjax.io import read
 from micjax.physics import optics
-from micjax.physics.detectors import annulus, collected, diffraction
+from micjax.physics.detectors import annulus, collected, diffraction, source_blurred
 from micjax.physics.multislice import multislice
 from micjax.physics.phonons import averaged, displaced
-from micjax.physics.potentials import Atoms, potential_VA
+from micjax.physics.potentials import Atoms, capacities, potential_VA
 from micjax.physics.stem import placed
 from micjax.run.simulate import make_simulate_plan, prepare, quick_size, simulate
 
@@ -80,14 +80,35 @@ def test_a_scan(folder, capsys):
 
 
 def plan(what, structure="sto.cif", **options):
-    options = {"detectors": {"bf": (0.0, 8.0), "adf": (15.0, 40.0)}} | options
+    if what == "stem":
+        options = {"detectors": {"bf": (0.0, 8.0), "adf": (15.0, 40.0)}} | options
     return make_simulate_plan({"what": what, "structure": structure, **options})
 
 
-def test_diffraction_of_a_vibrating_crystal(folder):
-    found = simulate(
-        plan("cbed", sampling_A=0.15, u_A2=0.02, phonons=3, semiangle_mrad=8.0), folder
-    )
+def test_a_scan_with_a_dose_a_source_and_a_beam_stop(folder):
+    """A scan with a dose beside the same one without."""
+    settings = {"sampling_A": 0.2, "scan": (4, 3), "semiangle_mrad": 8.0, "patterns": True}
+    ideal = simulate(plan("stem", **settings), folder).fields["bf"].data
+    with h5py.File(folder / "patterns.h5") as file:
+        beams = file["patterns"][...]
+    settings |= {"dose": 1e8, "source_fwhm_A": 0.8, "beam_stop_mrad": (5.0, 0.0)}
+    counted = simulate(plan("stem", **settings), folder).fields["bf"].data
+    blurred = source_blurred(jnp.asarray(ideal), (4.1 / 4, 3.905 / 3), 0.8)
+    assert np.all(np.abs(counted - 1e8 * blurred) < 5.0 * np.sqrt(1e8 * blurred))
+    assert np.any(np.abs(counted - 1e8 * ideal) > 10.0 * np.sqrt(1e8 * ideal))
+    with h5py.File(folder / "patterns.h5") as file:
+        patterns = file["patterns"][...]
+    middle = tuple(n // 2 for n in beams.shape[2:])
+    assert np.all(patterns[:, :, *middle] == 0.0)
+    beams[:, :, *middle] = 0.0
+    error = (patterns - 1e8 * beams) / np.sqrt(1e8 * beams + 1.0)
+    assert np.all(patterns == np.round(patterns)) and np.abs(error).max() < 6.0
+    assert 0.9 < error[beams > 1e-6].std() < 1.1
+
+
+def test_diffraction_of_a_vibrating_crystal(folder, monkeypatch):
+    settings = {"sampling_A": 0.15, "u_A2": 0.02, "phonons": 3, "semiangle_mrad": 8.0}
+    found = simulate(plan("cbed", **settings), folder)
     total, elastic, diffuse = (
         found.fields[n].data for n in ("pattern", "elastic", "thermal_diffuse")
     )
@@ -100,15 +121,45 @@ def test_diffraction_of_a_vibrating_crystal(folder):
         )
         < 9.0
     )
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)  # several, a row of one
+    stopped = simulate(plan("cbed", **settings, beam_stop_mrad=(10.0, 0.0)), folder)
+    assert stopped.said[-1] == "Devices: 1."
+    angle = np.hypot(*np.meshgrid(*(a.values for a in found.fields["pattern"].axes), indexing="ij"))
+    for name, field in found.fields.items():
+        expected = np.where(angle < 10.0, 0.0, field.data)
+        np.testing.assert_allclose(stopped.fields[name].data, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("projection", "many", "expected"),
+    [(None, 1, "gridded"), (None, 2000, "exact"), ("exact", 1, "exact"), ("finite", 1, "finite")],
+)
+def test_projections(folder, monkeypatch, projection, many, expected):
+    used = {}
+
+    def potential(atoms, shape, thickness_A, **options):
+        used.update(options)
+        return jnp.zeros((len(thickness_A), *shape))
+
+    monkeypatch.setattr("micjax.run.simulate.potential_VA", potential)
+    monkeypatch.setattr("micjax.run.simulate.MANY", many)
+    setup = prepare(plan("cbed", sampling_A=0.4, projection=projection, table="peng"))
+    assert used["projection"] == expected
+    if expected != "finite":
+        assert used["capacity"] == capacities(setup.atoms, setup.thickness_A)
 
 
 def test_an_image_with_a_dose(folder):
-    settings = {"sampling_A": 0.15, "aberrations": {"C10": -300.0}, "dose": 100.0}
-    counted = simulate(plan("hrtem", **settings), folder).fields["image"].data
-    clean = simulate(plan("hrtem", **settings | {"dose": None}), folder).fields["image"].data
+    settings = {"sampling_A": 0.15, "aberrations": {"C10": -300.0}}
+    clean = simulate(plan("hrtem", **settings), folder).fields["image"].data
+    counted = simulate(plan("hrtem", **settings, dose=1e6, mtf=0.1), folder).fields["image"].data
+    fy, fx = (np.fft.fftfreq(n) for n in clean.shape)
+    mtf = 0.1 ** (4.0 * (fy[:, None] ** 2 + fx**2))
+    expected = 1e6 * np.fft.ifft2(np.fft.fft2(clean) * mtf).real
     assert np.all(counted == np.round(counted))
-    error = (counted - 100.0 * clean) / np.sqrt(100.0 * clean)
+    error = (counted - expected) / np.sqrt(expected)
     assert abs(error.mean()) < 4.0 / np.sqrt(error.size) and 0.8 < error.std() < 1.2
+    assert ((counted - 1e6 * clean) / np.sqrt(1e6 * clean)).std() > 2.0
 
 
 def test_the_mean_of_many_displaced_potentials_is_the_damped_one():
@@ -149,6 +200,16 @@ def test_sizes_that_an_fft_likes():
         (["cbed", "sto.cif", "--set", "u_A2.Ba=0.1"], "no element 'Ba'"),
         (["cbed", "sto.cif", "--set", "table=doyle"], "there are lobato"),
         (["cbed", "sto.cif", "--set", "aberrations.C13=2"], "no aberration coefficient"),
+        (["cbed", "sto.cif", "--set", "projection=abtem"], "projection is 'abtem'"),
+        (["cbed", "sto.cif", "--set", "projection=finite"], "needs table 'peng'"),
+        (["cbed", "sto.cif", "--set", "mtf=0"], "mtf is 0"),
+        (["cbed", "sto.cif", "--set", "source_fwhm_A=0.5"], "is a setting of stem, not cbed"),
+        (["hrtem", "sto.cif", "--set", "outer_mrad=20"], "of stem and cbed, not hrtem"),
+        (["stem", "sto.cif", "--set", "beam_stop_mrad=[5,0]"], "patterns=true"),
+        (
+            ["stem", "sto.cif", *RINGS, "--set", "source_fwhm_A=1", "--set", "scan_size_A=[4.1,2]"],
+            "1 x 0.5122 cells",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(folder, capsys, arguments, message):

@@ -110,4 +110,4 @@ if __name__ == "__main__":
             began = time.process_time()
             answer = call()
             spent = time.process_time() - began
-        print(json.dumps({"cpu_s": spent, "image": answer}), flush=True)
+        print(json.dumps({"s": spent, "image": answer}), flush=True)

@@ -54,10 +54,42 @@ def segments(
     )
 
 
+def beam_stop(
+    angles: Angles, radius_mrad: float, arm_mrad: float = 0.0, direction_rad: float = 0.0
+) -> Mask:
+    """The pixels that a beam stop leaves free: a disc over the direct beam, on an arm so wide that
+    reaches the edge in this direction, from x towards y."""
+    y, x = angles
+    c, s = np.cos(direction_rad), np.sin(direction_rad)
+    arm = (jnp.abs(c * y - s * x) < 0.5 * arm_mrad) & (c * x + s * y > 0.0)
+    return (jnp.hypot(y, x) >= radius_mrad) & ~arm
+
+
 def collected(patterns: Patterns, masks: Bool[Array, "*masks ny nx"]) -> Float[Array, "..."]:
     """The fraction of the beam that falls on each mask, `[*patterns, *masks]`."""
     weights = masks.astype(patterns.dtype)
     return jnp.tensordot(patterns, weights, axes=((-2, -1), (-2, -1)))
+
+
+def rings(patterns: Patterns, angles: Angles, step_mrad: float) -> Float[Array, "... rings"]:
+    """The fraction of the beam in rings of one width around the direct beam, as far as a circle
+    fits: an annular detector whose angles are chosen later, since it is a sum of them.
+
+    **Arguments:**
+
+    - `angles`: known numbers, under `jit` as well: they decide how many there are.
+
+    **Raises:** `ValueError` for a ring wider than the patterns.
+    """
+    reach = highest_annulus_mrad(angles)
+    if not 0.0 < step_mrad <= reach:
+        raise ValueError(f"the patterns reach {reach:.4g} mrad: no ring of {step_mrad} mrad fits")
+    angle = np.hypot(*map(np.asarray, angles))
+    count = int(np.floor(reach / step_mrad + 1e-9))
+    edges = (step_mrad * np.arange(1, count + 1)).astype(angle.dtype)
+    ring = np.digitize(angle, edges)
+    sums = jnp.zeros((*patterns.shape[:-2], count + 1), patterns.dtype).at[..., ring].add(patterns)
+    return sums[..., :count]
 
 
 def highest_annulus_mrad(angles: Angles) -> float:
@@ -93,6 +125,24 @@ def centre_of_mass_mrad(patterns: Patterns, angles: Angles) -> Float[Array, "...
     return jnp.stack([jnp.sum(patterns * a, (-2, -1)) / total for a in (y, x)], axis=-1)
 
 
+def differential(
+    signals: Float[Array, "... sectors"], rotation_rad: float = 0.0
+) -> Float[Array, "... 2"]:
+    """(y, x) of differential phase contrast: the mean direction of the sectors, as they are lit.
+
+    A disc of radius R that is shifted by d << R has d n sin(pi / n) / (pi R), n sectors (Lazić,
+    Bosch & Lazar 2016 for four).
+
+    **Arguments:**
+
+    - `signals`: of the sectors of one ring (`segments` of the same rotation).
+    """
+    count = signals.shape[-1]
+    middle = rotation_rad + 2.0 * np.pi / count * (np.arange(count) + 0.5)
+    along = jnp.asarray(np.stack([np.sin(middle), np.cos(middle)], -1), signals.dtype)
+    return signals @ along / jnp.sum(signals, -1, keepdims=True)
+
+
 def integrated(
     shift: Float[Array, "ny nx 2"], sampling: tuple[float, float]
 ) -> Float[Array, "ny nx"]:
@@ -117,6 +167,21 @@ def blurred(patterns: Patterns, mtf: Float[ArrayLike, "ny nx"]) -> Patterns:
     """The pattern as a camera with this modulation transfer function sees it; `mtf` on the
     frequencies of `fft2`, 1 at the corner."""
     return jnp.fft.ifft2(jnp.fft.fft2(patterns) * mtf).real
+
+
+def gaussian_mtf(shape: tuple[int, int], at_nyquist: float) -> Float[Array, "ny nx"]:
+    """m^((f / f_N)^2): a Gaussian that is m at the highest frequency f_N of a row of pixels."""
+    fy, fx = jnp.fft.fftfreq(shape[0])[:, None], jnp.fft.fftfreq(shape[1])
+    return at_nyquist ** (4.0 * (fy**2 + fx**2))
+
+
+def weak_phase_image(
+    phase_rad: Float[Array, "... ny nx"], contrast_transfer: Float[Array, "ny nx"]
+) -> Float[Array, "... ny nx"]:
+    """1 + 2 F^-1[T F[phase]], the image of exp(i phase), a small phase, T of
+    `optics.contrast_transfer` for aberrations that are the same in k and -k (Kirkland 2010,
+    ch. 3)."""
+    return 1.0 + 2.0 * blurred(phase_rad, contrast_transfer)
 
 
 def source_blurred(

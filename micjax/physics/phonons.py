@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Complex, Float
+from jax.sharding import Mesh
+from jaxtyping import Array, Complex, Float, PyTree
 
 from micjax.physics.detectors import diffraction
+from micjax.physics.devices import mean
 from micjax.physics.potentials import Atoms
 
 
@@ -37,20 +39,24 @@ def displaced(key: Array, atoms: Atoms) -> Atoms:
 
 
 def averaged(
-    exit_waves: Callable[[Any], Complex[Array, "..."]], configurations: Iterable[Any]
+    exit_waves: Callable[[Any], Complex[Array, "..."]],
+    configurations: Iterable[Any] | PyTree,
+    mesh: Mesh | None = None,
 ) -> Thermal:
-    """Over configurations (atoms, or their transmission functions), one after the other.
+    """Over configurations (keys, atoms, transmission functions), one after the other.
 
     **Arguments:**
 
-    - `exit_waves`: the waves behind one of them; jitted, if there are many.
+    - `exit_waves`: the waves behind one of them; jitted, if there are many and no mesh.
+    - `mesh`: devices that take a share each of configurations in arrays `[n, ...]`
+        (`devices.row`), else one.
 
     **Raises:** `ValueError` when there is none.
     """
-    count, wave, total = 0, 0.0, 0.0
-    for one in configurations:
+
+    def both(one):
         after = exit_waves(one)
-        count, wave, total = count + 1, wave + after, total + diffraction(after)
-    if not count:
-        raise ValueError("there are no configurations to average over")
-    return Thermal(total / count, diffraction(wave / count))
+        return after, diffraction(after)
+
+    wave, total = mean(both, configurations, mesh)
+    return Thermal(total, diffraction(wave))

@@ -9,10 +9,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Complex, Float, PyTree
 
 from micjax.physics.cis import cis
 from micjax.physics.detectors import collected, diffraction
+from micjax.physics.devices import each
 from micjax.physics.multislice import Sampling, Tilt, frequencies_inv_A, propagate
 
 GPU_WAVES = 2**24  # pixels of the waves that a GPU is given at once
@@ -45,6 +47,7 @@ def scanned(
     *,
     tilt_mrad: Tilt = (0.0, 0.0),
     limit: Float[Array, "ny nx"] | None = None,
+    mesh: Mesh | None = None,
 ) -> PyTree[Float[Array, "n ..."]]:
     """What the detectors see with the probe at each of the places.
 
@@ -55,6 +58,7 @@ def scanned(
     - `transmissions`: of `multislice.transmission`, with the same `limit`.
     - `detect`: masks (`detectors.annulus`, `segments`), or a function of patterns `[n, ny, nx]`
         to an array `[n, ...]` or several.
+    - `mesh`: devices that take a share of the places each (`devices.row`), else one.
     """
 
     def seen(places):
@@ -77,4 +81,4 @@ def scanned(
     def one(place):
         return jax.tree.map(lambda a: a[0], seen(place[None]))
 
-    return jax.lax.map(one, positions_A, batch_size=batch)
+    return each(lambda places: jax.lax.map(one, places, batch_size=batch), positions_A, mesh)

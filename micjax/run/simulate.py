@@ -1,33 +1,38 @@
 """`micjax simulate`: from a structure file to STEM images, diffraction patterns, HRTEM images."""
 
 import logging
+import math
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pydantic
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.spatial import cKDTree
 
 from micjax.core.progress import progress
 from micjax.io import Axis, Field
 from micjax.io.structures import read_structure
-from micjax.physics import optics
-from micjax.physics.detectors import annulus, collected, pixelated
-from micjax.physics.multislice import (
-    band_limit,
-    highest_angle_mrad,
-    multislice,
-    propagate,
-    transmission,
+from micjax.physics import devices, optics
+from micjax.physics.detectors import (
+    annulus,
+    beam_stop,
+    blurred,
+    collected,
+    diffraction,
+    gaussian_mtf,
+    pixelated,
+    source_blurred,
 )
-from micjax.physics.phonons import Thermal, averaged, displaced
+from micjax.physics.multislice import band_limit, highest_angle_mrad, multislice, transmission
+from micjax.physics.phonons import displaced
 from micjax.physics.potentials import Atoms, atoms_of, capacities, potential_VA
 from micjax.physics.scattering import table
-from micjax.physics.stem import placed, scanned
+from micjax.physics.stem import GPU_WAVES, placed, scanned
 from micjax.run.names import unknown_name
 
 log = logging.getLogger("micjax")
@@ -35,6 +40,14 @@ log = logging.getLogger("micjax")
 CLOSEST_A = 0.5  # atoms nearer to each other are a mistake in the file
 SPARE = 2.0  # room for atoms that move from slice to slice
 KEPT = 0.97  # of a probe has to lie within half of the cell
+MANY = 2000  # atoms of an element in a slice, from which on a fast Fourier transform is quicker
+ONLY = {  # settings that only some kinds have
+    ("stem",): ("detectors", "source_fwhm_A", "patterns"),
+    ("cbed",): ("position_A", "averaged"),
+    ("hrtem",): ("focal_spread_A", "angular_spread_mrad"),
+    ("stem", "cbed"): ("scan", "scan_size_A", "outer_mrad", "beam_stop_mrad"),
+}
+OF_PATTERNS = ("outer_mrad", "beam_stop_mrad", "mtf")
 
 
 class SimulatePlan(pydantic.BaseModel):
@@ -49,6 +62,7 @@ class SimulatePlan(pydantic.BaseModel):
     sampling_A: pydantic.PositiveFloat = 0.05  # at most
     slice_A: pydantic.PositiveFloat = 2.0  # at most
     table: str = "lobato"
+    projection: Literal["exact", "gridded", "finite"] | None = None  # exact, of many atoms gridded
     u_A2: float | dict[str, float] = 0.0  # mean square displacement, by element if they differ
     phonons: pydantic.NonNegativeInt = 0  # frozen configurations; 0: a damped potential
     tilt_mrad: tuple[float, float] = (0.0, 0.0)
@@ -65,19 +79,33 @@ class SimulatePlan(pydantic.BaseModel):
     scan_size_A: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat] | None = None  # one cell
     position_A: tuple[float, float] = (0.0, 0.0)  # of the probe of cbed
     averaged: bool = False  # cbed over all places of the scan
+    source_fwhm_A: pydantic.NonNegativeFloat = 0.0  # blurs the images of stem
     patterns: bool = False  # stem: keep every pattern, in patterns.h5
     outer_mrad: pydantic.PositiveFloat | None = None  # of patterns
+    # over patterns: radius of its disc, width of its arm along +x
+    beam_stop_mrad: tuple[pydantic.PositiveFloat, pydantic.NonNegativeFloat] | None = None
+    # of the camera, a Gaussian: at the highest frequency of the pixels of a pattern or hrtem image
+    mtf: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 1.0
     dose: pydantic.PositiveFloat | None = None  # electrons a pattern, or an image pixel
     seed: pydantic.NonNegativeInt = 0
     out: str | None = None
 
 
 def make_simulate_plan(given: Mapping[str, Any]) -> SimulatePlan:
-    """**Raises:** `ValueError` that names every key which is unknown or of another kind."""
+    """**Raises:** `ValueError` that names every key which is unknown or of another kind, or one
+    that has nothing to do with what is computed."""
     try:
-        return SimulatePlan.model_validate(dict(given))
+        plan = SimulatePlan.model_validate(dict(given))
     except pydantic.ValidationError as error:
         raise ValueError("; ".join(map(_fault, error.errors()))) from error
+    fields = SimulatePlan.model_fields
+    for name in (name for name in fields if getattr(plan, name) != fields[name].default):
+        for kinds, names in ONLY.items():
+            if name in names and plan.what not in kinds:
+                raise ValueError(f"{name} is a setting of {' and '.join(kinds)}, not {plan.what}")
+        if name in OF_PATTERNS and plan.what == "stem" and not plan.patterns:
+            raise ValueError(f"{name} is a setting of patterns, which patterns=true keeps")
+    return plan
 
 
 def _fault(error: Any) -> str:
@@ -98,6 +126,9 @@ class Setup(NamedTuple):
     angles: optics.Angles
     limit: jax.Array
     highest_mrad: float
+    potential: Callable[[jax.Array], jax.Array]  # of the atoms in one moment
+    moments: jax.Array  # keys: of frozen configurations, or one of damped atoms
+    mesh: Mesh | None  # of several devices
 
 
 class Simulated(NamedTuple):
@@ -112,16 +143,14 @@ def simulate(plan: SimulatePlan, folder: pathlib.Path) -> Simulated:
     setup = prepare(plan)
     kind = {"stem": _stem, "cbed": _cbed, "hrtem": _hrtem}[plan.what]
     fields, said = kind(plan, setup, folder)
-    ny, nx = setup.shape
-    return Simulated(
-        fields,
-        [
-            f"{len(setup.atoms.numbers)} atoms, {len(setup.thickness_A)} slices, {ny} x {nx} "
-            f"pixels of {setup.sampling_A[0]:.4g} x {setup.sampling_A[1]:.4g} Å, up to "
-            f"{setup.highest_mrad:.4g} mrad.",
-            *said,
-        ],
+    (ny, nx), (dy, dx) = setup.shape, setup.sampling_A
+    first = (
+        f"{len(setup.atoms.numbers)} atoms, {len(setup.thickness_A)} slices, {ny} x {nx} pixels of "
+        f"{dy:.4g} x {dx:.4g} Å, up to {setup.highest_mrad:.4g} mrad."
     )
+    if setup.mesh is not None:
+        said = [*said, f"Devices: {setup.mesh.size}."]
+    return Simulated(fields, [first, *said])
 
 
 # --- the specimen --------------------------------------------------------------------------------
@@ -141,8 +170,9 @@ def prepare(plan: SimulatePlan) -> Setup:
     box = np.asarray(atoms.box_A, float)
     shape = (quick_size(box[1] / plan.sampling_A), quick_size(box[0] / plan.sampling_A))
     sampling = (box[1] / shape[0], box[0] / shape[1])
-    height = float(cell.box_A[2])
-    slices = int(np.ceil(height / plan.slice_A - 1e-9))
+    cell_A = np.asarray(cell.box_A, float)
+    slices = int(np.ceil(cell_A[2] / plan.slice_A - 1e-9))
+    thickness = np.full(nz * slices, cell_A[2] / slices)
     angles = optics.angles_mrad(shape, np.asarray(sampling), optics.wavelength_A(plan.energy_keV))
     highest = highest_angle_mrad(sampling, plan.energy_keV)
     wanted = {"semiangle_mrad": plan.semiangle_mrad}
@@ -155,15 +185,27 @@ def prepare(plan: SimulatePlan) -> Setup:
                 f"{name} goes to {angle:g} mrad; a sampling of {max(sampling):.4g} Å scatters up "
                 f"to {highest:.4g} mrad: sampling_A={0.99 * finer:.3g} would do"
             )
+    cells = np.asarray(_scan_size_A(plan, cell_A)) / cell_A[1::-1]
+    if plan.source_fwhm_A and not np.allclose(cells, np.round(cells), atol=1e-6):
+        raise ValueError(
+            f"source_fwhm_A needs a scan that repeats itself; this one goes over {cells[0]:.4g} x "
+            f"{cells[1]:.4g} cells: whole numbers are allowed"
+        )
+    potential = _potential(plan, atoms, shape, thickness)
+    moments = jax.random.split(jax.random.key(plan.seed), max(1, plan.phonons))
+    jax.eval_shape(potential, moments[0])  # what it refuses is told now
     return Setup(
         atoms,
-        np.asarray(cell.box_A, float),
+        cell_A,
         shape,
         sampling,
-        np.full(nz * slices, height / slices),
+        thickness,
         angles,
         band_limit(shape, sampling),
         highest,
+        potential,
+        moments,
+        devices.row() if jax.local_device_count() > 1 else None,
     )
 
 
@@ -199,19 +241,48 @@ def quick_size(least: float) -> int:
         n += 1
 
 
-def _configurations(plan: SimulatePlan, setup: Setup) -> list[Callable[[], Atoms]]:
-    """One is damped; frozen ones are made when their turn comes."""
-    if not plan.phonons:
-        return [lambda: setup.atoms]
-    keys = jax.random.split(jax.random.key(plan.seed), plan.phonons)
-    return [lambda k=k: displaced(k, setup.atoms) for k in keys]
+def _potential(plan: SimulatePlan, atoms: Atoms, shape, thickness_A):
+    """The potential of a moment, which a key stands for."""
+    projection = plan.projection
+    if projection is None:
+        projection = "gridded" if max(capacities(atoms, thickness_A)) >= MANY else "exact"
+    room = capacities(atoms, thickness_A, SPARE if plan.phonons else 1.0, projection)
+    options = {"table": plan.table, "projection": projection, "capacity": room}
+
+    def potential(key):
+        now = displaced(key, atoms) if plan.phonons else atoms
+        return potential_VA(now, shape, thickness_A, **options)
+
+    return potential
 
 
-def _potential(plan: SimulatePlan, setup: Setup) -> Callable[[Atoms], jax.Array]:
-    room = capacities(setup.atoms, setup.thickness_A, SPARE if plan.phonons else 1.0)
-    return lambda atoms: potential_VA(
-        atoms, setup.shape, setup.thickness_A, table=plan.table, capacity=room
-    )
+def _means(function: Callable, setup: Setup, given: list[jax.Array]) -> Iterator[Any]:
+    """For each of what is given the mean of function(potential, given) over the moments."""
+    mesh, count = setup.mesh if len(setup.moments) > 1 else None, len(setup.moments)
+
+    def at(key, one):
+        return function(setup.potential(key), one)
+
+    at_one = jax.jit(at)
+    on_all = jax.jit(lambda keys, one: devices.mean(lambda key: at(key, one), keys, mesh))
+    with progress("configurations", len(given) * count) as show:
+
+        def watched(before):
+            for done, key in enumerate(setup.moments, before + 1):
+                yield key
+                show(done)
+
+        for i, one in enumerate(given):
+            if mesh is None:
+                yield devices.mean(lambda key, one=one: at_one(key, one), watched(i * count))
+            else:
+                yield on_all(setup.moments, one)
+                show((i + 1) * count)
+
+
+def _behind(plan: SimulatePlan, setup: Setup, potential, waves):
+    grid = (setup.thickness_A, setup.sampling_A)
+    return multislice(waves, potential, *grid, plan.energy_keV, tilt_mrad=plan.tilt_mrad)
 
 
 # --- stem ----------------------------------------------------------------------------------------
@@ -221,49 +292,64 @@ def _stem(plan: SimulatePlan, setup: Setup, folder: pathlib.Path):
     masks = jnp.stack([annulus(setup.angles, *ends) for ends in plan.detectors.values()])
     probe, said = _probe(plan, setup)
     lines = _places(plan, setup)
-    dz, potential = float(setup.thickness_A[0]), _potential(plan, setup)
-    outer = plan.outer_mrad or 0.999 * setup.highest_mrad
+    together = 1 if setup.mesh is None else setup.mesh.size  # a line for each device
+    count, rng = len(setup.moments), np.random.default_rng(plan.seed)
 
     def detect(patterns):
         seen = collected(patterns, masks)
-        return (seen, pixelated(patterns, setup.angles, outer)) if plan.patterns else (seen,)
+        return (seen, _on_camera(plan, setup, patterns)) if plan.patterns else (seen,)
 
-    make = jax.jit(lambda atoms: transmission(potential(atoms), plan.energy_keV, setup.limit))
+    make = jax.jit(lambda key: transmission(setup.potential(key), plan.energy_keV, setup.limit))
 
     @jax.jit
-    def line(t, places):
-        return scanned(
+    def scan(places, probe, t):
+        seen = scanned(
             probe,
-            places,
+            places.reshape(-1, 2),
             t,
-            dz,
+            setup.thickness_A,
             setup.sampling_A,
             plan.energy_keV,
             detect,
             tilt_mrad=plan.tilt_mrad,
             limit=setup.limit,
+            mesh=setup.mesh,
         )
+        return [a.reshape(*places.shape[:2], *a.shape[1:]) / count for a in seen]
 
-    configurations = _configurations(plan, setup)
     images = np.zeros((*plan.scan, len(masks)))
-    y, x = (Axis(n, v * 0.1, "nm") for n, v in (("y", lines[:, 0, 0]), ("x", lines[0, :, 1])))
     with (
-        progress("lines", len(configurations) * len(lines)) as show,
+        progress("lines", count * len(lines)) as show,
         _Patterns(folder / "patterns.h5", plan.patterns) as kept,
     ):
-        for c, atoms in enumerate(configurations):
-            t = make(atoms())
-            for i, places in enumerate(lines):
-                seen, *patterns = line(t, jnp.asarray(places))
-                images[i] += np.asarray(seen) / len(configurations)
+        for c, key in enumerate(setup.moments):
+            t = make(key)
+            if setup.mesh is not None:  # once to each device, not with each line
+                t = jax.device_put(t, NamedSharding(setup.mesh, PartitionSpec()))
+            for first in range(0, len(lines), together):
+                some = lines[first : first + together]
+                seen, *patterns = scan(jnp.asarray(some), probe, t)
+                images[first : first + together] += np.asarray(seen)
                 for p in patterns:
-                    kept.add(i, np.asarray(p) / len(configurations), len(lines))
-                show(c * len(lines) + i + 1)
-    images = _counted(plan, images)
+                    kept.add(first, np.asarray(p), len(lines))
+                show(c * len(lines) + first + len(some))
+        if plan.patterns and plan.dose:
+            kept.replace(lambda line: _counted(plan, line, rng))
+    images = np.moveaxis(images, -1, 0)
+    y, x = (Axis(n, v * 0.1, "nm") for n, v in (("y", lines[:, 0, 0]), ("x", lines[0, :, 1])))
+    if plan.source_fwhm_A:
+        size = _scan_size_A(plan, setup.cell_A)
+        step = (size[0] / plan.scan[0], size[1] / plan.scan[1])
+        images = np.asarray(source_blurred(jnp.asarray(images), step, plan.source_fwhm_A))
     unit = "" if plan.dose is None else "electrons"
-    fields = {n: Field(images[..., i], (y, x), unit, n) for i, n in enumerate(plan.detectors)}
+    counted = _counted(plan, images, rng)
+    fields = {
+        n: Field(one, (y, x), unit, n) for n, one in zip(plan.detectors, counted, strict=True)
+    }
     if plan.patterns:
-        said.append(f"All patterns, up to {outer:.4g} mrad, are in patterns.h5.")
+        outer = _outer_mrad(plan, setup)
+        of = ", of a source without a size" if plan.source_fwhm_A else ""
+        said.append(f"All patterns, up to {outer:.4g} mrad{of}, are in patterns.h5.")
     return fields, said
 
 
@@ -273,13 +359,18 @@ class _Patterns:
     def __init__(self, path: pathlib.Path, wanted: bool):
         self._file = h5py.File(path, "w") if wanted else None
 
-    def add(self, line: int, patterns: np.ndarray, lines: int) -> None:
-        """Adds to what is there of this line."""
+    def add(self, first: int, patterns: np.ndarray, lines: int) -> None:
+        """Adds to what is there of these lines."""
         if "patterns" not in self._file:
-            shape = (lines, *patterns.shape)
-            self._file.create_dataset("patterns", shape, "f4", chunks=(1, *patterns.shape))
-        self._file["patterns"][line] += patterns.astype(np.float32)
+            shape = (lines, *patterns.shape[1:])
+            self._file.create_dataset("patterns", shape, "f4", chunks=(1, *patterns.shape[1:]))
+        self._file["patterns"][first : first + len(patterns)] += patterns.astype(np.float32)
         self._file.flush()
+
+    def replace(self, change: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Line by line."""
+        for line in range(len(self._file["patterns"])):
+            self._file["patterns"][line] = change(self._file["patterns"][line])
 
     def __enter__(self) -> "_Patterns":
         return self
@@ -291,9 +382,28 @@ class _Patterns:
 
 def _places(plan: SimulatePlan, setup: Setup) -> np.ndarray:
     """(y, x) of each place, `[ny, nx, 2]`, over one cell if nothing else is said."""
-    size = plan.scan_size_A or (setup.cell_A[1], setup.cell_A[0])
+    size = _scan_size_A(plan, setup.cell_A)
     y, x = (np.arange(n) * s / n for n, s in zip(plan.scan, size, strict=True))
     return np.stack(np.meshgrid(y, x, indexing="ij"), axis=-1)
+
+
+def _scan_size_A(plan: SimulatePlan, cell_A: np.ndarray) -> tuple[float, float]:
+    return plan.scan_size_A or (float(cell_A[1]), float(cell_A[0]))
+
+
+def _outer_mrad(plan: SimulatePlan, setup: Setup) -> float:
+    return plan.outer_mrad or 0.999 * setup.highest_mrad
+
+
+def _on_camera(plan: SimulatePlan, setup: Setup, patterns):
+    """What comes past the beam stop, as the camera blurs it, up to an angle."""
+    if plan.beam_stop_mrad is not None:
+        patterns = patterns * beam_stop(setup.angles, *plan.beam_stop_mrad)
+    return pixelated(_camera(plan, patterns), setup.angles, _outer_mrad(plan, setup))
+
+
+def _camera(plan: SimulatePlan, images):
+    return images if plan.mtf == 1.0 else blurred(images, gaussian_mtf(images.shape[-2:], plan.mtf))
 
 
 def _probe(plan: SimulatePlan, setup: Setup) -> tuple[jax.Array, list[str]]:
@@ -315,11 +425,10 @@ def _probe(plan: SimulatePlan, setup: Setup) -> tuple[jax.Array, list[str]]:
     return probe, [said]
 
 
-def _counted(plan: SimulatePlan, fractions: np.ndarray) -> np.ndarray:
+def _counted(plan: SimulatePlan, fractions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Electrons, with their noise, if there is a dose."""
     if plan.dose is None:
         return fractions
-    rng = np.random.default_rng(plan.seed)
     return rng.poisson(plan.dose * np.maximum(fractions, 0.0)).astype(float)
 
 
@@ -328,57 +437,40 @@ def _counted(plan: SimulatePlan, fractions: np.ndarray) -> np.ndarray:
 
 def _cbed(plan: SimulatePlan, setup: Setup, folder: pathlib.Path):
     probe, said = _probe(plan, setup)
-    places = _places(plan, setup).reshape(-1, 2) if plan.averaged else [plan.position_A]
-    dz, potential = float(setup.thickness_A[0]), _potential(plan, setup)
+    places = _places(plan, setup).reshape(-1, 2) if plan.averaged else np.array([plan.position_A])
+    at_once = max(1, GPU_WAVES // math.prod(setup.shape))
 
-    make = jax.jit(lambda atoms: transmission(potential(atoms), plan.energy_keV, setup.limit))
+    def both(potential, places):
+        after = _behind(plan, setup, potential, placed(probe, places, setup.sampling_A))
+        return after, diffraction(after)
 
-    @jax.jit
-    def through(t, place):
-        return propagate(
-            placed(probe, place[None], setup.sampling_A)[0],
-            t,
-            dz,
-            setup.sampling_A,
-            plan.energy_keV,
-            tilt_mrad=plan.tilt_mrad,
-            limit=setup.limit,
-        )
-
-    configurations = _configurations(plan, setup)
-    stacks = [make(atoms()) for atoms in configurations]
+    some = [jnp.asarray(places[i : i + at_once]) for i in range(0, len(places), at_once)]
     total = elastic = 0.0
-    with progress("probes", len(places)) as show:
-        for i, place in enumerate(places):
-            one = averaged(lambda t, p=place: through(t, jnp.asarray(p)), stacks)
-            total, elastic = total + one.total / len(places), elastic + one.elastic / len(places)
-            show(i + 1)
-    return _patterns_of(plan, setup, Thermal(total, elastic)), said
-
-
-def _patterns_of(plan: SimulatePlan, setup: Setup, found: Thermal) -> dict[str, Field]:
-    outer = plan.outer_mrad or 0.999 * setup.highest_mrad
-    shown = {"pattern": found.total}
+    for wave, pattern in _means(both, setup, some):
+        total, elastic = total + pattern.sum(0), elastic + diffraction(wave).sum(0)
+    total, elastic = total / len(places), elastic / len(places)
+    shown = {"pattern": total}
     if plan.phonons > 1:
-        shown |= {"elastic": found.elastic, "thermal_diffuse": found.diffuse}
-    fields = {}
-    for name, values in shown.items():
-        values = np.asarray(pixelated(values, setup.angles, outer))
-        axes = tuple(
-            Axis(n, (np.arange(size) - size // 2) * float(abs(a.ravel()[1])), "mrad")
-            for n, size, a in zip(("y", "x"), values.shape, setup.angles, strict=True)
-        )
-        counted = _counted(plan, values) if name == "pattern" else values
-        unit = "electrons" if plan.dose and name == "pattern" else ""
-        fields[name] = Field(counted, axes, unit, name)
-    return fields
+        shown |= {"elastic": elastic, "thermal_diffuse": total - elastic}
+    rng = np.random.default_rng(plan.seed)
+    return {name: _pattern(plan, setup, name, of, rng) for name, of in shown.items()}, said
+
+
+def _pattern(plan: SimulatePlan, setup: Setup, name: str, pattern, rng) -> Field:
+    seen = np.asarray(_on_camera(plan, setup, pattern))
+    axes = tuple(
+        Axis(n, (np.arange(size) - size // 2) * float(abs(a.ravel()[1])), "mrad")
+        for n, size, a in zip(("y", "x"), seen.shape, setup.angles, strict=True)
+    )
+    if name == "pattern" and plan.dose:
+        return Field(_counted(plan, seen, rng), axes, "electrons", name)
+    return Field(seen, axes, "", name)
 
 
 # --- hrtem ---------------------------------------------------------------------------------------
 
 
 def _hrtem(plan: SimulatePlan, setup: Setup, folder: pathlib.Path):
-    dz, potential = float(setup.thickness_A[0]), _potential(plan, setup)
     wavelength = optics.wavelength_A(plan.energy_keV)
     coefficients = optics.cartesian(plan.aberrations)
     transfer = (
@@ -388,33 +480,19 @@ def _hrtem(plan: SimulatePlan, setup: Setup, folder: pathlib.Path):
         * optics.angular_envelope(setup.angles, plan.angular_spread_mrad, coefficients, wavelength)
     )
 
-    @jax.jit
-    def seen(atoms):
-        wave = multislice(
-            jnp.ones(setup.shape, complex),
-            potential(atoms),
-            dz,
-            setup.sampling_A,
-            plan.energy_keV,
-            tilt_mrad=plan.tilt_mrad,
-        )
-        return wave, jnp.abs(jnp.fft.ifft2(jnp.fft.fft2(wave) * transfer)) ** 2
+    def seen(potential, wave):
+        after = _behind(plan, setup, potential, wave)
+        return after, jnp.abs(jnp.fft.ifft2(jnp.fft.fft2(after) * transfer)) ** 2
 
-    configurations = _configurations(plan, setup)
-    wave, image = 0.0, 0.0
-    with progress("configurations", len(configurations)) as show:
-        for i, atoms in enumerate(configurations):
-            one_wave, one_image = seen(atoms())
-            wave, image = wave + one_wave, image + one_image
-            show(i + 1)
-    wave, image = (np.asarray(v) / len(configurations) for v in (wave, image))
+    ((wave, image),) = _means(seen, setup, [jnp.ones(setup.shape, complex)])
+    wave, image = np.asarray(wave), np.asarray(_camera(plan, image))
     axes = tuple(
         Axis(n, np.arange(size) * d * 0.1, "nm")
         for n, size, d in zip(("y", "x"), setup.shape, setup.sampling_A, strict=True)
     )
-    unit = "electrons" if plan.dose else ""
+    unit, rng = "electrons" if plan.dose else "", np.random.default_rng(plan.seed)
     return {
-        "image": Field(_counted(plan, image), axes, unit, "image"),
+        "image": Field(_counted(plan, image, rng), axes, unit, "image"),
         "exit_amplitude": Field(np.abs(wave), axes, "", "exit_amplitude"),
         "exit_phase": Field(np.angle(wave), axes, "rad", "exit_phase"),
     }, []

@@ -1,0 +1,94 @@
+"""Several devices: each takes its share of the probes, or of the frozen phonons.
+
+The specimen and the probe are on each of them, and the derivative with respect to either is the sum
+of theirs. Without a mesh everything is on one device. With one the call should be in a `jit`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+
+def row(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of these devices; of all that this process has, if none are given."""
+    devices = jax.local_devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), ("devices",), (AxisType.Auto,), devices=devices)
+
+
+def each(function: Callable[[PyTree], PyTree], items: PyTree, mesh: Mesh | None = None) -> PyTree:
+    """function(items), of which each device computes its share.
+
+    **Arguments:**
+
+    - `function`: of arrays `[n, ...]` to arrays `[n, ...]`, for any n, each item by itself.
+    - `mesh`: of `row`.
+
+    **Raises:** `ValueError` for another mesh.
+    """
+    if mesh is None:
+        return function(items)
+    count, (items, _) = _count(items), _filled(items, mesh)
+    found = _shared(function, mesh, P(*mesh.axis_names))(items)
+    return jax.tree.map(lambda a: a[:count], found)
+
+
+def mean(
+    function: Callable[[Any], PyTree], items: Iterable[Any] | PyTree, mesh: Mesh | None = None
+) -> PyTree:
+    """The mean of function(item), one item after the other, so that only their sum is held.
+
+    **Arguments:**
+
+    - `function`: of one item; jitted, if there are many and no mesh.
+    - `items`: with a mesh arrays `[n, ...]`, of which each device takes its share.
+
+    **Raises:** `ValueError` when there is none, for a mesh that is not of `row`.
+    """
+    count, total = 0, None
+    if mesh is None:
+        for item in items:
+            one = function(item)
+            count, total = count + 1, one if count == 0 else jax.tree.map(jnp.add, total, one)
+    elif count := _count(items):
+        total = _shared(lambda given: _sum(function, *given, mesh), mesh, P())(_filled(items, mesh))
+    if not count:
+        raise ValueError("there are no configurations to average over")
+    return jax.tree.map(lambda t: t / count, total)
+
+
+def _sum(function, items, there, mesh: Mesh):
+    @jax.checkpoint  # a derivative computes an item twice, and holds what one of them needs
+    def add(total, one):
+        item, counts = one
+        return jax.tree.map(lambda t, v: t + jnp.where(counts, v, 0), total, function(item)), None
+
+    like = jax.eval_shape(function, jax.tree.map(lambda a: a[0], items))
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    return jax.lax.psum(jax.lax.scan(add, nothing, (items, there))[0], mesh.axis_names)
+
+
+def _shared(function, mesh: Mesh, out: P):
+    if mesh.axis_types != (AxisType.Auto,):
+        raise ValueError(f"{mesh} is no row of devices: see `devices.row`")
+    # not checked: neither eqx.error_if nor a custom derivative says what varies between devices
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=P(*mesh.axis_names), out_specs=out, check_vma=False
+    )
+
+
+def _filled(items: PyTree, mesh: Mesh):
+    """As many for each device, the last one again where some lack; and which of them count."""
+    count = _count(items)
+    index = np.arange(-(-count // mesh.size) * mesh.size)
+    last = np.minimum(index, count - 1)
+    return jax.tree.map(lambda a: a[last], items), jnp.asarray(index < count)
+
+
+def _count(items: PyTree) -> int:
+    return len(jax.tree.leaves(items)[0])
