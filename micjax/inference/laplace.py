@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from micjax.core.problem import InverseProblem, Values
 from micjax.inference.density import in_float64, potential
@@ -59,7 +59,13 @@ class Laplace:
         }
 
 
-def laplace(problem: InverseProblem, x, y, names: Sequence[str] | None = None) -> Laplace:
+def laplace(
+    problem: InverseProblem,
+    x,
+    y,
+    names: Sequence[str] | None = None,
+    hessian: Float[ArrayLike, "d d"] | None = None,
+) -> Laplace:
     """The Gaussian approximation of the posterior at the current values (make them the best first).
 
     In float64, by a dense Hessian: d unknown numbers cost d gradients and d^2 memory.
@@ -67,6 +73,8 @@ def laplace(problem: InverseProblem, x, y, names: Sequence[str] | None = None) -
     **Arguments:**
 
     - `names`: the unknowns that take part (default: all); the others are held where they are.
+    - `hessian`: in place of the dense one, in the order of `names`; see
+        `micjax.inference.scoring.expected_hessian`.
 
     **Raises:** `ValueError` for a name that is no unknown; `NonFiniteError` when the Hessian is not
     finite.
@@ -79,7 +87,9 @@ def laplace(problem: InverseProblem, x, y, names: Sequence[str] | None = None) -
             raise ValueError(f"no unknowns: {wrong}; there are {sorted(unknowns)}")
         theta = problem.unconstrain(problem.values())
         mean = jnp.concatenate([theta[n].ravel() for n in names])
-        hessian = np.asarray(_hessian(mean, problem, tuple(names), x, y))
+        if hessian is None:
+            hessian = _hessian(mean, problem, tuple(names), x, y)
+        hessian = np.asarray(hessian, float)
         if not np.isfinite(hessian).all():
             raise NonFiniteError(f"the Hessian is not finite: {non_finite(theta, problem, x, y)}")
         prior_sd = np.concatenate([_prior_sd(unknowns[n], theta[n]) for n in names])

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from micjax.core.problem import InverseProblem, parameter
 from micjax.inference.laplace import laplace
 from micjax.inference.optimise import Fit
+from micjax.inference.scoring import scored
 from micjax.inference.solution import Solution
 from micjax.io import read
 from micjax.io.structures import read_structure
@@ -39,7 +40,7 @@ from micjax.physics.pacbed import (
     seen,
 )
 from micjax.physics.potentials import Atoms, atoms_of
-from micjax.problems._cbed_fit import everywhere, scored
+from micjax.problems._cbed_fit import everywhere
 from micjax.report.figures import captioned, image_row
 
 Pixels = Float[Array, "my mx"]

@@ -1,0 +1,136 @@
+"""Scans and series of images from a microscope's file, for `micjax.problems.structure`."""
+
+import dataclasses
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from micjax.io import Axis, Field, read
+from micjax.io.fields import PIXELS, nm_per
+from micjax.physics import optics
+from micjax.problems._structure_model import Scan, Series
+
+BARE = (".npy", ".npz")
+SAME = 0.05  # pixels of a camera that are finer by this are wide enough
+
+
+def field_of(file, channel: str | None) -> Field:
+    """As `read` has it; a bare array has axes in pixels, which `step_A` and `mrad_per_px` scale."""
+    if pathlib.Path(file).suffix not in BARE:
+        return read(file, channel)
+    field = read(file, channel, pixel_nm=1.0)
+    axes = tuple(Axis(a.name, np.arange(a.values.size), PIXELS) for a in field.axes)
+    return dataclasses.replace(field, axes=axes)
+
+
+def scan_from(field, counts, options, box, step_A, origin_A, mrad_per_px, centre_px, reach_mrad):
+    along = [
+        o + _lengths_A(field, a, s)
+        for o, a, s in zip(origin_A, field.axes[:2], _both(step_A), strict=True)
+    ]
+    _fits(field, along, box)
+    blind = ~np.isfinite(counts).all((0, 1))
+    counts = np.where(blind, 0.0, counts)
+    y, x = _angles_mrad(field, counts.mean((0, 1)), mrad_per_px, centre_px)
+    finer = 1e3 * float(optics.wavelength_A(options["energy_keV"])) / box[1::-1]
+    widths = [abs(a[1] - a[0]) for a in (y, x)]
+    by = [max(1, int(np.ceil(f / w - SAME))) for f, w in zip(finer, widths, strict=True)]
+    y, x = (_binned(a, n, 0) / n for a, n in zip((y, x), by, strict=True))
+    for axis, n in zip((2, 3), by, strict=True):
+        counts = _binned(counts, n, axis)
+        blind = _binned(blind, n, axis - 2) > 0
+    if min(len(y), len(x)) < 3:
+        raise ValueError(
+            f"{field.name}: the wave's pixels are {finer.max():.3g} mrad in a box of "
+            f"{box[1]:g} x {box[0]:g} Å, too coarse for this camera: take more tiles"
+        )
+    fits = float(min(-y.min(), y.max(), -x.min(), x.max()))
+    reach = fits if reach_mrad is None else float(reach_mrad)
+    if not reach > 0.0:
+        raise ValueError(f"reach_mrad = {reach:.4g}: the direct beam is not on the camera")
+    rows, columns = (np.abs(a) <= reach for a in (y, x))
+    seen = np.ix_(rows, columns)
+    efficiency = (np.hypot(y[:, None], x) <= reach) & ~blind
+    counts = np.where(efficiency, counts, 0.0)[:, :, rows][..., columns]
+    options |= {
+        "kind": "stem",
+        "dose": float(counts.sum((-2, -1)).max()),
+        "reach_mrad": float(reach),
+    }
+    places = np.stack(np.meshgrid(*along, indexing="ij"), -1)
+    arrays = (places, y[rows], x[columns], efficiency[seen])
+    return options, Scan(*(jnp.asarray(a, float) for a in arrays)), jnp.asarray(counts, float)
+
+
+def series_from(field, counts, options, box, step_A, origin_A, defocus_A):
+    if not np.isfinite(counts).all():
+        raise ValueError(f"{field.name}: {int((~np.isfinite(counts)).sum())} values are not finite")
+    along = [
+        o + _lengths_A(field, a, s)
+        for o, a, s in zip(origin_A, field.axes[1:], _both(step_A), strict=True)
+    ]
+    _fits(field, along, box)
+    if defocus_A is None:
+        defocus_A = _lengths_A(field, field.axes[0], None, start=True)
+    if len(defocus_A) != len(counts):
+        raise ValueError(f"{len(defocus_A)} values of defocus_A for {len(counts)} images")
+    options |= {"kind": "hrtem", "dose": float(counts.mean()), "images": len(counts)}
+    x = Series(*(jnp.asarray(a, float) for a in (defocus_A, *along)))
+    return options, x, jnp.asarray(counts, float)
+
+
+def _both(given) -> list:
+    """One number for y and x, or one for each."""
+    return list(given) if isinstance(given, list | tuple) else [given, given]
+
+
+def _lengths_A(field: Field, axis: Axis, step_A: float | None, start: bool = False):
+    """Of an axis in Å, from 0 on unless it has a start of its own."""
+    scale = nm_per(axis.unit)
+    if len(axis.values) < 2:
+        raise ValueError(f"{field.name}: a single value along {axis.name} has no spacing")
+    if step_A is not None:
+        return step_A * np.arange(len(axis.values))
+    if scale is None:
+        needed = "defocus_A" if start else "step_A"
+        raise ValueError(
+            f"{field.name}: axis {axis.name} is in {axis.unit or 'no unit'!r}: set {needed}"
+        )
+    return 10.0 * scale * (axis.values if start else axis.values - axis.values[0])
+
+
+def _angles_mrad(field: Field, mean, mrad_per_px, centre_px) -> list[np.ndarray]:
+    axes = field.axes[2:]
+    if mrad_per_px is None and not all(a.unit == "mrad" for a in axes):
+        raise ValueError(f"{field.name}: no angles in the file: set mrad_per_px")
+    if mrad_per_px is None and centre_px is None:
+        return [np.asarray(a.values) for a in axes]
+    given = _both(mrad_per_px)
+    step = [a.step if g is None else g for a, g in zip(axes, given, strict=True)]
+    if centre_px is None:
+        centre_px = [
+            float(np.average(np.arange(n), weights=mean.sum(1 - axis)))
+            for axis, n in enumerate(mean.shape)
+        ]
+    return [s * (np.arange(n) - c) for s, n, c in zip(step, mean.shape, centre_px, strict=True)]
+
+
+def _binned(values: np.ndarray, n: int, axis: int) -> np.ndarray:
+    """Sums of `n` neighbours; what is left over at both ends is left out."""
+    size = values.shape[axis] // n
+    start = (values.shape[axis] - size * n) // 2
+    values = np.take(values, np.arange(start, start + size * n), axis)
+    shape = (*values.shape[:axis], size, n, *values.shape[axis + 1 :])
+    return values.reshape(shape).sum(axis + 1)
+
+
+def _fits(field: Field, along: list[np.ndarray], box) -> None:
+    """**Raises:** `ValueError` where the scan leaves the box."""
+    for a, edge, name in zip(along, box[1::-1], "yx", strict=True):
+        step = a[1] - a[0]
+        if a.min() < -1e-6 or a.max() + step > edge * (1.0 + 1e-3) + 0.5 * step:
+            raise ValueError(
+                f"{field.name}: from {a.min():.4g} to {a.max() + step:.4g} Å along {name}, but the "
+                f"box of the structure ends at {edge:.4g} Å: set origin_A or take more tiles"
+            )
