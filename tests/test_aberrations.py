@@ -96,6 +96,7 @@ def errors_A(values, truth):
     return max(map(abs, aberrations.defocus_A(error, 25.0).values()))
 
 
+@pytest.mark.slow
 def test_lbfgs_scales_what_may_be_any_number_and_finds_the_way(amorphous):
     truth, x, y = amorphous
     scale = widths(truth)

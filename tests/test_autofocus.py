@@ -24,6 +24,7 @@ def focused(small):
     return instrument, af.autofocus(lambda s: instrument.image(next(keys), s), small, 0, RULES)
 
 
+@pytest.mark.slow
 def test_it_focuses_within_its_bounds(focused):
     instrument, record = focused
     last = record.decisions[-1]
@@ -34,6 +35,7 @@ def test_it_focuses_within_its_bounds(focused):
     assert np.all(moves <= np.array([900.0, 300.0, 300.0]) + 1e-6)
 
 
+@pytest.mark.slow
 def test_every_decision_replays_from_its_record(focused, small, tmp_path):
     _, record = focused
     record.save(tmp_path / "record.h5")
@@ -42,6 +44,7 @@ def test_every_decision_replays_from_its_record(focused, small, tmp_path):
     assert loaded.replayed(small) == record.decisions
 
 
+@pytest.mark.slow
 def test_images_far_from_focus_are_left_out(focused, small):
     """Three images near the focus and one far from it: the decision is that of the three."""
     instrument, _ = focused
