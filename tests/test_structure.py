@@ -57,12 +57,13 @@ def hrtem():
     return small("hrtem", **DRIFT)
 
 
-@pytest.fixture(scope="module", params=[pytest.param("stem", marks=pytest.mark.slow), "hrtem"])
+@pytest.fixture(scope="module", params=["stem", "hrtem"])
 def solved(request):
     problem, truth, x, y = request.getfixturevalue(request.param)
     return structure.solve(problem, x, y, key=jax.random.key(0)), truth, x, y
 
 
+@pytest.mark.slow
 def test_the_truth_comes_back_within_its_errors(solved):
     solution, truth, x, y = solved
     true, best, sd = truth.values(), solution.problem.values(), solution.laplace.sd()
@@ -192,6 +193,7 @@ def test_images_are_plain_multislice_with_a_lens(hrtem):
     assert forward(x)[0, 7, 3] == pytest.approx(waves.real.mean(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_series_have_the_gradient_of_finite_differences(hrtem):
     problem, _, x, y = hrtem
     theta = problem.unconstrain(problem.values())
@@ -276,6 +278,7 @@ def test_peaks_are_found_around_the_edges():
     np.testing.assert_allclose(found, truth, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_the_model_does_not_explain_is_told(solved):
     solution, _, x, y = solved
     elsewhere = y + jnp.round(5.0 * jnp.sqrt(y + 1.0)) * (
