@@ -66,8 +66,9 @@ def test_without_phases_neither_drift_nor_a_mirror_counts(series):
         return -law(problem.forward(x)).log_prob(y)
 
     at = truth.at({DRIFT: jnp.zeros((3, 2))})
-    np.testing.assert_allclose(loss(truth, y), loss(at, y), rtol=1e-5)
-    np.testing.assert_allclose(loss(truth.at(odd_times(-1.0, at)), y), loss(at, y), rtol=1e-5)
+    np.testing.assert_allclose(loss(at.at(odd_times(-1.0, at)), y), loss(at, y), rtol=1e-9)
+    # in nats: the window leaks a little more of images that are not registered
+    assert abs(loss(truth, y) - loss(at, y)) < 0.5
     turned = truth.at({"forward.aberrations_A.C10": -truth.forward.aberrations_A["C10"] - 40.0})
     assert loss(turned, y) > loss(at, y) + 10.0
 
@@ -127,6 +128,27 @@ def test_the_truth_comes_back_from_nowhere(amorphous):
     assert errors_A(fit.problem.values(), truth) < 10.0
 
 
+def test_an_interrupted_fit_keeps_where_it_had_come_to(series):
+    truth, x, y = series
+
+    def stop(done, loss, values):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    problem = aberrations.problem(4, N, N, mean_counts=400.0)
+    fit = fitted(problem, x, y, stop)
+    assert fit.stop_reason == "interrupted" and fit.steps == 2
+    assert fit.problem.forward.aberrations_A["C10"] != problem.forward.aberrations_A["C10"]
+    np.testing.assert_array_equal(fit.problem.noise.model_error, problem.noise.model_error)
+
+
+def test_images_that_are_not_those_of_the_problem(series):
+    _, x, y = series
+    for images in (y[:3], y[:, :-1]):
+        with pytest.raises(ValueError, match="the problem has"):
+            aberrations.solve(aberrations.problem(4, N, N), x, images, key=jax.random.key(0))
+
+
 def test_an_aberration_as_a_defocus():
     wavelength = optics.wavelength_A(200.0)
     edge = jnp.array([[0.0]]), jnp.array([[25.0]])
@@ -180,6 +202,8 @@ def test_a_file_in_any_unit_tells_its_noise(tmp_path):
     [
         ({"focus": ("frame", "")}, {}, "changes_A has to be given"),
         ({}, {"changes_A": [1.0]}, "1 values for 3 images"),
+        ({}, {"changes_A": [1.0, 1.0, 1.0]}, "not all the same"),
+        ({}, {"changes_A": [1.0, float("nan"), 0.0]}, "finite values are needed"),
         ({"unit": "px"}, {}, "no pixel size in the file"),
         ({"dx": 0.03}, {}, "are not square"),
         ({}, {"semiangle_mrad": 60.0}, "are no counted electrons"),
@@ -194,6 +218,8 @@ def test_bad_files_are_named(tmp_path, given, options, message):
 
 def test_what_is_no_stack(tmp_path):
     data = np.ones((3, 16, 16))
+    with pytest.raises(ValueError, match="image 0 is the same everywhere"):
+        aberrations.load(stack(tmp_path, data))
     data[1, 2, 3] = np.nan
     with pytest.raises(ValueError, match="1 values are not finite"):
         aberrations.load(stack(tmp_path, data))

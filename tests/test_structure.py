@@ -300,6 +300,7 @@ def test_few_electrons_say_nothing_about_a_column(stem):
     "options, message",
     [
         ({"u_A2": 0.0}, "u_A2 = 0.0: must be positive"),
+        ({"offset_sd_A": -1.0}, "offset_sd_A = -1.0: must not be negative"),
         ({"moments": 1}, "an even number of them"),
         ({"numbers": [42]}, "belong together"),
         ({"numbers": [142], "position_A": [[0, 0, 0]], "box_A": [3, 3, 3]}, "Z = 142"),
@@ -386,6 +387,7 @@ GOOD = np.full((4, 3, 41, 41), 5.0)
     [
         (GOOD[0, 0], ("nm", "nm"), {}, "is neither 4D-STEM"),
         (-GOOD, ("nm", "nm", "mrad", "mrad"), {}, "are no electron counts"),
+        (np.nan * GOOD, ("nm", "nm", "mrad", "mrad"), {}, "values is finite"),
         (GOOD, ("", "nm", "mrad", "mrad"), {}, "set step_A"),
         (GOOD, ("nm", "nm", "", "mrad"), {}, "set mrad_per_px"),
         (GOOD, ("nm", "nm", "mrad", "mrad"), {"step_A": 2.0}, "set origin_A or take more tiles"),

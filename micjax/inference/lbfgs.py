@@ -15,6 +15,11 @@ from micjax.inference.finite import NonFiniteError, non_finite
 FAR = 20.0  # bound of the unconstrained coordinates: exp(20) and its square are still float32
 
 
+def flat(problem: InverseProblem) -> Float[Array, "d"]:
+    """The current values, unconstrained, as one vector."""
+    return ravel_pytree(problem.unconstrain(problem.values()))[0]
+
+
 def named(theta: Float[Array, "d"], problem: InverseProblem) -> Theta:
     """The flat vector as {name: unconstrained array}."""
     return ravel_pytree(problem.unconstrain(problem.values()))[1](theta)

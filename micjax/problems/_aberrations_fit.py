@@ -10,11 +10,10 @@ import numpy as np
 import numpyro.distributions as dist
 import scipy.special
 import scipy.stats.qmc
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from micjax.core.problem import InverseProblem, Values, neg_log_joint
-from micjax.inference.lbfgs import lbfgs, named, widths
+from micjax.inference.lbfgs import flat, lbfgs, named, widths
 from micjax.inference.optimise import Fit
 from micjax.physics.phase_diversity import (
     KNOBS,
@@ -69,15 +68,16 @@ def fitted(problem: InverseProblem, x: Series, y: Images, on_chunk=None) -> Fit:
     First without the phases, which neither drift nor the lattice of a crystal leads astray; then
     registered, in both signs of the odd aberrations. While the aberrations are far from the truth
     the model is allowed to be wrong by 30 %: without that the likelihood is too rugged.
+    Interrupted, it gives the best of what is finished, or else where the last stage had come to.
     """
     tolerant = problem.given({ERROR: TOLERANT}).at({ERROR: 0.3})
     found: list[tuple[float, InverseProblem]] = []
-    reason, calls = "converged", 0
+    reason, calls, latest = "converged", 0, problem
 
     def descend(at: InverseProblem, steps: int):
-        nonlocal calls
+        nonlocal calls, latest
         loss, there = descended(at, x, y, steps)
-        calls += 1
+        calls, latest = calls + 1, there
         if on_chunk is not None:
             on_chunk(calls, loss, there.values())
         return loss, there
@@ -95,7 +95,9 @@ def fitted(problem: InverseProblem, x: Series, y: Images, on_chunk=None) -> Fit:
             found.append(descend(problem.at(registered(at, x, y).values()), STEPS))
     except KeyboardInterrupt:
         reason = "interrupted"
-    found = _best(found, KEPT) or [(np.nan, problem)]
+    # the tolerance of a stage is no finding
+    come_to = {n: v for n, v in latest.values().items() if n != ERROR}
+    found = _best(found, KEPT) or [(np.nan, problem.at(come_to))]
     losses = np.array([loss for loss, _ in found])
     values = [at.values() for _, at in found]
     # the stages have losses of their own, so there is no curve
@@ -115,7 +117,7 @@ def without_phases(problem: InverseProblem, x: Series, y: Images, descend):
 
 def descended(at: InverseProblem, x: Series, y: Images, steps: int):
     """(loss, problem) after at most `steps` from its values."""
-    loss, theta = lbfgs(_flat(at), at, x, y, steps, widths(at))
+    loss, theta = lbfgs(flat(at), at, x, y, steps, widths(at))
     return loss, at.at(at.constrain(named(theta, at)))
 
 
@@ -230,7 +232,3 @@ def left_over(problem: InverseProblem, x: Series, y: Images) -> Images:
     best = jnp.sum(spectra.matched, axis=0) / jnp.where(seen, spectra.power, 1.0)
     left = spectra.seen - jnp.where(seen, spectra.transfer * best, 0.0)
     return jnp.fft.irfft2(left, y.shape[1:]) * jnp.sqrt(y[0].size)
-
-
-def _flat(problem: InverseProblem) -> Float[Array, "d"]:
-    return ravel_pytree(problem.unconstrain(problem.values()))[0]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem
 from micjax.physics.phase_diversity import Series, evidence, information
 from micjax.problems._autofocus_posterior import NAMES, Mode, Setting, in_prior, modes, series
@@ -55,9 +56,7 @@ class Rules:
     C12_step_A: float = 800.0
 
     def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            if not (np.isfinite(value) and value > 0):
-                raise ValueError(f"{name} = {value}: must be positive")
+        positive(**dataclasses.asdict(self))
 
     def within(self, wanted_A: Setting, last_A: Setting) -> Setting:
         """The nearest setting to `wanted_A` that may follow on `last_A`."""

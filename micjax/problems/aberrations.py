@@ -18,6 +18,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
+from micjax.core.checks import not_negative, positive
 from micjax.core.problem import InverseProblem, parameter
 from micjax.inference.laplace import laplace
 from micjax.inference.solution import Solution
@@ -120,27 +121,22 @@ def problem(
     **Raises:** `ValueError` for numbers that are not positive, fewer than two images, pixels that
     are too coarse for the aperture, a focal spread too large for it.
     """
-    positive = {
-        "ny": ny,
-        "nx": nx,
-        "sampling_A": sampling_A,
-        "energy_keV": energy_keV,
-        "semiangle_mrad": semiangle_mrad,
-        "mean_counts": mean_counts,
-        "C10_sd_A": C10_sd_A,
-        "C12_sd_A": C12_sd_A,
-        "C2_sd_A": C2_sd_A,
-        "C30_sd_A": C30_sd_A,
-        "C3_sd_A": C3_sd_A,
-    }
-    for name, value in positive.items():
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} = {value}: must be positive")
+    positive(
+        ny=ny,
+        nx=nx,
+        sampling_A=sampling_A,
+        energy_keV=energy_keV,
+        semiangle_mrad=semiangle_mrad,
+        mean_counts=mean_counts,
+        C10_sd_A=C10_sd_A,
+        C12_sd_A=C12_sd_A,
+        C2_sd_A=C2_sd_A,
+        C30_sd_A=C30_sd_A,
+        C3_sd_A=C3_sd_A,
+    )
     if images < 2:
         raise ValueError(f"images = {images}: a series has two at least")
-    for name, value in {"focal_spread_A": focal_spread_A, "drift_sd_A": drift_sd_A}.items():
-        if not (np.isfinite(value) and value >= 0):
-            raise ValueError(f"{name} = {value}: must not be negative")
+    not_negative(focal_spread_A=focal_spread_A, drift_sd_A=drift_sd_A)
     wavelength_A = float(optics.wavelength_A(energy_keV))
     needed_A = 1e3 * wavelength_A / (2.0 * semiangle_mrad)
     if sampling_A > needed_A:
@@ -257,8 +253,8 @@ def load(
     - `energy_keV`: of the electrons.
     - `semiangle_mrad`: of convergence.
 
-    **Raises:** `ValueError` for what is no stack of finite, square pixels, a focus or a pixel size
-    that is not known, besides what `micjax.io.read` raises.
+    **Raises:** `ValueError` for what is no stack of finite, square pixels, an image of one value, a
+    focus or a pixel size that is not known, besides what `micjax.io.read` raises.
     """
     field = read(file, channel, pixel_nm)
     if field.data.ndim != 3 or min(field.data.shape) < 2:
@@ -276,6 +272,10 @@ def load(
         changes_A = (sign * 10.0 * nm_per(focus.unit) * focus.values).tolist()
     if len(changes_A) != len(field.data):
         raise ValueError(f"changes_A: {len(changes_A)} values for {len(field.data)} images")
+    if not np.all(np.isfinite(changes_A)) or np.ptp(changes_A) == 0:
+        raise ValueError(f"changes_A = {changes_A}: finite values are needed, not all the same")
+    if np.any(flat := np.ptp(field.data, axis=(1, 2)) == 0):
+        raise ValueError(f"{field.name}: image {np.argmax(flat)} is the same everywhere")
     dy, dx = (10.0 * nm_per(a.unit) * abs(a.step) for a in across)
     if abs(dy / dx - 1.0) > 1e-3:
         raise ValueError(f"{field.name}: pixels of {dy:.4g} x {dx:.4g} Å are not square")
@@ -322,8 +322,17 @@ def solve(
     resume: bool = False,
     on_chunk=None,
 ) -> Solution:
-    """The best of several fits, from the likeliest defoci and astigmatisms; Laplace errors."""
+    """The best of several fits, from the likeliest defoci and astigmatisms; Laplace errors.
+
+    **Raises:** `ValueError` for images of another number or size than the problem's.
+    """
     y = jnp.asarray(y, dtype=float)
+    expected = (len(problem.forward.drift_A) + 1, *problem.forward.shape)
+    if y.shape != expected or len(x.settings_A) != len(y):
+        raise ValueError(
+            f"images of the shape {y.shape} at {len(x.settings_A)} settings; the problem has "
+            f"{expected}"
+        )
     found = fitted(problem, x, y, on_chunk)
     if found.stop_reason == "interrupted":
         return Solution(found.problem, fit=found)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import numpyro.distributions as dist
 
+from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem
 from micjax.physics.phase_diversity import KNOBS, Images, Probes, Series, UnknownObject
 from micjax.problems._autofocus_policy import Decision as Decision
@@ -52,19 +53,16 @@ def problem(
 
     **Raises:** `ValueError` for numbers that are not positive.
     """
-    positive = {
-        "ny": ny,
-        "nx": nx,
-        "sampling_A": sampling_A,
-        "energy_keV": energy_keV,
-        "semiangle_mrad": semiangle_mrad,
-        "mean_counts": mean_counts,
-        "C10_limit_A": C10_limit_A,
-        "C12_limit_A": C12_limit_A,
-    }
-    for name, value in positive.items():
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} = {value}: must be positive")
+    positive(
+        ny=ny,
+        nx=nx,
+        sampling_A=sampling_A,
+        energy_keV=energy_keV,
+        semiangle_mrad=semiangle_mrad,
+        mean_counts=mean_counts,
+        C10_limit_A=C10_limit_A,
+        C12_limit_A=C12_limit_A,
+    )
     law = UnknownObject(
         mean_counts,
         particles=1e5,

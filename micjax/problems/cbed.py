@@ -17,6 +17,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
+from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, parameter
 from micjax.inference.laplace import laplace
 from micjax.inference.optimise import Fit
@@ -161,19 +162,16 @@ def problem(
     **Raises:** `ValueError` for numbers that are not positive, a camera that sees more than the
     wave's highest angle.
     """
-    positive = {
-        "thickness_A": thickness_A,
-        "u_A2": u_A2,
-        "dose": dose,
-        "semiangle_mrad": semiangle_mrad,
-        "energy_keV": energy_keV,
-        "tilt_sd_mrad": tilt_sd_mrad,
-        "slice_A": slice_A,
-        "reach_mrad": reach_mrad,
-    }
-    for name, value in positive.items():
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} = {value}: must be positive")
+    positive(
+        thickness_A=thickness_A,
+        u_A2=u_A2,
+        dose=dose,
+        semiangle_mrad=semiangle_mrad,
+        energy_keV=energy_keV,
+        tilt_sd_mrad=tilt_sd_mrad,
+        slice_A=slice_A,
+        reach_mrad=reach_mrad,
+    )
     box = np.broadcast_to(np.asarray(cell_A, float), (3,))
     if not box[2] < thickness_A < most_A:
         raise ValueError(f"thickness_A = {thickness_A} is not between {box[2]} and {most_A}")

@@ -17,6 +17,7 @@ import numpyro.distributions as dist
 import optax
 from jaxtyping import Array, Float, Int
 
+from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, parameter
 from micjax.inference.optimise import fit
 from micjax.inference.solution import Solution
@@ -77,24 +78,23 @@ def problem(
 
     **Raises:** `ValueError` for numbers that are not positive.
     """
-    positive = {
-        "proportional": proportional,
-        "integral": integral,
-        "set_point_nm": set_point_nm,
-        "samples_per_pixel": samples_per_pixel,
-        "sigma_nm": sigma_nm,
-        "curvature_nm": 60 * sigma_nm if curvature_nm is None else curvature_nm,
-    }
-    for name, value in positive.items():
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} = {value}: must be positive")
+    if curvature_nm is None:
+        curvature_nm = 60 * sigma_nm
+    positive(
+        proportional=proportional,
+        integral=integral,
+        set_point_nm=set_point_nm,
+        samples_per_pixel=samples_per_pixel,
+        sigma_nm=sigma_nm,
+        curvature_nm=curvature_nm,
+    )
     shape = (frames, ny, nx)
     forward = FeedbackScan(np.zeros(shape), proportional, integral, set_point_nm, samples_per_pixel)
     return InverseProblem(
         forward,
         Gaussian(sigma_nm),
         {
-            "forward.surface_nm": Curvature(positive["curvature_nm"], sigma_nm, shape),
+            "forward.surface_nm": Curvature(curvature_nm, sigma_nm, shape),
             "forward.proportional": dist.LogNormal(np.log(proportional), 1.0),
             "forward.integral": dist.LogNormal(np.log(integral), 1.0),
         },

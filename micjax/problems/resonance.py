@@ -12,6 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
+from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, Values
 from micjax.inference.laplace import laplace
 from micjax.inference.optimise import fit
@@ -47,9 +48,7 @@ def problem(
     """
     if not 0 < low_kHz < f0_kHz < high_kHz:
         raise ValueError(f"f0_kHz = {f0_kHz} is not between {low_kHz} and {high_kHz}")
-    for name, value in {"Q": Q, "amplitude": amplitude, "sigma": sigma}.items():
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} = {value}: must be positive")
+    positive(Q=Q, amplitude=amplitude, sigma=sigma)
     return InverseProblem(
         Oscillator(f0_kHz, Q, amplitude),
         Gaussian(sigma),

@@ -12,8 +12,10 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import scipy.fft
 from jaxtyping import Array, Float
 
+from micjax.core.checks import not_negative, positive
 from micjax.core.problem import InverseProblem
 from micjax.inference.laplace import laplace
 from micjax.inference.sample import nuts
@@ -46,7 +48,6 @@ MOS2 = (
     [3.16, 5.473, 6.4],
 )
 BEYOND, FINE_A = 1.35, 0.09
-SMOOTH = (2, 3, 5)  # prime factors for which Fourier transforms are quick
 EXPLAINED = 1.5  # chi^2 for each pixel
 UNEXPLAINED = (
     "The model does not explain the data (chi^2 per pixel {:.3g}): the errors are too small, and "
@@ -116,10 +117,10 @@ def problem(
         Few per cent of it are the pixels of the wave, the camera, or much of u.
     - `column_A`: atoms of one element no further apart along x and y are one column.
 
-    **Raises:** `ValueError` for numbers that are not positive, an unknown element, a structure of
-    which a part is missing, pixels that are too coarse for the angles.
+    **Raises:** `ValueError` for numbers that are not positive or below 0, an unknown element, a
+    structure of which a part is missing, pixels that are too coarse for the angles.
     """
-    _positive(
+    positive(
         u_A2=u_A2,
         shift_sd_A=shift_sd_A,
         most=most,
@@ -131,6 +132,13 @@ def problem(
         smooth_mrad=smooth_mrad,
         column_A=column_A,
         images=images,
+    )
+    not_negative(
+        defocus_sd_A=defocus_sd_A,
+        offset_sd_A=offset_sd_A,
+        diffuse_sd=diffuse_sd,
+        focal_spread_A=focal_spread_A,
+        angular_spread_mrad=angular_spread_mrad,
     )
     if moments % 2 or moments < 0 or sets < 1:
         raise ValueError(
@@ -192,12 +200,6 @@ def problem(
     return InverseProblem(forward, Poisson(dose), priors)
 
 
-def _positive(**values) -> None:
-    for name, value in values.items():
-        if not np.all(np.isfinite(value) & (np.asarray(value) > 0)):
-            raise ValueError(f"{name} = {value}: must be positive")
-
-
 def _atoms(numbers, position_A, box_A, tile) -> Atoms:
     given = (numbers, position_A, box_A)
     if any(g is None for g in given) and any(g is not None for g in given):
@@ -238,7 +240,7 @@ def _shape(kind, box, sampling_A, energy_keV, semiangle_mrad, reach_mrad) -> tup
     needed = CUTOFF * 0.5 * 1e3 * wavelength_A / reach
     sampling_A = min(needed / BEYOND, FINE_A) if sampling_A is None else sampling_A
     across = [int(np.ceil(edge / sampling_A - 1e-9)) for edge in box[1::-1]]
-    shape = tuple(next(m for m in range(n, 2 * n + 8) if _smooth(m)) for n in across)
+    shape = tuple(scipy.fft.next_fast_len(n, real=True) for n in across)
     ends = highest_angle_mrad((box[1] / shape[0], box[0] / shape[1]), energy_keV)
     if ends < reach * (1.0 - 1e-6):
         raise ValueError(
@@ -246,13 +248,6 @@ def _shape(kind, box, sampling_A, energy_keV, semiangle_mrad, reach_mrad) -> tup
             f"take sampling_A = {needed:.3g}"
         )
     return shape
-
-
-def _smooth(n: int) -> bool:
-    for p in SMOOTH:
-        while n % p == 0:
-            n //= p
-    return n == 1
 
 
 def example(key, kind: Literal["stem", "hrtem"] = "stem", dose: float = 2e4):
@@ -342,6 +337,8 @@ def load(
         }
     box = np.asarray(options.get("box_A", MOS2[2])) * np.asarray(tile)
     counts = np.round(counts_per_unit * field.data)
+    if not np.isfinite(counts).any():
+        raise ValueError(f"{field.name}: none of {counts.size} values is finite")
     if np.nanmin(counts) < 0.0 or not np.nanmax(counts) >= 1.0:
         raise ValueError(
             f"{field.name}: values from {np.nanmin(counts):g} to {np.nanmax(counts):g} are no "

@@ -21,6 +21,7 @@ import numpyro.distributions as dist
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, Values, parameter
 from micjax.inference.finite import NonFiniteError
 from micjax.inference.laplace import laplace
@@ -103,15 +104,12 @@ def problem(
     are not positive, and a characteriser of another shape or pixel size.
     """
     pixel = np.broadcast_to(np.asarray(pixel_nm, float), (2,))
-    positive = {
-        "pixel_nm": pixel.min(),
-        "sigma_nm": sigma_nm,
-        "pitch_nm": pitch_nm,
-        "cone_height_nm": cone_height_nm,
-    }
-    for name, value in positive.items():
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} = {value}: must be positive")
+    positive(
+        pixel_nm=pixel_nm,
+        sigma_nm=sigma_nm,
+        pitch_nm=pitch_nm,
+        cone_height_nm=cone_height_nm,
+    )
     if not 0 < cone_half_angle_deg < 90:
         raise ValueError(f"cone_half_angle_deg = {cone_half_angle_deg}: must be between 0 and 90")
     size = size_pair(tip_size)

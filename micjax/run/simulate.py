@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pydantic
+import scipy.fft
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.spatial import cKDTree
 
@@ -230,15 +231,7 @@ def _apart(atoms: Atoms) -> None:
 
 def quick_size(least: float) -> int:
     """The next even number without a prime factor above 5, which an FFT likes."""
-    n = max(2, int(np.ceil(least - 1e-9)))
-    while True:
-        rest = n
-        for p in (2, 3, 5):
-            while rest % p == 0:
-                rest //= p
-        if rest == 1 and n % 2 == 0:
-            return n
-        n += 1
+    return 2 * scipy.fft.next_fast_len(max(1, int(np.ceil(0.5 * least - 1e-9))), real=True)
 
 
 def _potential(plan: SimulatePlan, atoms: Atoms, shape, thickness_A):
