@@ -1,6 +1,5 @@
 """`micjax simulate`: results equal those of the functions below it, and what is wrong is told."""
 
-import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,8 +72,13 @@ def test_a_scan(folder, capsys):
     )
     expected = collected(diffraction(wave), annulus(setup.angles, 15.0, 40.0)[None])[0, 0]
     np.testing.assert_allclose(image.data[1, 1], expected, rtol=1e-5)
-    with h5py.File(folder / "run" / "patterns.h5") as file:
-        patterns = file["patterns"][...]
+    field = read(folder / "run" / "patterns.nxs")
+    assert [(a.name, a.unit) for a in field.axes[::2]] == [("y", "nm"), ("ky", "mrad")]
+    np.testing.assert_allclose(field.axes[0].values, 0.41 / 3 * np.arange(3), atol=1e-6)
+    pixel_mrad = float(setup.angles[1].ravel()[1])
+    np.testing.assert_allclose(np.diff(field.axes[3].values), pixel_mrad, rtol=1e-5)
+    patterns = field.data
+    assert field.axes[2].values[patterns.shape[2] // 2] == 0.0
     assert patterns.shape[:2] == (3, 2) and patterns.shape[2] % 2 == patterns.shape[3] % 2 == 1
     assert np.all((0.9 < patterns.sum((2, 3))) & (patterns.sum((2, 3)) < 1.0 + 1e-5))
 
@@ -89,15 +93,15 @@ def test_a_scan_with_a_dose_a_source_and_a_beam_stop(folder):
     """A scan with a dose beside the same one without."""
     settings = {"sampling_A": 0.2, "scan": (4, 3), "semiangle_mrad": 8.0, "patterns": True}
     ideal = simulate(plan("stem", **settings), folder).fields["bf"].data
-    with h5py.File(folder / "patterns.h5") as file:
-        beams = file["patterns"][...]
+    beams = read(folder / "patterns.nxs").data
     settings |= {"dose": 1e8, "source_fwhm_A": 0.8, "beam_stop_mrad": (5.0, 0.0)}
     counted = simulate(plan("stem", **settings), folder).fields["bf"].data
     blurred = source_blurred(jnp.asarray(ideal), (4.1 / 4, 3.905 / 3), 0.8)
     assert np.all(np.abs(counted - 1e8 * blurred) < 5.0 * np.sqrt(1e8 * blurred))
     assert np.any(np.abs(counted - 1e8 * ideal) > 10.0 * np.sqrt(1e8 * ideal))
-    with h5py.File(folder / "patterns.h5") as file:
-        patterns = file["patterns"][...]
+    field = read(folder / "patterns.nxs")
+    patterns = field.data
+    assert field.unit == "electrons"
     middle = tuple(n // 2 for n in beams.shape[2:])
     assert np.all(patterns[:, :, *middle] == 0.0)
     beams[:, :, *middle] = 0.0

@@ -16,7 +16,7 @@ import importlib.metadata
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -67,11 +67,7 @@ def write_nexus(
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with h5py.File(unfinished, "w") as file:
-            file.attrs.update(NX_class="NXroot", default="entry")
-            file.attrs["creator"] = f"micjax {_version()}"
-            file.attrs["file_time"] = datetime.now(UTC).isoformat(timespec="seconds")
-            entry = _group(file, "entry", "NXentry", default=default)
-            entry["title"] = title
+            entry = _entry(file, default, title)
             for name, item in results.items():
                 _write_field(entry, name, item, errors.get(name))
             program = _group(entry, "process", "NXprocess")
@@ -85,6 +81,38 @@ def write_nexus(
     finally:
         with contextlib.suppress(FileNotFoundError):
             unfinished.unlink()
+
+
+@contextlib.contextmanager
+def create_nexus(
+    path: str | os.PathLike, name: str, axes: Sequence[Axis], unit: str = ""
+) -> Iterator[h5py.Dataset]:
+    """One result on the disk, zeros in single precision, to be filled part by part: it need not
+    fit into memory. Its last two axes are a chunk. What is written stays there if the rest fails.
+
+    **Arguments:**
+
+    - `path`: the file, with suffix `.nxs`.
+    - `name`: of the result.
+    - `axes`: of all its dimensions.
+    - `unit`: of its values.
+    """
+    with h5py.File(path, "w") as file:
+        group = _group(_entry(file, name, ""), name, "NXdata", signal="data")
+        shape = tuple(axis.values.size for axis in axes)
+        chunks = (1,) * len(shape[:-2]) + shape[-2:]
+        data = group.create_dataset("data", shape, "f4", chunks=chunks)
+        _describe(group, name, axes, unit)
+        yield data
+
+
+def _entry(file: h5py.File, default: str | None, title: str) -> h5py.Group:
+    file.attrs.update(NX_class="NXroot", default="entry")
+    file.attrs["creator"] = f"micjax {_version()}"
+    file.attrs["file_time"] = datetime.now(UTC).isoformat(timespec="seconds")
+    entry = _group(file, "entry", "NXentry", default=default)
+    entry["title"] = title
+    return entry
 
 
 def _check(results: Mapping[str, Field], errors: dict, default: str | None) -> None:
@@ -117,33 +145,39 @@ def _group(parent: h5py.Group, name: str, nx_class: str, **attrs) -> h5py.Group:
     return group
 
 
-def _interpretation(item: Field) -> str:
-    if item.data.ndim < 2:
-        return "spectrum" if item.data.ndim else "scalar"
+def _interpretation(axes: Sequence[Axis]) -> str:
+    if len(axes) < 2:
+        return "spectrum" if axes else "scalar"
     # of more dimensions, the last two are an image if they are called so: (t, y, x), (y, x, ky, kx)
-    last = [a.name for a in item.axes[-2:]]
-    return "image" if item.data.ndim == 2 or last[0].replace("y", "x") == last[1] else "spectrum"
+    last = [a.name for a in axes[-2:]]
+    return "image" if len(axes) == 2 or last[0].replace("y", "x") == last[1] else "spectrum"
 
 
 def _write_field(entry: h5py.Group, name: str, item: Field, sigma: np.ndarray | None) -> None:
     group = _group(entry, name, "NXdata", signal="data")
-    group.attrs["axes"] = [a.name for a in item.axes]
     boolean = item.data.dtype == bool
     # HDF5 has no boolean that viewers agree on
     data = _dataset(group, "data", item.data.astype(np.uint8) if boolean else item.data)
     if boolean:
         data.attrs["is_mask"] = True
-    data.attrs.update(units=item.unit, long_name=f"{name} ({item.unit})" if item.unit else name)
+    _describe(group, name, item.axes, item.unit)
+    if sigma is not None:
+        _dataset(group, "data_errors", np.asarray(sigma)).attrs["units"] = item.unit
+    group["title"] = item.name or name
+
+
+def _describe(group: h5py.Group, name: str, axes: Sequence[Axis], unit: str) -> None:
+    """The axes and the unit of the data that are in the group."""
+    data = group["data"]
+    data.attrs.update(units=unit, long_name=f"{name} ({unit})" if unit else name)
     for holder in (group, data):  # hyperspy reads it on the group, silx and h5web on the data
-        holder.attrs["interpretation"] = _interpretation(item)
-    for i, axis in enumerate(item.axes):
+        holder.attrs["interpretation"] = _interpretation(axes)
+    group.attrs["axes"] = [a.name for a in axes]
+    for i, axis in enumerate(axes):
         group[axis.name] = axis.values
         label = f"{axis.name} ({axis.unit})" if axis.unit else axis.name
         group[axis.name].attrs.update(units=axis.unit, long_name=label)
         group.attrs[f"{axis.name}_indices"] = np.int32(i)
-    if sigma is not None:
-        _dataset(group, "data_errors", np.asarray(sigma)).attrs["units"] = item.unit
-    group["title"] = item.name or name
 
 
 def _dataset(group: h5py.Group, name: str, values: np.ndarray) -> h5py.Dataset:

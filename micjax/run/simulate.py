@@ -1,12 +1,12 @@
 """`micjax simulate`: from a structure file to STEM images, diffraction patterns, HRTEM images."""
 
+import contextlib
 import logging
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.spatial import cKDTree
 
 from micjax.core.progress import progress
-from micjax.io import Axis, Field
+from micjax.io import Axis, Field, create_nexus
 from micjax.io.structures import read_structure
 from micjax.physics import devices, optics
 from micjax.physics.detectors import (
@@ -81,7 +81,7 @@ class SimulatePlan(pydantic.BaseModel):
     position_A: tuple[float, float] = (0.0, 0.0)  # of the probe of cbed
     averaged: bool = False  # cbed over all places of the scan
     source_fwhm_A: pydantic.NonNegativeFloat = 0.0  # blurs the images of stem
-    patterns: bool = False  # stem: keep every pattern, in patterns.h5
+    patterns: bool = False  # stem: keep every pattern, in patterns.nxs
     outer_mrad: pydantic.PositiveFloat | None = None  # of patterns
     # over patterns: radius of its disc, width of its arm along +x
     beam_stop_mrad: tuple[pydantic.PositiveFloat, pydantic.NonNegativeFloat] | None = None
@@ -310,10 +310,14 @@ def _stem(plan: SimulatePlan, setup: Setup, folder: pathlib.Path):
         )
         return [a.reshape(*places.shape[:2], *a.shape[1:]) / count for a in seen]
 
+    y, x = (Axis(n, v * 0.1, "nm") for n, v in (("y", lines[:, 0, 0]), ("x", lines[0, :, 1])))
+    unit = "" if plan.dose is None else "electrons"
+    axes = (y, x, *_camera_axes(plan, setup, ("ky", "kx")))
+    file = create_nexus(folder / "patterns.nxs", "patterns", axes, unit)
     images = np.zeros((*plan.scan, len(masks)))
     with (
         progress("lines", count * len(lines)) as show,
-        _Patterns(folder / "patterns.h5", plan.patterns) as kept,
+        file if plan.patterns else contextlib.nullcontext() as kept,
     ):
         for c, key in enumerate(setup.moments):
             t = make(key)
@@ -324,17 +328,17 @@ def _stem(plan: SimulatePlan, setup: Setup, folder: pathlib.Path):
                 seen, *patterns = scan(jnp.asarray(some), probe, t)
                 images[first : first + together] += np.asarray(seen)
                 for p in patterns:
-                    kept.add(first, np.asarray(p), len(lines))
+                    kept[first : first + together] += np.asarray(p, np.float32)
+                    kept.file.flush()
                 show(c * len(lines) + first + len(some))
         if plan.patterns and plan.dose:
-            kept.replace(lambda line: _counted(plan, line, rng))
+            for line in range(len(kept)):
+                kept[line] = _counted(plan, kept[line], rng)
     images = np.moveaxis(images, -1, 0)
-    y, x = (Axis(n, v * 0.1, "nm") for n, v in (("y", lines[:, 0, 0]), ("x", lines[0, :, 1])))
     if plan.source_fwhm_A:
         size = _scan_size_A(plan, setup.cell_A)
         step = (size[0] / plan.scan[0], size[1] / plan.scan[1])
         images = np.asarray(source_blurred(jnp.asarray(images), step, plan.source_fwhm_A))
-    unit = "" if plan.dose is None else "electrons"
     counted = _counted(plan, images, rng)
     fields = {
         n: Field(one, (y, x), unit, n) for n, one in zip(plan.detectors, counted, strict=True)
@@ -342,35 +346,8 @@ def _stem(plan: SimulatePlan, setup: Setup, folder: pathlib.Path):
     if plan.patterns:
         outer = _outer_mrad(plan, setup)
         of = ", of a source without a size" if plan.source_fwhm_A else ""
-        said.append(f"All patterns, up to {outer:.4g} mrad{of}, are in patterns.h5.")
+        said.append(f"All patterns, up to {outer:.4g} mrad{of}, are in patterns.nxs.")
     return fields, said
-
-
-class _Patterns:
-    """Patterns line by line in a file: a scan need not fit into memory."""
-
-    def __init__(self, path: pathlib.Path, wanted: bool):
-        self._file = h5py.File(path, "w") if wanted else None
-
-    def add(self, first: int, patterns: np.ndarray, lines: int) -> None:
-        """Adds to what is there of these lines."""
-        if "patterns" not in self._file:
-            shape = (lines, *patterns.shape[1:])
-            self._file.create_dataset("patterns", shape, "f4", chunks=(1, *patterns.shape[1:]))
-        self._file["patterns"][first : first + len(patterns)] += patterns.astype(np.float32)
-        self._file.flush()
-
-    def replace(self, change: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Line by line."""
-        for line in range(len(self._file["patterns"])):
-            self._file["patterns"][line] = change(self._file["patterns"][line])
-
-    def __enter__(self) -> "_Patterns":
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._file is not None:
-            self._file.close()
 
 
 def _places(plan: SimulatePlan, setup: Setup) -> np.ndarray:
@@ -393,6 +370,14 @@ def _on_camera(plan: SimulatePlan, setup: Setup, patterns):
     if plan.beam_stop_mrad is not None:
         patterns = patterns * beam_stop(setup.angles, *plan.beam_stop_mrad)
     return pixelated(_camera(plan, patterns), setup.angles, _outer_mrad(plan, setup))
+
+
+def _camera_axes(plan: SimulatePlan, setup: Setup, names: tuple[str, str]) -> tuple[Axis, ...]:
+    shape = jax.eval_shape(lambda p: _on_camera(plan, setup, p), jnp.zeros(setup.shape)).shape
+    return tuple(
+        Axis(n, (np.arange(size) - size // 2) * float(abs(a.ravel()[1])), "mrad")
+        for n, size, a in zip(names, shape, setup.angles, strict=True)
+    )
 
 
 def _camera(plan: SimulatePlan, images):
@@ -451,10 +436,7 @@ def _cbed(plan: SimulatePlan, setup: Setup, folder: pathlib.Path):
 
 def _pattern(plan: SimulatePlan, setup: Setup, name: str, pattern, rng) -> Field:
     seen = np.asarray(_on_camera(plan, setup, pattern))
-    axes = tuple(
-        Axis(n, (np.arange(size) - size // 2) * float(abs(a.ravel()[1])), "mrad")
-        for n, size, a in zip(("y", "x"), seen.shape, setup.angles, strict=True)
-    )
+    axes = _camera_axes(plan, setup, ("y", "x"))
     if name == "pattern" and plan.dose:
         return Field(_counted(plan, seen, rng), axes, "electrons", name)
     return Field(seen, axes, "", name)
