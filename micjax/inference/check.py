@@ -127,12 +127,12 @@ def _objective(problem: InverseProblem, x, y) -> str:
 
 def _gradient(problem: InverseProblem, x, y, key: Array) -> str:
     theta = problem.unconstrain(problem.values())
-    value_and_gradient = eqx.filter_jit(jax.value_and_grad(neg_log_joint))
-    loss, gradient = value_and_gradient(theta, problem, x, y)
+    objective = eqx.filter_jit(neg_log_joint)
+    loss, gradient = eqx.filter_jit(jax.value_and_grad(neg_log_joint))(theta, problem, x, y)
     faults = {}
     for name, direction in _directions(theta, key):
         ends = [
-            value_and_gradient({**theta, name: theta[name] + h * direction}, problem, x, y)[0]
+            objective({**theta, name: theta[name] + h * direction}, problem, x, y)
             for h in (EPS, -EPS)
         ]
         difference = float(ends[0] - ends[1]) / (2 * EPS)
