@@ -9,7 +9,7 @@ Each repeat moves all columns (standard deviation 0.05 to 0.1 Å along x and y),
 of one sulphur column in four from 0.3 to 1, and U within a factor of 1.3, and solves
 `micjax.problems.structure` from the ideal crystal. With `--data model` the counts are drawn from
 the model itself. With `--data phonons` they come from independent moments of vibration, 100 for
-each place of the probe alone, on finer pixels and in slices half as thick. 90 % intervals are those
+each place of the probe alone, on finer pixels and in thinner slices. 90 % intervals are those
 of the Laplace approximation.
 """
 
@@ -62,11 +62,11 @@ def where(truth, kind: str):
     return structure.example(jax.random.key(0), kind)[1]
 
 
-def phonons(truth, x, options, moments: int):
+def phonons(key, truth, x, options, moments: int):
     """Mean intensities of independent moments of vibration, of each place its own, on finer pixels
     and in thinner slices. Each comes with its opposite, so that the mean places are the true ones.
     """
-    fine = {"sampling_A": 0.07, "slice_A": 0.8, "moments": 2, "sets": 1}
+    fine = {"sampling_A": 0.1, "slice_A": 1.3, "moments": 12, "sets": 1}
     forward = structure.problem(**{**options, **fine}).at(truth.values()).forward
     crystal = forward.crystal
 
@@ -75,7 +75,7 @@ def phonons(truth, x, options, moments: int):
         return jnp.concatenate([half, -half])
 
     if options["kind"] == "hrtem":
-        return eqx.tree_at(lambda f: f.crystal.normal, forward, normal(jax.random.key(7))[None])(x)
+        return eqx.tree_at(lambda f: f.crystal.normal, forward, normal(key)[None])(x)
     wavelength = optics.wavelength_A(forward.energy_keV)
     angles = optics.angles_mrad(crystal.shape, jnp.stack(crystal.sampling_A), wavelength)
     probe = optics.probe(angles, forward.semiangle_mrad, forward.aberrations_A, wavelength)
@@ -95,7 +95,7 @@ def phonons(truth, x, options, moments: int):
         return jnp.mean(jax.lax.map(once, normal(key)), 0)
 
     places = x.position_A.reshape(-1, 2)
-    found = jax.lax.map(at, (places, jax.random.split(jax.random.key(1000), len(places))))
+    found = jax.lax.map(at, (places, jax.random.split(key, len(places))))
     return found.reshape(*x.position_A.shape[:2], *x.efficiency.shape)
 
 
@@ -168,11 +168,14 @@ def main() -> None:
         return table([json.loads(line) for line in given.out.read_text().splitlines()])
     options = {"kind": given.kind, **given.options}
     for seed in range(given.first, given.first + given.repeats):
-        truth_key, noise_key, key = jax.random.split(jax.random.key(seed), 3)
+        truth_key, noise_key, moved_key, key = jax.random.split(jax.random.key(seed), 4)
         truth = drawn(truth_key, options)
         x = where(truth, given.kind)
         forward = truth.forward
-        seen = forward(x) if given.data == "model" else phonons(truth, x, options, given.moments)
+        if given.data == "model":
+            seen = forward(x)
+        else:
+            seen = phonons(moved_key, truth, x, options, given.moments)
         y = truth.noise(seen).sample(noise_key).astype(float)
         line = {"seed": seed, "kind": given.kind, "data": given.data}
         line = json.dumps(line | solved(truth, x, y, options, key))

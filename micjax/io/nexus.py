@@ -88,7 +88,8 @@ def create_nexus(
     path: str | os.PathLike, name: str, axes: Sequence[Axis], unit: str = ""
 ) -> Iterator[h5py.Dataset]:
     """One result on the disk, zeros in single precision, to be filled part by part: it need not
-    fit into memory. Its last two axes are a chunk. What is written stays there if the rest fails.
+    fit into memory. Its last two axes are a chunk. What is written stays there if the rest fails;
+    a disk that is too small is told at once.
 
     **Arguments:**
 
@@ -96,12 +97,16 @@ def create_nexus(
     - `name`: of the result.
     - `axes`: of all its dimensions.
     - `unit`: of its values.
+
+    **Raises:** `OSError` where the file cannot be written.
     """
+    room = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    room.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     with h5py.File(path, "w") as file:
         group = _group(_entry(file, name, ""), name, "NXdata", signal="data")
         shape = tuple(axis.values.size for axis in axes)
         chunks = (1,) * len(shape[:-2]) + shape[-2:]
-        data = group.create_dataset("data", shape, "f4", chunks=chunks)
+        data = group.create_dataset("data", shape, "f4", chunks=chunks, dcpl=room)
         _describe(group, name, axes, unit)
         yield data
 

@@ -116,7 +116,10 @@ def _choose(path: Path, fields: Mapping[str, Field]) -> str:
 
 
 def read(
-    path: str | os.PathLike, channel: str | None = None, pixel_nm: Pixel | None = None
+    path: str | os.PathLike,
+    channel: str | None = None,
+    pixel_nm: Pixel | None = None,
+    scaled: bool = True,
 ) -> Field:
     """Read one channel of a microscope's file.
 
@@ -130,6 +133,7 @@ def read(
     - `channel`: name of the channel, one of `channels(path)`.
     - `pixel_nm`: pixel size in nm, one number or `(dy, dx)`. A bare array needs it; for a file
       which states its own it is a check.
+    - `scaled`: whether a pixel size is needed; if not, axes may be in pixels (px).
 
     **Returns:** the field, `[iy, ix]`, y down the rows.
 
@@ -146,9 +150,9 @@ def read(
         raise ValueError(f"{path}: no channel {name!r}{hint}; there are {', '.join(fields)}")
     image = fields[name]
     unscaled = any(a.name in ("x", "y") and a.unit == PIXELS for a in image.axes)
-    if unscaled and pixel_nm is None:
+    if unscaled and pixel_nm is None and scaled:
         raise ValueError(f"{path}: no pixel size in the file, give --set pixel_nm=...")
-    if unscaled:
+    if unscaled and pixel_nm is not None:
         return with_pixel(image, pixel_nm)
     if pixel_nm is not None:
         _check_pixel(path, image.pixel_nm, as_pixel(pixel_nm))

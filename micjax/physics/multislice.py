@@ -8,6 +8,7 @@ Lengths are in Å, angles in mrad, arrays `[iy, ix]` with the corner as origin. 
 leading axes: probes, modes, directions.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -78,16 +79,41 @@ def _turns_per_A(shape, sampling_A, energy_keV, tilt_mrad) -> Float[Array, "ny n
 
 
 def transmission(
-    potential_VA: Float[Array, "slices ny nx"],
+    potential_VA: Float[Array, "slices my mx"],
     energy_keV: Float[ArrayLike, ""],
     limit: Float[Array, "ny nx"] | None = None,
 ) -> Complex[Array, "slices ny nx"]:
-    """exp(i sigma V) of each slice, cut by `limit` in the spectrum where one is given."""
+    """exp(i sigma V) of each slice, cut by `limit` in the spectrum where one is given.
+
+    The potential may have more pixels than `limit`, over the same box: exp(i sigma V) has finer
+    details than V, which fall back onto lower frequencies (alias) where no pixel holds them. With
+    twice as many along each axis little of that is left.
+
+    **Raises:** `ValueError` for a potential of fewer pixels.
+    """
     sigma = jnp.asarray(interaction_rad_per_VA(energy_keV), potential_VA.dtype)
     if limit is None:
         return cis(sigma * potential_VA)
     limit = limit.astype(potential_VA.dtype)
-    return jax.lax.map(lambda v: jnp.fft.ifft2(jnp.fft.fft2(cis(sigma * v)) * limit), potential_VA)
+    return jax.lax.map(lambda v: _cut(cis(sigma * v), limit), potential_VA)
+
+
+def _cut(t: Complex[Array, "my mx"], limit: Float[Array, "ny nx"]) -> Complex[Array, "ny nx"]:
+    return jnp.fft.ifft2(lowest(jnp.fft.fft2(t), limit.shape) * limit)
+
+
+def lowest(spectra: Complex[Array, "... my mx"], shape: tuple[int, int]):
+    """The lowest frequencies, as the spectra of images of so many pixels over the same box.
+
+    **Raises:** `ValueError` for fewer frequencies than that.
+    """
+    given = spectra.shape[-2:]
+    if given == shape:
+        return spectra
+    if min(np.subtract(given, shape)) < 0:
+        raise ValueError(f"{given} pixels are fewer than {shape}")
+    rows, columns = (np.fft.fftfreq(n, 1.0 / n).astype(int) for n in shape)
+    return spectra[..., rows[:, None], columns] * (math.prod(shape) / math.prod(given))
 
 
 def propagate(
@@ -133,7 +159,7 @@ def propagate(
 
 def multislice(
     waves: Waves,
-    potential_VA: Float[Array, "slices ny nx"],
+    potential_VA: Float[Array, "slices my mx"],
     thickness_A: float | Float[ArrayLike, "..."],
     sampling_A: Sampling,
     energy_keV: Float[ArrayLike, ""],
@@ -146,7 +172,8 @@ def multislice(
 
     **Arguments:**
 
-    - `potential_VA`: projected over each slice, V Å.
+    - `potential_VA`: projected over each slice, V Å; of as many pixels as the waves, or of more
+        over the same box (see `transmission`).
     - `thickness_A`: of the slices, one number or one for each.
     - `sampling_A`: Å a pixel, (y, x).
     - `limited`: cut at 2/3 of the highest frequency.
@@ -155,13 +182,19 @@ def multislice(
         of sqrt(slices) segments, which are computed twice. "reversible": nothing; for a derivative
         the wave is computed backwards (needs `limited=False`: a cut wave cannot be restored).
 
-    **Raises:** `ValueError` for another memory, or one that cannot be had.
+    **Raises:** `ValueError` for another memory, or one that cannot be had; a potential of other
+    pixels that is not limited, or of fewer pixels.
     """
     if memory not in MEMORY:
         raise ValueError(f"memory {memory!r}; there are {', '.join(MEMORY)}")
     if memory == "reversible" and limited:
         raise ValueError("memory 'reversible' needs limited=False: a cut wave cannot be restored")
-    shape, count = potential_VA.shape[-2:], len(potential_VA)
+    shape, count = waves.shape[-2:], len(potential_VA)
+    if not limited and potential_VA.shape[-2:] != shape:
+        raise ValueError(
+            f"waves of {shape} pixels, a potential of {potential_VA.shape[-2:]}: they may differ "
+            "with limited=True only"
+        )
     waves = waves.astype(jnp.result_type(waves, potential_VA, jnp.complex64))
     real = waves.real.dtype
     limit = band_limit(shape, sampling_A).astype(real) if limited else None
@@ -183,7 +216,7 @@ def multislice(
     def step(waves, one):
         v, d = one
         t = cis(sigma * v)  # here, so that no phases of all slices are held
-        t = t if limit is None else jnp.fft.ifft2(jnp.fft.fft2(t) * limit)
+        t = t if limit is None else _cut(t, limit)
         travel = _travel(d, turns, limit) if once is None else once
         return jnp.fft.ifft2(jnp.fft.fft2(t * waves) * travel)
 

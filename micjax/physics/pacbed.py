@@ -23,7 +23,7 @@ from jaxtyping import Array, Complex, Float
 
 from micjax.physics import optics
 from micjax.physics.cis import cis
-from micjax.physics.multislice import Tilt, band_limit, frequencies_inv_A, propagator
+from micjax.physics.multislice import Tilt, band_limit, frequencies_inv_A, lowest, propagator
 from micjax.physics.potentials import Atoms
 from micjax.physics.scattering import VOLT_A2, scattering_factors_A
 
@@ -52,18 +52,24 @@ def mean_transmission(
     scale = fine[0] * fine[1] * VOLT_A2 / (atoms.box_A[0] * atoms.box_A[1])
     sigma = optics.interaction_rad_per_VA(energy_keV)
 
-    def one(factor, position, u):
-        place = cis(-2.0 * jnp.pi * ky * position[1]) * cis(-2.0 * jnp.pi * kx * position[0])
-        potential = jnp.fft.ifft2(scale * factor * place).real
-        blur = jnp.exp(-2.0 * jnp.pi**2 * (u[1] * ky**2 + u[0] * kx**2))
-        return 1.0 + jnp.fft.ifft2(jnp.fft.fft2(cis(sigma * potential) - 1.0) * blur)
-
     which = np.asarray([atoms.elements.index(z) for z in atoms.numbers])
-    each = jax.vmap(one)(factors[which], atoms.position_A, atoms.u_A2)
-    slices = jnp.stack([jnp.prod(each[np.asarray(layer)], axis=0) for layer in layers])
-    low = [np.fft.fftfreq(n, 1.0 / n).astype(int) for n in shape]
-    spectra = jnp.fft.fft2(slices)[:, low[0][:, None], low[1]] / CLOSER**2
-    return jnp.fft.ifft2(spectra * band_limit(shape, sampling))
+
+    def times(others, i):
+        position, u = atoms.position_A[i], atoms.u_A2[i]
+        place = cis(-2.0 * jnp.pi * ky * position[1]) * cis(-2.0 * jnp.pi * kx * position[0])
+        factor = scale * atoms.occupancy[i] * factors[jnp.asarray(which)[i]]
+        phase = sigma * jnp.fft.ifft2(factor * place).real
+        blur = jnp.exp(-2.0 * jnp.pi**2 * (u[1] * ky**2 + u[0] * kx**2))
+        return others * (1.0 + jnp.fft.ifft2(jnp.fft.fft2(cis(phase) - 1.0) * blur)), None
+
+    nothing = jnp.ones(fine, jnp.result_type(1j, atoms.position_A.dtype))
+    slices = jnp.stack(
+        [
+            jax.lax.scan(jax.checkpoint(times), nothing, jnp.asarray(layer, int))[0]
+            for layer in layers
+        ]
+    )
+    return jnp.fft.ifft2(lowest(jnp.fft.fft2(slices), shape) * band_limit(shape, sampling))
 
 
 class Directions(NamedTuple):

@@ -116,6 +116,13 @@ def potential_VA(
     return jax.lax.map(one, groups)
 
 
+def layers(atoms: Atoms, thickness_A: Float[np.ndarray, "slices"]) -> tuple[tuple[int, ...], ...]:
+    """Which atoms lie in each slice; their heights have to be known."""
+    index = np.asarray(_slice_of(atoms, jnp.asarray(thickness_A, float)))
+    found = (np.flatnonzero(index == i).tolist() for i in range(len(thickness_A)))
+    return tuple(tuple(one) for one in found)
+
+
 def _slice_of(atoms: Atoms, thickness_A: Float[Array, "slices"]) -> Int[Array, "n"]:
     """In which slice each atom lies."""
     z = jnp.mod(atoms.position_A[:, 2], atoms.box_A[2])

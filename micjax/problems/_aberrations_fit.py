@@ -92,16 +92,19 @@ def fitted(problem: InverseProblem, x: Series, y: Images, on_chunk=None) -> Fit:
         begun = [descend(at, FIRST_STEPS) for _, at in begun]
         for _, at in _best(begun, KEPT):
             # the better the aberrations are known, the better the images are registered
-            found.append(descend(problem.at(registered(at, x, y).values()), STEPS))
+            found.append(descend(problem.at(_findings(registered(at, x, y))), STEPS))
     except KeyboardInterrupt:
         reason = "interrupted"
-    # the tolerance of a stage is no finding
-    come_to = {n: v for n, v in latest.values().items() if n != ERROR}
-    found = _best(found, KEPT) or [(np.nan, problem.at(come_to))]
+    found = _best(found, KEPT) or [(np.nan, problem.at(_findings(latest)))]
     losses = np.array([loss for loss, _ in found])
     values = [at.values() for _, at in found]
     # the stages have losses of their own, so there is no curve
     return Fit(found[0][1], losses[0], np.empty(0), calls, reason, losses, values)
+
+
+def _findings(at: InverseProblem) -> Values:
+    """The values but the model error, of which a tolerant stage knows nothing."""
+    return {n: v for n, v in at.values().items() if n != ERROR}
 
 
 def without_phases(problem: InverseProblem, x: Series, y: Images, descend):

@@ -1,34 +1,21 @@
 """Scans and series of images from a microscope's file, for `micjax.problems.structure`."""
 
-import dataclasses
-import pathlib
-
 import jax.numpy as jnp
 import numpy as np
 
-from micjax.io import Axis, Field, read
-from micjax.io.fields import PIXELS, nm_per
+from micjax.io import Axis, Field
+from micjax.io.fields import nm_per
 from micjax.physics import optics
+from micjax.problems._focus import C10_changes_A
 from micjax.problems._structure_model import Scan, Series
 
-BARE = (".npy", ".npz")
 SAME = 0.05  # pixels of a camera that are finer by this are wide enough
 
 
-def field_of(file, channel: str | None) -> Field:
-    """As `read` has it; a bare array has axes in pixels, which `step_A` and `mrad_per_px` scale."""
-    if pathlib.Path(file).suffix not in BARE:
-        return read(file, channel)
-    field = read(file, channel, pixel_nm=1.0)
-    axes = tuple(Axis(a.name, np.arange(a.values.size), PIXELS) for a in field.axes)
-    return dataclasses.replace(field, axes=axes)
-
-
-def scan_from(field, counts, options, box, step_A, origin_A, mrad_per_px, centre_px, reach_mrad):
-    along = [
-        o + _lengths_A(field, a, s)
-        for o, a, s in zip(origin_A, field.axes[:2], _both(step_A), strict=True)
-    ]
+def scan_from(
+    field, counts, options, box, step_A, origin_A, mrad_per_px, centre_px, reach_mrad, dose
+):
+    along = _places_A(field, field.axes[:2], step_A, origin_A)
     _fits(field, along, box)
     blind = ~np.isfinite(counts).all((0, 1))
     counts = np.where(blind, 0.0, counts)
@@ -50,12 +37,19 @@ def scan_from(field, counts, options, box, step_A, origin_A, mrad_per_px, centre
     if not reach > 0.0:
         raise ValueError(f"reach_mrad = {reach:.4g}: the direct beam is not on the camera")
     rows, columns = (np.abs(a) <= reach for a in (y, x))
+    if min(rows.sum(), columns.sum()) < 3:
+        raise ValueError(
+            f"{field.name}: reach_mrad = {reach:.4g} takes in {rows.sum()} x {columns.sum()} "
+            "pixels, 3 x 3 are the least"
+        )
     seen = np.ix_(rows, columns)
     efficiency = (np.hypot(y[:, None], x) <= reach) & ~blind
+    if dose is None and (blind & (np.hypot(y[:, None], x) <= reach)).any():
+        raise ValueError(f"{field.name}: pixels are blind, so not all electrons are seen: set dose")
     counts = np.where(efficiency, counts, 0.0)[:, :, rows][..., columns]
     options |= {
         "kind": "stem",
-        "dose": float(counts.sum((-2, -1)).max()),
+        "dose": float(counts.sum((-2, -1)).max()) if dose is None else dose,
         "reach_mrad": float(reach),
     }
     places = np.stack(np.meshgrid(*along, indexing="ij"), -1)
@@ -63,57 +57,65 @@ def scan_from(field, counts, options, box, step_A, origin_A, mrad_per_px, centre
     return options, Scan(*(jnp.asarray(a, float) for a in arrays)), jnp.asarray(counts, float)
 
 
-def series_from(field, counts, options, box, step_A, origin_A, defocus_A):
+def series_from(field, counts, options, box, step_A, origin_A, defocus_A, dose):
     if not np.isfinite(counts).all():
         raise ValueError(f"{field.name}: {int((~np.isfinite(counts)).sum())} values are not finite")
-    along = [
-        o + _lengths_A(field, a, s)
-        for o, a, s in zip(origin_A, field.axes[1:], _both(step_A), strict=True)
-    ]
+    along = _places_A(field, field.axes[1:], step_A, origin_A)
     _fits(field, along, box)
     if defocus_A is None:
-        defocus_A = _lengths_A(field, field.axes[0], None, start=True)
+        defocus_A = -C10_changes_A(field, "defocus_A")
     if len(defocus_A) != len(counts):
         raise ValueError(f"{len(defocus_A)} values of defocus_A for {len(counts)} images")
-    options |= {"kind": "hrtem", "dose": float(counts.mean()), "images": len(counts)}
+    options |= {"kind": "hrtem", "dose": dose or float(counts.mean()), "images": len(counts)}
     x = Series(*(jnp.asarray(a, float) for a in (defocus_A, *along)))
     return options, x, jnp.asarray(counts, float)
 
 
-def _both(given) -> list:
+def _both(name: str, given) -> list:
     """One number for y and x, or one for each."""
-    return list(given) if isinstance(given, list | tuple) else [given, given]
+    if not isinstance(given, list | tuple):
+        return [given, given]
+    if len(given) != 2:
+        raise ValueError(f"{name} = {given}: two numbers, (y, x)")
+    return list(given)
 
 
-def _lengths_A(field: Field, axis: Axis, step_A: float | None, start: bool = False):
-    """Of an axis in Å, from 0 on unless it has a start of its own."""
+def _places_A(field: Field, axes, step_A, origin_A) -> list[np.ndarray]:
+    """Along y and x, in the box of the structure."""
+    steps, origins = _both("step_A", step_A), _both("origin_A", origin_A)
+    return [o + _from_0_A(field, *of) for o, *of in zip(origins, axes, steps, strict=True)]
+
+
+def _from_0_A(field: Field, axis: Axis, step_A: float | None) -> np.ndarray:
     scale = nm_per(axis.unit)
     if len(axis.values) < 2:
         raise ValueError(f"{field.name}: a single value along {axis.name} has no spacing")
     if step_A is not None:
         return step_A * np.arange(len(axis.values))
     if scale is None:
-        needed = "defocus_A" if start else "step_A"
         raise ValueError(
-            f"{field.name}: axis {axis.name} is in {axis.unit or 'no unit'!r}: set {needed}"
+            f"{field.name}: axis {axis.name} is in {axis.unit or 'no unit'!r}: set step_A"
         )
-    return 10.0 * scale * (axis.values if start else axis.values - axis.values[0])
+    return 10.0 * scale * (axis.values - axis.values[0])
 
 
 def _angles_mrad(field: Field, mean, mrad_per_px, centre_px) -> list[np.ndarray]:
     axes = field.axes[2:]
+    if min(mean.shape) < 3:
+        raise ValueError(f"{field.name}: a camera of {mean.shape} pixels: 3 x 3 are the least")
     if mrad_per_px is None and not all(a.unit == "mrad" for a in axes):
         raise ValueError(f"{field.name}: no angles in the file: set mrad_per_px")
     if mrad_per_px is None and centre_px is None:
         return [np.asarray(a.values) for a in axes]
-    given = _both(mrad_per_px)
+    given = _both("mrad_per_px", mrad_per_px)
     step = [a.step if g is None else g for a, g in zip(axes, given, strict=True)]
     if centre_px is None:
         centre_px = [
             float(np.average(np.arange(n), weights=mean.sum(1 - axis)))
             for axis, n in enumerate(mean.shape)
         ]
-    return [s * (np.arange(n) - c) for s, n, c in zip(step, mean.shape, centre_px, strict=True)]
+    centre = _both("centre_px", centre_px)
+    return [s * (np.arange(n) - c) for s, n, c in zip(step, mean.shape, centre, strict=True)]
 
 
 def _binned(values: np.ndarray, n: int, axis: int) -> np.ndarray:

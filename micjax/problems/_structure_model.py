@@ -8,21 +8,24 @@ intensity is smooth in the angle, comes from few, smoothed. They come in sets; p
 another see different ones.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from jaxtyping import Array, Complex, Float
 
 from micjax.core.problem import parameter
 from micjax.physics import optics
 from micjax.physics.detectors import diffraction
 from micjax.physics.multislice import band_limit, frequencies_inv_A, propagate, transmission
+from micjax.physics.pacbed import mean_transmission
 from micjax.physics.potentials import Atoms, potential_VA
 from micjax.physics.stem import GPU_WAVES, placed
+
+CLOSER = 4  # finer pixels for the potential: see micjax.physics.multislice.transmission
 
 
 class Scan(NamedTuple):
@@ -55,12 +58,16 @@ class Crystal(eqx.Module):
     column: tuple[int, ...] = eqx.field(static=True)  # of each atom
     chosen: tuple[int, ...] = eqx.field(static=True)  # columns whose occupancy is not known
     shape: tuple[int, int] = eqx.field(static=True)  # of the wave
-    slices: int = eqx.field(static=True)
+    layers: tuple[tuple[int, ...], ...] = eqx.field(static=True)  # atoms of each slice
     capacity: tuple[int, ...] = eqx.field(static=True)
 
     @property
     def sampling_A(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
         return self.box_A[1] / self.shape[0], self.box_A[0] / self.shape[1]
+
+    @property
+    def slices(self) -> int:
+        return len(self.layers)
 
     @property
     def slice_A(self) -> Float[Array, ""]:
@@ -91,19 +98,13 @@ class Crystal(eqx.Module):
             moved = atoms.position_A.at[:, :2].add(jnp.sqrt(atoms.u_A2[:, :2]) * normal)
             atoms = Atoms(atoms.numbers, moved, atoms.box_A, occupancy=atoms.occupancy)
         thickness = jnp.full(self.slices, self.slice_A)
-        potential = potential_VA(atoms, self.shape, thickness, capacity=self.capacity)
+        fine = (CLOSER * self.shape[0], CLOSER * self.shape[1])
+        potential = potential_VA(atoms, fine, thickness, capacity=self.capacity)
         return transmission(potential, energy_keV, self.limit)
 
     def mean_transmissions(self, energy_keV) -> Complex[Array, "slices ny nx"]:
-        """Over all moments: what an elastic wave goes through, since atoms move independently."""
-        normal = self.normal.reshape(-1, *self.normal.shape[2:])
-
-        def add(total, one):
-            return total + self.transmissions(one, energy_keV), None
-
-        first = jax.eval_shape(lambda n: self.transmissions(n, energy_keV), normal[0])
-        start = jnp.zeros(first.shape, first.dtype)
-        return jax.lax.scan(jax.checkpoint(add), start, normal)[0] / len(normal)
+        """Over all thermal motion: what an elastic wave goes through."""
+        return mean_transmission(self.at_rest(), self.layers, self.shape, energy_keV)
 
     def through(self, waves, transmissions, energy_keV) -> Complex[Array, "... ny nx"]:
         return propagate(
@@ -265,15 +266,24 @@ def dealt(places: int, sets: int) -> np.ndarray:
     return np.resize(order, (-(-places // sets), sets)).T
 
 
-def normal_numbers(sets: int, moments: int, atoms: int) -> np.ndarray:
-    """`[sets, moments, atoms, 2]`, for an even number of moments: each coordinate takes every
-    quantile once in all sets, and in each set one of each stratum (McKay, Beckman & Conover 1979)
-    together with its opposite. So means are 0 and the law is normal, in an order that is random."""
-    rng, half = np.random.default_rng(0), moments // 2
-    upper = 0.5 + (np.arange(half * sets) + 0.5) / (2 * half * sets) if moments else np.ones(0)
-    quantiles = scipy.special.ndtri(upper)
-    quantiles = quantiles / np.sqrt(np.mean(quantiles**2)) if moments else quantiles
-    strata = np.broadcast_to(quantiles.reshape(half, sets, 1, 1), (half, sets, atoms, 2))
-    dealt_out = rng.permuted(strata, axis=1)
-    both = np.concatenate([dealt_out, -dealt_out]).swapaxes(0, 1)
-    return rng.permuted(both, axis=1)
+def normal_numbers(sets: int, moments: int, column: Sequence[int]) -> np.ndarray:
+    """`[sets, moments, atoms, 2]`, for a multiple of 12 moments: in every set each coordinate takes
+    the three nodes of Gauss and Hermite, 0 and +- sqrt(3), as often as they weigh, so that the
+    means of an atom over a normal law are exact up to the fifth power. It moves in one third of the
+    moments. Three atoms of a column, which scatter together, take three orders of signs and are not
+    correlated, even in the third part of the sets (for a multiple of 9) in which they move at once.
+    """
+    rng, third = np.random.default_rng(0), moments // 3
+    found = np.zeros((sets, moments, len(column), 2))
+    signs = np.tile([[1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], third // 4)
+    for c in sorted(set(column)):
+        atoms = np.flatnonzero(np.asarray(column) == c)
+        for one in range(sets):
+            for first in range(0, len(atoms), 3):
+                thirds = rng.permutation(moments).reshape(3, third)
+                for k, atom in enumerate(atoms[first : first + 3]):
+                    for along in range(2):
+                        moved = np.sqrt(3.0) * rng.choice([-1, 1]) * signs[(k + along) % 3]
+                        when = thirds[(k * one + along * (one // 3)) % 3]
+                        found[one, when, atom, along] = moved
+    return found

@@ -20,15 +20,16 @@ from jaxtyping import Array, Float
 
 from micjax.core.checks import not_negative, positive
 from micjax.core.problem import InverseProblem, parameter
+from micjax.inference.attempt import attempt
 from micjax.inference.laplace import laplace
 from micjax.inference.solution import Solution
 from micjax.io import read
-from micjax.io.fields import nm_per
 from micjax.physics import optics
 from micjax.physics.phase_diversity import KNOBS, Images, Series, UnknownObject
 from micjax.physics.stem import placed
 from micjax.problems._aberrations_fit import fitted, left_over
 from micjax.problems._autofocus_twin import clusters, nanoparticles
+from micjax.problems._focus import C10_changes_A
 from micjax.report.figures import captioned, image_row
 
 FOUND = [n for n in optics.CARTESIAN if int(n[1]) <= 3]
@@ -219,7 +220,7 @@ def example(
     large = dataclasses.replace(truth.forward, shape=(2 * ny, 2 * nx))
     thing = SPECIMENS[specimen](np.random.default_rng(seed), large.shape, float(large.sampling_A))
     spectrum = jnp.fft.fft2(jnp.asarray(thing, dtype=float)) * jnp.fft.fft2(large(x))
-    seen = jnp.fft.ifft2(spectrum).real[:, ny // 2 : -(ny // 2), nx // 2 : -(nx // 2)]
+    seen = jnp.fft.ifft2(spectrum).real[:, ny // 2 : ny // 2 + ny, nx // 2 : nx // 2 + nx]
     rate = mean_counts * jnp.maximum(seen, 0.0) / jnp.mean(seen)
     return truth, x, jax.random.poisson(noise_key, rate).astype(float)
 
@@ -261,22 +262,15 @@ def load(
         raise ValueError(f"{field.name}: shape {field.data.shape} is no series [images, y, x]")
     if not np.all(np.isfinite(field.data)):
         raise ValueError(f"{field.name}: {np.sum(~np.isfinite(field.data))} values are not finite")
-    focus, *across = field.axes
     if changes_A is None:
-        sign = {"c10": 1.0, "defocus": -1.0}.get(focus.name.lower())
-        if sign is None or nm_per(focus.unit) is None:
-            raise ValueError(
-                f"{field.name}: axis {focus.name!r} in {focus.unit!r} is no C10 or defocus; "
-                "changes_A has to be given"
-            )
-        changes_A = (sign * 10.0 * nm_per(focus.unit) * focus.values).tolist()
+        changes_A = C10_changes_A(field, "changes_A").tolist()
     if len(changes_A) != len(field.data):
         raise ValueError(f"changes_A: {len(changes_A)} values for {len(field.data)} images")
     if not np.all(np.isfinite(changes_A)) or np.ptp(changes_A) == 0:
         raise ValueError(f"changes_A = {changes_A}: finite values are needed, not all the same")
     if np.any(flat := np.ptp(field.data, axis=(1, 2)) == 0):
         raise ValueError(f"{field.name}: image {np.argmax(flat)} is the same everywhere")
-    dy, dx = (10.0 * nm_per(a.unit) * abs(a.step) for a in across)
+    dy, dx = (10.0 * p for p in field.pixel_nm)
     if abs(dy / dx - 1.0) > 1e-3:
         raise ValueError(f"{field.name}: pixels of {dy:.4g} x {dx:.4g} Å are not square")
     images, ny, nx = field.data.shape
@@ -337,7 +331,8 @@ def solve(
     if found.stop_reason == "interrupted":
         return Solution(found.problem, fit=found)
     error = float(found.problem.noise.model_error)
-    C10_A = [float(v[NAMES[0]]) for v in found.starts_values]
+    # its own value where it is held
+    C10_A = [float(problem.at(v).forward.aberrations_A["C10"]) for v in found.starts_values]
     others_A = [
         c
         for c, loss in zip(C10_A[1:], found.starts_losses[1:], strict=True)
@@ -346,7 +341,7 @@ def solve(
     return Solution(
         found.problem,
         fit=found,
-        laplace=laplace(found.problem, x, y),
+        laplace=attempt("Laplace errors", laplace, found.problem, x, y),
         metrics={"model_error": error},
         statements=[
             *([UNEXPLAINED.format(error)] if error > WRONG else []),
@@ -367,15 +362,16 @@ def defocus_A(errors_A: dict[str, float], semiangle_mrad: float) -> dict[str, fl
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
     """Each aberration against the truth, the error also as a change of defocus."""
-    true, best, sd = truth.values(), solution.problem.values(), solution.laplace.sd()
-    error = {c: float(best[n] - true[n]) for c, n in zip(FOUND, NAMES, strict=True)}
+    true, best = truth.forward.aberrations_A, solution.problem.forward.aberrations_A
+    sd = {} if solution.laplace is None else solution.laplace.sd()
+    error = {c: float(best[c] - true[c]) for c in FOUND}
     as_defocus = defocus_A(error, float(truth.forward.semiangle_mrad))
     return [
         {
             "quantity": f"{c} (Å)",
-            "truth": float(true[n]),
-            "estimate": float(best[n]),
-            "sd": float(sd[n]),
+            "truth": float(true[c]),
+            "estimate": float(best[c]),
+            "sd": float(sd.get(n, np.nan)),
             "error as defocus (Å)": as_defocus[c],
         }
         for c, n in zip(FOUND, NAMES, strict=True)

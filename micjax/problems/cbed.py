@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, parameter
+from micjax.inference.attempt import attempt
 from micjax.inference.laplace import laplace
 from micjax.inference.optimise import Fit
 from micjax.inference.scoring import scored
@@ -370,8 +371,8 @@ def solve(
     )
     if found.stop_reason == "interrupted":
         return Solution(found.problem, fit=found)
-    errors = laplace(found.problem, x, y)
-    vague = [n for n, ok in errors.identified.items() if not ok]
+    errors = attempt("Laplace errors", laplace, found.problem, x, y)
+    vague = [n for n, ok in errors.identified.items() if not ok] if errors else []
     rate = found.problem.noise(found.problem.forward(x)).rate
     on = x.efficiency > 0
     chi2 = float(jnp.sum(jnp.where(on, (y - rate) ** 2 / rate, 0.0)) / jnp.sum(on))
@@ -389,13 +390,14 @@ def solve(
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
     """Each unknown against the truth."""
-    true, best, sd = truth.values(), solution.problem.values(), solution.laplace.sd()
+    true, best = truth.values(), solution.problem.values()
+    sd = {} if solution.laplace is None else solution.laplace.sd()
     return [
         {
             "quantity": n.partition(".")[2],
             "truth": [float(v) for v in np.ravel(true[n])],
             "estimate": [float(v) for v in np.ravel(best[n])],
-            "sd": [float(v) for v in np.ravel(sd[n])],
+            "sd": [float(v) for v in np.ravel(sd.get(n, np.nan))],
         }
         for n in best
     ]

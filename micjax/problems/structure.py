@@ -17,17 +17,19 @@ from jaxtyping import Array, Float
 
 from micjax.core.checks import not_negative, positive
 from micjax.core.problem import InverseProblem
-from micjax.inference.laplace import laplace
+from micjax.inference.attempt import attempt
+from micjax.inference.laplace import Laplace, laplace
 from micjax.inference.sample import nuts
 from micjax.inference.scoring import expected_hessian, scored
 from micjax.inference.solution import Solution
+from micjax.io import read
 from micjax.io.structures import read_structure
 from micjax.physics import optics
 from micjax.physics.multislice import CUTOFF, highest_angle_mrad
 from micjax.physics.noise import Poisson
-from micjax.physics.potentials import Atoms, atoms_of, capacities
+from micjax.physics.potentials import Atoms, atoms_of, capacities, layers
 from micjax.physics.scattering import scattering_factors_A
-from micjax.problems._structure_data import field_of, scan_from, series_from
+from micjax.problems._structure_data import scan_from, series_from
 from micjax.problems._structure_model import (
     Crystal,
     Imaged,
@@ -47,7 +49,7 @@ MOS2 = (
     + [[1.58, 2.737, 3.25], [1.58, 4.561, 1.69], [1.58, 4.561, 4.81]],
     [3.16, 5.473, 6.4],
 )
-BEYOND, FINE_A = 1.35, 0.09
+BEYOND, FINE_A = 1.35, 0.12
 EXPLAINED = 1.5  # chi^2 for each pixel
 UNEXPLAINED = (
     "The model does not explain the data (chi^2 per pixel {:.3g}): the errors are too small, and "
@@ -77,8 +79,8 @@ def problem(
     angular_spread_mrad: float = 0.1,
     sampling_A: float | None = None,
     slice_A: float = 2.0,
-    moments: int = 6,
-    sets: int = 12,
+    moments: int = 12,
+    sets: int = 9,
     smooth_mrad: float = 8.0,
     diffuse_sd: float = 0.05,
     column_A: float = 0.1,
@@ -97,7 +99,7 @@ def problem(
         for each element in the order of their atomic numbers.
     - `shift_sd_A`: how far a column may be off along x and along y.
     - `most`: the largest occupancy; the smallest is 0.
-    - `dose`: electrons for each place of the probe, or for each pixel of an image; within 5 %.
+    - `dose`: electrons for each place of the probe, or for each pixel of an image; within 20 %.
     - `energy_keV`: of the electrons.
     - `semiangle_mrad`: of convergence, or of the objective aperture.
     - `reach_mrad`: stem: the camera sees no further.
@@ -109,7 +111,7 @@ def problem(
     - `angular_spread_mrad`: hrtem: 1/e half-width of the directions of illumination.
     - `sampling_A`: pixels of the wave, at most; what the angles need if not given.
     - `slice_A`: thickness of a slice, at most. An atom acts where its slice begins.
-    - `moments`: frozen phonons in each set, an even number, all of which a place sees; 0 damps
+    - `moments`: frozen phonons in each set, a multiple of 12, all of which a place sees; 0 damps
         the potential instead, which has no diffuse scattering.
     - `sets`: of frozen phonons.
     - `smooth_mrad`: stem: diffuse scattering is a mean over a Gaussian of this standard deviation.
@@ -140,10 +142,8 @@ def problem(
         focal_spread_A=focal_spread_A,
         angular_spread_mrad=angular_spread_mrad,
     )
-    if moments % 2 or moments < 0 or sets < 1:
-        raise ValueError(
-            f"{sets} sets of {moments} moments: an even number of them, 1 set at least"
-        )
+    if moments % 12 or moments < 0 or sets < 1:
+        raise ValueError(f"{sets} sets of {moments} moments: a multiple of 12, 1 set at least")
     atoms = _atoms(numbers, position_A, box_A, tile)
     box = np.asarray(atoms.box_A, float)
     column = _columns(atoms, column_A)
@@ -152,6 +152,7 @@ def problem(
         raise ValueError(f"vacant = {strange}: there are {sorted(set(atoms.numbers))}")
     u = np.broadcast_to(np.asarray(u_A2, float), (len(atoms.elements),))
     slices = int(np.ceil(box[2] / slice_A - 1e-9))
+    thickness = np.full(slices, box[2] / slices)
     at_rest = Atoms(atoms.numbers, atoms.position_A, box)
     crystal = Crystal(
         np.zeros((max(column) + 1, 2)),
@@ -159,13 +160,13 @@ def problem(
         u,
         atoms.position_A,
         box,
-        normal_numbers(sets, moments, len(atoms.numbers)),
+        normal_numbers(sets, moments, column),
         atoms.numbers,
         column,
         chosen,
         _shape(kind, box, sampling_A, energy_keV, semiangle_mrad, reach_mrad),
-        slices,
-        capacities(at_rest, np.full(slices, box[2] / slices)),
+        layers(at_rest, thickness),
+        capacities(at_rest, thickness),
     )
     aberrations_A = {"C10": 0.0, **(aberrations_A or {})}
     if strange := sorted(set(aberrations_A) - set(optics.CARTESIAN)):
@@ -187,7 +188,7 @@ def problem(
     priors = {
         "forward.crystal.shift_A": dist.Normal(0.0, shift_sd_A),
         "forward.crystal.u_A2": dist.LogNormal(np.log(u), 0.3),
-        "noise.dose": dist.LogNormal(np.log(dose), 0.05),
+        "noise.dose": dist.LogNormal(np.log(dose), 0.2),
     }
     if chosen:
         priors["forward.crystal.occupancy"] = dist.Uniform(0.0, most)
@@ -287,6 +288,7 @@ def load(
     tile: list = [1, 1, 1],  # noqa: B006
     energy_keV: float = 200.0,
     offset_sd_A: float = 0.2,
+    dose: float | None = None,
 ) -> tuple[dict[str, Any], Scan | Series, Array]:
     """Counts of a 4D-STEM data set [scan y, scan x, my, mx] or of a series of images
     [defocus, y, x].
@@ -303,20 +305,27 @@ def load(
         mrad, otherwise the middle of the mean pattern.
     - `reach_mrad`: pixels further out are left out; by default all that fit onto the camera.
     - `origin_A`: where in the box of the structure the first place or pixel is, (y, x).
-    - `defocus_A`: of each image (positive: underfocus), where the first axis of the file is not a
-        length.
+    - `defocus_A`: of each image (positive: underfocus), where the first axis of the file is no
+        length called defocus or C10.
     - `counts_per_unit`: of the values in the file; counts are rounded to whole electrons.
     - `tile`: boxes along x, y, z; together they hold the scan or the image.
     - `energy_keV`: of the electrons.
     - `offset_sd_A`: how far the scan, or each image, may be off.
+    - `dose`: electrons for each place of the probe, or for each pixel of an image; by default the
+        most that a place has, or the mean of the images.
 
-    Pixels that are NaN are blind. Neighbouring pixels of the camera are added up until they are as
-    wide as those of the wave, wavelength / box.
+    Pixels that are NaN are blind; where there are such, `dose` is needed. Neighbouring pixels of
+    the camera are added up until they are as wide as those of the wave, wavelength / box.
 
     **Raises:** `ValueError` for another number of dimensions, values that are no counts, sizes
     that are not known, a scan that does not fit the box, besides what `micjax.io.read` raises.
     """
-    field = field_of(file, channel)
+    positive(energy_keV=energy_keV, counts_per_unit=counts_per_unit)
+    sizes = {"step_A": step_A, "mrad_per_px": mrad_per_px, "reach_mrad": reach_mrad, "dose": dose}
+    positive(**{name: given for name, given in sizes.items() if given is not None})
+    if len(tile) != 3:
+        raise ValueError(f"tile = {tile}: boxes along x, y and z")
+    field = read(file, channel, scaled=False)
     if field.data.ndim not in (3, 4):
         raise ValueError(
             f"{field.name}: shape {field.data.shape} is neither 4D-STEM [scan y, scan x, my, mx] "
@@ -345,9 +354,9 @@ def load(
             "electron counts: set counts_per_unit"
         )
     if field.data.ndim == 4:
-        camera = (mrad_per_px, centre_px, reach_mrad)
+        camera = (mrad_per_px, centre_px, reach_mrad, dose)
         return scan_from(field, counts, options, box, step_A, origin_A, *camera)
-    return series_from(field, counts, options, box, step_A, origin_A, defocus_A)
+    return series_from(field, counts, options, box, step_A, origin_A, defocus_A, dose)
 
 
 def solve(
@@ -383,26 +392,31 @@ def solve(
     best = found.problem
     if found.stop_reason == "interrupted":
         return Solution(best, fit=found)
-    errors = laplace(best, x, y, hessian=expected_hessian(best, x, y))
+    errors = attempt("Laplace errors", _errors, best, x, y)
     posterior = None
     if sampler == "nuts":
-        posterior = nuts(best, x, y, key, samples=samples, warmup=warmup, chains=chains)
+        counts = {"samples": samples, "warmup": warmup, "chains": chains}
+        posterior = attempt("posterior draws", nuts, best, x, y, key, **counts)
     rate = np.asarray(best.noise(best.forward(x)).rate)
     on = np.broadcast_to(_efficiency(x) > 0, y.shape)
     chi2 = float(np.mean(((np.asarray(y) - rate) ** 2 / rate)[on]))
-    vague = [n for n, ok in errors.identified.items() if not ok]
+    vague = [n for n, ok in errors.identified.items() if not ok] if errors else []
     return Solution(
         best,
         fit=found,
         posterior=posterior,
         laplace=errors,
         metrics={"chi_squared_per_pixel": chi2},
-        table=_table(best, errors.sd()),
+        table=_table(best, errors.sd() if errors else {}),
         statements=[
             *(f"{n} is not identified by these data." for n in vague),
             *([UNEXPLAINED.format(chi2)] if chi2 > EXPLAINED else []),
         ],
     )
+
+
+def _errors(problem: InverseProblem, x, y) -> Laplace:
+    return laplace(problem, x, y, hessian=expected_hessian(problem, x, y))
 
 
 def _shape_of(problem: InverseProblem, x: Scan | Series) -> tuple[int, ...]:
@@ -424,7 +438,9 @@ def _table(problem: InverseProblem, sd) -> list[dict[str, Any]]:
     """A row for each column."""
     crystal, first = problem.forward.crystal, _first(problem.forward.crystal.column)
     place = np.asarray(crystal.at_rest().position_A)[first]
-    error = sd["forward.crystal.shift_A"]
+    # what is held has no error
+    error = sd.get("forward.crystal.shift_A", np.full((len(first), 2), np.nan))
+    spread = sd.get("forward.crystal.occupancy", np.full(len(crystal.chosen), np.nan))
     rows = [
         {
             "column": c,
@@ -438,26 +454,27 @@ def _table(problem: InverseProblem, sd) -> list[dict[str, Any]]:
     ]
     for k, c in enumerate(crystal.chosen):
         rows[c]["occupancy"] = float(crystal.occupancy[k])
-        rows[c]["occupancy_sd"] = float(sd["forward.crystal.occupancy"][k])
+        rows[c]["occupancy_sd"] = float(spread[k])
     return rows
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
     """Each unknown against the truth; positions also as a peak fit and the start have them."""
-    true, best, sd = truth.values(), solution.problem.values(), solution.laplace.sd()
+    true, best = truth.values(), solution.problem.values()
+    sd = {} if solution.laplace is None else solution.laplace.sd()
     rows = []
-    for n in best:
+    for n in (n for n in best if n in true):
         wrong = np.abs(np.asarray(best[n]) - np.asarray(true[n]))
-        rows.append(
-            {
-                "quantity": n.rpartition(".")[2],
-                "median |error|": float(np.median(wrong)),
-                "worst": float(wrong.max()),
-                "median sd": float(np.median(sd[n])),
-                "errors / sd (rms)": float(np.sqrt(np.mean((wrong / sd[n]) ** 2))),
-            }
-        )
-    moved = np.asarray(true["forward.crystal.shift_A"])
+        row = {
+            "quantity": n.rpartition(".")[2],
+            "median |error|": float(np.median(wrong)),
+            "worst": float(wrong.max()),
+        }
+        if n in sd:
+            row["median sd"] = float(np.median(sd[n]))
+            row["errors / sd (rms)"] = float(np.sqrt(np.mean((wrong / sd[n]) ** 2)))
+        rows.append(row)
+    moved = np.asarray(truth.forward.crystal.shift_A)
     others = {"shift_A, the start": moved}
     if isinstance(x, Scan):
         others["shift_A, peaks of the dark-field image"] = peak_shifts(truth, x, y) - moved

@@ -195,7 +195,7 @@ def prepare(plan: SimulatePlan) -> Setup:
     potential = _potential(plan, atoms, shape, thickness)
     moments = jax.random.split(jax.random.key(plan.seed), max(1, plan.phonons))
     jax.eval_shape(potential, moments[0])  # what it refuses is told now
-    return Setup(
+    setup = Setup(
         atoms,
         cell_A,
         shape,
@@ -208,6 +208,9 @@ def prepare(plan: SimulatePlan) -> Setup:
         moments,
         devices.row() if jax.local_device_count() > 1 else None,
     )
+    if plan.what == "cbed" or plan.patterns:
+        _camera_axes(plan, setup, ("y", "x"))  # as above
+    return setup
 
 
 def _cell(path: str, u_A2: float | Mapping[str, float]) -> Atoms:
@@ -313,7 +316,7 @@ def _stem(plan: SimulatePlan, setup: Setup, folder: pathlib.Path):
     y, x = (Axis(n, v * 0.1, "nm") for n, v in (("y", lines[:, 0, 0]), ("x", lines[0, :, 1])))
     unit = "" if plan.dose is None else "electrons"
     axes = (y, x, *_camera_axes(plan, setup, ("ky", "kx")))
-    file = create_nexus(folder / "patterns.nxs", "patterns", axes, unit)
+    file = create_nexus(folder / "patterns.nxs", "patterns", axes)
     images = np.zeros((*plan.scan, len(masks)))
     with (
         progress("lines", count * len(lines)) as show,
@@ -334,6 +337,7 @@ def _stem(plan: SimulatePlan, setup: Setup, folder: pathlib.Path):
         if plan.patterns and plan.dose:
             for line in range(len(kept)):
                 kept[line] = _counted(plan, kept[line], rng)
+            kept.attrs["units"] = unit  # until now they were fractions of the beam
     images = np.moveaxis(images, -1, 0)
     if plan.source_fwhm_A:
         size = _scan_size_A(plan, setup.cell_A)

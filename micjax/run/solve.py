@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array
 
 from micjax.core.problem import InverseProblem
-from micjax.inference.finite import NonFiniteError
+from micjax.inference.attempt import attempt
 from micjax.inference.laplace import Laplace, laplace
 from micjax.inference.optimise import Fit, fit
 from micjax.inference.sample import Posterior, nuts
@@ -74,7 +74,17 @@ def default_solve(
     curvature = None if interrupted else _laplace(best, x, y)
     posterior = None
     if sampler == "nuts" and not interrupted:
-        posterior = _nuts(best, x, y, sample_key, samples, warmup, chains)
+        posterior = attempt(
+            "posterior draws",
+            nuts,
+            best,
+            x,
+            y,
+            sample_key,
+            samples=samples,
+            warmup=warmup,
+            chains=chains,
+        )
     results, rms = comparison(best, x, y)
     return Solution(
         problem=best,
@@ -92,19 +102,7 @@ def _laplace(problem: InverseProblem, x, y) -> Laplace | None:
     if unknown_numbers > MAX_DENSE:
         log.info("no Laplace errors: %d unknown numbers, %d at most", unknown_numbers, MAX_DENSE)
         return None
-    try:
-        return laplace(problem, x, y)
-    except NonFiniteError as error:
-        log.warning("no Laplace errors: %s", error)
-        return None
-
-
-def _nuts(problem: InverseProblem, x, y, key: Array, samples, warmup, chains) -> Posterior | None:
-    try:
-        return nuts(problem, x, y, key, samples=samples, warmup=warmup, chains=chains)
-    except NonFiniteError as error:
-        log.warning("no posterior draws: %s", error)
-        return None
+    return attempt("Laplace errors", laplace, problem, x, y)
 
 
 def _statements(found: Fit, curvature: Laplace | None, posterior: Posterior | None) -> list[str]:
