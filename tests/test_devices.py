@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from micjax.io import read
 from micjax.physics import devices, optics
 from micjax.physics.detectors import annulus, collected
 from micjax.physics.multislice import band_limit, multislice, transmission
 from micjax.physics.phonons import averaged, displaced
 from micjax.physics.potentials import Atoms, potential_VA
 from micjax.physics.stem import scanned
+from micjax.run import simulate
 
 DEVICES = 3
 SHAPE, SAMPLING_A, DZ_A, ENERGY_KEV = (16, 18), (0.25, 0.25), 1.5, 200.0
@@ -98,10 +100,30 @@ def too_many_atoms(mesh):
     return False
 
 
+def simulated(folder, alone):
+    """A scan of five lines, with its patterns, as `micjax simulate` has it."""
+    import ase.io
+
+    structure = folder / "gold.xyz"
+    ase.io.write(structure, ase.Atoms("Au", cell=[4.0, 4.0, 3.0], pbc=True))
+    prepare = simulate.prepare
+    settings = {"scan": (5, 2), "sampling_A": 0.3, "semiangle_mrad": 10.0, "patterns": True}
+    settings |= {"detectors": {"adf": (5.0, 20.0)}, "tile": (2, 2, 1), "u_A2": 0.01, "phonons": 2}
+    plan = simulate.make_simulate_plan({"what": "stem", "structure": str(structure), **settings})
+    if alone:
+        simulate.prepare = lambda plan: prepare(plan)._replace(mesh=None)
+    found = simulate.simulate(plan, folder).fields["adf"].data
+    simulate.prepare = prepare
+    return {"adf of lines": found, "patterns of lines": read(folder / "patterns.nxs").data}
+
+
 def compute(path):
     jax.config.update("jax_enable_x64", True)
     two, three = devices.row(jax.devices()[:2]), devices.row()
     found = {"1": scan(None) | thermal(None), "several": scan(three) | thermal(two)}
+    folder = pathlib.Path(path).parent
+    found["1"] |= simulated(folder, alone=True)
+    found["several"] |= simulated(folder, alone=False)
     arrays = {f"{name}, {n}": np.asarray(a) for n, all in found.items() for name, a in all.items()}
     np.savez(path, **arrays, raised=too_many_atoms(two), count=jax.device_count())
 
@@ -119,6 +141,7 @@ def found(tmp_path_factory):
 
 NAMES = ("signals", "patterns", "by potential", "by probe", "by place")
 NAMES += ("total", "elastic", "by amplitude", "by wave")
+ON_DISK = ("adf of lines", "patterns of lines")  # in single precision
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -127,6 +150,13 @@ def test_together_they_find_what_one_finds(found, name):
     largest = np.abs(one).max()
     assert one.shape == together.shape and largest > 0.0
     np.testing.assert_allclose(together, one, rtol=0, atol=1e-11 * largest)
+
+
+@pytest.mark.parametrize("name", ON_DISK)
+def test_a_simulation_is_the_same(found, name):
+    one, together = found[f"{name}, 1"], found[f"{name}, several"]
+    assert one.shape[:2] == (5, 2) and one.min() >= 0.0 and one.max() > 1e-4
+    np.testing.assert_allclose(together, one, rtol=1e-5, atol=1e-7 * one.max())
 
 
 def test_an_error_on_a_device_is_told(found):

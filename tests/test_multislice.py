@@ -24,6 +24,7 @@ from micjax.physics.multislice import (
     band_limit,
     highest_angle_mrad,
     multislice,
+    propagate,
     propagator,
     transmission,
 )
@@ -515,3 +516,41 @@ def test_the_highest_angle():
     """2/3 of the highest frequency, at the coarser of two pixels."""
     expected = 1e3 * 0.0250793 * (2 / 3) / (2 * 0.06)
     np.testing.assert_allclose(highest_angle_mrad((0.05, 0.06), 200.0), expected, rtol=1e-5)
+
+
+def test_a_potential_on_finer_pixels_does_not_alias():
+    """A heavy atom off the grid: the lowest frequencies, against pixels sixteen times finer."""
+    shape, box = (48, 40), (3.6, 3.0)
+    atom = Atoms([38], [[1.31, 1.97, 0.5]], [box[1], box[0], 1.0])
+    sampling = (box[0] / shape[0], box[1] / shape[1])
+    limit = band_limit(shape, sampling)
+
+    def scattered(finer):
+        fine = (finer * shape[0], finer * shape[1])
+        t = transmission(potential_VA(atom, fine, np.ones(1)), 200.0, limit)
+        return jnp.fft.fft2(t).ravel()[1:]
+
+    best = scattered(16)
+    errors = [float(jnp.abs(scattered(n) - best).max() / jnp.abs(best).max()) for n in (1, 2, 4)]
+    assert errors[0] > 3e-3 and errors[1] < 0.2 * errors[0] and errors[2] < 0.2 * errors[1]
+
+
+def test_waves_go_through_finer_potentials_in_all_memories():
+    shape, sampling = (16, 12), (0.2, 0.25)
+    random = np.random.default_rng(0)
+    potential = jnp.asarray(random.uniform(0.0, 100.0, (5, 32, 24)))
+    waves = jnp.asarray(random.normal(size=(2, *shape)) + 1j * random.normal(size=(2, *shape)))
+    limit = band_limit(shape, sampling)
+    t = transmission(potential, 100.0, limit)
+    spectrum = jnp.fft.fft2(jnp.exp(1j * optics.interaction_rad_per_VA(100.0) * potential))
+    kept = np.fft.fftfreq(16, 1 / 16).astype(int)[:, None], np.fft.fftfreq(12, 1 / 12).astype(int)
+    np.testing.assert_allclose(t, jnp.fft.ifft2(spectrum[:, *kept] / 4 * limit), atol=1e-12)
+    expected = propagate(waves, t, 1.5, sampling, 100.0, limit=limit)
+    for memory in ("store", "segment"):
+        for i in (slice(0, 2), slice(0, 1), 0):
+            found = multislice(waves[i], potential, 1.5, sampling, 100.0, memory=memory)
+            np.testing.assert_allclose(found, expected[i], atol=1e-12)
+    with pytest.raises(ValueError, match="with limited=True only"):
+        multislice(waves, potential, 1.5, sampling, 100.0, limited=False)
+    with pytest.raises(ValueError, match="fewer than"):
+        multislice(waves, potential[:, ::4, ::4], 1.5, sampling, 100.0)

@@ -62,7 +62,8 @@ def test_a_scan(folder, capsys):
     wavelength = optics.wavelength_A(200.0)
     probe = optics.probe(setup.angles, 12.0, {}, wavelength)
     place = jnp.asarray([[4.1 / 3, 3.905 / 2]])
-    potential = potential_VA(setup.atoms, setup.shape, setup.thickness_A)
+    fine = tuple(2 * n for n in setup.shape)
+    potential = potential_VA(setup.atoms, fine, setup.thickness_A)
     wave = multislice(
         placed(probe, place, setup.sampling_A),
         potential,

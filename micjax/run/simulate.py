@@ -62,6 +62,7 @@ class SimulatePlan(pydantic.BaseModel):
     tile: tuple[pydantic.PositiveInt, pydantic.PositiveInt, pydantic.PositiveInt] = (1, 1, 1)
     sampling_A: pydantic.PositiveFloat = 0.05  # at most
     slice_A: pydantic.PositiveFloat = 2.0  # at most
+    finer: pydantic.PositiveInt = 2  # pixels of the potential: see `transmission`
     table: str = "lobato"
     projection: Literal["exact", "gridded", "finite"] | None = None  # exact, of many atoms gridded
     u_A2: float | dict[str, float] = 0.0  # mean square displacement, by element if they differ
@@ -127,7 +128,7 @@ class Setup(NamedTuple):
     angles: optics.Angles
     limit: jax.Array
     highest_mrad: float
-    potential: Callable[[jax.Array], jax.Array]  # of the atoms in one moment
+    potential: Callable[[jax.Array], jax.Array]  # of the atoms in one moment, on finer pixels
     moments: jax.Array  # keys: of frozen configurations, or one of damped atoms
     mesh: Mesh | None  # of several devices
 
@@ -192,7 +193,7 @@ def prepare(plan: SimulatePlan) -> Setup:
             f"source_fwhm_A needs a scan that repeats itself; this one goes over {cells[0]:.4g} x "
             f"{cells[1]:.4g} cells: whole numbers are allowed"
         )
-    potential = _potential(plan, atoms, shape, thickness)
+    potential = _potential(plan, atoms, tuple(plan.finer * n for n in shape), thickness)
     moments = jax.random.split(jax.random.key(plan.seed), max(1, plan.phonons))
     jax.eval_shape(potential, moments[0])  # what it refuses is told now
     setup = Setup(
