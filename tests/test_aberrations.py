@@ -161,6 +161,10 @@ def test_an_aberration_as_a_defocus():
         )
 
 
+def test_images_of_odd_sizes_have_them():
+    assert aberrations.example(jax.random.key(0), 33, 32)[2].shape == (4, 33, 32)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -200,7 +204,7 @@ def test_a_file_in_any_unit_tells_its_noise(tmp_path):
 @pytest.mark.parametrize(
     "given, options, message",
     [
-        ({"focus": ("frame", "")}, {}, "changes_A has to be given"),
+        ({"focus": ("frame", "")}, {}, "C10 or defocus: set changes_A"),
         ({}, {"changes_A": [1.0]}, "1 values for 3 images"),
         ({}, {"changes_A": [1.0, 1.0, 1.0]}, "not all the same"),
         ({}, {"changes_A": [1.0, float("nan"), 0.0]}, "finite values are needed"),

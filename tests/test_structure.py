@@ -425,6 +425,7 @@ def test_a_series_from_a_file_becomes_a_problem(tmp_path):
 
 
 GOOD = np.full((4, 3, 41, 41), 5.0)
+BLIND = np.where(np.arange(41) == 20, np.nan, GOOD)
 
 
 @pytest.mark.parametrize(
@@ -435,6 +436,13 @@ GOOD = np.full((4, 3, 41, 41), 5.0)
         (np.nan * GOOD, ("nm", "nm", "mrad", "mrad"), {}, "values is finite"),
         (GOOD, ("", "nm", "mrad", "mrad"), {}, "set step_A"),
         (GOOD, ("nm", "nm", "", "mrad"), {}, "set mrad_per_px"),
+        (GOOD, ("px", "px", "mrad", "mrad"), {}, "set step_A"),
+        (GOOD, ("nm", "nm", "mrad", "mrad"), {"step_A": 0.0}, "step_A = 0.0: must be positive"),
+        (GOOD, ("nm", "nm", "mrad", "mrad"), {"step_A": [0.9]}, "two numbers"),
+        (GOOD, ("nm", "nm", "mrad", "mrad"), {"tile": [2, 1]}, "boxes along x, y and z"),
+        (GOOD, ("nm", "nm", "mrad", "mrad"), {"reach_mrad": 5.0}, "3 x 3 are the least"),
+        (GOOD[..., :1, :], ("nm", "nm", "mrad", "mrad"), {}, "3 x 3 are the least"),
+        (BLIND, ("nm", "nm", "mrad", "mrad"), {}, "not all electrons are seen: set dose"),
         (GOOD, ("nm", "nm", "mrad", "mrad"), {"step_A": 2.0}, "set origin_A or take more tiles"),
         (GOOD[..., :9, :9], ("nm", "nm", "mrad", "mrad"), {}, "too coarse for this camera"),
         (GOOD[0, :, :41, :27], ("", "nm", "nm"), {}, "set defocus_A"),
@@ -450,3 +458,23 @@ def test_bad_files_are_named(tmp_path, counts, units, options, message):
     file = scan_file(tmp_path, counts, units)
     with pytest.raises(ValueError, match=message):
         structure.load(file, energy_keV=80.0, **options)
+
+
+def test_a_plain_array_needs_sizes_only(tmp_path):
+    np.save(tmp_path / "scan.npy", GOOD)
+    with pytest.raises(ValueError, match="set step_A"):
+        structure.load(tmp_path / "scan.npy", energy_keV=80.0)
+    sizes = {"step_A": [0.9, 0.8], "mrad_per_px": 2.0}
+    options, there, _ = structure.load(tmp_path / "scan.npy", energy_keV=80.0, **sizes)
+    np.testing.assert_allclose(there.position_A[1, 1], [0.9, 0.8])
+    assert options["reach_mrad"] == pytest.approx(30.0, abs=2.5)
+
+
+def test_what_is_held_has_no_error(stem):
+    """And what is not fitted is compared and shown all the same."""
+    problem, truth, x, y = stem
+    held = problem.given({"forward.crystal.shift_A": None, "forward.crystal.occupancy": None})
+    found = structure.solve(held, x, y, key=jax.random.key(0), steps=1)
+    assert np.isnan(found.table[0]["x_sd_A"]) and np.isnan(found.table[1]["occupancy_sd"])
+    rows = structure.compare(found, x, y, truth)
+    assert {"u_A2", "shift_A, the start"} <= {row["quantity"] for row in rows}

@@ -69,7 +69,9 @@ def phonons(key, truth, x, options, moments: int):
     """Mean intensities of independent moments of vibration, of each place its own, on finer pixels
     and in thinner slices. Each comes with its opposite, so that the mean places are the true ones.
     """
-    fine = {"sampling_A": 0.1, "slice_A": 1.3, "moments": 12, "sets": 1}
+    # an image is computed once, a scan for each place
+    thin_A = 0.5 if options["kind"] == "hrtem" else 1.3
+    fine = {"sampling_A": 0.1, "slice_A": thin_A, "moments": 12, "sets": 1}
     forward = structure.problem(**{**options, **fine}).at(truth.values()).forward
     crystal = forward.crystal
 
