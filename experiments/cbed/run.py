@@ -107,7 +107,8 @@ def frozen_phonons(truth, configurations: int, across: int = 4):
     @jax.jit
     def pattern(position_A):
         atoms = Atoms(crystal.numbers, position_A, crystal.box_A)
-        potential = potential_VA(atoms, shape, thickness, capacity=room)
+        fine = (2 * shape[0], 2 * shape[1])  # the phase has finer details than the waves
+        potential = potential_VA(atoms, fine, thickness, capacity=room)
         t = transmission(potential, energy, limit)
 
         def add(sum, beam):
