@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import micjax.io as mio
-from micjax.io import Axis, Field
+from micjax.io import Axis, Field, create_nexus
 from micjax.io import registry as registry
 
 # file: channel that is chosen, shape, (dy, dx) in nm, (lowest, highest) in nm
@@ -651,3 +651,18 @@ def test_hyperspy_opens_results(result_file):
     signals = {s.metadata.General.title: s for s in load(str(result_file), nxdata_only=True)}
     assert signals["surface"].axes_manager.signal_dimension == 2
     assert signals["spectra"].axes_manager.signal_dimension == 1
+
+
+def test_a_file_that_is_filled_part_by_part_takes_its_room_first(tmp_path):
+    sizes = {"y": 8, "x": 9, "ky": 32, "kx": 31}
+    axes = tuple(Axis(name, np.arange(size), "nm") for name, size in sizes.items())
+    with create_nexus(tmp_path / "large.nxs", "patterns", axes, "electrons") as data:
+        data.file.flush()
+        assert (tmp_path / "large.nxs").stat().st_size > 4 * data.size
+        data[3] += 2.0
+    found = mio.read(tmp_path / "large.nxs")
+    assert found.unit == "electrons" and [a.name for a in found.axes] == list(sizes)
+    assert found.data.sum() == 2.0 * 9 * 32 * 31 and found.data.dtype == np.float32
+    with pytest.raises(OSError, match="no_such"):
+        with create_nexus(tmp_path / "no_such" / "large.nxs", "patterns", axes):
+            pass
