@@ -52,24 +52,32 @@ def mean_transmission(
     scale = fine[0] * fine[1] * VOLT_A2 / (atoms.box_A[0] * atoms.box_A[1])
     sigma = optics.interaction_rad_per_VA(energy_keV)
 
-    which = np.asarray([atoms.elements.index(z) for z in atoms.numbers])
+    which = jnp.asarray([atoms.elements.index(z) for z in atoms.numbers])
+    # all layers have room for the same number, so that one program serves them all
+    room = max(map(len, layers))
+    index = np.zeros((len(layers), room), int)
+    there = np.zeros((len(layers), room))
+    for i, layer in enumerate(layers):
+        index[i, : len(layer)], there[i, : len(layer)] = layer, 1.0
 
-    def times(others, i):
+    def times(others, one):
+        i, present = one
         position, u = atoms.position_A[i], atoms.u_A2[i]
         place = cis(-2.0 * jnp.pi * ky * position[1]) * cis(-2.0 * jnp.pi * kx * position[0])
-        factor = scale * atoms.occupancy[i] * factors[jnp.asarray(which)[i]]
+        factor = scale * present * atoms.occupancy[i] * factors[which[i]]
         phase = sigma * jnp.fft.ifft2(factor * place).real
         blur = jnp.exp(-2.0 * jnp.pi**2 * (u[1] * ky**2 + u[0] * kx**2))
         return others * (1.0 + jnp.fft.ifft2(jnp.fft.fft2(cis(phase) - 1.0) * blur)), None
 
     nothing = jnp.ones(fine, jnp.result_type(1j, atoms.position_A.dtype))
-    slices = jnp.stack(
-        [
-            jax.lax.scan(jax.checkpoint(times), nothing, jnp.asarray(layer, int))[0]
-            for layer in layers
-        ]
-    )
-    return jnp.fft.ifft2(lowest(jnp.fft.fft2(slices), shape) * band_limit(shape, sampling))
+    limit = band_limit(shape, sampling)
+
+    def of_slice(layer):
+        product = jax.lax.scan(jax.checkpoint(times), nothing, layer)[0]
+        return jnp.fft.ifft2(lowest(jnp.fft.fft2(product), shape) * limit)
+
+    there = jnp.asarray(there, atoms.position_A.dtype)
+    return jax.lax.map(of_slice, (jnp.asarray(index), there))
 
 
 class Directions(NamedTuple):
