@@ -108,6 +108,7 @@ def create_nexus(
         chunks = (1,) * len(shape[:-2]) + shape[-2:]
         data = group.create_dataset("data", shape, "f4", chunks=chunks, dcpl=room)
         _describe(group, name, axes, unit)
+        file.flush()
         yield data
 
 
