@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import optax
 from jaxtyping import Array, Float, Int
 
 from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, parameter
 from micjax.inference.optimise import fit
 from micjax.inference.solution import Solution
+from micjax.inference.solvers.first_order import Adam
 from micjax.io import Axis, Field
 from micjax.physics.feedback import trace_and_retrace
 from micjax.physics.noise import Gaussian
@@ -139,7 +139,7 @@ def solve(
         problem.at(start),
         x,
         y,
-        optax.adam(optax.cosine_decay_schedule(0.1, steps)),
+        Adam(0.1, steps),
         steps=steps,
         checkpoint=checkpoint,
         resume=resume,

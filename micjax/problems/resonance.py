@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, Values
+from micjax.inference.attempt import attempt
 from micjax.inference.laplace import laplace
 from micjax.inference.optimise import fit
 from micjax.inference.solution import Solution
@@ -143,29 +144,29 @@ def solve(
         resume=resume,
         on_chunk=on_chunk,
     )
-    errors = laplace(found.problem, x, y)
+    errors = attempt("Laplace errors", laplace, found.problem, x, y)
+    vague = [n for n, ok in errors.identified.items() if not ok] if errors else []
     rms = float(jnp.sqrt(jnp.mean((y - found.problem.forward(x)) ** 2)))
     return Solution(
         found.problem,
         fit=found,
         laplace=errors,
         metrics={"residual_rms": rms},
-        statements=[
-            f"{n} is not identified by these data." for n, ok in errors.identified.items() if not ok
-        ],
+        statements=[f"{n} is not identified by these data." for n in vague],
     )
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
     """f0, amplitude and phase against the truth, beside what the largest response says."""
-    true, best, sd = truth.values(), solution.problem.values(), solution.laplace.sd()
+    true, best = truth.values(), solution.problem.values()
+    sd = {} if solution.laplace is None else solution.laplace.sd()
     classical = largest(truth, x, y)
     return [
         {
             "quantity": n.partition(".")[2],
             "truth": float(true[n]),
             "estimate": float(best[n]),
-            "sd": float(sd[n]),
+            "sd": float(sd.get(n, np.nan)),
             "largest response, true Q": float(classical[n]),
         }
         for n in ("forward.f0_kHz", "forward.amplitude", "forward.phase_rad")

@@ -15,15 +15,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import optax
 from jaxtyping import Array, Float, Int
 
 from micjax.core.problem import InverseProblem, parameter
 from micjax.core.progress import progress
+from micjax.inference.attempt import attempt
 from micjax.inference.laplace import laplace
 from micjax.inference.optimise import fit
 from micjax.inference.sample import nuts
 from micjax.inference.solution import Solution
+from micjax.inference.solvers.first_order import Adam
 from micjax.io import Axis, Field, check_image, read
 from micjax.physics.blind_tip import BlindTip, blind
 from micjax.physics.noise import Gaussian
@@ -372,12 +373,11 @@ def _describe(found) -> str:
 def _fit_surface(problem, x, y, steps, checkpoint, resume, on_chunk):
     """The surface (and line offsets) below the tip and noise as they are."""
     unknown = {"forward.surface_nm", "forward.line_offsets_nm"}
-    rate = optax.cosine_decay_schedule(0.5 * float(problem.noise.sigma), steps)
     fitted = fit(
         problem.given({n: None for n in problem.priors if n not in unknown}),
         x,
         y,
-        optax.adam(rate),
+        Adam(0.5 * problem.noise.sigma, steps),
         steps=steps,
         chunk=min(50, steps),
         checkpoint=checkpoint,
@@ -399,9 +399,10 @@ def _tip_posterior(problem, x, y, kind, found, key) -> dict[str, Any]:
         names += ["forward.tip.shape.offset_nm", "forward.tip.shape.drop_nm"]
     names = [n for n in names if n in problem.priors]
     if kind == "laplace":
-        return {"laplace": laplace(problem, x, y, names)}
+        return {"laplace": attempt("Laplace errors", laplace, problem, x, y, names)}
     given = problem.given({n: None for n in problem.priors if n not in names})
-    return {"posterior": nuts(given, x, y, key, samples=300, warmup=300)}
+    counts = {"samples": 300, "warmup": 300}
+    return {"posterior": attempt("posterior draws", nuts, given, x, y, key, **counts)}
 
 
 def _outputs(problem, x, y, found) -> dict[str, Any]:

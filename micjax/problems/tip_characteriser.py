@@ -9,7 +9,6 @@ about the others.
 """
 
 import dataclasses
-import functools
 import logging
 from typing import Any
 
@@ -18,16 +17,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, Values, parameter
-from micjax.inference.finite import NonFiniteError
+from micjax.inference.attempt import attempt
 from micjax.inference.laplace import laplace
 from micjax.inference.optimise import Fit, fit
 from micjax.inference.sample import Posterior, nuts
 from micjax.inference.solution import Solution
+from micjax.inference.solvers.first_order import Adam
 from micjax.inference.start import draw_starts
 from micjax.io import Axis, Field, check_image, read
 from micjax.physics.noise import Gaussian
@@ -234,7 +233,7 @@ def solve(
         problem,
         x,
         y,
-        _solver(steps),
+        Adam(0.1, steps),
         steps=steps,
         starts=drawn,
         checkpoint=checkpoint,
@@ -246,7 +245,8 @@ def solve(
 
     posterior = None
     if chains and found.stop_reason != "interrupted":
-        posterior = _sample(found, good, x, y, spread_key, sample_key, chains, samples, warmup)
+        keys, counts = (spread_key, sample_key), (chains, samples, warmup)
+        posterior = attempt("posterior draws", _sample, found, good, x, y, *keys, *counts)
     best = found.problem
     if posterior is not None:
         best = best.at({n: v.astype(float) for n, v in posterior.mean().items()})
@@ -264,11 +264,6 @@ def solve(
         },
         **_outputs(best, posterior, x, y),
     )
-
-
-@functools.cache  # one object for each number of steps, so that fits share their compilation
-def _solver(steps: int) -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_decay_schedule(0.1, steps))
 
 
 def screened_starts(key: Array, problem: InverseProblem, x, y, draws: int, n: int) -> list[Values]:
@@ -335,23 +330,17 @@ def _flat(problem: InverseProblem, values: Values, names: list[str]) -> np.ndarr
     return np.concatenate([np.ravel(theta[n]).astype(float) for n in names])
 
 
-def _sample(found, good, x, y, spread_key, sample_key, chains, samples, warmup) -> Posterior | None:
-    try:
-        return nuts(
-            found.problem,
-            x,
-            y,
-            sample_key,
-            samples=samples,
-            warmup=warmup,
-            chains=chains,
-            starts=spread_starts(found, good, x, y, spread_key, chains),
-        )
-    except NonFiniteError as error:
-        log.warning("no posterior draws: %s", error)
-    except KeyboardInterrupt:  # in the warm-up; the fits are worth keeping
-        log.warning("no posterior draws: interrupted before the first")
-    return None
+def _sample(found, good, x, y, spread_key, sample_key, chains, samples, warmup) -> Posterior:
+    return nuts(
+        found.problem,
+        x,
+        y,
+        sample_key,
+        samples=samples,
+        warmup=warmup,
+        chains=chains,
+        starts=spread_starts(found, good, x, y, spread_key, chains),
+    )
 
 
 def _statements(found: Fit, good, posterior: Posterior | None) -> list[str]:
