@@ -57,7 +57,8 @@ def modes(problem: InverseProblem, x: Series, y: Images, starts_A: Sequence[Sett
     points_A = in_prior(problem, SCREENED)
     likely = np.argsort(np.asarray(_losses(jnp.asarray(points_A, dtype=float), problem, x, y)))
     low, high = _limits_A(problem)
-    given_A = np.clip(np.reshape(starts_A, (-1, 3)), 0.99 * low, 0.99 * high)  # the ends are far
+    middle, half = 0.5 * (low + high), 0.495 * (high - low)  # the ends are infinitely far
+    given_A = np.clip(np.reshape(starts_A, (-1, 3)), middle - half, middle + half)
     begun = [_named(a) for a in [*points_A[likely[:BEGUN]], *given_A]]
     stages = [
         Stage(LBFGS(), FIRST_STEPS, FIRST_STEPS, starts=lambda *_: begun, keep=KEPT),
