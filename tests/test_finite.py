@@ -7,8 +7,9 @@ import pytest
 from jax.test_util import check_grads
 from scipy.special import erf
 
+from micjax.physics.finite import rooms
 from micjax.physics.multislice import multislice
-from micjax.physics.potentials import Atoms, capacities, potential_VA
+from micjax.physics.potentials import Atoms, potential_VA
 from micjax.physics.scattering import VOLT_A2, table
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -27,6 +28,7 @@ def double():
 
 def crystal(**options):
     position = np.random.default_rng(0).uniform(-0.5, 1.5, size=(4, 3)) * BOX
+    position[:, 2] = np.mod(position[:, 2], BOX[2])
     return Atoms(NUMBERS, position, BOX, **options)
 
 
@@ -90,12 +92,12 @@ def test_derivatives_are_finite_differences():
     position, u = np.random.default_rng(2).uniform(size=(2, 3, 3))
     position, u = position * BOX, 0.005 + 0.005 * u
     numbers = (14, 14, 14)
-    room = capacities(Atoms(numbers, position, BOX, u_A2=u), THICKNESS, 2.0, "finite")
+    room = rooms(Atoms(numbers, position, BOX, u_A2=u), THICKNESS, 2.0)
 
     @jax.jit
     def weighted(position, thickness, u):
         atoms = Atoms(numbers, position, BOX, u_A2=u)
-        slices = potential_VA(atoms, SHAPE, thickness, capacity=room, **FINITE)
+        slices = potential_VA(atoms, SHAPE, thickness, rooms=room, **FINITE)
         return 1e-3 * jnp.sum(weights * slices)
 
     given = tuple(map(jnp.asarray, (position, THICKNESS, u)))
@@ -135,7 +137,7 @@ def test_slices_are_like_those_of_abtem(shared):
                 crystal(),
                 SHAPE,
                 THICKNESS,
-                capacity=capacities(crystal(), THICKNESS, 0.2, "finite"),
+                rooms=rooms(crystal(), THICKNESS, 0.2),
                 **FINITE,
             ),
             Exception,

@@ -14,7 +14,7 @@ from micjax.physics import optics
 from micjax.physics.detectors import diffraction
 from micjax.physics.multislice import multislice
 from micjax.physics.phonons import averaged
-from micjax.physics.potentials import Atoms, capacities, potential_VA
+from micjax.physics.potentials import Atoms, layers, potential_VA
 from micjax.physics.stem import placed
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments/thermal_diffuse"
@@ -79,13 +79,13 @@ def by_the_library(modules, settings, crystal):
     position = np.concatenate([edge * (place + [0, 0, i]) for i in range(cells)])
     numbers, box = np.tile(crystal.elements[site], cells), edge * np.array([across, across, cells])
     slices = np.full(2 * cells, edge / 2)
-    room = capacities(Atoms(numbers, position, box), slices)
+    room = layers(Atoms(numbers, position, box), slices)
 
     @jax.jit
     def exit_waves(moved_A, u_A2):
         moved = position + jnp.pad(moved_A.reshape(-1, 2), ((0, 0), (0, 1)))
         atoms = Atoms(numbers, moved, box, u_A2=jnp.tile(u_A2[site], cells))
-        potential = potential_VA(atoms, (n, n), slices, capacity=room)
+        potential = potential_VA(atoms, (n, n), slices, slices=room)
         return jnp.stack(
             [
                 multislice(waves, potential[: 2 * c], edge / 2, sampling, patterns.ENERGY_KEV)

@@ -1,6 +1,7 @@
-"""Atoms in a periodic box with right angles.
+"""Atoms in a box with right angles.
 
-Positions are (x, y, z) in Å as in ase; the beam travels along +z.
+Positions are (x, y, z) in Å as in ase; the beam travels along +z. The box repeats itself along x
+and y, along the beam it does not: there a specimen has two faces.
 """
 
 from collections.abc import Iterable
@@ -12,21 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from micjax.core.checks import not_negative
 from micjax.core.problem import parameter
+
+STICKS_OUT_A = 1.0  # of the box at most, along the beam: a displaced atom may, by its motion
 
 
 class Atoms(eqx.Module):
-    """Atoms in a periodic box with right angles.
+    """Atoms in a box with right angles, periodic along x and y.
 
     **Arguments:**
 
     - `numbers`: atomic numbers, static.
-    - `position_A`: `[n, 3]`, (x, y, z); outside the box they are wrapped.
+    - `position_A`: `[n, 3]`, (x, y, z); outside the box they are wrapped along x and y.
     - `box_A`: its edges along x, y, z.
     - `u_A2`: mean square displacement B / (8 pi^2), along any axis `[n]` or along each `[n, 3]`.
     - `occupancy`: `[n]`.
 
-    **Raises:** `ValueError` for shapes that do not fit, numbers that are not finite, or no atoms.
+    **Raises:** `ValueError` for shapes that do not fit, numbers that are not finite, a displacement
+    or an occupancy below 0, or no atoms.
     """
 
     position_A: Float[Array, "n 3"] = parameter()
@@ -54,6 +59,9 @@ class Atoms(eqx.Module):
         self.u_A2 = jnp.broadcast_to(u[:, None] if u.ndim == 1 and u.size == n else u, (n, 3))
         self.occupancy = jnp.broadcast_to(jnp.asarray(occupancy, float), (n,))
         _finite("position_A", self.position_A)
+        for name in ("u_A2", "occupancy"):
+            if not isinstance(getattr(self, name), jax.core.Tracer):
+                not_negative(**{name: np.asarray(getattr(self, name))})
         if not isinstance(self.box_A, jax.core.Tracer) and not np.all(np.asarray(self.box_A) > 0.0):
             raise ValueError(f"box_A = {np.asarray(self.box_A)}: edges are positive")
 
@@ -76,6 +84,20 @@ class Atoms(eqx.Module):
             u_A2=jnp.broadcast_to(self.u_A2, (count, n, 3)).reshape(-1, 3),
             occupancy=jnp.tile(self.occupancy, count),
         )
+
+
+def heights_A(atoms: Atoms) -> Float[np.ndarray, "n"]:
+    """z of each atom, which has to be known.
+
+    **Raises:** `ValueError` for atoms above or below the box.
+    """
+    z, height = np.asarray(atoms.position_A, float)[:, 2], float(atoms.box_A[2])
+    if z.min() < -STICKS_OUT_A or z.max() > height + STICKS_OUT_A:
+        raise ValueError(
+            f"atoms from z = {z.min():.4g} to {z.max():.4g} Å in a box of {height:.4g} Å: along the "
+            "beam it does not repeat itself, so they have to lie within"
+        )
+    return z
 
 
 def atoms_of(structure: Any, u_A2: Any = 0.0) -> Atoms:

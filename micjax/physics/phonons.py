@@ -30,9 +30,10 @@ class Thermal(NamedTuple):
 
 def displaced(key: Array, atoms: Atoms) -> Atoms:
     """The atoms at rest in one moment: each coordinate moved by Normal(0, sqrt(u)), uncorrelated
-    (Einstein). Their own damping is gone, since it stands for the same motion."""
-    normal = jax.random.normal(key, atoms.position_A.shape, atoms.position_A.dtype)
-    moved = atoms.position_A + jnp.sqrt(atoms.u_A2) * normal
+    (Einstein). Their own damping is gone, since it stands for the same motion. A key stands for the
+    same moment in single and in double precision."""
+    normal = jax.random.normal(key, atoms.position_A.shape, jnp.float32)
+    moved = atoms.position_A + jnp.sqrt(atoms.u_A2) * normal.astype(atoms.position_A.dtype)
     return Atoms(
         atoms.numbers, moved, atoms.box_A, u_A2=0.0 * atoms.u_A2, occupancy=atoms.occupancy
     )
