@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from micjax.core.checks import not_negative
 from micjax.core.problem import parameter
 
+WRAP = 1e-6  # of a cell: an atom so little above its first face lies on it, not on the last
 STICKS_OUT_A = 1.0  # of the box at most, along the beam: a displaced atom may, by its motion
 
 
@@ -100,8 +101,16 @@ def heights_A(atoms: Atoms) -> Float[np.ndarray, "n"]:
     return z
 
 
-def atoms_of(structure: Any, u_A2: Any = 0.0) -> Atoms:
-    """From an `ase.Atoms` (or anything with `numbers`, `positions` and `cell`).
+def atoms_of(structure: Any, u_A2: Any = None) -> Atoms:
+    """From an `ase.Atoms` (or anything with `numbers`, `positions` and `cell`), with its arrays
+    "occupancy" and "u_A2" where it has them.
+
+    A structure that is periodic along z is cut at the faces of its cell: atoms beyond them move by
+    whole cells. One that is not (`pbc`) has to lie within its cell.
+
+    **Arguments:**
+
+    - `u_A2`: as in `Atoms`, instead of that of the structure.
 
     **Raises:** `ValueError` for a cell whose angles are not right ones, or that is flat.
     """
@@ -109,12 +118,18 @@ def atoms_of(structure: Any, u_A2: Any = 0.0) -> Atoms:
     lengths = np.linalg.norm(cell, axis=1)
     if not np.allclose(cell, np.diag(np.diag(cell)), atol=1e-6 * lengths.max()):
         raise ValueError(
-            f"the cell {cell.tolist()} has no right angles along x, y, z; make an orthogonal one "
-            "first (for instance with ase.build.cut or ase.build.surface)"
+            f"the cell {cell.tolist()} has no right angles along x, y, z: make an orthogonal one "
+            "(`micjax.io.orthogonal`; micjax simulate: orthogonal=true)"
         )
     if not np.all(np.diag(cell) > 0.0):
         raise ValueError(f"the cell {np.diag(cell).tolist()} is flat; give it a size with vacuum")
-    return Atoms(structure.numbers, structure.positions, np.diag(cell), u_A2=u_A2)
+    positions, height = np.array(structure.positions, float), cell[2, 2]
+    if getattr(structure, "pbc", (True,) * 3)[2]:
+        positions[:, 2] -= height * np.floor(positions[:, 2] / height + WRAP)
+    told = getattr(structure, "arrays", {})
+    u_A2 = told.get("u_A2", 0.0) if u_A2 is None else u_A2
+    occupancy = told.get("occupancy", 1.0)
+    return Atoms(structure.numbers, positions, np.diag(cell), u_A2=u_A2, occupancy=occupancy)
 
 
 def _shaped(name: str, values: Any, shape: tuple[int, ...]) -> Array:
