@@ -8,8 +8,8 @@ from jax.flatten_util import ravel_pytree
 
 from micjax.physics import optics
 from micjax.physics.detectors import annulus, collected, diffraction
-from micjax.physics.multislice import multislice
 from micjax.physics.finite import rooms
+from micjax.physics.multislice import multislice
 from micjax.physics.potentials import Atoms, potential_VA
 from micjax.physics.stem import placed
 

@@ -11,7 +11,7 @@ from micjax.physics import optics
 from micjax.physics.detectors import annulus, collected, diffraction, source_blurred
 from micjax.physics.multislice import multislice
 from micjax.physics.phonons import averaged, displaced
-from micjax.physics.potentials import Atoms, capacities, potential_VA
+from micjax.physics.potentials import Atoms, layers, potential_VA
 from micjax.physics.stem import placed
 from micjax.run.simulate import make_simulate_plan, prepare, quick_size, simulate
 
@@ -146,12 +146,12 @@ def test_projections(folder, monkeypatch, projection, many, expected):
         used.update(options)
         return jnp.zeros((len(thickness_A), *shape))
 
-    monkeypatch.setattr("micjax.run.simulate.potential_VA", potential)
-    monkeypatch.setattr("micjax.run.simulate.MANY", many)
+    monkeypatch.setattr("micjax.run.simulate_setup.potential_VA", potential)
+    monkeypatch.setattr("micjax.run.simulate_setup.MANY", many)
     setup = prepare(plan("cbed", sampling_A=0.4, projection=projection, table="peng"))
     assert used["projection"] == expected
     if expected != "finite":
-        assert used["capacity"] == capacities(setup.atoms, setup.thickness_A)
+        assert used["slices"] == layers(setup.atoms, setup.thickness_A)
 
 
 def test_an_image_with_a_dose(folder):
@@ -174,7 +174,7 @@ def test_the_mean_of_many_displaced_potentials_is_the_damped_one():
 
     @jax.jit
     def one(key):
-        return potential_VA(displaced(key, atoms), shape, thickness, capacity=(1, 1))
+        return potential_VA(displaced(key, atoms), shape, thickness, slices=((0, 1),))
 
     many = jax.lax.map(one, keys)
     spread = many.std(0) / np.sqrt(len(keys))

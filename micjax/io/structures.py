@@ -109,9 +109,7 @@ def _displacements(path: str, block: Any, sites: Any) -> np.ndarray:
         iso = block.get(f"_atom_site_{name}_iso_or_equiv")
         if iso is not None:
             u = np.where(np.isnan(u), _numbers(iso) / over, u)
-        tensors = [
-            block.get(f"_atom_site_aniso_{name}_{i + 1}{j + 1}") for i, j in COMPONENTS
-        ]
+        tensors = [block.get(f"_atom_site_aniso_{name}_{i + 1}{j + 1}") for i, j in COMPONENTS]
         if None in tensors:
             continue
         log.warning("%s: anisotropic displacements are taken as their mean", path)

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from micjax.core.checks import not_negative
 from micjax.core.problem import parameter
 
 WRAP = 1e-6  # of a cell: an atom so little above its first face lies on it, not on the last
@@ -60,9 +59,8 @@ class Atoms(eqx.Module):
         self.u_A2 = jnp.broadcast_to(u[:, None] if u.ndim == 1 and u.size == n else u, (n, 3))
         self.occupancy = jnp.broadcast_to(jnp.asarray(occupancy, float), (n,))
         _finite("position_A", self.position_A)
-        for name in ("u_A2", "occupancy"):
-            if not isinstance(getattr(self, name), jax.core.Tracer):
-                not_negative(**{name: np.asarray(getattr(self, name))})
+        _not_negative("u_A2", self.u_A2)
+        _not_negative("occupancy", self.occupancy)
         if not isinstance(self.box_A, jax.core.Tracer) and not np.all(np.asarray(self.box_A) > 0.0):
             raise ValueError(f"box_A = {np.asarray(self.box_A)}: edges are positive")
 
@@ -95,8 +93,8 @@ def heights_A(atoms: Atoms) -> Float[np.ndarray, "n"]:
     z, height = np.asarray(atoms.position_A, float)[:, 2], float(atoms.box_A[2])
     if z.min() < -STICKS_OUT_A or z.max() > height + STICKS_OUT_A:
         raise ValueError(
-            f"atoms from z = {z.min():.4g} to {z.max():.4g} Å in a box of {height:.4g} Å: along the "
-            "beam it does not repeat itself, so they have to lie within"
+            f"atoms from z = {z.min():.4g} to {z.max():.4g} Å in a box of {height:.4g} Å: along "
+            "the beam it does not repeat itself, so they have to lie within"
         )
     return z
 
@@ -142,3 +140,9 @@ def _shaped(name: str, values: Any, shape: tuple[int, ...]) -> Array:
 def _finite(name: str, values: Array) -> None:
     if not isinstance(values, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(values))):
         raise ValueError(f"{name} holds numbers that are not finite")
+
+
+def _not_negative(name: str, values: Array) -> None:
+    _finite(name, values)
+    if not isinstance(values, jax.core.Tracer) and np.any(np.asarray(values) < 0.0):
+        raise ValueError(f"{name} goes down to {np.min(values):g}: 0 and more is allowed")

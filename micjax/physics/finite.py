@@ -51,7 +51,9 @@ def gaussians(elements: tuple[int, ...]) -> list[Gaussian]:
 
 
 def rooms(
-    atoms: Atoms, thickness_A: Float[Array, "slices"], spare: float = 1.0
+    atoms: Atoms,
+    thickness_A: Float[Array | np.ndarray, "slices"],
+    spare: float = 1.0,
 ) -> tuple[Room, ...]:
     """What each Gaussian needs, thermal motion included, `spare` times as many atoms.
 
@@ -113,4 +115,5 @@ def _reaching(atoms: Atoms, thickness_A, gaussian: Gaussian, farther_A: float = 
     order = jnp.argsort(z)
     border = jnp.concatenate([jnp.zeros(1), jnp.cumsum(thickness_A)])
     ends = jnp.stack([border[:-1] - reach, border[1:] + reach], axis=1)
-    return jnp.asarray(own)[order], z[order], deviation[order], border, jnp.searchsorted(z, ends)
+    z = z[order]
+    return jnp.asarray(own)[order], z, deviation[order], border, jnp.searchsorted(z, ends)

@@ -1,8 +1,8 @@
 """Frozen phonons: thermal motion as a mean over displaced crystals (Loane, Xu & Silcox 1991).
 
 An electron is through before an atom has moved, so intensities are averaged. The intensity of the
-mean wave over all motion was scattered elastically; what the mean intensity has beside it is thermal
-diffuse. The mean wave of N configurations still has 1/N of the diffuse intensity in it, so
+mean wave over all motion was scattered elastically; what the mean intensity has beside it is
+thermal diffuse. The mean wave of N configurations still has 1/N of the diffuse intensity in it, so
 
     diffuse = (total - |mean wave|^2) N / (N - 1),    elastic = total - diffuse
 
@@ -79,7 +79,8 @@ def averaged(
 
     def counted():
         nonlocal count
-        for count, one in enumerate(configurations, 1):
+        for one in configurations:
+            count += 1
             yield one
 
     wave, total = mean(both, counted() if mesh is None else configurations, mesh)

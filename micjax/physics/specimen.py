@@ -112,12 +112,7 @@ def stacked(*layers: Atoms) -> Atoms:
     below = jnp.cumsum(heights) - heights
     return Atoms(
         sum((a.numbers for a in layers), ()),
-        jnp.concatenate(
-            [
-                a.position_A.at[:, 2].add(z)
-                for a, z in zip(layers, below, strict=True)
-            ]
-        ),
+        jnp.concatenate([a.position_A.at[:, 2].add(z) for a, z in zip(layers, below, strict=True)]),
         layers[0].box_A.at[2].set(jnp.sum(heights)),
         u_A2=jnp.concatenate([a.u_A2 for a in layers]),
         occupancy=jnp.concatenate([a.occupancy for a in layers]),
