@@ -1,4 +1,4 @@
-"""Simulations that are killed, interrupted or fail: nothing is lost, and what goes on is the same."""
+"""Simulations that are killed, interrupted or fail: no work is lost, what goes on is the same."""
 
 import json
 import logging
