@@ -4,6 +4,7 @@ What is decided here, the pixels, the slices and what lies in them, is decided i
 a simulation in single precision has the same.
 """
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from micjax.io.orthogonal import orthogonal
 from micjax.io.structures import read_structure
 from micjax.physics import devices, finite, optics
 from micjax.physics.detectors import annulus
-from micjax.physics.multislice import band_limit, highest_angle_mrad
+from micjax.physics.multislice import band_limit, highest_angle_mrad, propagator
 from micjax.physics.phonons import displaced
 from micjax.physics.potentials import Atoms, Layers, atoms_of, layers, potential_VA
 from micjax.physics.scattering import table
@@ -81,7 +82,9 @@ def prepare(plan: SimulatePlan) -> Setup:
     atoms = Atoms(atoms.numbers, position_A, box_A, u_A2=u_A2, occupancy=occupancy)
     potential = _potential(plan, atoms, tuple(plan.finer * n for n in shape), thickness, options)
     moments = jax.random.split(jax.random.key(plan.seed), max(1, plan.phonons))
-    jax.eval_shape(potential, moments[0])  # what it refuses is told now
+    tilted = functools.partial(propagator, shape, sampling, thickness[0], plan.energy_keV)
+    for refuses in (lambda: potential(moments[0]), lambda: tilted(plan.tilt_mrad)):
+        jax.eval_shape(refuses)  # is told now
     return Setup(
         atoms,
         cell_A,
@@ -217,7 +220,7 @@ def _alike(plan: SimulatePlan, atoms: Atoms) -> bool:
     """Whether all atoms of an element have one damping, as a gridded projection wants it."""
     numbers, u = np.asarray(atoms.numbers), np.asarray(atoms.u_A2)
     spread = max(np.ptp(u[numbers == z], axis=0).max() for z in atoms.elements)
-    return plan.phonons > 0 or spread <= SAME_A2
+    return plan.phonons > 0 or bool(spread <= SAME_A2)
 
 
 def _potential(plan: SimulatePlan, atoms: Atoms, shape, thickness_A, options: dict[str, Any]):
