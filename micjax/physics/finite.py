@@ -115,5 +115,6 @@ def _reaching(atoms: Atoms, thickness_A, gaussian: Gaussian, farther_A: float = 
     order = jnp.argsort(z)
     border = jnp.concatenate([jnp.zeros(1), jnp.cumsum(thickness_A)])
     ends = jnp.stack([border[:-1] - reach, border[1:] + reach], axis=1)
+    ends = ends.at[0, 0].set(-jnp.inf).at[-1, 1].set(jnp.inf)  # what sticks out is in them
     z = z[order]
     return jnp.asarray(own)[order], z, deviation[order], border, jnp.searchsorted(z, ends)
