@@ -26,15 +26,15 @@ from micjax.run.explore import (
     with_assignments,
 )
 from micjax.run.explore_report import conclude
-from micjax.run.folder import RunFolder, new_folder, now, open_folder
+from micjax.run.folder import RunFolder, now, open_folder
 from micjax.run.info import info
-from micjax.run.job import Job, fingerprint, prepare
+from micjax.run.job import Job, prepare
 from micjax.run.logs import Logs, logs
 from micjax.run.plan import make_plan, read_plan, with_settings
 from micjax.run.provenance import surroundings
-from micjax.run.simulate import make_simulate_plan, simulate
+from micjax.run.simulate import make_simulate_plan
 from micjax.run.simulate import prepare as prepare_simulation
-from micjax.run.simulate_report import conclude as conclude_simulation
+from micjax.run.simulate_run import SimulationRun
 from micjax.run.status import status
 from micjax.run.template import template
 
@@ -188,19 +188,21 @@ def _simulate(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int
     given = with_assignments(start, arguments.set or [])
     plan = make_simulate_plan(given if arguments.out is None else given | {"out": arguments.out})
     prepare_simulation(plan)  # what is wrong is told before there is a folder
-    folder = new_folder(plan.out, f"simulate-{plan.what}")
-    kept.write_to(folder / "log.txt")
-    inputs = {"structure": fingerprint(pathlib.Path(plan.structure))}
-    facts = surroundings(argv, plan.seed, inputs) | {"start": now()}
-    began = time.monotonic()
-    found = simulate(plan, folder.path)
-    facts |= {"status": "finished", "end": now(), "wall_s": round(time.monotonic() - began, 3)}
-    folder.write_json("plan.resolved.json", plan.model_dump(mode="json"))
-    folder.write_json("provenance.json", facts)
-    conclude_simulation(plan, found, folder, facts)
+    run = SimulationRun(plan, argv, arguments.resume)
+    kept.write_to(run.folder / "log.txt")
+    try:
+        found = run.run()
+    except KeyboardInterrupt:
+        log.warning("interrupted; to go on: %s", run.how_to_resume())
+        return INTERRUPTED
+    except Exception as error:
+        kept.file_only(error)
+        code = _failed(error, FAILED, arguments.debug, f" (more in {run.folder / 'log.txt'})")
+        print(f"micjax: to go on: {run.how_to_resume()}", file=sys.stderr)
+        return code
     for sentence in found.said:
         print(sentence)
-    print(f"report: {folder / 'report.html'}")
+    print(f"report: {run.folder / 'report.html'}")
     return 0
 
 
@@ -358,6 +360,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("structure", metavar="STRUCTURE", help="CIF, XYZ, POSCAR, PDB, ...")
     _set_argument(made, "energy_keV=300, tile=[3,3,10], u_A2.Sr=0.008, phonons=16, dose=1e5")
     made.add_argument("--out", metavar="DIR", help="run folder (default: a new one in runs/)")
+    made.add_argument("--resume", action="store_true", help="go on with the simulation in --out")
 
     told = _command(commands, "status", _status, "how far an exploration has come, while it runs")
     told.add_argument("folder", metavar="RUN", help="the folder of the exploration")

@@ -102,7 +102,7 @@ def moved_potential(crystal, normal):
     still = Atoms(atoms.numbers, moved, atoms.box_A, occupancy=atoms.occupancy)
     thickness = BOX_A[2] / crystal.slices * np.ones(crystal.slices)
     fine = (4 * crystal.shape[0], 4 * crystal.shape[1])
-    return potential_VA(still, fine, thickness, capacity=crystal.capacity)
+    return potential_VA(still, fine, thickness, slices=crystal.layers)
 
 
 def mean_transmissions(crystal, energy_keV, limit):
@@ -117,7 +117,7 @@ def mean_transmissions(crystal, energy_keV, limit):
         def phase(move, i=i):
             place = atoms.position_A[i].at[:2].add(jnp.sqrt(atoms.u_A2[i, :2]) * move)
             one = Atoms([atoms.numbers[i]], place[None], BOX_A, occupancy=atoms.occupancy[i])
-            return jnp.exp(1j * sigma * potential_VA(one, fine, BOX_A[2:], capacity=(1,))[0])
+            return jnp.exp(1j * sigma * potential_VA(one, fine, BOX_A[2:], slices=((0,),))[0])
 
         mean = jnp.tensordot(weight, jax.lax.map(phase, moves), 1)
         of = int(z / BOX_A[2] * crystal.slices)

@@ -27,7 +27,7 @@ from micjax.io.structures import read_structure
 from micjax.physics import optics
 from micjax.physics.multislice import CUTOFF, highest_angle_mrad
 from micjax.physics.noise import Poisson
-from micjax.physics.potentials import Atoms, atoms_of, capacities, layers
+from micjax.physics.potentials import Atoms, atoms_of, layers
 from micjax.physics.scattering import scattering_factors_A
 from micjax.problems._structure_data import scan_from, series_from
 from micjax.problems._structure_model import (
@@ -166,7 +166,6 @@ def problem(
         chosen,
         _shape(kind, box, sampling_A, energy_keV, semiangle_mrad, reach_mrad),
         layers(at_rest, thickness),
-        capacities(at_rest, thickness),
     )
     aberrations_A = {"C10": 0.0, **(aberrations_A or {})}
     if strange := sorted(set(aberrations_A) - set(optics.CARTESIAN)):
