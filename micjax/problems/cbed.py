@@ -20,16 +20,18 @@ from jaxtyping import Array, Float
 from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, parameter
 from micjax.inference.attempt import attempt
-from micjax.inference.laplace import laplace
+from micjax.inference.laplace import Laplace, laplace
 from micjax.inference.optimise import Fit
-from micjax.inference.scoring import scored
+from micjax.inference.scoring import expected_hessian, scored
 from micjax.inference.solution import Solution
 from micjax.io import read
 from micjax.io.structures import read_structure
 from micjax.physics import optics
+from micjax.physics.grids import coarsest_A, shape_over
 from micjax.physics.multislice import highest_angle_mrad
 from micjax.physics.noise import Poisson
 from micjax.physics.pacbed import (
+    ELASTIC,
     Camera,
     Directions,
     Rocking,
@@ -37,7 +39,10 @@ from micjax.physics.pacbed import (
     camera,
     diffuse,
     directions,
+    elastic_mrad,
+    finer_for,
     mean_transmission,
+    planes,
     rocking,
     seen,
 )
@@ -50,10 +55,16 @@ SRTIO3 = (
     [38, 22, 8, 8, 8],
     [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0]],
 )
+LEAST = 1.5 / ELASTIC  # of the angle up to which a mean wave is scattered; LOST are beyond it
+LOST = 0.01  # of the electrons, at most
 EXPLAINED = 1.5  # chi^2 for each pixel: more than any noise of some hundred pixels
 UNEXPLAINED = (
     "The model does not explain the pattern (chi^2 per pixel {:.3g}): the errors are too small, "
     "and the values may be off by more. The residual shows where."
+)
+TOO_COARSE = (
+    "The grid of {} x {} pixels over the cell loses {:.2g} % of the electrons, which the fit takes "
+    "for absorbed ones: give a smaller u_A2 to start from, or more pixels."
 )
 
 
@@ -80,6 +91,16 @@ class Convergent(eqx.Module):
         every = self.every_thickness()
         cells = self.thickness_A / self.atoms().box_A[2]
         return self.on(x)(between(every.intensity, cells), between(every.total, cells))
+
+    @eqx.filter_jit
+    def lost(self) -> Float[Array, ""]:
+        """The fraction of the electrons that is scattered beyond the grid: what twice as many
+        pixels along each edge keep of a wave along the axis."""
+        alone = dataclasses.replace(self, directions=self.directions._replace(beams=(0, 0)))
+        finer = dataclasses.replace(alone, shape=tuple(2 * n for n in self.shape))
+        cells = self.thickness_A / self.atoms().box_A[2]
+        kept, more = (between(each.every_thickness().total, cells) for each in (alone, finer))
+        return jnp.abs(more - kept)
 
     def every_thickness(self) -> Rocking:
         atoms = self.atoms()
@@ -133,8 +154,8 @@ def problem(
     fractions: list | None = None,
     cell_A: float | list = 3.905,
     slice_A: float = 2.0,
-    pixels: int = 32,
-    finer: int = 3,
+    pixels: int | list | None = None,
+    finer: int | None = None,
     reach_mrad: float = 30.0,
 ) -> InverseProblem:
     """A crystal of one repeated cell with right angles, near a zone axis.
@@ -156,12 +177,14 @@ def problem(
     - `fractions`: [[x, y, z], ...] of each atom in units of the cell.
     - `cell_A`: edges along x, y, z (the beam), or the edge of a cube.
     - `slice_A`: thickness of a slice, at most.
-    - `pixels`: of the wave along each edge of the cell.
-    - `finer`: beams in each vector of the reciprocal lattice, for the rocking curves.
+    - `pixels`: of the wave along each edge of the cell, or (y, x); as many as the camera and the
+        thermal motion need if not given.
+    - `finer`: beams in each vector of the reciprocal lattice, for the rocking curves; as many as
+        the thickness and the camera need if not given.
     - `reach_mrad`: the camera sees no further.
 
-    **Raises:** `ValueError` for numbers that are not positive, a camera that sees more than the
-    wave's highest angle.
+    **Raises:** `ValueError` for numbers that are not positive, pixels that are too few for the
+    camera or lose electrons.
     """
     positive(
         thickness_A=thickness_A,
@@ -180,16 +203,10 @@ def problem(
         raise ValueError("numbers and fractions belong together")
     numbers, fractions = SRTIO3 if numbers is None else (numbers, fractions)
     places = np.asarray(fractions, float).reshape(len(numbers), 3) % 1.0
-    slices = int(np.ceil(box[2] / slice_A - 1e-9))
-    layer = np.floor(places[:, 2] * slices + 1e-9).astype(int)
+    layers = planes(places[:, 2], int(np.ceil(box[2] / slice_A * (1.0 - 1e-6))))
     widest = semiangle_mrad + 3.0 * (centre_sd_mrad + semiangle_sd_mrad)
-    highest = highest_angle_mrad(tuple(box[1::-1] / pixels), energy_keV)
-    if reach_mrad + widest > highest:
-        raise ValueError(
-            f"reach_mrad = {reach_mrad:.4g} and the aperture need {reach_mrad + widest:.4g} mrad, "
-            f"but {pixels} pixels over the cell end at {highest:.4g} mrad: take more pixels or a "
-            "smaller reach"
-        )
+    shape = _shape(pixels, box, energy_keV, reach_mrad + widest, elastic_mrad(u_A2, energy_keV))
+    finer = finer_for(box, most_A, energy_keV, reach_mrad) if finer is None else finer
     forward = Convergent(
         thickness_A,
         np.zeros(2),
@@ -202,8 +219,8 @@ def problem(
         places * box,
         box,
         tuple(int(z) for z in numbers),
-        tuple(tuple(np.flatnonzero(layer == s).tolist()) for s in range(slices)),
-        (pixels, pixels),
+        layers,
+        shape,
         int(np.ceil(most_A / box[2] * (1.0 + 5.0 * strain_sd))) + 1,
         directions(box, widest, energy_keV, finer, reach_mrad),
     )
@@ -222,6 +239,25 @@ def problem(
         about = dist.TruncatedNormal(semiangle_mrad, semiangle_sd_mrad, low=0.0)
         priors["forward.semiangle_mrad"] = about
     return InverseProblem(forward, Poisson(dose), priors)
+
+
+def _shape(pixels, box, energy_keV, on_camera_mrad, elastic_mrad) -> tuple[int, int]:
+    """Pixels of the wave over the cell."""
+    if pixels is None:
+        return shape_over(box, coarsest_A(max(on_camera_mrad, elastic_mrad), energy_keV))
+    ny, nx = (int(n) for n in np.broadcast_to(pixels, (2,)))
+    highest = highest_angle_mrad((box[1] / ny, box[0] / nx), energy_keV)
+    for needed, what in (
+        (on_camera_mrad, "reach_mrad and the aperture need"),
+        (LEAST * elastic_mrad, "the thermal motion u_A2 lets the wave scatter up to"),
+    ):
+        if highest < needed * (1.0 - 1e-6):
+            more = shape_over(box, coarsest_A(max(on_camera_mrad, elastic_mrad), energy_keV))
+            raise ValueError(
+                f"{what} {needed:.4g} mrad, but {ny} x {nx} pixels over the cell end at "
+                f"{highest:.4g} mrad: take pixels = {list(more)}, or none for as many as needed"
+            )
+    return ny, nx
 
 
 def example(key, dose: float = 1e6) -> tuple[InverseProblem, Camera, Pixels]:
@@ -371,21 +407,28 @@ def solve(
     )
     if found.stop_reason == "interrupted":
         return Solution(found.problem, fit=found)
-    errors = attempt("Laplace errors", laplace, found.problem, x, y)
+    errors = attempt("Laplace errors", _errors, found.problem, x, y)
     vague = [n for n, ok in errors.identified.items() if not ok] if errors else []
     rate = found.problem.noise(found.problem.forward(x)).rate
     on = x.efficiency > 0
     chi2 = float(jnp.sum(jnp.where(on, (y - rate) ** 2 / rate, 0.0)) / jnp.sum(on))
+    lost = float(found.problem.forward.lost())
     return Solution(
         found.problem,
         fit=found,
         laplace=errors,
-        metrics={"chi_squared_per_pixel": chi2},
+        metrics={"chi_squared_per_pixel": chi2, "electrons_lost_beyond_grid": lost},
         statements=[
             *(f"{n} is not identified by this pattern." for n in vague),
+            *([TOO_COARSE.format(*found.problem.forward.shape, 100 * lost)] if lost > LOST else []),
             *([UNEXPLAINED.format(chi2)] if chi2 > EXPLAINED else []),
         ],
     )
+
+
+def _errors(problem: InverseProblem, x: Camera, y: Pixels) -> Laplace:
+    # a dense Hessian of all pixels would take gigabytes
+    return laplace(problem, x, y, hessian=expected_hessian(problem, x, y))
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
