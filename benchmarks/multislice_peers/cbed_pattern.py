@@ -36,7 +36,10 @@ CELLS = {  # the beam along [001], which is z
     "GaAs": lambda: bulk("GaAs", "zincblende", a=5.6533, cubic=True),
     "Si": lambda: bulk("Si", "diamond", a=5.4309, cubic=True),
     "SrTiO3": lambda: crystal(
-        ["Sr", "Ti", "O"], [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0)], 221, cellpar=[3.905] * 3 + [90] * 3
+        ["Sr", "Ti", "O"],
+        [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0)],
+        221,
+        cellpar=[3.905] * 3 + [90] * 3,
     ),
 }
 
@@ -93,10 +96,10 @@ def main() -> None:
     parser.add_argument("--semiangle-mrad", type=float, default=8.0)
     parser.add_argument("--dose", type=float, default=1e6)
     parser.add_argument("--camera", type=int, default=73, help="pixels along each edge")
-    parser.add_argument("--across", type=int, default=6, help="cells of the supercell along x and y")
+    parser.add_argument("--across", type=int, default=6, help="cells along x and y")
     parser.add_argument("--pixels", type=int, default=768, help="of the wave, along x and y")
     parser.add_argument("--slices", type=int, default=4, help="of a cell")
-    parser.add_argument("--places", type=int, default=4, help="of the probe along each edge of a cell")
+    parser.add_argument("--places", type=int, default=4, help="of the probe along a cell")
     parser.add_argument("--configurations", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

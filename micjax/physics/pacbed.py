@@ -31,6 +31,7 @@ Scalar = float | Float[Array, ""]
 CLOSER = 4  # finer grid for exp(i sigma v) of an atom at rest, which is sharper than its mean
 ELASTIC = 2.0  # 2 pi sqrt(u) k, beyond which a mean wave has some 1e-3 of its electrons
 INTERPOLATED = 3.0  # directions in a fringe of the quickest rocking curve, for a cubic
+TOGETHER = 4  # beams at a time on a CPU
 ALIKE = 1e-3  # of a slice: heights that differ by less differ by rounding
 
 
@@ -222,23 +223,28 @@ def rocking(
     travel = (travel * band_limit(wide, sampling))[iy[:, :, None], ix[:, None, :]]
     angles = optics.angles_mrad(wide, jnp.stack(sampling), optics.wavelength_A(energy_keV))
     weight = optics.aperture(angles, semiangle_mrad)[iy[:, 0], ix[:, 0]]
-    weight = (weight / jnp.sum(weight))[:, None, None]
+    weight = weight / jnp.sum(weight)
     gy, gx = (np.arange(-r, r + 1) for r in which.reflections)
-    across = [len(s) for s in steps]
 
-    @jax.checkpoint
-    def through_a_cell(spectra):
-        intensity = spectra.real**2 + spectra.imag**2
-        found = Rocking(
-            intensity[:, gy[:, None], gx].reshape(*across, len(gy), len(gx)),
-            jnp.sum(weight * intensity),
-        )
-        for t in transmissions:
-            spectra = jnp.fft.fft2(t * jnp.fft.ifft2(spectra)) * travel
-        return spectra, found
+    def curve(travel):
+        """Of one beam: its reflections behind each cell, and all that is left of it."""
 
-    start = jnp.zeros((len(beams), ny, nx), transmissions.dtype).at[:, 0, 0].set(1.0)
-    return jax.lax.scan(lambda s, _: through_a_cell(s), start, length=cells + 1)[1]
+        @jax.checkpoint
+        def through_a_cell(spectrum, _):
+            intensity = spectrum.real**2 + spectrum.imag**2
+            found = intensity[gy[:, None], gx], jnp.sum(intensity)
+            for t in transmissions:
+                spectrum = jnp.fft.fft2(t * jnp.fft.ifft2(spectrum)) * travel
+            return spectrum, found
+
+        start = jnp.zeros((ny, nx), transmissions.dtype).at[0, 0].set(1.0)
+        return jax.lax.scan(through_a_cell, start, length=cells + 1)[1]
+
+    # on a CPU the waves of few beams stay in the cache
+    together = TOGETHER if jax.default_backend() == "cpu" else len(beams)
+    each, left = jax.lax.map(curve, travel, batch_size=together)
+    intensity = jnp.moveaxis(each, 0, 1).reshape(-1, *map(len, steps), len(gy), len(gx))
+    return Rocking(intensity, weight @ left)
 
 
 def between(curves: Float[Array, "cells ..."], cells: Scalar) -> Float[Array, "..."]:

@@ -204,7 +204,7 @@ class Imaged(eqx.Module):
         wavelength_A = optics.wavelength_A(energy_keV)
         angles = optics.angles_mrad(shape, jnp.stack(sampling_A), wavelength_A)
         ky, kx = (k.ravel() for k in frequencies_inv_A(shape, sampling_A))
-        opened = optics.aperture(angles, self.semiangle_mrad)
+        opened = optics.sharp_aperture(angles, self.semiangle_mrad)
         opened = opened * optics.focal_envelope(angles, self.focal_spread_A, wavelength_A)
 
         def lens(defocus_A):

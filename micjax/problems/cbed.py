@@ -25,7 +25,6 @@ from micjax.inference.optimise import Fit
 from micjax.inference.scoring import expected_hessian, scored
 from micjax.inference.solution import Solution
 from micjax.io import read
-from micjax.io.structures import read_structure
 from micjax.physics import optics
 from micjax.physics.grids import coarsest_A, shape_over
 from micjax.physics.multislice import highest_angle_mrad
@@ -46,8 +45,10 @@ from micjax.physics.pacbed import (
     rocking,
     seen,
 )
-from micjax.physics.potentials import Atoms, atoms_of
+from micjax.physics.potentials import Atoms
+from micjax.problems._angles import axes_mrad, both
 from micjax.problems._cbed_fit import everywhere
+from micjax.problems._specimen import atoms_from, start_u_A2
 from micjax.report.figures import captioned, image_row
 
 Pixels = Float[Array, "my mx"]
@@ -80,6 +81,7 @@ class Convergent(eqx.Module):
     semiangle_mrad: Float[Array, ""] = parameter()
     energy_keV: Float[Array, ""] = parameter()
     position_A: Float[Array, "atoms 3"] = parameter()
+    occupancy: Float[Array, "atoms"] = parameter()
     box_A: Float[Array, "3"] = parameter()
     numbers: tuple[int, ...] = eqx.field(static=True)
     layers: tuple[tuple[int, ...], ...] = eqx.field(static=True)
@@ -136,13 +138,20 @@ class Convergent(eqx.Module):
 
     def atoms(self) -> Atoms:
         scale = 1.0 + self.strain
-        return Atoms(self.numbers, scale * self.position_A, scale * self.box_A, u_A2=self.u_A2)
+        return Atoms(
+            self.numbers,
+            scale * self.position_A,
+            scale * self.box_A,
+            u_A2=self.u_A2,
+            occupancy=self.occupancy,
+        )
 
 
 def problem(
     thickness_A: float = 60.0,
     u_A2: float = 0.008,
     dose: float = 1e6,
+    dose_sd: float = 0.05,
     semiangle_mrad: float = 8.0,
     energy_keV: float = 200.0,
     tilt_sd_mrad: float = 2.0,
@@ -152,6 +161,7 @@ def problem(
     most_A: float = 120.0,
     numbers: list | None = None,
     fractions: list | None = None,
+    occupancy: list | None = None,
     cell_A: float | list = 3.905,
     slice_A: float = 2.0,
     pixels: int | list | None = None,
@@ -164,7 +174,8 @@ def problem(
 
     - `thickness_A`: where a fit of its own starts; the prior is flat from one cell to `most_A`.
     - `u_A2`: mean square displacement of an atom along an axis, to within a factor of 1.6.
-    - `dose`: electrons of the whole beam, to within 5 %.
+    - `dose`: electrons of the whole beam, which the camera need not all see.
+    - `dose_sd`: how far it may be off, as a fraction.
     - `semiangle_mrad`: of convergence.
     - `energy_keV`: of the electrons.
     - `tilt_sd_mrad`: how far the beam may be off the axis, along y and along x.
@@ -175,8 +186,9 @@ def problem(
     - `numbers`: atomic numbers of the atoms in a cell; with `fractions`, strontium titanate if not
         given.
     - `fractions`: [[x, y, z], ...] of each atom in units of the cell.
+    - `occupancy`: how much of each atom is there; all of each if not given.
     - `cell_A`: edges along x, y, z (the beam), or the edge of a cube.
-    - `slice_A`: thickness of a slice, at most.
+    - `slice_A`: thickness of a slice, at most; slices begin where planes of atoms are.
     - `pixels`: of the wave along each edge of the cell, or (y, x); as many as the camera and the
         thermal motion need if not given.
     - `finer`: beams in each vector of the reciprocal lattice, for the rocking curves; as many as
@@ -190,6 +202,7 @@ def problem(
         thickness_A=thickness_A,
         u_A2=u_A2,
         dose=dose,
+        dose_sd=dose_sd,
         semiangle_mrad=semiangle_mrad,
         energy_keV=energy_keV,
         tilt_sd_mrad=tilt_sd_mrad,
@@ -217,6 +230,7 @@ def problem(
         semiangle_mrad,
         energy_keV,
         places * box,
+        np.ones(len(numbers)) if occupancy is None else occupancy,
         box,
         tuple(int(z) for z in numbers),
         layers,
@@ -229,7 +243,7 @@ def problem(
         "forward.tilt_mrad": dist.Normal(0.0, tilt_sd_mrad),
         "forward.u_A2": dist.LogNormal(np.log(u_A2), 0.5),
         "forward.diffuse_share": dist.Uniform(0.0, 1.0),
-        "noise.dose": dist.LogNormal(np.log(dose), 0.05),
+        "noise.dose": dist.LogNormal(np.log(dose), dose_sd),
     }
     if strain_sd > 0.0:
         priors["forward.strain"] = dist.Normal(0.0, strain_sd)
@@ -280,59 +294,72 @@ def load(
     file,
     channel: str | None = None,
     structure: str | None = None,
-    mrad_per_px: float | None = None,
+    numbers: list | None = None,
+    fractions: list | None = None,
+    cell_A: float | list | None = None,
+    mrad_per_px: float | list | None = None,
     centre_px: list | None = None,
     rotation_deg: float = 0.0,
     reach_mrad: float | None = None,
+    counts_per_unit: float = 1.0,
+    dose: float | None = None,
     energy_keV: float = 200.0,
     semiangle_mrad: float = 8.0,
 ) -> tuple[dict[str, Any], Camera, Pixels]:
-    """Counts of a pattern from a microscope's file.
+    """Counts of a pattern from a microscope's file, or from a bare array (.npy, .npz, .tif).
 
     **Arguments:**
 
     - `channel`: which image of the file.
-    - `structure`: CIF, XYZ, POSCAR ... of the cell, the beam along z; strontium titanate if not
-        given.
-    - `mrad_per_px`: pixel size, where the axes of the file are not in mrad.
-    - `centre_px`: the middle of the direct disc, [row, column]; where the axes are 0 if they are in
-        mrad, otherwise the middle of the brightest disc.
+    - `structure`: CIF, XYZ, POSCAR ... of the cell, the beam along z.
+    - `numbers`, `fractions`, `cell_A`: the cell, where there is no `structure`; see `problem`.
+    - `mrad_per_px`: pixel size, where the axes of the file are no angles; one number, or (y, x).
+    - `centre_px`: the middle of the direct disc, [row, column]; where the axes are 0 if they are
+        angles, otherwise the middle of the brightest disc.
     - `rotation_deg`: of the camera's x axis against that of the crystal, from x towards y.
     - `reach_mrad`: pixels further out are left out; by default all that fit onto the camera.
+    - `counts_per_unit`: of the values in the file; counts are rounded to whole electrons.
+    - `dose`: electrons of the whole beam, to within 5 %; by default as many as the camera has seen,
+        to within 30 %.
     - `energy_keV`: of the electrons.
     - `semiangle_mrad`: of convergence, to within 2 %.
 
-    **Raises:** `ValueError` for values that are no counts, a pixel size that is not known, besides
-    what `micjax.io.read` raises. Pixels that are NaN are blind.
+    **Raises:** `ValueError` for values that are no counts, a pixel size or a crystal that is not
+    known, besides what `micjax.io.read` raises. Pixels that are NaN are blind.
     """
-    field = read(file, channel)
-    if field.data.ndim != 2:
-        raise ValueError(f"{field.name}: shape {field.data.shape} is no pattern [my, mx]")
-    if min(field.data.shape) < 2:
-        raise ValueError(f"{field.name}: shape {field.data.shape} is too small for a pattern")
+    sizes = {"mrad_per_px": mrad_per_px, "reach_mrad": reach_mrad, "dose": dose}
+    positive(
+        energy_keV=energy_keV,
+        semiangle_mrad=semiangle_mrad,
+        counts_per_unit=counts_per_unit,
+        **{name: given for name, given in sizes.items() if given is not None},
+    )
+    given = {"numbers": numbers, "fractions": fractions, "cell_A": cell_A}
+    atoms = atoms_from(structure, given)
+    field = read(file, channel, scaled=False)
+    if field.data.ndim != 2 or min(field.data.shape) < 2:
+        raise ValueError(
+            f"{field.name}: shape {field.data.shape} is no diffraction pattern [my, mx]"
+        )
+    if np.iscomplexobj(field.data):
+        raise ValueError(f"{field.name}: complex values are no electron counts")
     blind = ~np.isfinite(field.data)
-    counts = np.where(blind, 0.0, field.data)
+    counts = np.round(counts_per_unit * np.where(blind, 0.0, field.data))
     if counts.min() < 0.0 or counts.max() < 1.0:
         raise ValueError(
-            f"{field.name}: values from {counts.min():g} to {counts.max():g} are no electron "
-            "counts; scale the pattern by its dose first"
+            f"{field.name}: a diffraction pattern with values from {counts.min():g} to "
+            f"{counts.max():g} has no electron counts: set counts_per_unit"
         )
-    in_mrad = all(a.unit == "mrad" for a in field.axes)
-    if in_mrad and mrad_per_px is None:
-        y, x = (np.asarray(a.values) for a in field.axes)
-        if centre_px is not None:
-            y, x = (
-                a - np.interp(c, np.arange(len(a)), a)
-                for a, c in zip((y, x), centre_px, strict=True)
-            )
-    elif mrad_per_px is None or not mrad_per_px > 0.0:
-        raise ValueError(f"{field.name}: no angles in the file; mrad_per_px has to be given")
-    else:
-        if centre_px is None:
-            centre_px = _brightest_disc(counts, semiangle_mrad / mrad_per_px)
-        y, x = (
-            mrad_per_px * (np.arange(n) - c) for n, c in zip(counts.shape, centre_px, strict=True)
-        )
+    axes = axes_mrad(field, field.axes, mrad_per_px, energy_keV)
+    steps = [float(abs(a[1] - a[0])) for a in axes]
+    if mrad_per_px is not None and centre_px is None:
+        centre_px = _brightest_disc(counts, [semiangle_mrad / s for s in steps])
+    if centre_px is not None:
+        axes = [
+            a - np.interp(c, np.arange(len(a)), a)
+            for a, c in zip(axes, both("centre_px", centre_px), strict=True)
+        ]
+    y, x = axes
     fits = float(min(-y.min(), y.max(), -x.min(), x.max()))
     if not fits > semiangle_mrad:
         raise ValueError(f"the pattern ends {fits:.4g} mrad from its middle, in the direct disc")
@@ -343,34 +370,36 @@ def load(
     outside = np.linalg.norm(np.asarray(there.direction_mrad), axis=-1) > reach_mrad
     there = there._replace(efficiency=jnp.asarray(~(blind | outside), float))
     options: dict[str, Any] = {
-        "dose": float(counts.sum()),
+        "dose": float(counts.sum()) if dose is None else dose,
+        "dose_sd": 0.3 if dose is None else 0.05,
         "energy_keV": energy_keV,
         "semiangle_mrad": semiangle_mrad,
         "reach_mrad": float(reach_mrad),
         "centre_sd_mrad": float(there.pixel_mrad),
         "semiangle_sd_mrad": 0.02 * semiangle_mrad,
     }
-    if structure is not None:
-        options |= _cell_of(structure)
+    options |= given if atoms is None else _cell_of(atoms)
     return options, there, jnp.asarray(np.where(blind | outside, 0.0, counts), float)
 
 
-def _brightest_disc(counts: np.ndarray, radius_px: float) -> list[float]:
+def _brightest_disc(counts: np.ndarray, radius_px: list[float]) -> list[float]:
     """The middle of the disc that holds most of the counts."""
-    ny, nx = (np.fft.fftfreq(n, 1.0 / n) for n in counts.shape)
-    disc = np.hypot(ny[:, None], nx) <= radius_px
+    ny, nx = (np.fft.fftfreq(n, r / n) for n, r in zip(counts.shape, radius_px, strict=True))
+    disc = np.hypot(ny[:, None], nx) <= 1.0
     inside = np.fft.ifft2(np.fft.fft2(counts) * np.fft.fft2(disc)).real
     top = np.argwhere(inside > inside.max() - 1e-9 * counts.sum())
     return top.mean(0).tolist()
 
 
-def _cell_of(structure: str) -> dict[str, Any]:
-    atoms = atoms_of(read_structure(structure))
+def _cell_of(atoms: Atoms) -> dict[str, Any]:
     box = np.asarray(atoms.box_A, float)
+    u_A2 = start_u_A2(atoms)
     return {
         "numbers": list(atoms.numbers),
         "fractions": (np.asarray(atoms.position_A, float) / box).tolist(),
+        "occupancy": np.asarray(atoms.occupancy, float).tolist(),
         "cell_A": box.tolist(),
+        **({} if u_A2 is None else {"u_A2": u_A2}),
     }
 
 

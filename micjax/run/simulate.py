@@ -454,7 +454,7 @@ def _hrtem(plan: SimulatePlan, setup: Setup, folder: pathlib.Path):
     wavelength = optics.wavelength_A(plan.energy_keV)
     coefficients = optics.cartesian(plan.aberrations)
     transfer = (
-        optics.aperture(setup.angles, plan.semiangle_mrad)
+        optics.sharp_aperture(setup.angles, plan.semiangle_mrad)
         * jnp.exp(-1j * optics.chi(setup.angles, coefficients, wavelength))
         * optics.focal_envelope(setup.angles, plan.focal_spread_A, wavelength)
         * optics.angular_envelope(setup.angles, plan.angular_spread_mrad, coefficients, wavelength)
