@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=768, help="of the wave, along x and y")
     parser.add_argument("--slices", type=int, default=4, help="of a cell")
     parser.add_argument("--places", type=int, default=4, help="of the probe along a cell")
-    parser.add_argument("--configurations", type=int, default=32)
+    parser.add_argument("--configurations", type=int, default=18)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     rng = np.random.default_rng(given.seed)

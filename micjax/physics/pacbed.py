@@ -31,7 +31,6 @@ Scalar = float | Float[Array, ""]
 CLOSER = 4  # finer grid for exp(i sigma v) of an atom at rest, which is sharper than its mean
 ELASTIC = 2.0  # 2 pi sqrt(u) k, beyond which a mean wave has some 1e-3 of its electrons
 INTERPOLATED = 3.0  # directions in a fringe of the quickest rocking curve, for a cubic
-TOGETHER = 4  # beams at a time on a CPU
 ALIKE = 1e-3  # of a slice: heights that differ by less differ by rounding
 
 
@@ -51,7 +50,8 @@ def planes(heights: Float[np.ndarray, "atoms"], least: int) -> tuple[tuple[int, 
 
     - `heights`: of the atoms along the beam, in units of the cell.
     """
-    above = (heights - np.min(heights)) % 1.0
+    above = (np.asarray(heights) + ALIKE) % 1.0  # a little below 0 is 0, and not 1
+    above = above - np.min(above)
 
     def off(n):
         # in steps of ALIKE, so that rounded heights do not decide
@@ -240,8 +240,8 @@ def rocking(
         start = jnp.zeros((ny, nx), transmissions.dtype).at[0, 0].set(1.0)
         return jax.lax.scan(through_a_cell, start, length=cells + 1)[1]
 
-    # on a CPU the waves of few beams stay in the cache
-    together = TOGETHER if jax.default_backend() == "cpu" else len(beams)
+    # on a CPU one beam at a time stays in the cache, with its derivatives
+    together = 1 if jax.default_backend() == "cpu" else len(beams)
     each, left = jax.lax.map(curve, travel, batch_size=together)
     intensity = jnp.moveaxis(each, 0, 1).reshape(-1, *map(len, steps), len(gy), len(gx))
     return Rocking(intensity, weight @ left)
