@@ -7,6 +7,7 @@ place (x, y) are a column, which moves as one: a projection does not tell their 
 known. `solve` refines a structure that is right to within a few tenths of an Å.
 """
 
+import logging
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -42,6 +43,8 @@ from micjax.problems._structure_model import (
 from micjax.problems._structure_peaks import annular, peaks
 from micjax.report.figures import captioned, image_row
 
+log = logging.getLogger("micjax")
+
 # molybdenum disulphide in a cell with right angles, (x, y, z) in Å
 MOS2 = (
     [42, 16, 16, 42, 16, 16],
@@ -50,6 +53,11 @@ MOS2 = (
     [3.16, 5.473, 6.4],
 )
 BEYOND, FINE_A = 1.35, 0.12
+APART = 0.97  # of a probe within half of the box
+NEIGHBOURS = (
+    "Only {:.1f} % of the probe lies within half of the box: it meets its neighbours. More tiles "
+    "along x and y would keep them apart."
+)
 EXPLAINED = 1.5  # chi^2 for each pixel
 UNEXPLAINED = (
     "The model does not explain the data (chi^2 per pixel {:.3g}): the errors are too small, and "
@@ -421,6 +429,11 @@ def solve(
     if sampler == "nuts":
         counts = {"samples": samples, "warmup": warmup, "chains": chains}
         posterior = attempt("posterior draws", nuts, best, x, y, key, **counts)
+    metrics = {}
+    if isinstance(best.forward, Scanned):
+        metrics["probe_within_half_box"] = share = float(best.forward.apart())
+        if share < APART:
+            log.warning(NEIGHBOURS.format(100.0 * share))
     rate = np.asarray(best.noise(best.forward(x)).rate)
     on = np.broadcast_to(_efficiency(x) > 0, y.shape)
     chi2 = float(np.mean(((np.asarray(y) - rate) ** 2 / rate)[on]))
@@ -430,7 +443,7 @@ def solve(
         fit=found,
         posterior=posterior,
         laplace=errors,
-        metrics={"chi_squared_per_pixel": chi2},
+        metrics={"chi_squared_per_pixel": chi2, **metrics},
         table=_table(best, errors.sd() if errors else {}),
         statements=[
             *(f"{n} is not identified by these data." for n in vague),
