@@ -16,12 +16,12 @@ import warnings
 warnings.filterwarnings("ignore")
 
 import abtem  # noqa: E402
+import ase  # noqa: E402
 import ase.io  # noqa: E402
 import numpy as np  # noqa: E402
 import tifffile  # noqa: E402
 from abtem.core.energy import energy2wavelength  # noqa: E402
 from ase.build import bulk  # noqa: E402
-from ase.spacegroup import crystal  # noqa: E402
 
 abtem.config.set(
     {
@@ -35,11 +35,11 @@ abtem.config.set(
 CELLS = {  # the beam along [001], which is z
     "GaAs": lambda: bulk("GaAs", "zincblende", a=5.6533, cubic=True),
     "Si": lambda: bulk("Si", "diamond", a=5.4309, cubic=True),
-    "SrTiO3": lambda: crystal(
-        ["Sr", "Ti", "O"],
-        [(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0)],
-        221,
-        cellpar=[3.905] * 3 + [90] * 3,
+    "SrTiO3": lambda: ase.Atoms(
+        "SrTiO3",
+        scaled_positions=[(0, 0, 0), (0.5, 0.5, 0.5), (0.5, 0.5, 0), (0.5, 0, 0.5), (0, 0.5, 0.5)],
+        cell=[3.905] * 3,
+        pbc=True,
     ),
 }
 

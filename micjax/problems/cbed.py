@@ -47,8 +47,9 @@ from micjax.physics.pacbed import (
 )
 from micjax.physics.potentials import Atoms
 from micjax.problems._angles import axes_mrad, both
+from micjax.problems._cbed_data import brightest_disc, cell_of
 from micjax.problems._cbed_fit import everywhere
-from micjax.problems._specimen import atoms_from, start_u_A2
+from micjax.problems._specimen import atoms_from
 from micjax.report.figures import captioned, image_row
 
 Pixels = Float[Array, "my mx"]
@@ -353,7 +354,7 @@ def load(
     axes = axes_mrad(field, field.axes, mrad_per_px, energy_keV)
     steps = [float(abs(a[1] - a[0])) for a in axes]
     if mrad_per_px is not None and centre_px is None:
-        centre_px = _brightest_disc(counts, [semiangle_mrad / s for s in steps])
+        centre_px = brightest_disc(counts, [semiangle_mrad / s for s in steps])
     if centre_px is not None:
         axes = [
             a - np.interp(c, np.arange(len(a)), a)
@@ -378,29 +379,8 @@ def load(
         "centre_sd_mrad": float(there.pixel_mrad),
         "semiangle_sd_mrad": 0.02 * semiangle_mrad,
     }
-    options |= given if atoms is None else _cell_of(atoms)
+    options |= given if atoms is None else cell_of(atoms)
     return options, there, jnp.asarray(np.where(blind | outside, 0.0, counts), float)
-
-
-def _brightest_disc(counts: np.ndarray, radius_px: list[float]) -> list[float]:
-    """The middle of the disc that holds most of the counts."""
-    ny, nx = (np.fft.fftfreq(n, r / n) for n, r in zip(counts.shape, radius_px, strict=True))
-    disc = np.hypot(ny[:, None], nx) <= 1.0
-    inside = np.fft.ifft2(np.fft.fft2(counts) * np.fft.fft2(disc)).real
-    top = np.argwhere(inside > inside.max() - 1e-9 * counts.sum())
-    return top.mean(0).tolist()
-
-
-def _cell_of(atoms: Atoms) -> dict[str, Any]:
-    box = np.asarray(atoms.box_A, float)
-    u_A2 = start_u_A2(atoms)
-    return {
-        "numbers": list(atoms.numbers),
-        "fractions": (np.asarray(atoms.position_A, float) / box).tolist(),
-        "occupancy": np.asarray(atoms.occupancy, float).tolist(),
-        "cell_A": box.tolist(),
-        **({} if u_A2 is None else {"u_A2": u_A2}),
-    }
 
 
 def solve(
