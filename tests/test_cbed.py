@@ -1,27 +1,38 @@
 """Convergent-beam patterns: the quick model equals the plain one, and the truth comes back."""
 
+import functools
+import json
+import pathlib
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from micjax.inference import laplace
 from micjax.io import Axis, Field, write_nexus
 from micjax.physics import optics
 from micjax.physics.detectors import diffraction
-from micjax.physics.multislice import band_limit, propagate, transmission
+from micjax.physics.grids import quick_size
+from micjax.physics.multislice import band_limit, highest_angle_mrad, propagate, transmission
 from micjax.physics.pacbed import (
     CLOSER,
     between,
     camera,
     diffuse,
     directions,
+    finer_for,
     mean_transmission,
+    planes,
     rocking,
     seen,
 )
 from micjax.physics.potentials import Atoms, potential_VA
 from micjax.physics.scattering import scattering_factors_A
 from micjax.problems import cbed
+from micjax.run.job import prepare
+from micjax.run.plan import make_plan
 
 ENERGY_KEV, TILT_MRAD, SEMIANGLE_MRAD = 200.0, (3.0, -2.0), 7.0
 BOX_A, N, FINER = np.array([3.905, 3.6, 3.905]), 18, 3
@@ -153,12 +164,63 @@ def test_diffuse_scattering_is_a_sum_over_the_aperture():
     assert found[9 + 7, 8 - 3] / found[9, 8] == pytest.approx(expected, rel=0.02)
 
 
+IRON = {"numbers": [26, 26], "fractions": [[0, 0, 0], [0.5, 0.5, 0.5]], "cell_A": 2.87}
+ZINCBLENDE = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
+ZINCBLENDE = np.array(ZINCBLENDE + [[x + 0.25 for x in place] for place in ZINCBLENDE])
+
+
+def test_pixels_follow_from_the_cell_and_the_thermal_motion():
+    """What is lost is what plain multislice keeps on twice as many pixels."""
+    enough, fewer = cbed.problem(**IRON).forward, cbed.problem(**IRON, pixels=24).forward
+    assert enough.shape == (32, 32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def kept(n):
+        t, sampling = mean_transmission(fewer.atoms(), fewer.layers, (n, n), 200.0), 2.87 / n
+        limit = band_limit((n, n), (sampling, sampling))
+        wave, tiles = jnp.ones((n, n), t.dtype), jnp.tile(t, (20, 1, 1))
+        after = propagate(wave, tiles, 2.87 / len(t), (sampling, sampling), 200.0, limit=limit)
+        return jnp.mean(jnp.abs(after) ** 2)
+
+    at = eqx.tree_at(lambda f: f.thickness_A, fewer, jnp.asarray(20 * 2.87))
+    lost = float(at.lost())
+    assert lost == pytest.approx(float(kept(48) - kept(24)), abs=1e-5)
+    assert float(enough.lost()) < 1e-3 < lost
+
+
+def test_grids_follow_from_what_is_seen_and_not_from_the_cell():
+    gallium_arsenide = {"numbers": [31] * 4 + [33] * 4, "fractions": ZINCBLENDE.tolist()}
+    forward = cbed.problem(**gallium_arsenide, cell_A=5.6533).forward
+    # 2 sqrt(0.008) pi k = 2 is 89 mrad, and 2/3 of the highest frequency
+    assert min(forward.shape) >= 61 and len(forward.layers) == 4
+    wide = cbed.problem(**IRON, reach_mrad=150.0).forward
+    assert highest_angle_mrad((2.87 / wide.shape[0],) * 2, 200.0) >= 158.0
+    small, large = (finer_for([a, a, a], 100.0, 200.0, 30.0) for a in (2.5, 10.0))
+    assert small == 4 * large == 4
+
+
+def test_slices_begin_where_atoms_are():
+    heights = ZINCBLENDE[:, 2]
+    expected = ((0, 3), (4, 7), (1, 2), (5, 6))
+    for rounded in (heights, heights + 0.125, heights - 1e-17, np.float32(heights * 5.65) / 5.65):
+        assert planes(np.asarray(rounded) % 1.0, 3) == expected
+    # what lies nowhere in particular is in the nearest one, and none is lost
+    odd = planes(np.array([0.0, 0.31, 0.97]), 2)
+    assert sorted(sum(odd, ())) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("n, least", [(45, 41.8), (64, 60.3), (540, 501.0), (1080, 1001.0)])
+def test_quick_sizes(n, least):
+    assert quick_size(least) == n
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"u_A2": 0.0}, "u_A2 = 0.0"),
         ({"thickness_A": 300.0}, "between 3.905 and 120"),
-        ({"reach_mrad": 80.0}, "take more pixels or a smaller reach"),
+        ({"reach_mrad": 80.0, "pixels": 40}, r"need 88 mrad, .* take pixels = \[45, 45\]"),
+        ({"pixels": [32, 24]}, r"u_A2 lets the wave scatter up to .* 32 x 24 pixels"),
         ({"numbers": [38]}, "belong together"),
     ],
 )
@@ -188,23 +250,61 @@ def test_a_file_becomes_a_problem(tmp_path):
     assert there.efficiency[0, 0] == 0.0 and seen[0, 0] == 0.0
     np.testing.assert_allclose(there.direction_mrad[15, 15], 0.0, atol=1e-6)
     cbed.problem(**options)
+    # a camera need not see the whole beam
+    assert options["dose_sd"] == 0.3
+    assert cbed.load(file, **IRON, dose=1e4)[0]["dose"] == 1e4
 
-    options, there, _ = cbed.load(pattern_file(tmp_path, counts, ""), mrad_per_px=2.0)
+    options, there, _ = cbed.load(pattern_file(tmp_path, counts, ""), mrad_per_px=2.0, **IRON)
     np.testing.assert_allclose(there.direction_mrad[17, 14], 0.0, atol=1e-6)
 
 
+def test_a_bare_array_is_a_pattern(tmp_path):
+    y, x = np.mgrid[-10:11, -10:11]
+    counts = np.where(np.hypot(y - 1, x) < 4.0, 90.0, 3.0)
+    np.save(tmp_path / "p.npy", counts)
+    np.savez(tmp_path / "p.npz", pattern=counts.astype(np.uint16))
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "p.tif", counts.astype(np.float32))
+    sizes = {"mrad_per_px": [2.0, 2.5], **IRON}
+    plan = {"problem": "cbed", "file": str(tmp_path / "p.npy"), "options": sizes}
+    job = prepare(make_plan(plan, "a test"))
+    np.testing.assert_array_equal(job.y[11], np.where(job.x.efficiency[11] > 0, counts[11], 0))
+    np.testing.assert_allclose(job.x.direction_mrad[12, 11], [2.0, 2.5], atol=1e-6)
+    for name in ("p.npz", "p.tif"):
+        _, there, seen = cbed.load(tmp_path / name, **sizes)
+        np.testing.assert_array_equal(seen, job.y)
+        np.testing.assert_array_equal(there.direction_mrad, job.x.direction_mrad)
+        with pytest.raises(ValueError, match="no angles in the file: set mrad_per_px"):
+            cbed.load(tmp_path / name, **IRON)
+    _, _, scaled = cbed.load(tmp_path / "p.npy", mrad_per_px=2.0, counts_per_unit=0.5, **IRON)
+    assert float(scaled.max()) == 45.0
+
+
+def test_axes_in_reciprocal_lengths_are_angles(tmp_path):
+    file = pattern_file(tmp_path, np.full((31, 31), 5.0), "1/nm")
+    _, there, _ = cbed.load(file, **IRON)
+    assert float(there.pixel_mrad) == pytest.approx(2.0 * 2.5079, rel=1e-4)
+
+
+GOOD = np.full((9, 9), 5.0)
+
+
 @pytest.mark.parametrize(
-    "data, unit, message",
+    "data, unit, options, message",
     [
-        (np.full((9, 9), 1e-3), "mrad", "are no electron counts"),
-        (np.full((9, 9), 5.0), "", "mrad_per_px has to be given"),
-        (np.full((5, 5), 5.0), "mrad", "in the direct disc"),
-        (np.full((1, 9), 5.0), "mrad", "too small for a pattern"),
-        (np.full((9, 9), np.nan), "mrad", "are no electron counts"),
-        (np.full((4, 9, 9), 5.0)[0, 0], "mrad", "is no pattern"),
+        (np.full((9, 9), 1e-3), "mrad", {}, "has no electron counts: set counts_per_unit"),
+        (GOOD, "", {}, "set mrad_per_px"),
+        (GOOD, "mrad", dict.fromkeys(IRON), "which specimen.* found: none of them"),
+        (GOOD, "mrad", {"structure": "a.cif"}, "found: numbers, fractions, cell_A, structure"),
+        (GOOD, "mrad", {"mrad_per_px": [1.0, 2.0, 3.0]}, "two numbers"),
+        (GOOD, "mrad", {"dose": -1.0}, "dose = -1.0: must be positive"),
+        (np.full((5, 5), 5.0), "mrad", {}, "in the direct disc"),
+        (np.full((1, 9), 5.0), "mrad", {}, "is no diffraction pattern"),
+        (np.full((9, 9), np.nan), "mrad", {}, "has no electron counts"),
+        (np.full((4, 9, 9), 5.0)[0, 0], "mrad", {}, "is no diffraction pattern"),
     ],
 )
-def test_bad_files_are_named(tmp_path, data, unit, message):
+def test_bad_files_are_named(tmp_path, data, unit, options, message):
     if data.ndim == 1:
         axis = Axis("x", np.arange(data.size), unit)
         write_nexus(tmp_path / "pattern.nxs", {"p": Field(data, (axis,), "electrons", "p")})
@@ -212,7 +312,7 @@ def test_bad_files_are_named(tmp_path, data, unit, message):
     else:
         file = pattern_file(tmp_path, data, unit)
     with pytest.raises(ValueError, match=message):
-        cbed.load(file)
+        cbed.load(file, **(IRON | options))
 
 
 @pytest.mark.slow
@@ -224,7 +324,8 @@ def test_a_pattern_of_something_else_is_told():
 
 
 @pytest.mark.slow
-def test_the_truth_comes_back():
+def test_the_truth_comes_back(monkeypatch):
+    monkeypatch.setattr(laplace, "_hessian", None)  # a dense one takes gigabytes
     truth, x, y = cbed.example(jax.random.key(3))
     x = x._replace(efficiency=x.efficiency.at[:8, 20].set(0.0))  # a beam stop
     y = jnp.where(x.efficiency > 0, y, 0.0)
@@ -234,4 +335,19 @@ def test_the_truth_comes_back():
     assert np.abs(best["forward.tilt_mrad"] - true["forward.tilt_mrad"]).max() < 0.2
     assert abs(best["forward.u_A2"] / true["forward.u_A2"] - 1.0) < 0.05
     assert all(np.all(np.abs(best[n] - true[n]) < 4.0 * sd[n]) for n in true)
+    assert solution.metrics["electrons_lost_beyond_grid"] < 1e-3
     assert not solution.statements and 0.8 < solution.metrics["chi_squared_per_pixel"] < 1.2
+
+
+@pytest.mark.slow
+def test_a_pattern_of_abtem_gives_its_crystal_back(tmp_path):
+    """Made by benchmarks/multislice_peers/cbed_pattern.py."""
+    of = pathlib.Path(__file__).parents[1] / "experiments/cbed/GaAs"
+    truth = json.loads(of.with_suffix(".json").read_text())
+    options = {"structure": str(of.with_suffix(".vasp")), "mrad_per_px": truth["mrad_per_px"]}
+    plan = {"problem": "cbed", "file": str(of.with_suffix(".npz")), "options": options}
+    job = prepare(make_plan(plan, "a test"))
+    best = job.solve(job.problem, job.x, job.y, key=job.key, starts=1).problem.values()
+    assert abs(best["forward.thickness_A"] - truth["thickness_A"]) < 2.0
+    assert np.abs(best["forward.tilt_mrad"] - np.array(truth["tilt_mrad"])).max() < 0.2
+    assert abs(best["forward.u_A2"] / truth["u_A2"] - 1.0) < 0.15

@@ -207,7 +207,7 @@ def test_images_are_plain_multislice_with_a_lens(hrtem):
     gradient = 2.0 * np.pi / wavelength * -115.0 * alpha * 1e-3
     envelope *= np.exp(-((0.05 * gradient) ** 2))
     lens = envelope * np.exp(1j * np.pi / wavelength * -115.0 * alpha**2)
-    lens *= np.asarray(optics.aperture((y, x_mrad), 25.0))
+    lens *= np.asarray(optics.sharp_aperture((y, x_mrad), 25.0))
     images = [
         np.abs(np.fft.ifft2(np.fft.fft2(waves_after(crystal, n, start, 80.0)) * lens)) ** 2
         for n in crystal.normal.reshape(-1, 6, 2)
@@ -412,7 +412,7 @@ def test_a_series_from_a_file_becomes_a_problem(tmp_path):
         Axis(n, 0.025 * np.arange(size), "nm") for n, size in (("y", 20), ("x", 12))
     )
     write_nexus(tmp_path / "series.nxs", {"s": Field(counts, axes, "electrons", "s")})
-    options, there, seen = structure.load(tmp_path / "series.nxs", energy_keV=80.0)
+    options, there, seen = structure.load(tmp_path / "series.nxs", energy_keV=80.0, **CELL)
     np.testing.assert_allclose(there.defocus_A, [-100.0, 0.0, 100.0])
     np.testing.assert_allclose(there.y_A[:2], [0.0, 0.25])
     np.testing.assert_allclose(seen, counts)
@@ -420,10 +420,11 @@ def test_a_series_from_a_file_becomes_a_problem(tmp_path):
     assert problem.forward(there).shape == counts.shape
     axes = (Axis("C10", np.array([-10.0, 0.0, 10.0]), "nm"), *axes[1:])
     write_nexus(tmp_path / "series.nxs", {"s": Field(counts, axes, "electrons", "s")})
-    there = structure.load(tmp_path / "series.nxs", energy_keV=80.0)[1]
+    there = structure.load(tmp_path / "series.nxs", energy_keV=80.0, **CELL)[1]
     np.testing.assert_allclose(there.defocus_A, [100.0, 0.0, -100.0])
 
 
+CELL = dict(zip(("numbers", "position_A", "box_A"), structure.MOS2, strict=True))
 GOOD = np.full((4, 3, 41, 41), 5.0)
 BLIND = np.where(np.arange(41) == 20, np.nan, GOOD)
 
@@ -431,7 +432,12 @@ BLIND = np.where(np.arange(41) == 20, np.nan, GOOD)
 @pytest.mark.parametrize(
     "counts, units, options, message",
     [
-        (GOOD[0, 0], ("nm", "nm"), {}, "is neither 4D-STEM"),
+        (GOOD[0, 0], ("nm", "nm"), {}, "are neither 4D-STEM"),
+        (GOOD, ("nm", "nm", "mrad", "mrad"), dict.fromkeys(CELL), "which specimen.*none of them"),
+        (GOOD, ("nm", "nm", "mrad", "mrad"), {"structure": "a.cif"}, "found: numbers, position_A"),
+        (GOOD, ("nm", "nm", "mrad", "mrad"), {"box_A": None}, "which specimen"),
+        (GOOD, ("nm", "nm", "mrad", "mrad"), {"scan_rotation_deg": 60.0}, "set origin_A"),
+        (GOOD[:, 0], ("", "mrad", "mrad"), {"places_A": [[0, 0]]}, "4 patterns need 4 finite"),
         (-GOOD, ("nm", "nm", "mrad", "mrad"), {}, "are no electron counts"),
         (np.nan * GOOD, ("nm", "nm", "mrad", "mrad"), {}, "values is finite"),
         (GOOD, ("", "nm", "mrad", "mrad"), {}, "set step_A"),
@@ -457,17 +463,60 @@ BLIND = np.where(np.arange(41) == 20, np.nan, GOOD)
 def test_bad_files_are_named(tmp_path, counts, units, options, message):
     file = scan_file(tmp_path, counts, units)
     with pytest.raises(ValueError, match=message):
-        structure.load(file, energy_keV=80.0, **options)
+        structure.load(file, energy_keV=80.0, **(CELL | options))
 
 
 def test_a_plain_array_needs_sizes_only(tmp_path):
     np.save(tmp_path / "scan.npy", GOOD)
     with pytest.raises(ValueError, match="set step_A"):
-        structure.load(tmp_path / "scan.npy", energy_keV=80.0)
-    sizes = {"step_A": [0.9, 0.8], "mrad_per_px": 2.0}
+        structure.load(tmp_path / "scan.npy", energy_keV=80.0, **CELL)
+    sizes = {"step_A": [0.9, 0.8], "mrad_per_px": 2.0, **CELL}
     options, there, _ = structure.load(tmp_path / "scan.npy", energy_keV=80.0, **sizes)
     np.testing.assert_allclose(there.position_A[1, 1], [0.9, 0.8])
     assert options["reach_mrad"] == pytest.approx(30.0, abs=2.5)
+    assert options["numbers"] == CELL["numbers"]
+
+
+def test_a_scan_begins_where_its_axes_do_and_may_be_turned(tmp_path):
+    axes = [Axis("y", [0.1, 0.13, 0.16, 0.19], "nm"), Axis("x", [0.12, 0.15, 0.18], "nm")]
+    axes += [Axis(n, 2.0 * np.arange(-20, 21), "mrad") for n in ("ky", "kx")]
+    write_nexus(tmp_path / "scan.nxs", {"scan": Field(GOOD, tuple(axes), "electrons", "scan")})
+    given = {"file": tmp_path / "scan.nxs", "energy_keV": 80.0, **CELL}
+    straight, turned, moved = (
+        np.asarray(structure.load(**given, **options)[1].position_A)
+        for options in ({}, {"scan_rotation_deg": 30.0}, {"origin_A": [0.2, 0.0]})
+    )
+    np.testing.assert_allclose(straight[1, 2], [1.3, 1.8])
+    np.testing.assert_allclose(moved[1, 2], [0.5, 0.6])
+    # from x towards y
+    np.testing.assert_allclose(turned[0, 2], [1.0 + 0.3, 1.2 + 0.6 * np.cos(np.pi / 6)])
+    np.testing.assert_allclose(turned[2, 0], [1.0 + 0.6 * np.cos(np.pi / 6), 1.2 - 0.3])
+
+
+def test_patterns_at_listed_places_are_those_of_a_scan(tmp_path):
+    counts = np.random.default_rng(0).poisson(5.0, (2, 3, 21, 21)).astype(float)
+    np.save(tmp_path / "scan.npy", counts)
+    np.save(tmp_path / "list.npy", counts.reshape(6, 21, 21))
+    places = np.stack(np.meshgrid([0.5, 1.4], [0.3, 1.0, 1.7], indexing="ij"), -1).reshape(6, 2)
+    np.save(tmp_path / "places.npy", places)
+    sizes = {"mrad_per_px": 4.0, "energy_keV": 80.0, **CELL}
+    scan = {"step_A": [0.9, 0.7], "origin_A": [0.5, 0.3]}
+    _, there, seen = structure.load(tmp_path / "scan.npy", **scan, **sizes)
+    for given in (places.tolist(), str(tmp_path / "places.npy")):
+        options, listed, same = structure.load(tmp_path / "list.npy", places_A=given, **sizes)
+        assert options["kind"] == "stem" and same.shape == (6, 1, *seen.shape[2:])
+        np.testing.assert_allclose(listed.position_A[:, 0], there.position_A.reshape(6, 2))
+        np.testing.assert_array_equal(same[:, 0], seen.reshape(same.shape[:1] + same.shape[2:]))
+
+
+def test_an_image_does_not_depend_on_the_size_of_the_box():
+    """The aperture ends between the beams of one cell, and one box of two is the same crystal."""
+    images = []
+    for tile in ([1, 1, 1], [2, 1, 1]):
+        problem = structure.problem("hrtem", tile=tile, moments=0, sampling_A=0.22, images=1)
+        along = jnp.asarray(0.5 * np.arange(6))
+        images.append(problem.forward(structure.Series(jnp.asarray([50.0]), along, along)))
+    np.testing.assert_allclose(*images, rtol=1e-3)
 
 
 def test_what_is_held_has_no_error(stem):

@@ -127,10 +127,13 @@ def chi(angles: Angles, coefficients: Coefficients, wavelength_A: Scalar) -> Ima
 
 
 def aperture(angles: Angles, semiangle_mrad: Scalar) -> Image:
-    """Round aperture, its edge a linear ramp one Fourier pixel wide.
+    """Round aperture of a probe, its edge a linear ramp one Fourier pixel wide.
 
     clip((semiangle - alpha) / d + 1/2, 0, 1), d = sqrt((cos phi d_x)^2 + (sin phi d_y)^2), the
     pixel seen in the direction phi; the origin is open.
+
+    A pixel stands for all directions within it, so that the probe changes less the larger the box
+    is. The beams behind a crystal are discrete: they take `sharp_aperture`.
     """
     y, x = angles
     squared = y**2 + x**2
@@ -141,6 +144,14 @@ def aperture(angles: Angles, semiangle_mrad: Scalar) -> Image:
     return jnp.where(
         centre, 1.0, jnp.clip((semiangle_mrad - jnp.sqrt(safe)) / pixel + 0.5, 0.0, 1.0)
     )
+
+
+def sharp_aperture(angles: Angles, semiangle_mrad: Scalar) -> Image:
+    """Round objective aperture with a hard edge, whatever the size of the box: 1 where alpha <=
+    semiangle, and for a beam on the edge, else 0."""
+    y, x = angles
+    # the square of a beam on the edge, rounded
+    return jnp.where(y**2 + x**2 <= (1.0 + 1e-5) * jnp.square(semiangle_mrad), 1.0, 0.0)
 
 
 def probe(

@@ -29,6 +29,37 @@ from micjax.physics.scattering import VOLT_A2, scattering_factors_A
 
 Scalar = float | Float[Array, ""]
 CLOSER = 4  # finer grid for exp(i sigma v) of an atom at rest, which is sharper than its mean
+ELASTIC = 2.0  # 2 pi sqrt(u) k, beyond which a mean wave has some 1e-3 of its electrons
+INTERPOLATED = 3.0  # directions in a fringe of the quickest rocking curve, for a cubic
+ALIKE = 1e-3  # of a slice: heights that differ by less differ by rounding
+
+
+def elastic_mrad(u_A2: float, energy_keV: float) -> float:
+    """How far atoms that move by u scatter a mean wave: beyond k = 2 / (2 pi sqrt(u)) thermal
+    motion leaves less than exp(-4) = 2 % of what an atom at rest scatters."""
+    return float(1e3 * optics.wavelength_A(energy_keV) * ELASTIC / (2.0 * np.pi * np.sqrt(u_A2)))
+
+
+def planes(heights: Float[np.ndarray, "atoms"], least: int) -> tuple[tuple[int, ...], ...]:
+    """Which atoms of a cell act in each of its slices, which are equal.
+
+    So many slices, from `least` to twice that, as put the planes of atoms where slices begin, or
+    next to it: a plane between two of them would act too early or too late.
+
+    **Arguments:**
+
+    - `heights`: of the atoms along the beam, in units of the cell.
+    """
+    above = (np.asarray(heights) + ALIKE) % 1.0  # a little below 0 is 0, and not 1
+    above = above - np.min(above)
+
+    def off(n):
+        # in steps of ALIKE, so that rounded heights do not decide
+        return np.round(np.max(np.abs(above * n - np.round(above * n))) / n / ALIKE)
+
+    slices = min(range(least, 2 * least + 1), key=off)
+    layer = np.floor(above * slices + 0.5 + ALIKE).astype(int) % slices
+    return tuple(tuple(np.flatnonzero(layer == s).tolist()) for s in range(slices))
 
 
 def mean_transmission(
@@ -127,6 +158,17 @@ def camera(
     return Camera(jnp.stack([c * y + s * x, c * x - s * y], -1), width, jnp.ones(x.shape))
 
 
+def finer_for(box_A, thickness_A: float, energy_keV: float, reach_mrad: float) -> int:
+    """Beams in each vector of the reciprocal lattice, so that rocking curves can be interpolated.
+
+    That of the reflection g has fringes of the angle 1 / (g thickness), whatever the cell.
+    """
+    wavelength_A = float(optics.wavelength_A(energy_keV))
+    fringe_mrad = 1e3 * wavelength_A / (1e-3 * reach_mrad * thickness_A)
+    lattice_mrad = 1e3 * wavelength_A / np.min(np.asarray(box_A)[:2])
+    return max(1, int(np.ceil(INTERPOLATED * lattice_mrad / fringe_mrad * (1.0 - 1e-6))))
+
+
 def directions(
     box_A: Float[np.ndarray, "3"],
     semiangle_mrad: float,
@@ -139,6 +181,7 @@ def directions(
     **Arguments:**
 
     - `semiangle_mrad`: of the aperture and what its centre may be off the middle.
+    - `finer`: of `finer_for`, or more.
     """
     lattice = 1e3 * float(optics.wavelength_A(energy_keV)) / np.asarray(box_A)[1::-1]
     beams = np.ceil(finer * semiangle_mrad / lattice).astype(int) + 1  # cubic: one more
@@ -180,23 +223,28 @@ def rocking(
     travel = (travel * band_limit(wide, sampling))[iy[:, :, None], ix[:, None, :]]
     angles = optics.angles_mrad(wide, jnp.stack(sampling), optics.wavelength_A(energy_keV))
     weight = optics.aperture(angles, semiangle_mrad)[iy[:, 0], ix[:, 0]]
-    weight = (weight / jnp.sum(weight))[:, None, None]
+    weight = weight / jnp.sum(weight)
     gy, gx = (np.arange(-r, r + 1) for r in which.reflections)
-    across = [len(s) for s in steps]
 
-    @jax.checkpoint
-    def through_a_cell(spectra):
-        intensity = spectra.real**2 + spectra.imag**2
-        found = Rocking(
-            intensity[:, gy[:, None], gx].reshape(*across, len(gy), len(gx)),
-            jnp.sum(weight * intensity),
-        )
-        for t in transmissions:
-            spectra = jnp.fft.fft2(t * jnp.fft.ifft2(spectra)) * travel
-        return spectra, found
+    def curve(travel):
+        """Of one beam: its reflections behind each cell, and all that is left of it."""
 
-    start = jnp.zeros((len(beams), ny, nx), transmissions.dtype).at[:, 0, 0].set(1.0)
-    return jax.lax.scan(lambda s, _: through_a_cell(s), start, length=cells + 1)[1]
+        @jax.checkpoint
+        def through_a_cell(spectrum, _):
+            intensity = spectrum.real**2 + spectrum.imag**2
+            found = intensity[gy[:, None], gx], jnp.sum(intensity)
+            for t in transmissions:
+                spectrum = jnp.fft.fft2(t * jnp.fft.ifft2(spectrum)) * travel
+            return spectrum, found
+
+        start = jnp.zeros((ny, nx), transmissions.dtype).at[0, 0].set(1.0)
+        return jax.lax.scan(through_a_cell, start, length=cells + 1)[1]
+
+    # on a CPU one beam at a time stays in the cache, with its derivatives
+    together = 1 if jax.default_backend() == "cpu" else len(beams)
+    each, left = jax.lax.map(curve, travel, batch_size=together)
+    intensity = jnp.moveaxis(each, 0, 1).reshape(-1, *map(len, steps), len(gy), len(gx))
+    return Rocking(intensity, weight @ left)
 
 
 def between(curves: Float[Array, "cells ..."], cells: Scalar) -> Float[Array, "..."]:

@@ -3,24 +3,49 @@
 import jax.numpy as jnp
 import numpy as np
 
-from micjax.io import Axis, Field
+from micjax.io import Axis, Field, read
 from micjax.io.fields import nm_per
 from micjax.physics import optics
+from micjax.problems._angles import axes_mrad, both
 from micjax.problems._focus import C10_changes_A
 from micjax.problems._structure_model import Scan, Series
 
 SAME = 0.05  # pixels of a camera that are finer by this are wide enough
 
 
-def scan_from(
-    field, counts, options, box, step_A, origin_A, mrad_per_px, centre_px, reach_mrad, dose
-):
-    along = _places_A(field, field.axes[:2], step_A, origin_A)
-    _fits(field, along, box)
+def grid_A(field: Field, step_A, origin_A, rotation_deg: float) -> np.ndarray:
+    """The places (y, x) of a scan in the box, its axes turned around the first place."""
+    y, x = _along_A(field, field.axes[:2], step_A, origin_A)
+    down, across = np.meshgrid(y - y[0], x - x[0], indexing="ij")
+    c, s = np.cos(np.deg2rad(rotation_deg)), np.sin(np.deg2rad(rotation_deg))
+    return np.stack([y[0] + c * down + s * across, x[0] + c * across - s * down], -1)
+
+
+def listed_places_A(given, count: int) -> np.ndarray:
+    """`[places, 1, 2]` from a list, or from a file that holds an array of pairs.
+
+    **Raises:** `ValueError` for another number of places, or what are no pairs of numbers.
+    """
+    data = read(given, scaled=False).data if isinstance(given, str) else given
+    try:
+        places = np.asarray(data, float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"places_A: {error}") from error
+    if places.shape != (count, 2) or not np.all(np.isfinite(places)):
+        raise ValueError(
+            f"places_A has the shape {places.shape}: {count} patterns need {count} finite pairs "
+            "(y, x)"
+        )
+    return places[:, None]
+
+
+def scan_from(field, counts, options, box, places, mrad_per_px, centre_px, reach_mrad, dose):
+    _inside(field, places, box)
     blind = ~np.isfinite(counts).all((0, 1))
     counts = np.where(blind, 0.0, counts)
-    y, x = _angles_mrad(field, counts.mean((0, 1)), mrad_per_px, centre_px)
-    finer = 1e3 * float(optics.wavelength_A(options["energy_keV"])) / box[1::-1]
+    mean, energy_keV = counts.mean((0, 1)), options["energy_keV"]
+    y, x = _angles_mrad(field, mean, mrad_per_px, centre_px, energy_keV)
+    finer = 1e3 * float(optics.wavelength_A(energy_keV)) / box[1::-1]
     widths = [abs(a[1] - a[0]) for a in (y, x)]
     by = [max(1, int(np.ceil(f / w - SAME))) for f, w in zip(finer, widths, strict=True)]
     y, x = (_binned(a, n, 0) / n for a, n in zip((y, x), by, strict=True))
@@ -52,7 +77,6 @@ def scan_from(
         "dose": float(counts.sum((-2, -1)).max()) if dose is None else dose,
         "reach_mrad": float(reach),
     }
-    places = np.stack(np.meshgrid(*along, indexing="ij"), -1)
     arrays = (places, y[rows], x[columns], efficiency[seen])
     return options, Scan(*(jnp.asarray(a, float) for a in arrays)), jnp.asarray(counts, float)
 
@@ -60,7 +84,7 @@ def scan_from(
 def series_from(field, counts, options, box, step_A, origin_A, defocus_A, dose):
     if not np.isfinite(counts).all():
         raise ValueError(f"{field.name}: {int((~np.isfinite(counts)).sum())} values are not finite")
-    along = _places_A(field, field.axes[1:], step_A, origin_A)
+    along = _along_A(field, field.axes[1:], step_A, origin_A)
     _fits(field, along, box)
     if defocus_A is None:
         defocus_A = -C10_changes_A(field, "defocus_A")
@@ -71,51 +95,40 @@ def series_from(field, counts, options, box, step_A, origin_A, defocus_A, dose):
     return options, x, jnp.asarray(counts, float)
 
 
-def _both(name: str, given) -> list:
-    """One number for y and x, or one for each."""
-    if not isinstance(given, list | tuple):
-        return [given, given]
-    if len(given) != 2:
-        raise ValueError(f"{name} = {given}: two numbers, (y, x)")
-    return list(given)
-
-
-def _places_A(field: Field, axes, step_A, origin_A) -> list[np.ndarray]:
+def _along_A(field: Field, axes, step_A, origin_A) -> list[np.ndarray]:
     """Along y and x, in the box of the structure."""
-    steps, origins = _both("step_A", step_A), _both("origin_A", origin_A)
-    return [o + _from_0_A(field, *of) for o, *of in zip(origins, axes, steps, strict=True)]
+    steps = both("step_A", step_A)
+    begins = [None, None] if origin_A is None else both("origin_A", origin_A)
+    return [_axis_A(field, *of) for of in zip(axes, steps, begins, strict=True)]
 
 
-def _from_0_A(field: Field, axis: Axis, step_A: float | None) -> np.ndarray:
+def _axis_A(field: Field, axis: Axis, step_A: float | None, begin_A: float | None) -> np.ndarray:
     scale = nm_per(axis.unit)
     if len(axis.values) < 2:
         raise ValueError(f"{field.name}: a single value along {axis.name} has no spacing")
     if step_A is not None:
-        return step_A * np.arange(len(axis.values))
+        return (begin_A or 0.0) + step_A * np.arange(len(axis.values))
     if scale is None:
         raise ValueError(
             f"{field.name}: axis {axis.name} is in {axis.unit or 'no unit'!r}: set step_A"
         )
-    return 10.0 * scale * (axis.values - axis.values[0])
+    along = 10.0 * scale * np.asarray(axis.values)
+    return along if begin_A is None else begin_A + along - along[0]
 
 
-def _angles_mrad(field: Field, mean, mrad_per_px, centre_px) -> list[np.ndarray]:
-    axes = field.axes[2:]
+def _angles_mrad(field: Field, mean, mrad_per_px, centre_px, energy_keV) -> list[np.ndarray]:
     if min(mean.shape) < 3:
         raise ValueError(f"{field.name}: a camera of {mean.shape} pixels: 3 x 3 are the least")
-    if mrad_per_px is None and not all(a.unit == "mrad" for a in axes):
-        raise ValueError(f"{field.name}: no angles in the file: set mrad_per_px")
+    along = axes_mrad(field, field.axes[-2:], mrad_per_px, energy_keV)
     if mrad_per_px is None and centre_px is None:
-        return [np.asarray(a.values) for a in axes]
-    given = _both("mrad_per_px", mrad_per_px)
-    step = [a.step if g is None else g for a, g in zip(axes, given, strict=True)]
+        return along
     if centre_px is None:
         centre_px = [
             float(np.average(np.arange(n), weights=mean.sum(1 - axis)))
             for axis, n in enumerate(mean.shape)
         ]
-    centre = _both("centre_px", centre_px)
-    return [s * (np.arange(n) - c) for s, n, c in zip(step, mean.shape, centre, strict=True)]
+    centre = both("centre_px", centre_px)
+    return [a - np.interp(c, np.arange(len(a)), a) for a, c in zip(along, centre, strict=True)]
 
 
 def _binned(values: np.ndarray, n: int, axis: int) -> np.ndarray:
@@ -125,6 +138,17 @@ def _binned(values: np.ndarray, n: int, axis: int) -> np.ndarray:
     values = np.take(values, np.arange(start, start + size * n), axis)
     shape = (*values.shape[:axis], size, n, *values.shape[axis + 1 :])
     return values.reshape(shape).sum(axis + 1)
+
+
+def _inside(field: Field, places: np.ndarray, box) -> None:
+    """**Raises:** `ValueError` where the scan leaves the box; a scan over the whole of it may end a
+    step before the edge, or on it."""
+    for name, a, edge in zip("yx", np.moveaxis(places, -1, 0), box[1::-1], strict=True):
+        if a.min() < -1e-3 * edge or a.max() > edge * (1.0 + 1e-3):
+            raise ValueError(
+                f"{field.name}: places from {a.min():.4g} to {a.max():.4g} Å along {name}, but the "
+                f"box of the structure ends at {edge:.4g} Å: set origin_A or take more tiles"
+            )
 
 
 def _fits(field: Field, along: list[np.ndarray], box) -> None:

@@ -129,7 +129,7 @@ class Scanned(eqx.Module):
         crystal, energy_keV = self.crystal, self.energy_keV
         wavelength_A = optics.wavelength_A(energy_keV)
         angles = optics.angles_mrad(crystal.shape, jnp.stack(crystal.sampling_A), wavelength_A)
-        probe = optics.probe(angles, self.semiangle_mrad, self.aberrations_A, wavelength_A)
+        probe = self.probe()
         rows = shares(x.y_mrad, angles[0].ravel())
         columns = shares(x.x_mrad, angles[1].ravel())
 
@@ -172,6 +172,19 @@ class Scanned(eqx.Module):
         found = found.reshape(-1, *x.efficiency.shape)[first]
         return found.reshape(*grid, *x.efficiency.shape)
 
+    def probe(self) -> Complex[Array, "ny nx"]:
+        crystal, wavelength_A = self.crystal, optics.wavelength_A(self.energy_keV)
+        angles = optics.angles_mrad(crystal.shape, jnp.stack(crystal.sampling_A), wavelength_A)
+        return optics.probe(angles, self.semiangle_mrad, self.aberrations_A, wavelength_A)
+
+    @eqx.filter_jit
+    def apart(self) -> Float[Array, ""]:
+        """The part of the probe within half of the box around it. The rest meets that of the next
+        box, which no microscope has."""
+        near_y, near_x = (np.abs(np.fft.fftfreq(n)) < 0.25 for n in self.crystal.shape)
+        intensity = jnp.abs(self.probe()) ** 2
+        return jnp.sum(intensity[near_y][:, near_x]) / jnp.sum(intensity)
+
     def smooth(self, angles):
         """A mean over a Gaussian of angles, within the band limit."""
         limit = self.crystal.limit
@@ -203,7 +216,7 @@ class Imaged(eqx.Module):
         wavelength_A = optics.wavelength_A(energy_keV)
         angles = optics.angles_mrad(shape, jnp.stack(sampling_A), wavelength_A)
         ky, kx = (k.ravel() for k in frequencies_inv_A(shape, sampling_A))
-        opened = optics.aperture(angles, self.semiangle_mrad)
+        opened = optics.sharp_aperture(angles, self.semiangle_mrad)
         opened = opened * optics.focal_envelope(angles, self.focal_spread_A, wavelength_A)
 
         def lens(defocus_A):

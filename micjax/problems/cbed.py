@@ -20,16 +20,17 @@ from jaxtyping import Array, Float
 from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, parameter
 from micjax.inference.attempt import attempt
-from micjax.inference.laplace import laplace
+from micjax.inference.laplace import Laplace, laplace
 from micjax.inference.optimise import Fit
-from micjax.inference.scoring import scored
+from micjax.inference.scoring import expected_hessian, scored
 from micjax.inference.solution import Solution
 from micjax.io import read
-from micjax.io.structures import read_structure
 from micjax.physics import optics
+from micjax.physics.grids import coarsest_A, shape_over
 from micjax.physics.multislice import highest_angle_mrad
 from micjax.physics.noise import Poisson
 from micjax.physics.pacbed import (
+    ELASTIC,
     Camera,
     Directions,
     Rocking,
@@ -37,12 +38,18 @@ from micjax.physics.pacbed import (
     camera,
     diffuse,
     directions,
+    elastic_mrad,
+    finer_for,
     mean_transmission,
+    planes,
     rocking,
     seen,
 )
-from micjax.physics.potentials import Atoms, atoms_of
+from micjax.physics.potentials import Atoms
+from micjax.problems._angles import axes_mrad, both
+from micjax.problems._cbed_data import brightest_disc, cell_of
 from micjax.problems._cbed_fit import everywhere
+from micjax.problems._specimen import atoms_from
 from micjax.report.figures import captioned, image_row
 
 Pixels = Float[Array, "my mx"]
@@ -50,10 +57,16 @@ SRTIO3 = (
     [38, 22, 8, 8, 8],
     [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0]],
 )
+LEAST = 1.5 / ELASTIC  # of the angle up to which a mean wave is scattered; LOST are beyond it
+LOST = 0.01  # of the electrons, at most
 EXPLAINED = 1.5  # chi^2 for each pixel: more than any noise of some hundred pixels
 UNEXPLAINED = (
     "The model does not explain the pattern (chi^2 per pixel {:.3g}): the errors are too small, "
     "and the values may be off by more. The residual shows where."
+)
+TOO_COARSE = (
+    "The grid of {} x {} pixels over the cell loses {:.2g} % of the electrons, which the fit takes "
+    "for absorbed ones: give a smaller u_A2 to start from, or more pixels."
 )
 
 
@@ -69,6 +82,7 @@ class Convergent(eqx.Module):
     semiangle_mrad: Float[Array, ""] = parameter()
     energy_keV: Float[Array, ""] = parameter()
     position_A: Float[Array, "atoms 3"] = parameter()
+    occupancy: Float[Array, "atoms"] = parameter()
     box_A: Float[Array, "3"] = parameter()
     numbers: tuple[int, ...] = eqx.field(static=True)
     layers: tuple[tuple[int, ...], ...] = eqx.field(static=True)
@@ -80,6 +94,16 @@ class Convergent(eqx.Module):
         every = self.every_thickness()
         cells = self.thickness_A / self.atoms().box_A[2]
         return self.on(x)(between(every.intensity, cells), between(every.total, cells))
+
+    @eqx.filter_jit
+    def lost(self) -> Float[Array, ""]:
+        """The fraction of the electrons that is scattered beyond the grid: what twice as many
+        pixels along each edge keep of a wave along the axis."""
+        alone = dataclasses.replace(self, directions=self.directions._replace(beams=(0, 0)))
+        finer = dataclasses.replace(alone, shape=tuple(2 * n for n in self.shape))
+        cells = self.thickness_A / self.atoms().box_A[2]
+        kept, more = (between(each.every_thickness().total, cells) for each in (alone, finer))
+        return jnp.abs(more - kept)
 
     def every_thickness(self) -> Rocking:
         atoms = self.atoms()
@@ -115,13 +139,20 @@ class Convergent(eqx.Module):
 
     def atoms(self) -> Atoms:
         scale = 1.0 + self.strain
-        return Atoms(self.numbers, scale * self.position_A, scale * self.box_A, u_A2=self.u_A2)
+        return Atoms(
+            self.numbers,
+            scale * self.position_A,
+            scale * self.box_A,
+            u_A2=self.u_A2,
+            occupancy=self.occupancy,
+        )
 
 
 def problem(
     thickness_A: float = 60.0,
     u_A2: float = 0.008,
     dose: float = 1e6,
+    dose_sd: float = 0.05,
     semiangle_mrad: float = 8.0,
     energy_keV: float = 200.0,
     tilt_sd_mrad: float = 2.0,
@@ -131,10 +162,11 @@ def problem(
     most_A: float = 120.0,
     numbers: list | None = None,
     fractions: list | None = None,
+    occupancy: list | None = None,
     cell_A: float | list = 3.905,
     slice_A: float = 2.0,
-    pixels: int = 32,
-    finer: int = 3,
+    pixels: int | list | None = None,
+    finer: int | None = None,
     reach_mrad: float = 30.0,
 ) -> InverseProblem:
     """A crystal of one repeated cell with right angles, near a zone axis.
@@ -143,7 +175,8 @@ def problem(
 
     - `thickness_A`: where a fit of its own starts; the prior is flat from one cell to `most_A`.
     - `u_A2`: mean square displacement of an atom along an axis, to within a factor of 1.6.
-    - `dose`: electrons of the whole beam, to within 5 %.
+    - `dose`: electrons of the whole beam, which the camera need not all see.
+    - `dose_sd`: how far it may be off, as a fraction.
     - `semiangle_mrad`: of convergence.
     - `energy_keV`: of the electrons.
     - `tilt_sd_mrad`: how far the beam may be off the axis, along y and along x.
@@ -154,19 +187,23 @@ def problem(
     - `numbers`: atomic numbers of the atoms in a cell; with `fractions`, strontium titanate if not
         given.
     - `fractions`: [[x, y, z], ...] of each atom in units of the cell.
+    - `occupancy`: how much of each atom is there; all of each if not given.
     - `cell_A`: edges along x, y, z (the beam), or the edge of a cube.
-    - `slice_A`: thickness of a slice, at most.
-    - `pixels`: of the wave along each edge of the cell.
-    - `finer`: beams in each vector of the reciprocal lattice, for the rocking curves.
+    - `slice_A`: thickness of a slice, at most; slices begin where planes of atoms are.
+    - `pixels`: of the wave along each edge of the cell, or (y, x); as many as the camera and the
+        thermal motion need if not given.
+    - `finer`: beams in each vector of the reciprocal lattice, for the rocking curves; as many as
+        the thickness and the camera need if not given.
     - `reach_mrad`: the camera sees no further.
 
-    **Raises:** `ValueError` for numbers that are not positive, a camera that sees more than the
-    wave's highest angle.
+    **Raises:** `ValueError` for numbers that are not positive, pixels that are too few for the
+    camera or lose electrons.
     """
     positive(
         thickness_A=thickness_A,
         u_A2=u_A2,
         dose=dose,
+        dose_sd=dose_sd,
         semiangle_mrad=semiangle_mrad,
         energy_keV=energy_keV,
         tilt_sd_mrad=tilt_sd_mrad,
@@ -180,16 +217,10 @@ def problem(
         raise ValueError("numbers and fractions belong together")
     numbers, fractions = SRTIO3 if numbers is None else (numbers, fractions)
     places = np.asarray(fractions, float).reshape(len(numbers), 3) % 1.0
-    slices = int(np.ceil(box[2] / slice_A - 1e-9))
-    layer = np.floor(places[:, 2] * slices + 1e-9).astype(int)
+    layers = planes(places[:, 2], int(np.ceil(box[2] / slice_A * (1.0 - 1e-6))))
     widest = semiangle_mrad + 3.0 * (centre_sd_mrad + semiangle_sd_mrad)
-    highest = highest_angle_mrad(tuple(box[1::-1] / pixels), energy_keV)
-    if reach_mrad + widest > highest:
-        raise ValueError(
-            f"reach_mrad = {reach_mrad:.4g} and the aperture need {reach_mrad + widest:.4g} mrad, "
-            f"but {pixels} pixels over the cell end at {highest:.4g} mrad: take more pixels or a "
-            "smaller reach"
-        )
+    shape = _shape(pixels, box, energy_keV, reach_mrad + widest, elastic_mrad(u_A2, energy_keV))
+    finer = finer_for(box, most_A, energy_keV, reach_mrad) if finer is None else finer
     forward = Convergent(
         thickness_A,
         np.zeros(2),
@@ -200,10 +231,11 @@ def problem(
         semiangle_mrad,
         energy_keV,
         places * box,
+        np.ones(len(numbers)) if occupancy is None else occupancy,
         box,
         tuple(int(z) for z in numbers),
-        tuple(tuple(np.flatnonzero(layer == s).tolist()) for s in range(slices)),
-        (pixels, pixels),
+        layers,
+        shape,
         int(np.ceil(most_A / box[2] * (1.0 + 5.0 * strain_sd))) + 1,
         directions(box, widest, energy_keV, finer, reach_mrad),
     )
@@ -212,7 +244,7 @@ def problem(
         "forward.tilt_mrad": dist.Normal(0.0, tilt_sd_mrad),
         "forward.u_A2": dist.LogNormal(np.log(u_A2), 0.5),
         "forward.diffuse_share": dist.Uniform(0.0, 1.0),
-        "noise.dose": dist.LogNormal(np.log(dose), 0.05),
+        "noise.dose": dist.LogNormal(np.log(dose), dose_sd),
     }
     if strain_sd > 0.0:
         priors["forward.strain"] = dist.Normal(0.0, strain_sd)
@@ -222,6 +254,25 @@ def problem(
         about = dist.TruncatedNormal(semiangle_mrad, semiangle_sd_mrad, low=0.0)
         priors["forward.semiangle_mrad"] = about
     return InverseProblem(forward, Poisson(dose), priors)
+
+
+def _shape(pixels, box, energy_keV, on_camera_mrad, elastic_mrad) -> tuple[int, int]:
+    """Pixels of the wave over the cell."""
+    if pixels is None:
+        return shape_over(box, coarsest_A(max(on_camera_mrad, elastic_mrad), energy_keV))
+    ny, nx = (int(n) for n in np.broadcast_to(pixels, (2,)))
+    highest = highest_angle_mrad((box[1] / ny, box[0] / nx), energy_keV)
+    for needed, what in (
+        (on_camera_mrad, "reach_mrad and the aperture need"),
+        (LEAST * elastic_mrad, "the thermal motion u_A2 lets the wave scatter up to"),
+    ):
+        if highest < needed * (1.0 - 1e-6):
+            more = shape_over(box, coarsest_A(max(on_camera_mrad, elastic_mrad), energy_keV))
+            raise ValueError(
+                f"{what} {needed:.4g} mrad, but {ny} x {nx} pixels over the cell end at "
+                f"{highest:.4g} mrad: take pixels = {list(more)}, or none for as many as needed"
+            )
+    return ny, nx
 
 
 def example(key, dose: float = 1e6) -> tuple[InverseProblem, Camera, Pixels]:
@@ -244,59 +295,72 @@ def load(
     file,
     channel: str | None = None,
     structure: str | None = None,
-    mrad_per_px: float | None = None,
+    numbers: list | None = None,
+    fractions: list | None = None,
+    cell_A: float | list | None = None,
+    mrad_per_px: float | list | None = None,
     centre_px: list | None = None,
     rotation_deg: float = 0.0,
     reach_mrad: float | None = None,
+    counts_per_unit: float = 1.0,
+    dose: float | None = None,
     energy_keV: float = 200.0,
     semiangle_mrad: float = 8.0,
 ) -> tuple[dict[str, Any], Camera, Pixels]:
-    """Counts of a pattern from a microscope's file.
+    """Counts of a pattern from a microscope's file, or from a bare array (.npy, .npz, .tif).
 
     **Arguments:**
 
     - `channel`: which image of the file.
-    - `structure`: CIF, XYZ, POSCAR ... of the cell, the beam along z; strontium titanate if not
-        given.
-    - `mrad_per_px`: pixel size, where the axes of the file are not in mrad.
-    - `centre_px`: the middle of the direct disc, [row, column]; where the axes are 0 if they are in
-        mrad, otherwise the middle of the brightest disc.
+    - `structure`: CIF, XYZ, POSCAR ... of the cell, the beam along z.
+    - `numbers`, `fractions`, `cell_A`: the cell, where there is no `structure`; see `problem`.
+    - `mrad_per_px`: pixel size, where the axes of the file are no angles; one number, or (y, x).
+    - `centre_px`: the middle of the direct disc, [row, column]; where the axes are 0 if they are
+        angles, otherwise the middle of the brightest disc.
     - `rotation_deg`: of the camera's x axis against that of the crystal, from x towards y.
     - `reach_mrad`: pixels further out are left out; by default all that fit onto the camera.
+    - `counts_per_unit`: of the values in the file; counts are rounded to whole electrons.
+    - `dose`: electrons of the whole beam, to within 5 %; by default as many as the camera has seen,
+        to within 30 %.
     - `energy_keV`: of the electrons.
     - `semiangle_mrad`: of convergence, to within 2 %.
 
-    **Raises:** `ValueError` for values that are no counts, a pixel size that is not known, besides
-    what `micjax.io.read` raises. Pixels that are NaN are blind.
+    **Raises:** `ValueError` for values that are no counts, a pixel size or a crystal that is not
+    known, besides what `micjax.io.read` raises. Pixels that are NaN are blind.
     """
-    field = read(file, channel)
-    if field.data.ndim != 2:
-        raise ValueError(f"{field.name}: shape {field.data.shape} is no pattern [my, mx]")
-    if min(field.data.shape) < 2:
-        raise ValueError(f"{field.name}: shape {field.data.shape} is too small for a pattern")
+    sizes = {"mrad_per_px": mrad_per_px, "reach_mrad": reach_mrad, "dose": dose}
+    positive(
+        energy_keV=energy_keV,
+        semiangle_mrad=semiangle_mrad,
+        counts_per_unit=counts_per_unit,
+        **{name: given for name, given in sizes.items() if given is not None},
+    )
+    given = {"numbers": numbers, "fractions": fractions, "cell_A": cell_A}
+    atoms = atoms_from(structure, given)
+    field = read(file, channel, scaled=False)
+    if field.data.ndim != 2 or min(field.data.shape) < 2:
+        raise ValueError(
+            f"{field.name}: shape {field.data.shape} is no diffraction pattern [my, mx]"
+        )
+    if np.iscomplexobj(field.data):
+        raise ValueError(f"{field.name}: complex values are no electron counts")
     blind = ~np.isfinite(field.data)
-    counts = np.where(blind, 0.0, field.data)
+    counts = np.round(counts_per_unit * np.where(blind, 0.0, field.data))
     if counts.min() < 0.0 or counts.max() < 1.0:
         raise ValueError(
-            f"{field.name}: values from {counts.min():g} to {counts.max():g} are no electron "
-            "counts; scale the pattern by its dose first"
+            f"{field.name}: a diffraction pattern with values from {counts.min():g} to "
+            f"{counts.max():g} has no electron counts: set counts_per_unit"
         )
-    in_mrad = all(a.unit == "mrad" for a in field.axes)
-    if in_mrad and mrad_per_px is None:
-        y, x = (np.asarray(a.values) for a in field.axes)
-        if centre_px is not None:
-            y, x = (
-                a - np.interp(c, np.arange(len(a)), a)
-                for a, c in zip((y, x), centre_px, strict=True)
-            )
-    elif mrad_per_px is None or not mrad_per_px > 0.0:
-        raise ValueError(f"{field.name}: no angles in the file; mrad_per_px has to be given")
-    else:
-        if centre_px is None:
-            centre_px = _brightest_disc(counts, semiangle_mrad / mrad_per_px)
-        y, x = (
-            mrad_per_px * (np.arange(n) - c) for n, c in zip(counts.shape, centre_px, strict=True)
-        )
+    axes = axes_mrad(field, field.axes, mrad_per_px, energy_keV)
+    steps = [float(abs(a[1] - a[0])) for a in axes]
+    if mrad_per_px is not None and centre_px is None:
+        centre_px = brightest_disc(counts, [semiangle_mrad / s for s in steps])
+    if centre_px is not None:
+        axes = [
+            a - np.interp(c, np.arange(len(a)), a)
+            for a, c in zip(axes, both("centre_px", centre_px), strict=True)
+        ]
+    y, x = axes
     fits = float(min(-y.min(), y.max(), -x.min(), x.max()))
     if not fits > semiangle_mrad:
         raise ValueError(f"the pattern ends {fits:.4g} mrad from its middle, in the direct disc")
@@ -307,35 +371,16 @@ def load(
     outside = np.linalg.norm(np.asarray(there.direction_mrad), axis=-1) > reach_mrad
     there = there._replace(efficiency=jnp.asarray(~(blind | outside), float))
     options: dict[str, Any] = {
-        "dose": float(counts.sum()),
+        "dose": float(counts.sum()) if dose is None else dose,
+        "dose_sd": 0.3 if dose is None else 0.05,
         "energy_keV": energy_keV,
         "semiangle_mrad": semiangle_mrad,
         "reach_mrad": float(reach_mrad),
         "centre_sd_mrad": float(there.pixel_mrad),
         "semiangle_sd_mrad": 0.02 * semiangle_mrad,
     }
-    if structure is not None:
-        options |= _cell_of(structure)
+    options |= given if atoms is None else cell_of(atoms)
     return options, there, jnp.asarray(np.where(blind | outside, 0.0, counts), float)
-
-
-def _brightest_disc(counts: np.ndarray, radius_px: float) -> list[float]:
-    """The middle of the disc that holds most of the counts."""
-    ny, nx = (np.fft.fftfreq(n, 1.0 / n) for n in counts.shape)
-    disc = np.hypot(ny[:, None], nx) <= radius_px
-    inside = np.fft.ifft2(np.fft.fft2(counts) * np.fft.fft2(disc)).real
-    top = np.argwhere(inside > inside.max() - 1e-9 * counts.sum())
-    return top.mean(0).tolist()
-
-
-def _cell_of(structure: str) -> dict[str, Any]:
-    atoms = atoms_of(read_structure(structure))
-    box = np.asarray(atoms.box_A, float)
-    return {
-        "numbers": list(atoms.numbers),
-        "fractions": (np.asarray(atoms.position_A, float) / box).tolist(),
-        "cell_A": box.tolist(),
-    }
 
 
 def solve(
@@ -371,21 +416,28 @@ def solve(
     )
     if found.stop_reason == "interrupted":
         return Solution(found.problem, fit=found)
-    errors = attempt("Laplace errors", laplace, found.problem, x, y)
+    errors = attempt("Laplace errors", _errors, found.problem, x, y)
     vague = [n for n, ok in errors.identified.items() if not ok] if errors else []
     rate = found.problem.noise(found.problem.forward(x)).rate
     on = x.efficiency > 0
     chi2 = float(jnp.sum(jnp.where(on, (y - rate) ** 2 / rate, 0.0)) / jnp.sum(on))
+    lost = float(found.problem.forward.lost())
     return Solution(
         found.problem,
         fit=found,
         laplace=errors,
-        metrics={"chi_squared_per_pixel": chi2},
+        metrics={"chi_squared_per_pixel": chi2, "electrons_lost_beyond_grid": lost},
         statements=[
             *(f"{n} is not identified by this pattern." for n in vague),
+            *([TOO_COARSE.format(*found.problem.forward.shape, 100 * lost)] if lost > LOST else []),
             *([UNEXPLAINED.format(chi2)] if chi2 > EXPLAINED else []),
         ],
     )
+
+
+def _errors(problem: InverseProblem, x: Camera, y: Pixels) -> Laplace:
+    # a dense Hessian of all pixels would take gigabytes
+    return laplace(problem, x, y, hessian=expected_hessian(problem, x, y))
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:

@@ -7,12 +7,12 @@ place (x, y) are a column, which moves as one: a projection does not tell their 
 known. `solve` refines a structure that is right to within a few tenths of an Å.
 """
 
+import logging
 from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import scipy.fft
 from jaxtyping import Array, Float
 
 from micjax.core.checks import not_negative, positive
@@ -23,13 +23,14 @@ from micjax.inference.sample import nuts
 from micjax.inference.scoring import expected_hessian, scored
 from micjax.inference.solution import Solution
 from micjax.io import read
-from micjax.io.structures import read_structure
 from micjax.physics import optics
+from micjax.physics.grids import coarsest_A, shape_over
 from micjax.physics.multislice import CUTOFF, highest_angle_mrad
 from micjax.physics.noise import Poisson
-from micjax.physics.potentials import Atoms, atoms_of, layers
+from micjax.physics.potentials import Atoms, layers
 from micjax.physics.scattering import scattering_factors_A
-from micjax.problems._structure_data import scan_from, series_from
+from micjax.problems._specimen import atoms_from, only_full, start_u_A2
+from micjax.problems._structure_data import grid_A, listed_places_A, scan_from, series_from
 from micjax.problems._structure_model import (
     Crystal,
     Imaged,
@@ -42,6 +43,8 @@ from micjax.problems._structure_model import (
 from micjax.problems._structure_peaks import annular, peaks
 from micjax.report.figures import captioned, image_row
 
+log = logging.getLogger("micjax")
+
 # molybdenum disulphide in a cell with right angles, (x, y, z) in Å
 MOS2 = (
     [42, 16, 16, 42, 16, 16],
@@ -50,6 +53,11 @@ MOS2 = (
     [3.16, 5.473, 6.4],
 )
 BEYOND, FINE_A = 1.35, 0.12
+APART = 0.97  # of a probe within half of the box
+NEIGHBOURS = (
+    "Only {:.1f} % of the probe lies within half of the box: it meets its neighbours. More tiles "
+    "along x and y would keep them apart."
+)
 EXPLAINED = 1.5  # chi^2 for each pixel
 UNEXPLAINED = (
     "The model does not explain the data (chi^2 per pixel {:.3g}): the errors are too small, and "
@@ -236,11 +244,9 @@ def _shape(kind, box, sampling_A, energy_keV, semiangle_mrad, reach_mrad) -> tup
     """Pixels of the wave, up to `BEYOND` the camera's edge, since what is scattered there may come
     back; of an image, such that the intensity of what passes the aperture does not alias."""
     reach = max(reach_mrad, semiangle_mrad) if kind == "stem" else semiangle_mrad / (0.75 * CUTOFF)
-    wavelength_A = float(optics.wavelength_A(energy_keV))
-    needed = CUTOFF * 0.5 * 1e3 * wavelength_A / reach
+    needed = coarsest_A(reach, energy_keV)
     sampling_A = min(needed / BEYOND, FINE_A) if sampling_A is None else sampling_A
-    across = [int(np.ceil(edge / sampling_A - 1e-9)) for edge in box[1::-1]]
-    shape = tuple(scipy.fft.next_fast_len(n, real=True) for n in across)
+    shape = shape_over(box, sampling_A)
     ends = highest_angle_mrad((box[1] / shape[0], box[0] / shape[1]), energy_keV)
     if ends < reach * (1.0 - 1e-6):
         raise ValueError(
@@ -277,11 +283,16 @@ def load(
     file,
     channel: str | None = None,
     structure: str | None = None,
+    numbers: list | None = None,
+    position_A: list | None = None,
+    box_A: list | None = None,
     step_A: float | list | None = None,
     mrad_per_px: float | list | None = None,
     centre_px: list | None = None,
     reach_mrad: float | None = None,
-    origin_A: list = [0.0, 0.0],  # noqa: B006
+    origin_A: list | None = None,
+    scan_rotation_deg: float = 0.0,
+    places_A: str | list | None = None,
     defocus_A: list | None = None,
     counts_per_unit: float = 1.0,
     tile: list = [1, 1, 1],  # noqa: B006
@@ -289,21 +300,26 @@ def load(
     offset_sd_A: float = 0.2,
     dose: float | None = None,
 ) -> tuple[dict[str, Any], Scan | Series, Array]:
-    """Counts of a 4D-STEM data set [scan y, scan x, my, mx] or of a series of images
-    [defocus, y, x].
+    """Counts of a 4D-STEM data set [scan y, scan x, my, mx], of patterns at listed places
+    [places, my, mx], or of a series of images [defocus, y, x]; from a microscope's file or a bare
+    array (.npy, .npz, .tif).
 
     **Arguments:**
 
     - `channel`: which array of the file.
-    - `structure`: CIF, XYZ, POSCAR ... of a cell with right angles, the beam along z;
-        molybdenum disulphide if not given.
+    - `structure`: CIF, XYZ, POSCAR ... of a cell with right angles, the beam along z.
+    - `numbers`, `position_A`, `box_A`: the cell, where there is no `structure`; see `problem`.
     - `step_A`: between places of the probe, or pixels of an image, where the axes of the file are
         no lengths; one number, or (y, x).
-    - `mrad_per_px`: of the camera, where its axes are not in mrad; one number, or (y, x).
-    - `centre_px`: the middle of the direct disc, [row, column]; where the axes are 0 if they are in
-        mrad, otherwise the middle of the mean pattern.
+    - `mrad_per_px`: of the camera, where its axes are no angles; one number, or (y, x).
+    - `centre_px`: the middle of the direct disc, [row, column]; where the axes are 0 if they are
+        angles, otherwise the middle of the mean pattern.
     - `reach_mrad`: pixels further out are left out; by default all that fit onto the camera.
-    - `origin_A`: where in the box of the structure the first place or pixel is, (y, x).
+    - `origin_A`: where in the box of the structure the first place or pixel is, (y, x); by default
+        where the axes of the file begin, if they are lengths.
+    - `scan_rotation_deg`: of the scan's x axis against that of the structure and the camera, from x
+        towards y, around the first place.
+    - `places_A`: [[y, x], ...] in the box for each pattern of a list, or a file that holds them.
     - `defocus_A`: of each image (positive: underfocus), where the first axis of the file is no
         length called defocus or C10.
     - `counts_per_unit`: of the values in the file; counts are rounded to whole electrons.
@@ -320,15 +336,21 @@ def load(
     that are not known, a scan that does not fit the box, besides what `micjax.io.read` raises.
     """
     positive(energy_keV=energy_keV, counts_per_unit=counts_per_unit)
+    if not np.isfinite(scan_rotation_deg):
+        raise ValueError(f"scan_rotation_deg = {scan_rotation_deg}: a number of degrees")
     sizes = {"step_A": step_A, "mrad_per_px": mrad_per_px, "reach_mrad": reach_mrad, "dose": dose}
     positive(**{name: given for name, given in sizes.items() if given is not None})
     if len(tile) != 3:
         raise ValueError(f"tile = {tile}: boxes along x, y and z")
+    cell = {"numbers": numbers, "position_A": position_A, "box_A": box_A}
+    atoms = atoms_from(structure, cell)
     field = read(file, channel, scaled=False)
-    if field.data.ndim not in (3, 4):
+    listed = places_A is not None
+    if field.data.ndim not in ((3,) if listed else (3, 4)) or np.iscomplexobj(field.data):
         raise ValueError(
-            f"{field.name}: shape {field.data.shape} is neither 4D-STEM [scan y, scan x, my, mx] "
-            "nor a series of images [defocus, y, x]"
+            f"{field.name}: {field.data.dtype} of the shape {field.data.shape} are neither 4D-STEM "
+            "[scan y, scan x, my, mx], nor patterns [places, my, mx] at places_A, nor a series of "
+            "images [defocus, y, x]"
         )
     options: dict[str, Any] = {
         "tile": tile,
@@ -336,14 +358,17 @@ def load(
         "offset_sd_A": offset_sd_A,
         "vacant": [],
     }
-    if structure is not None:
-        atoms = atoms_of(read_structure(structure))
-        options |= {
+    if atoms is not None:
+        only_full(atoms)
+        cell = {
             "numbers": list(atoms.numbers),
             "position_A": np.asarray(atoms.position_A, float).tolist(),
             "box_A": np.asarray(atoms.box_A, float).tolist(),
         }
-    box = np.asarray(options.get("box_A", MOS2[2])) * np.asarray(tile)
+        if u_A2 := start_u_A2(atoms):
+            options["u_A2"] = u_A2
+    options |= cell
+    box = np.asarray(cell["box_A"], float) * np.asarray(tile)
     counts = np.round(counts_per_unit * field.data)
     if not np.isfinite(counts).any():
         raise ValueError(f"{field.name}: none of {counts.size} values is finite")
@@ -352,9 +377,16 @@ def load(
             f"{field.name}: values from {np.nanmin(counts):g} to {np.nanmax(counts):g} are no "
             "electron counts: set counts_per_unit"
         )
-    if field.data.ndim == 4:
+    if field.data.ndim == 4 or listed:
         camera = (mrad_per_px, centre_px, reach_mrad, dose)
-        return scan_from(field, counts, options, box, step_A, origin_A, *camera)
+        if listed:
+            places = listed_places_A(places_A, len(counts))
+            counts = counts[:, None]
+        else:
+            places = grid_A(field, step_A, origin_A, scan_rotation_deg)
+        return scan_from(field, counts, options, box, places, *camera)
+    if scan_rotation_deg:
+        raise ValueError("scan_rotation_deg is of a scan, and this is a series of images")
     return series_from(field, counts, options, box, step_A, origin_A, defocus_A, dose)
 
 
@@ -396,6 +428,11 @@ def solve(
     if sampler == "nuts":
         counts = {"samples": samples, "warmup": warmup, "chains": chains}
         posterior = attempt("posterior draws", nuts, best, x, y, key, **counts)
+    metrics = {}
+    if isinstance(best.forward, Scanned):
+        metrics["probe_within_half_box"] = share = float(best.forward.apart())
+        if share < APART:
+            log.warning(NEIGHBOURS.format(100.0 * share))
     rate = np.asarray(best.noise(best.forward(x)).rate)
     on = np.broadcast_to(_efficiency(x) > 0, y.shape)
     chi2 = float(np.mean(((np.asarray(y) - rate) ** 2 / rate)[on]))
@@ -405,7 +442,7 @@ def solve(
         fit=found,
         posterior=posterior,
         laplace=errors,
-        metrics={"chi_squared_per_pixel": chi2},
+        metrics={"chi_squared_per_pixel": chi2, **metrics},
         table=_table(best, errors.sd() if errors else {}),
         statements=[
             *(f"{n} is not identified by these data." for n in vague),

@@ -271,7 +271,7 @@ def _transfer(plan: SimulatePlan, setup: Setup) -> np.ndarray:
         angles, wavelength = angles_of(plan, setup)
         coefficients = optics.cartesian(plan.aberrations)
         return np.asarray(
-            optics.aperture(angles, plan.semiangle_mrad)
+            optics.sharp_aperture(angles, plan.semiangle_mrad)
             * jnp.exp(-1j * optics.chi(angles, coefficients, wavelength))
             * optics.focal_envelope(angles, plan.focal_spread_A, wavelength)
             * optics.angular_envelope(angles, plan.angular_spread_mrad, coefficients, wavelength)
