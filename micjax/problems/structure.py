@@ -325,7 +325,7 @@ def load(
     positive(**{name: given for name, given in sizes.items() if given is not None})
     if len(tile) != 3:
         raise ValueError(f"tile = {tile}: boxes along x, y and z")
-    field = read(file, channel, scaled=False)
+    field = read(file, channel)
     if field.data.ndim not in (3, 4):
         raise ValueError(
             f"{field.name}: shape {field.data.shape} is neither 4D-STEM [scan y, scan x, my, mx] "
