@@ -8,6 +8,7 @@ import h5py
 import jax
 import numpy as np
 
+from micjax.core.hdf5 import opened
 from micjax.inference.result import Path, write_atomically
 
 log = logging.getLogger("micjax")
@@ -38,10 +39,11 @@ def load_checkpoint(path: Path, carry, history: list[np.ndarray], solver):
     if not pathlib.Path(path).exists():
         return carry, history
     try:
-        with h5py.File(path, "r") as file:
-            attributes, losses = dict(file.attrs), file["losses"][()]
-            found = {d.attrs["name"]: np.asarray(d[()]) for d in file["carry"].values()}
-    except (OSError, KeyError) as error:
+        with opened(path) as file:
+            attributes, losses = file.root.attrs, file.array("losses")
+            numbered = file.arrays("carry")
+            found = {file.get(f"carry/{i}").attrs["name"]: leaf for i, leaf in numbered.items()}
+    except (ValueError, AttributeError, KeyError) as error:
         raise ValueError(f"{path} is not a micjax checkpoint: {error}") from error
     wanted = _arrays(carry)
     if wrong := _differences(attributes, found, solver, wanted):

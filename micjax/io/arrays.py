@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from micjax.core.limits import check_size
 from micjax.io.fields import Field, by_name, image_axes, with_pixel
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,11 @@ def bare(data: np.ndarray, name: str) -> Field:
 
 def read_npy(path: Path) -> dict[str, Field]:
     """One array `[..., iy, ix]` without units; the pixel size has to come from the user."""
-    return by_name([bare(np.load(path, allow_pickle=False), path.stem)])
+    data = np.load(path, mmap_mode="r")  # so that it cannot hold more than the file
+    if (rest := path.stat().st_size - data.offset - data.nbytes) > 0:
+        raise ValueError(f"{rest} bytes after the array; several arrays go into an .npz")
+    check_size(path, 8 * data.size)
+    return by_name([bare(np.array(data), path.stem)])
 
 
 def read_npz(path: Path) -> dict[str, Field]:
@@ -34,6 +39,7 @@ def read_npz(path: Path) -> dict[str, Field]:
     """
     # numpy leaves a damaged archive open if it opens it itself
     with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+        check_size(path, 8 * sum(info.file_size for info in archive.zip.infolist()))
         arrays = {key: archive[key] for key in archive.files}
     pixel = next((arrays.pop(key) for key in ("pixel_nm", "dx") if key in arrays), None)
     least = min(2, max((a.ndim for a in arrays.values()), default=0))

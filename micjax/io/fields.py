@@ -1,10 +1,14 @@
 """Named data with units: what every reader gives back and what result files are made of."""
 
+import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 Pixel = float | int | Sequence[float | int]  # one size for both directions, or (dy, dx)
 
@@ -46,6 +50,19 @@ def _numbers(values, what: str, kinds: str) -> np.ndarray:
     if array.dtype.kind not in kinds:
         raise ValueError(f"{what}: values of kind {array.dtype}, which are no numbers for it")
     return array
+
+
+def unpacked(values: np.ndarray, attrs: Mapping[str, Any], name: str) -> np.ndarray:
+    """Packed numbers as netCDF's conventions (CF) have it: scaled, moved, what is missing NaN."""
+    missing = [attrs[key] for key in ("_FillValue", "missing_value") if key in attrs]
+    scale, offset = (attrs.get(key) for key in ("scale_factor", "add_offset"))
+    if not missing and scale is None and offset is None:
+        return values
+    log.info("%s: packed numbers, unpacked as the file says", name)
+    numbers = np.asarray(values, np.float64)
+    gaps = np.isin(values, np.ravel(missing))
+    numbers = numbers * (1.0 if scale is None else scale) + (0.0 if offset is None else offset)
+    return np.where(gaps, np.nan, numbers)
 
 
 @dataclass(frozen=True, eq=False)

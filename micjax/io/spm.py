@@ -5,14 +5,20 @@ SurfaceTopography holds `[ix, iy]` and is transposed here. Igor waves (.ibw) are
 igor2 alone would give them upside down.
 """
 
+import logging
+import math
 import re
 import struct
 from pathlib import Path
 
 import numpy as np
 
+from micjax.core.limits import check_size
 from micjax.io.fields import Field, by_name, image_axes
 from micjax.io.packages import third_party
+from micjax.io.tiff import whole_tiff
+
+log = logging.getLogger(__name__)
 
 TOPOGRAPHY_READERS = {  # extension: (family, module, class)
     ".ibw": ("Asylum Igor wave", "IBW", "IBWReader"),
@@ -63,9 +69,15 @@ def read_topography(path: Path, extension: str) -> dict[str, Field]:
     **Returns:** fields by channel, `[iy, ix]`; pixels without a value are NaN.
     """
     _, module, reader = TOPOGRAPHY_READERS[extension]
+    if extension == ".jpk":  # a TIFF of a page a channel, of which some may be missing
+        with whole_tiff(path):
+            pass
+    if extension in (".nid", ".jpk"):
+        log.info("%s: of such files the height channels are read", path)
     with third_party(f"SurfaceTopography.IO.{module}", extension) as readers:
         channels = [c for c in getattr(readers, reader)(str(path)).channels if c.dim == 2]
         names = [c.name for c in channels]
+        check_size(path, 8 * sum(math.prod(c.nb_grid_pts) for c in channels))
         fields = []
         for channel in channels:
             surface = channel.topography()
@@ -105,7 +117,18 @@ def read_gwy(path: Path) -> dict[str, Field]:
             lateral, unit = (
                 image[key].unitstr if key in image else "" for key in ("si_unit_xy", "si_unit_z")
             )
+            origin = (float(image.get("yoff", 0.0)), float(image.get("xoff", 0.0)))
             title = container.get(f"/{number}/data/title", f"Channel {number}")
             meta = dict(container.get(f"/{number}/meta", {}))
-            fields.append(Field(data, image_axes(data.shape, pixel, lateral), unit, title, meta))
+            axes = image_axes(data.shape, pixel, lateral, origin)
+            fields.append(Field(data, axes, unit, title, meta))
+        _tell_others(path, container, gwyfile.objects.GwyObject)
     return by_name(fields)
+
+
+def _tell_others(path: Path, container, kind: type) -> None:
+    """Masks, curves and volumes, which nothing here makes use of."""
+    read = re.compile(r"/\d+/(data|meta|select/.*)$")
+    others = [key for key, item in container.items() if isinstance(item, kind)]
+    if unread := [f"{key} ({container[key].name})" for key in others if not read.match(key)]:
+        log.warning("%s: not read: %s", path, ", ".join(unread))

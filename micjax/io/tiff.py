@@ -1,12 +1,18 @@
 """TIFF: plain stacks, and what ImageJ and OME say of axes and values."""
 
+import contextlib
 import logging
+import lzma
+import math
+import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from micjax.core.limits import check_size
 from micjax.io.arrays import bare
 from micjax.io.fields import PIXELS, Axis, Field, by_name, nm_per
 from micjax.io.packages import third_party
@@ -18,9 +24,62 @@ _READ = {"imagej", "ome", "shaped", "uniform"}  # of tifffile's flags; the last 
 _STRAIGHT_LINE = 0  # of ImageJ's calibration functions
 
 
+@contextlib.contextmanager
+def whole_tiff(path: Path) -> Iterator:
+    """A TIFF file with all its pages, none of which takes more memory than it may.
+
+    **Raises:** ValueError where pages or parts of them are missing, or too large.
+    """
+    with _complaints() as said, third_party("tifffile", ".tiff") as tifffile:
+        with tifffile.TiffFile(path) as tiff:
+            size = path.stat().st_size
+            ends = [
+                start + length
+                for page in tiff.pages
+                for start, length in zip(page.dataoffsets, page.databytecounts, strict=False)
+            ]
+            if broken := [line for line in said if "page offset" in line or "IFD" in line]:
+                raise ValueError(f"a page is missing, is the file cut short? ({broken[0]})")
+            if max(ends, default=0) > size:
+                raise ValueError(f"{size} bytes of {max(ends)}: the file is cut short")
+            check_size(path, 8 * sum(math.prod(series.shape) for series in tiff.series))
+            for page in tiff.pages:
+                _check_packed(tiff, page)
+            yield tiff
+    for line in said:
+        log.warning("%s: %s", path, line)
+
+
+def _check_packed(tiff, page) -> None:
+    """**Raises:** ValueError for compressed parts of which more comes out than they say."""
+    unpacker = {8: zlib.decompressobj, 32946: zlib.decompressobj, 34925: lzma.LZMADecompressor}
+    if page.compression not in unpacker:
+        return
+    for start, length in zip(page.dataoffsets, page.databytecounts, strict=False):
+        tiff.filehandle.seek(start)
+        packed = tiff.filehandle.read(length)
+        if len(unpacker[page.compression]().decompress(packed, page.nbytes + 1)) > page.nbytes:
+            raise ValueError(f"a part of the image holds more than the {page.nbytes} bytes of all")
+
+
+@contextlib.contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What tifffile logs of a damaged file, which goes nowhere else."""
+    said: list[str] = []
+    handler, logger = logging.Handler(logging.ERROR), logging.getLogger("tifffile")
+    handler.emit = lambda record: said.append(record.getMessage())
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
 def is_park(path: Path) -> bool:
     """Whether a TIFF was written by a Park microscope."""
-    with third_party("tifffile", ".tiff") as tifffile, tifffile.TiffFile(path) as tiff:
+    with whole_tiff(path) as tiff:
         return _PARK_MAGIC in tiff.pages[0].tags
 
 
@@ -29,7 +88,7 @@ def read_tiff(path: Path) -> dict[str, Field]:
 
     The resolution of other writers is that of a printer.
     """
-    with third_party("tifffile", ".tiff") as tifffile, tifffile.TiffFile(path) as tiff:
+    with third_party("tifffile", ".tiff") as tifffile, whole_tiff(path) as tiff:
         stack, page = tiff.series[0], tiff.pages[0]
         _refuse_pictures(tiff, stack, page)
         _tell(path, tiff, page)
