@@ -53,7 +53,8 @@ def attributes(item: h5py.HLObject) -> dict[str, Any]:
     for name in item.attrs:
         if name in OF_SCALES:
             continue
-        if item.attrs.get_id(name).get_storage_size() > MOST_ATTRIBUTE_BYTES:
+        stored = item.attrs.get_id(name)
+        if math.prod(stored.shape) * stored.get_type().get_size() > MOST_ATTRIBUTE_BYTES:
             raise ValueError(f"the attribute {name} of {item.name} is too large")
         value = plain(item.attrs[name])
         if value is not None:

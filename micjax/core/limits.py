@@ -6,7 +6,7 @@ import pathlib
 
 VARIABLE = "MICJAX_FILE_GB"
 LEAST_BYTES, GROWTH = 256_000_000, 20  # small files may be packed well, large ones are hardly
-BYTES_PER_SECOND, START_SECONDS = 1e8, 3.0
+BYTES_PER_SECOND, START_SECONDS = 2e8, 2.0
 
 
 def allowed_bytes(path: str | os.PathLike) -> int:
