@@ -42,8 +42,8 @@ def load_checkpoint(path: Path, carry, history: list[np.ndarray], solver):
         with opened(path) as file:
             attributes, losses = file.root.attrs, file.array("losses")
             numbered = file.arrays("carry")
-            found = {file.get(f"carry/{i}").attrs["name"]: leaf for i, leaf in numbered.items()}
-    except (ValueError, AttributeError, KeyError) as error:
+            found = {str(file.get(f"carry/{i}").attrs["name"]): a for i, a in numbered.items()}
+    except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a micjax checkpoint: {error}") from error
     wanted = _arrays(carry)
     if wrong := _differences(attributes, found, solver, wanted):
