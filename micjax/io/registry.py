@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from micjax.io import arrays, hdf5, spm, tiff
+from micjax.io import arrays, gwy, hdf5, spm, tiff
 from micjax.io.fields import Field, Pixel, as_pixel, with_pixel
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def formats() -> dict[str, Format]:
         ".npy": Format("NumPy array", arrays.read_npy),
         ".npz": Format("NumPy archive", arrays.read_npz),
         **dict.fromkeys((".tif", ".tiff"), Format("TIFF (plain, Park)", _read_tiff)),
-        ".gwy": Format("Gwyddion", spm.read_gwy),
+        ".gwy": Format("Gwyddion", gwy.read_gwy),
     }
     for extension, (family, _, _) in spm.TOPOGRAPHY_READERS.items():
         reader = partial(spm.read_topography, extension=extension)

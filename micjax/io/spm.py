@@ -1,6 +1,6 @@
-"""Native files of scanning-probe microscopes, read by SurfaceTopography and gwyfile.
+"""Native files of scanning-probe microscopes, read by SurfaceTopography.
 
-Both give the image as the vendor's program and Gwyddion show it: the first row is the top one.
+It gives the image as the vendor's program and Gwyddion show it: the first row is the top one.
 SurfaceTopography holds `[ix, iy]` and is transposed here. Igor waves (.ibw) are stored with y up;
 igor2 alone would give them upside down.
 """
@@ -8,7 +8,6 @@ igor2 alone would give them upside down.
 import logging
 import math
 import re
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -88,47 +87,3 @@ def read_topography(path: Path, extension: str) -> dict[str, Field]:
             label = _label(channel, repeated=names.count(channel.name) > 1)
             fields.append(Field(data, axes, unit, label, dict(channel.info)))
     return by_name(fields)
-
-
-def _check_gwy_length(path: Path) -> None:
-    # gwyfile takes whatever bytes are left for the object which the header announces
-    content = path.read_bytes()
-    if content[:4] != b"GWYP":
-        raise ValueError("it does not begin with GWYP")
-    start = content.index(b"\0") + 5
-    (length,) = struct.unpack("<I", content[start - 4 : start])
-    if len(content) < start + length:
-        raise ValueError(f"{len(content)} bytes of {start + length}: the file is cut short")
-
-
-def read_gwy(path: Path) -> dict[str, Field]:
-    """Every data field of a Gwyddion file, of any unit."""
-    _check_gwy_length(path)
-    with third_party("gwyfile", ".gwy") as gwyfile:
-        container = gwyfile.load(str(path))
-        numbers = sorted(
-            int(found.group(1)) for key in container if (found := re.match(r"/(\d+)/data$", key))
-        )
-        fields = []
-        for number in numbers:
-            image = container[f"/{number}/data"]
-            data = np.array(image.data)
-            pixel = (image["yreal"] / data.shape[0], image["xreal"] / data.shape[1])
-            lateral, unit = (
-                image[key].unitstr if key in image else "" for key in ("si_unit_xy", "si_unit_z")
-            )
-            origin = (float(image.get("yoff", 0.0)), float(image.get("xoff", 0.0)))
-            title = container.get(f"/{number}/data/title", f"Channel {number}")
-            meta = dict(container.get(f"/{number}/meta", {}))
-            axes = image_axes(data.shape, pixel, lateral, origin)
-            fields.append(Field(data, axes, unit, title, meta))
-        _tell_others(path, container, gwyfile.objects.GwyObject)
-    return by_name(fields)
-
-
-def _tell_others(path: Path, container, kind: type) -> None:
-    """Masks, curves and volumes, which nothing here makes use of."""
-    read = re.compile(r"/\d+/(data|meta|select/.*)$")
-    others = [key for key, item in container.items() if isinstance(item, kind)]
-    if unread := [f"{key} ({container[key].name})" for key in others if not read.match(key)]:
-        log.warning("%s: not read: %s", path, ", ".join(unread))
