@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from micjax.core.hdf5 import File, opened
 from micjax.core.problem import Values
 from micjax.inference.result import Path, write_atomically
 from micjax.inference.solvers.driver import Carry
@@ -124,14 +125,20 @@ def _write_candidate(group: h5py.Group, candidate: Candidate) -> None:
         group[f"values/{name}"] = np.asarray(value)
 
 
-def _read_candidate(group: h5py.Group) -> Candidate:
+def _read_candidate(file: File, path: str) -> Candidate:
+    node = file.get(path)
     return Candidate(
-        {name: jax.numpy.asarray(value[()]) for name, value in group["values"].items()},
-        float(group.attrs["loss"]),
-        StopReason(group.attrs["reason"]),
-        group["losses"][()],
-        str(group.attrs["fault"]),
+        {name: jax.numpy.asarray(v) for name, v in file.arrays(f"{path}/values").items()},
+        float(node.attrs["loss"]),
+        StopReason(node.attrs["reason"]),
+        file.array("losses", node),
+        str(node.attrs["fault"]),
     )
+
+
+def _read_candidates(file: File, path: str) -> list[Candidate]:
+    group = file.get(path)
+    return [_read_candidate(file, f"{path}/{i}") for i in range(len(group.links) if group else 0)]
 
 
 def load_snapshot(path: Path, state: Snapshot, x, y) -> Snapshot:
@@ -142,17 +149,14 @@ def load_snapshot(path: Path, state: Snapshot, x, y) -> Snapshot:
     if not pathlib.Path(path).exists():
         return state
     try:
-        with h5py.File(path, "r") as file:
-            attributes = dict(file.attrs)
+        with opened(path) as file:
+            attributes = file.root.attrs
             if attributes.get("format") != FORMAT:
-                raise KeyError(f"format {attributes.get('format')!r} instead of {FORMAT!r}")
-            groups = {
-                g: [_read_candidate(file[f"{g}/{i}"]) for i in range(len(file.get(g, ())))]
-                for g in ("candidates", "ended")
-            }
-            losses = file["losses"][()]
-            carry = {d.attrs["name"]: np.asarray(d[()]) for d in file["carry"].values()}
-    except (OSError, KeyError, ValueError) as error:
+                raise ValueError(f"format {attributes.get('format')!r} instead of {FORMAT!r}")
+            groups = {g: _read_candidates(file, g) for g in ("candidates", "ended")}
+            losses, numbered = file.array("losses"), file.arrays("carry")
+            carry = {file.get(f"carry/{i}").attrs["name"]: a for i, a in numbered.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a micjax checkpoint: {error}") from error
     if attributes["data"] != _digest((x, y)):
         raise ValueError(f"{path} is the checkpoint of another fit: its data are not these")

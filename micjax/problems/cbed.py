@@ -337,7 +337,7 @@ def load(
     )
     given = {"numbers": numbers, "fractions": fractions, "cell_A": cell_A}
     atoms = atoms_from(structure, given)
-    field = read(file, channel, scaled=False)
+    field = read(file, channel)
     if field.data.ndim != 2 or min(field.data.shape) < 2:
         raise ValueError(
             f"{field.name}: shape {field.data.shape} is no diffraction pattern [my, mx]"

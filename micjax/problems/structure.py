@@ -344,7 +344,7 @@ def load(
         raise ValueError(f"tile = {tile}: boxes along x, y and z")
     cell = {"numbers": numbers, "position_A": position_A, "box_A": box_A}
     atoms = atoms_from(structure, cell)
-    field = read(file, channel, scaled=False)
+    field = read(file, channel)
     listed = places_A is not None
     if field.data.ndim not in ((3,) if listed else (3, 4)) or np.iscomplexobj(field.data):
         raise ValueError(

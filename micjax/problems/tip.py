@@ -26,6 +26,7 @@ from micjax.inference.sample import nuts
 from micjax.inference.solution import Solution
 from micjax.inference.solvers.first_order import Adam
 from micjax.io import Axis, Field, check_image, read
+from micjax.io.fields import with_pixel
 from micjax.physics.blind_tip import BlindTip, blind
 from micjax.physics.noise import Gaussian
 from micjax.physics.priors import Curvature
@@ -33,6 +34,7 @@ from micjax.physics.scanner import add_lines
 from micjax.physics.tip import certain, dilate, erode, touching_tip_pixels
 from micjax.physics.tip_evidence import admissible, misfit, noise_sigma_nm
 from micjax.physics.tip_shapes import AbstractTip, Double, FreeForm, size_pair
+from micjax.problems._heights import heights_nm
 from micjax.problems._tip_figures import figures as figures
 
 log = logging.getLogger("micjax")
@@ -184,6 +186,7 @@ def load(
     tip_channel: str | None = None,
     sigma_nm: float | None = None,
     tip_reflected: bool = False,
+    height_unit: str | None = None,
 ) -> tuple[dict[str, Any], Int[Array, " n"], Float[Array, "n ny nx"]]:
     """The height image of a microscope's file.
 
@@ -197,12 +200,13 @@ def load(
     - `sigma_nm`: rms noise; estimated from the image if not given.
     - `tip_reflected`: the known tip is a blind estimate of Gwyddion or another program in
         Villarrubia's frame, turned by 180 degrees against the tip itself.
+    - `height_unit`: of the values where the file states none; nm if they can be that.
 
     **Raises:** `ValueError` for NaN or constant images, pixel sizes that differ, tips that do not
     fit, besides what `micjax.io.read` raises.
     """
     field = check_image(read(file, channel, pixel_nm))
-    heights = field.to_nm()
+    heights = heights_nm(field, height_unit)
     pixel = field.pixel_nm
     ny, nx = heights.shape
     # where the sample stands means nothing; its slope is part of the surface
@@ -221,7 +225,7 @@ def load(
     log.info("noise %.3g nm rms%s", options["sigma_nm"], " (estimated)" if sigma_nm is None else "")
     if known_tip is not None:
         options["tip_heights_nm"] = _known_tip(
-            known_tip, tip_channel, pixel, heights.shape, tip_reflected
+            known_tip, tip_channel, pixel, heights.shape, tip_reflected, height_unit
         )
     else:
         fits = min(ny, nx) // 3 // 2 * 2 - 1
@@ -231,15 +235,15 @@ def load(
     return options, jnp.arange(1), y
 
 
-def _known_tip(path, channel, pixel, image_shape, reflected: bool) -> list:
-    bare = str(path).lower().endswith(".npy")  # no pixel size of its own
-    tip = check_image(read(path, channel, list(pixel) if bare else None))
+def _known_tip(path, channel, pixel, image_shape, reflected: bool, height_unit) -> list:
+    # one without a pixel size of its own has the image's
+    tip = check_image(with_pixel(read(path, channel), pixel))
     if not np.allclose(tip.pixel_nm, pixel, rtol=1e-3):
         raise ValueError(
             f"{path}: pixels of {tip.pixel_nm} nm, the image has {pixel}; resample the tip first "
             "(micjax.physics.tip_shapes.FreeForm.resample)"
         )
-    heights = tip.to_nm()
+    heights = heights_nm(tip, None if tip.unit else height_unit)
     size_pair(heights.shape)
     if heights.shape[0] > image_shape[0] or heights.shape[1] > image_shape[1]:
         raise ValueError(

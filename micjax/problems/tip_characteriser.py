@@ -32,6 +32,7 @@ from micjax.io import Axis, Field, check_image, read
 from micjax.physics.noise import Gaussian
 from micjax.physics.tip import contacts, dilate
 from micjax.physics.tip_shapes import Double, size_pair
+from micjax.problems._heights import heights_nm
 from micjax.problems._tip_characteriser_figures import figures as figures
 
 log = logging.getLogger("micjax")
@@ -142,7 +143,7 @@ def _known_surface(file: str, shape: tuple[int, int], pixel: np.ndarray) -> np.n
             f"{file}: {field.data.shape} pixels, the scan has {shape}; the characteriser must be "
             "given on the pixels of the scan"
         )
-    heights = field.to_nm()
+    heights = heights_nm(field)
     return heights - heights.min()
 
 
@@ -168,6 +169,7 @@ def load(
     channel: str | None = None,
     pixel_nm: float | list | None = None,
     registration_nm: float = 1.0,
+    height_unit: str | None = None,
 ) -> tuple[dict[str, Any], Int[Array, " n"], Float[Array, "n ny nx"]]:
     """A levelled scan of a known surface, and that surface on the same pixels.
 
@@ -177,11 +179,12 @@ def load(
     - `channel`: which image of the scan's file; the height if not given.
     - `pixel_nm`: pixel size where the scan's file does not state one.
     - `registration_nm`: how well the two are laid upon each other, rms.
+    - `height_unit`: of the scan's values where its file states none; nm if they can be that.
 
     **Raises:** `ValueError` for NaN or constant images, besides what `micjax.io.read` raises.
     """
     field = check_image(read(file, channel, pixel_nm))
-    heights, pixel = field.to_nm(), np.asarray(field.pixel_nm, float)
+    heights, pixel = heights_nm(field, height_unit), np.asarray(field.pixel_nm, float)
     surface = _known_surface(characteriser, heights.shape, pixel)
     # the zero of a scan means nothing; the ground is where the tip loses least
     heights = heights - np.median(heights) + np.median(surface)

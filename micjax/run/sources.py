@@ -189,6 +189,8 @@ def image_of(what: str, channel: str | None, signal_name: str, logarithm: bool) 
 def _reduced(field: Field, signal_name: str) -> np.ndarray:
     """The data with a curve at each point replaced by its signal."""
     data = field.data
+    if data.dtype.kind == "c":
+        raise ValueError(f"{field.name}: complex values; their size or their phase is explored")
     if data.ndim not in (1, 2, 3):
         raise ValueError(f"{field.name}: {data.ndim} axes; an image or one of curves is wanted")
     if data.ndim < 3:
