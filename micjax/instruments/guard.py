@@ -55,6 +55,7 @@ class Guard:
         measure there.
     - `seconds`, `dose`: what all moves and measurements together may take: the seconds that their
         axes and modes tell of, or that they took, if that is more.
+    - `spent`: how much of that was taken before.
     - `patience`: a measurement may last so many times what its mode says, and 5 s, before the guard
         stops it. Infinity waits for ever.
 
@@ -72,6 +73,7 @@ class Guard:
         forbidden: Forbidden | None = None,
         seconds: float = math.inf,
         dose: float = math.inf,
+        spent: tuple[float, float] = (0.0, 0.0),
         patience: float = 5.0,
     ):
         for name, value in {"seconds": seconds, "dose": dose, "patience": patience}.items():
@@ -80,7 +82,7 @@ class Guard:
         self.instrument = instrument
         self._axes = narrowed(instrument.axes, limits or {})
         self._region = None if forbidden is None else Region(forbidden, self._axes)
-        self._given, self._spent = (float(seconds), float(dose)), [0.0, 0.0]
+        self._given, self._spent = (float(seconds), float(dose)), list(spent)
         self._patience = patience
         self._stopped = threading.Event()
         self._turn, self._doing, self._halting = threading.Lock(), "", threading.Lock()
@@ -216,7 +218,7 @@ class Guard:
         for left, amount, unit in zip(self.left, (seconds, dose), ("s", "of dose"), strict=True):
             spent = unit == "s" and left == 0.0  # a measurement of 0 s takes time all the same
             if amount > left or spent:
-                raise BudgetError(f"{mode} takes {amount:g} {unit}; {left:.3g} {unit} are left")
+                raise BudgetError(f"{mode} takes {amount:g} {unit}; {left:.2g} {unit} are left")
 
     @contextlib.contextmanager
     def _charged(self, seconds: float, dose: float = 0.0) -> Iterator[None]:
