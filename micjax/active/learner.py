@@ -43,6 +43,7 @@ GOALS = {
 LOGARITHMIC = ("log_ei", "pi", "among_best", "uncertainty", "mes")
 ACQUISITIONS = (*LOGARITHMIC, "ucb", "thompson", "straddle")
 SPREAD = 512  # points over which the maxima of draws are looked for
+BEYOND = 0.1  # of its range: how far beyond an axis an instrument may arrive
 NINETY = 1.6449  # standard deviations on both sides hold 90 % of a normal distribution
 MAXIMA = 64  # draws of the maximum for the max-value entropy
 
@@ -184,11 +185,24 @@ class Learner:
         if identity in self._pending and not set(self.space.names) <= set(point):
             numbers = self._pending[identity]
         else:
-            numbers = self.space.numbers(point)
+            numbers = self.space.numbers(self._readbacks(identity, point))
         try:
             return identity, numbers, float(point[outcome])
         except (TypeError, ValueError):
             raise ValueError(f"outcome {outcome!r} is {point[outcome]!r}, no number") from None
+
+    def _readbacks(self, identity: Any, point: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Where a suggestion was measured: what can only be chosen is as it was suggested, and an
+        instrument that arrives a little beyond an end of an axis is at that end."""
+        if identity not in self._pending:
+            return point
+        found = self.space.settings(self._pending[identity])
+        if self.space.candidates is None:
+            for axis in (a for a in self.space.axes if not a.whole):
+                value, beyond = float(point[axis.name]), BEYOND * (axis.upper - axis.lower)
+                near = axis.lower - beyond <= value <= axis.upper + beyond
+                found[axis.name] = min(max(value, axis.lower), axis.upper) if near else value
+        return found
 
     def _take(self, batch: list[tuple[Any, tuple[float, ...], float]]) -> None:
         if batch:

@@ -19,7 +19,7 @@ from micjax.active.learner import ID, Learner
 from micjax.active.looking import SIDE, looking_model
 from micjax.active.snapshot import Snapshots
 from micjax.instruments import Guard, Instrument, Journal
-from micjax.instruments.journal import LINES
+from micjax.instruments.journal import LINES, spent_of
 from micjax.run.citizens import find
 from micjax.run.folder import RunFolder, new_folder
 from micjax.run.job import fingerprint
@@ -33,8 +33,6 @@ from micjax.run.sources import (
     open_instrument,
 )
 from micjax.run.yamls import parse
-
-TINY = 1e-300  # a budget that is used up
 
 
 class _Strict(pydantic.BaseModel):
@@ -371,15 +369,13 @@ class Exploration:
         """Around the instrument: the limits of the plan, and what is left of its budgets."""
         given, source = self.plan.guard, self.source
         limits = {a.name: (float(a.lower), float(a.upper)) for a in source.space.axes}
-        each = source.instrument.modes[source.mode].cost()
-        done = sum(not (s.result or {}).get("again") for s in self.journal.steps)
-        left = [
-            math.inf if total is None else max(total - done * cost, TINY)
-            for total, cost in zip((given.seconds, given.dose), each, strict=True)
-        ]
+        spent = spent_of(self.journal.lines, source.instrument.modes[source.mode].cost())
+        seconds, dose = (given.seconds or math.inf, given.dose or math.inf)
         # nobody knows how long a function takes
         patience = given.patience or (math.inf if self.plan.mode is None else 5.0)
-        return Guard(source.instrument, limits, seconds=left[0], dose=left[1], patience=patience)
+        return Guard(
+            source.instrument, limits, seconds=seconds, dose=dose, spent=spent, patience=patience
+        )
 
     def _signals(self) -> contextlib.AbstractContextManager:
         if threading.current_thread() is not threading.main_thread():  # only there can one listen
