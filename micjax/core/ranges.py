@@ -170,21 +170,22 @@ def range_of(name: str, ours: bool = True) -> Range:
     return ANY
 
 
-def check_ranges(name: str, value: Any, ours: bool = True) -> None:
+def check_ranges(name: str, value: Any, ours: bool = True, where: str = "") -> None:
     """Every number in `value`, which may hold lists, arrays and mappings of numbers.
 
     **Arguments:**
 
     - `name`: dotted; of an element it is continued, `u_A2.Sr`, `tile[2]`.
     - `ours`: whether words without a unit have the meaning that they have in micjax.
+    - `where`: what the message begins with.
 
     **Raises:** `ValueError` for the first that is not finite or not in its range.
     """
-    for where, number in _numbers(name, value):
-        allowed = range_of(where, ours)
+    for name_of_one, number in _numbers(name, value):
+        allowed = range_of(name_of_one, ours)
         fits = allowed.low <= number <= allowed.high  # not so for NaN
         if not fits or (allowed.whole and number != math.floor(number)):
-            raise ValueError(f"{where} is {_shown(number)}: {allowed} are allowed")
+            raise ValueError(f"{where}{name_of_one} is {_shown(number)}: {allowed} are allowed")
 
 
 def _shown(number: float) -> str:

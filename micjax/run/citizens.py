@@ -28,6 +28,11 @@ class Citizen(NamedTuple):
         return self.module.__name__
 
     @property
+    def ours(self) -> bool:
+        """Whether its words have the meaning of micjax (see `micjax.core.ranges`)."""
+        return self.reference.startswith(f"{micjax.problems.__name__}.")
+
+    @property
     def short(self) -> str:
         return self.name.rpartition(".")[2]
 

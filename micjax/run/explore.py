@@ -18,12 +18,14 @@ from micjax.active.cost import Cost
 from micjax.active.learner import ID, Learner
 from micjax.active.looking import SIDE, looking_model
 from micjax.active.snapshot import Snapshots
+from micjax.core.ranges import check_ranges
 from micjax.instruments import Guard, Instrument, Journal
 from micjax.instruments.journal import LINES
 from micjax.run.citizens import find
 from micjax.run.folder import RunFolder, new_folder
 from micjax.run.job import fingerprint
 from micjax.run.names import unknown_name
+from micjax.run.settings import checked, settings_of
 from micjax.run.sources import (
     Source,
     device_of,
@@ -115,11 +117,28 @@ class ExplorePlan(_Strict):
 
 
 def make_explore_plan(given: Mapping[str, Any], where: str) -> ExplorePlan:
-    """**Raises:** `ValueError` that names every key which is unknown or of another kind."""
+    """**Raises:** `ValueError` that names every key which is unknown or of another kind, or the
+    first number that is out of its range."""
     try:
-        return ExplorePlan.model_validate(dict(given))
+        plan = ExplorePlan.model_validate(dict(given))
     except pydantic.ValidationError as error:
         raise ValueError(f"{where}: " + "; ".join(map(_fault, error.errors()))) from error
+    _check_numbers(plan, where)
+    return plan
+
+
+def _check_numbers(plan: ExplorePlan, where: str) -> None:
+    """Settings have physical ranges; what the user has named himself has only to be a number."""
+    own = ("axes", "at", "options")
+    for name, value in plan.model_dump(exclude={*own, "mean"}).items():
+        check_ranges(name, value, where=f"{where}: ")
+    if plan.mean is not None:
+        check_ranges("y_scale", plan.mean.y_scale, where=f"{where}: mean.")
+    for name in own:
+        for key, value in getattr(plan, name).items():
+            value = value.model_dump() if isinstance(value, AxisPlan) else value
+            for part, number in value.items() if isinstance(value, dict) else [("it", value)]:
+                check_ranges(part, number, False, f"{where}: {name}.{key}: ")
 
 
 def _fault(error: Any) -> str:
@@ -213,7 +232,10 @@ def _model(plan: ExplorePlan, source: Source) -> Model:
         )
     if plan.mean is None:
         return plain_model(source.space)
-    physics = find(plan.mean.problem).module.problem(**plan.mean.options)
+    citizen = find(plan.mean.problem)
+    allowed = settings_of(citizen.module.problem)
+    options = checked(f"option of {citizen.name}", plan.mean.options, allowed, citizen.ours)
+    physics = citizen.module.problem(**options)
     return physical_model(source.space, physics, y_scale=plan.mean.y_scale)
 
 

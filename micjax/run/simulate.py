@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.spatial import cKDTree
 
 from micjax.core.progress import progress
+from micjax.core.ranges import check_ranges
 from micjax.io import Axis, Field, create_nexus
 from micjax.io.structures import read_structure
 from micjax.physics import devices, optics
@@ -100,6 +101,8 @@ def make_simulate_plan(given: Mapping[str, Any]) -> SimulatePlan:
         plan = SimulatePlan.model_validate(dict(given))
     except pydantic.ValidationError as error:
         raise ValueError("; ".join(map(_fault, error.errors()))) from error
+    for name, value in plan.model_dump().items():
+        check_ranges(name, value)
     fields = SimulatePlan.model_fields
     for name in (name for name in fields if getattr(plan, name) != fields[name].default):
         for kinds, names in ONLY.items():
