@@ -8,12 +8,15 @@ import os
 import pathlib
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
+from types import ModuleType
 from typing import Any
 
 import h5py
 import numpy as np
 
+from micjax.core.modules import GROUP, references
 from micjax.core.problem import InverseProblem
+from micjax.core.ranges import check_ranges
 from micjax.inference.sample import Posterior
 
 FORMAT = "micjax result 1"
@@ -85,27 +88,83 @@ def save(
     write_atomically(path, write)
 
 
-def load(path: Path) -> InverseProblem:
+def load(path: Path, module: ModuleType | str | None = None) -> InverseProblem:
     """The problem with the values that `save` wrote.
 
+    **Arguments:**
+
+    - `module`: of the problem, or its name `"package.module"`, where it is none of micjax and no
+        entry point: to import a module is to run it, and a file may name any.
+
     **Raises:** `FileNotFoundError`; `ValueError` when the file is no micjax result, when its
-    problem cannot be imported, or when its values are not those of the problem.
+    problem is another one, may not or cannot be imported, or when its values are not those of the
+    problem.
     """
     with _opened(path) as file:
-        reference, options = file.attrs["reference"], json.loads(file.attrs["options"])
-        values = {name: data[()] for name, data in file["values"].items()}
+        reference, options = _header(file, path)
+        values = _arrays(file, "values", path)
+    module = _imported(path, reference, module)
+    ours = reference.startswith(f"{GROUP}.")
+    for name, value in options.items():
+        check_ranges(name, value, ours, f"{path}: ")
     try:
-        module = importlib.import_module(reference)
+        problem = module.problem(**options)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path} does not fit {reference}: {error}") from error
+    wrong = _differences(values, problem.values())
+    if wrong:
+        raise ValueError(f"{path} does not fit {reference}.problem(**{options}): {wrong}")
+    return problem.at(values)
+
+
+def _header(file: h5py.File, path: Path) -> tuple[str, dict[str, Any]]:
+    reference, options = file.attrs.get("reference"), file.attrs.get("options")
+    try:
+        options = json.loads(options)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a micjax result: its options are no JSON") from error
+    if not (isinstance(reference, str) and isinstance(options, dict) and "values" in file):
+        raise ValueError(f"{path} is not a micjax result: it names no problem, options and values")
+    return reference, options
+
+
+def _imported(path: Path, reference: str, given: ModuleType | str | None) -> ModuleType:
+    """**Raises:** `ValueError` for a module that the caller does not know of, or that is gone."""
+    name = given.__name__ if isinstance(given, ModuleType) else given
+    if name is None and reference not in references().values():
+        raise ValueError(
+            f"{path}: its problem {reference!r} is none of micjax; to import it runs its code: "
+            f"load(path, {reference!r}) says that you agree"
+        )
+    if name is not None and name != reference:
+        raise ValueError(f"{path} is a result of {reference}, not of {name}")
+    if isinstance(given, ModuleType):
+        return given
+    try:
+        return importlib.import_module(reference)
     except ImportError as error:
         raise ValueError(
             f"{path}: its problem {reference!r} cannot be imported ({error}); "
             "put its folder on the Python path"
         ) from error
-    problem = module.problem(**options)
-    wrong = _differences(values, problem.values())
-    if wrong:
-        raise ValueError(f"{path} does not fit {reference}.problem(**{options}): {wrong}")
-    return problem.at(values)
+
+
+def _arrays(file: h5py.File, group: str, path: Path) -> dict[str, np.ndarray]:
+    """**Raises:** `ValueError` for what is no array, or does not lie in this file itself."""
+    found, inside = {}, _here(file, group)
+    if not isinstance(inside, h5py.Group):
+        raise ValueError(f"{path} is not a micjax result: {group!r} is no group of this file")
+    for name in inside:
+        data = _here(inside, name)
+        if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
+            raise ValueError(f"{path} is not a micjax result: {name!r} is no array of this file")
+        found[name] = data[()]
+    return found
+
+
+def _here(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset | None:
+    linked = group.get(name, getlink=True)
+    return group[name] if isinstance(linked, h5py.HardLink) else None
 
 
 def load_posterior(path: Path) -> Posterior:
@@ -117,9 +176,8 @@ def load_posterior(path: Path) -> Posterior:
     with _opened(path) as file:
         if "posterior" not in file:
             raise ValueError(f"{path} holds values but no posterior")
-        group = file["posterior"]
-        draws = {name: data[()] for name, data in group.items()}
-        return Posterior(draws, int(group.attrs["divergences"]))
+        draws = _arrays(file, "posterior", path)
+        return Posterior(draws, int(file["posterior"].attrs["divergences"]))
 
 
 @contextlib.contextmanager

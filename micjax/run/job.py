@@ -5,15 +5,15 @@ import hashlib
 import inspect
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
+from micjax.core.plain import plain
 from micjax.core.problem import InverseProblem, neg_log_joint
 from micjax.core.ranges import check_ranges
 from micjax.core.tree import array_of, named_leaves
@@ -49,12 +49,16 @@ class Job:
         return self.citizen.function("solve") or default_solve
 
 
-def prepare(plan: Plan) -> Job:
+def prepare(plan: Plan, trusted: Collection[str] | None = ()) -> Job:
     """Find the problem, check every name of the plan, read the data, build the problem.
+
+    **Arguments:**
+
+    - `trusted`: packages whose code the plan may name, see `micjax.run.citizens.find`.
 
     **Raises:** `ValueError`, `OSError` or `ImportError` with one line on what is wrong.
     """
-    citizen = find(plan.problem)
+    citizen = find(plan.problem, trusted)
     check_ranges("seed", plan.seed)
     of_engine = engine_settings(citizen)
     ours = citizen.ours or citizen.function("solve") is None
@@ -159,15 +163,6 @@ def _file(citizen: Citizen, plan: Plan):
         check_ranges(name, value, citizen.ours, f"{plan.file}: ")
     options = _resolved(given, of_load | {n: of_problem[n] for n in for_problem})
     return options, {**problem_options, **for_problem}, (None, x, y)
-
-
-def plain(value: Any) -> Any:
-    """Numbers and lists of Python for those of NumPy and JAX, so that JSON can hold them."""
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return np.asarray(value).tolist()
-    if isinstance(value, pathlib.PurePath):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
 
 
 def float_leaves(problem: InverseProblem) -> dict[str, Array]:

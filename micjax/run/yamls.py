@@ -74,12 +74,19 @@ def parse(text: str, where: str) -> Any:
         raise ValueError(f"{where}: {len(text)} characters; {MOST_CHARACTERS} are allowed")
     try:
         _count(text)
-        return yaml.load(text, Loader=_Loader)
+        return _unshared(yaml.load(text, Loader=_Loader))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         reason = getattr(error, "problem", None) or " ".join(str(error).split())
         raise ValueError(f"{where}{line}: {reason}") from error
+
+
+def _unshared(value: Any) -> Any:
+    """An alias is a copy: what is set in one place is not set in the other."""
+    if isinstance(value, dict):
+        return {key: _unshared(inner) for key, inner in value.items()}
+    return [_unshared(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _count(text: str) -> None:
