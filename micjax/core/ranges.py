@@ -188,14 +188,14 @@ def check_ranges(name: str, value: Any, ours: bool = True, where: str = "") -> N
             raise ValueError(f"{where}{name_of_one} is {_shown(number)}: {allowed} are allowed")
 
 
-def _shown(number: float) -> str:
+def _shown(number: int | float) -> str:
     try:
         return f"{number:.10g}"
     except OverflowError:  # a whole number beyond all floats
         return "a number too long to be written here"
 
 
-def _numbers(name: str, value: Any, listed: bool = False) -> Iterator[tuple[str, float]]:
+def _numbers(name: str, value: Any, listed: bool = False) -> Iterator[tuple[str, int | float]]:
     """The real numbers in `value` with their dotted names; other things are passed over."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -214,7 +214,7 @@ def _numbers(name: str, value: Any, listed: bool = False) -> Iterator[tuple[str,
         yield name, value
 
 
-def _extremes(name: str, array: np.ndarray) -> Iterator[tuple[str, float]]:
+def _extremes(name: str, array: np.ndarray) -> Iterator[tuple[str, int | float]]:
     """Of an array the numbers that decide: the lowest, the highest (NaN is both), a broken one."""
     flat = array.ravel()
     broken = np.flatnonzero(flat != np.floor(flat))[:1]
