@@ -116,7 +116,7 @@ NAMES: dict[str, Range] = {
     "rotation_deg": Range(-360.0, 360.0),
     "proportional integral": Range(1e-12, 100.0),  # gains of a sample
     "f0_kHz low_kHz high_kHz": Range(1e-9, 1e12),
-    "Q": Range(0.5, 1e10),  # below 1/2 nothing swings
+    "Q": Range(1e-3, 1e10),  # below 1/2 nothing swings, but it still answers
 }
 
 # Of what only the unit is known: it is not negative with one of these words before the unit.

@@ -64,17 +64,17 @@ def prepare(plan: Plan, trusted: Collection[str] | None = ()) -> Job:
     ours = citizen.ours or citizen.function("solve") is None
     engine = checked("engine setting", plan.engine, of_engine, ours)
     priors = {n: None if text is None else parse_prior(text) for n, text in plan.priors.items()}
+    for name, value in plan.values.items():
+        check_ranges(f"values.{name}", value, citizen.ours)
+    for name, prior in priors.items():
+        if prior is not None:
+            check_prior(name, prior, citizen.ours)
     example_key, key = jax.random.split(jax.random.key(plan.seed))
     if plan.file is None:
         options, problem_options, (truth, x, y) = _example(citizen, plan, example_key)
     else:
         options, problem_options, (truth, x, y) = _file(citizen, plan)
     as_built = citizen.module.problem(**problem_options)
-    for name, value in plan.values.items():
-        check_ranges(f"values.{name}", value, citizen.ours)
-    for name, prior in priors.items():
-        if prior is not None:
-            check_prior(name, prior, citizen.ours)
     problem = _with_priors(_with_values(as_built, plan.values), priors)
     _check_start(problem, x, y)
     plan = plan.model_copy(
