@@ -251,7 +251,7 @@ def until(true, seconds=60.0):
         ({**PLAN, "measure": "hilly:system"}, "'os' is a part of Python"),
         ({**PLAN, "measure": "builtins:print"}, "is a part of Python"),
         ({**PLAN, "measure": "hilly:__builtins__"}, "defines no '__builtins__'"),
-        ({**PLAN, "measure": "hilly:pathlib"}, "is the module pathlib"),
+        ({**PLAN, "measure": "hilly:pathlib"}, "pathlib is a module"),
         ({**PLAN, "measure": "scipy.optimize:rosen"}, "--trust scipy"),
         ({**PLAN, "measure": "../hilly:hill"}, "is no package.module:name"),
         ({**PLAN, "measure": "micjax.instruments:consolidate"}, "is no instrument"),

@@ -65,7 +65,7 @@ def test_where_a_name_is_defined(here, what, module):
         ("os:system", "part of Python"),
         ("posix:system", "part of Python"),
         ("lab.stage:call", "'subprocess' is a part of Python"),
-        ("lab.deep.inner:json", "is the module json"),
+        ("lab.deep.inner:json", "json is a module"),
         ("lab.stage:gone", "defines no 'gone'"),
         ("lab.gone:f", "no module 'lab.gone'"),
         ("lab.stage.Stage:f", "no module"),
@@ -164,7 +164,7 @@ def _external(file):
     pathlib.Path("secret").write_bytes(bytes(8))
     del file["values/forward.edge_nm"]
     stored = [(str(pathlib.Path("secret").absolute()), 0, 8)]
-    file["values"].create_dataset("forward.edge_nm", (), "f8", external=stored)
+    file["values"].create_dataset("forward.edge_nm", (1,), "f8", external=stored)
 
 
 # --- JSON ----------------------------------------------------------------------------------------

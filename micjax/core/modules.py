@@ -60,9 +60,9 @@ def _spec(name: str, places: Collection[str] | None) -> importlib.machinery.Modu
         return None
 
 
-def defined(path: pathlib.Path) -> dict[str, str | None]:
-    """What the statements of a file define, and where a name is imported from: `package.module` or
-    `package.module:name`, None where it is made in the file itself.
+def defined(path: pathlib.Path) -> dict[str, list[str]]:
+    """What the statements of a file define, and where they import it from: `package.module` or
+    `package.module:name`; nowhere, if it is made in the file itself.
 
     **Raises:** `ValueError` for a file that is no Python.
     """
@@ -70,7 +70,10 @@ def defined(path: pathlib.Path) -> dict[str, str | None]:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    return dict(_names(tree.body))
+    found: dict[str, list[str]] = {}
+    for name, origin in _names(tree.body):
+        found.setdefault(name, []).extend([] if origin is None else [origin])
+    return found
 
 
 def _names(statements: list[ast.stmt]) -> Iterator[tuple[str, str | None]]:
@@ -128,22 +131,24 @@ def agree_to_function(what: str, trusted: Collection[str] | None = ()) -> str:
     """
     if not re.fullmatch(r"[\w.]+:\w+", what):
         raise ValueError(f"{what!r} is no package.module:name")
+    return _home(what, trusted, MOST_STEPS)
+
+
+def _home(what: str, trusted: Collection[str] | None, steps: int) -> str:
     module, _, name = what.partition(":")
-    for _ in range(MOST_STEPS):
-        try:
-            path = agree(module, trusted)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{what} cannot be imported: {error}") from error
-        names = defined(path)
-        if name not in names:
-            raise ValueError(f"{what} cannot be imported: {path} defines no {name!r}")
-        origin = names[name]
-        if origin is None:
-            return module
-        module, colon, name = _absolute(origin, module, path).partition(":")
-        if not colon:
-            raise ValueError(f"{what} is the module {module}, neither an instrument nor a function")
-    raise ValueError(f"{what} is imported in a circle")
+    if not name:
+        raise ValueError(f"{what} is a module, neither an instrument nor a function")
+    if not steps:
+        raise ValueError(f"{what} is imported in a circle")
+    try:
+        path = agree(module, trusted)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{what} cannot be imported: {error}") from error
+    names = defined(path)
+    if name not in names:
+        raise ValueError(f"{what} cannot be imported: {path} defines no {name!r}")
+    origins = [_absolute(origin, module, path) for origin in names[name]]
+    return [module, *(_home(origin, trusted, steps - 1) for origin in origins)][-1]
 
 
 def _absolute(origin: str, module: str, path: pathlib.Path) -> str:

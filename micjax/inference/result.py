@@ -158,7 +158,7 @@ def _arrays(file: h5py.File, group: str, path: Path) -> dict[str, np.ndarray]:
         data = _here(inside, name)
         if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
             raise ValueError(f"{path} is not a micjax result: {name!r} is no array of this file")
-        found[name] = data[()]
+        found[name] = np.asarray(data[()])
     return found
 
 

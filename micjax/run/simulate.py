@@ -35,7 +35,7 @@ from micjax.physics.phonons import displaced
 from micjax.physics.potentials import Atoms, atoms_of, capacities, potential_VA
 from micjax.physics.scattering import table
 from micjax.physics.stem import GPU_WAVES, placed, scanned
-from micjax.run.names import unknown_name
+from micjax.run.names import plain_name, unknown_name
 
 log = logging.getLogger("micjax")
 
@@ -103,6 +103,8 @@ def make_simulate_plan(given: Mapping[str, Any]) -> SimulatePlan:
         raise ValueError("; ".join(map(_fault, error.errors()))) from error
     for name, value in plan.model_dump().items():
         check_ranges(name, value)
+    for name in plan.detectors:
+        plain_name(name)
     fields = SimulatePlan.model_fields
     for name in (name for name in fields if getattr(plan, name) != fields[name].default):
         for kinds, names in ONLY.items():
