@@ -163,8 +163,12 @@ def test_what_the_user_has_named_has_to_be_a_number():
         ("demo cbed --set energy_keV=0.001", "energy_keV is 0.001"),
         ("demo cbed --set u_A2=nan", "u_A2 is nan"),
         ("demo structure --set tile=[1,1.5,1]", "tile[1] is 1.5: whole numbers"),
-        ("demo edge --set priors.noise.sigma=LogNormal(300,0.5)", "the middle of the prior of"),
-        ("demo edge --set priors.noise.sigma=Uniform(5,1)", "it has no density"),
+        ("demo edge --set priors.noise.sigma=LogNormal(300,0.5)", "there is no density"),
+        ("demo edge --set priors.noise.sigma=Uniform(5,1)", "there is no density"),
+        (
+            "demo edge --set priors.noise.sigma=Normal(-3,1)",
+            "the middle of the prior of noise.sigma",
+        ),
         ("demo edge --set priors.noise.sigma=Normal(0,1e999)", "a number is inf"),
     ],
 )

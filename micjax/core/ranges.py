@@ -210,7 +210,9 @@ def _numbers(name: str, value: Any, listed: bool = False) -> Iterator[tuple[str,
     elif isinstance(value, str) and listed:  # YAML reads `nan` as text, arrays are made of it
         with contextlib.suppress(ValueError):
             yield name, float(value)
-    elif isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+    elif isinstance(value, np.integer | np.floating):
+        yield name, value.item()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
         yield name, value
 
 
