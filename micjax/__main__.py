@@ -103,7 +103,7 @@ def _fit(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
 def _run(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
     path = pathlib.Path(arguments.plan)
     given = _given(arguments, read_plan(path))
-    return _compute(given, arguments, argv, kept, None if arguments.set else path.read_bytes())
+    return _compute(given, arguments, argv, kept, as_given=path.read_bytes())
 
 
 def _explore(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:

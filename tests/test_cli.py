@@ -331,9 +331,9 @@ def test_out_must_be_empty_or_the_same_run(here, capsys):
 
 
 def test_a_problem_that_does_not_import(here, capsys):
-    (here / "mylab" / "broken.py").write_text("import nonsense_package")
+    (here / "mylab" / "broken.py").write_text("import nonsense_package\n" + TOY)
     assert "nonsense_package" in refused(capsys, "demo", "mylab.broken")
-    (here / "mylab" / "worse.py").write_text("1 / 0")
+    (here / "mylab" / "worse.py").write_text("1 / 0\n" + TOY)
     assert "ZeroDivisionError" in refused(capsys, "demo", "mylab.worse")
 
 
@@ -405,13 +405,6 @@ def test_the_printed_line_goes_on_whatever_the_run_was_begun_with(
     assert given["options"] == {"channel": "Phase", "slope": 2} and given["seed"] == 3
 
 
-def test_the_plan_as_given_has_what_was_set(here):
-    (here / "plan.yaml").write_text("problem: edge\n")
-    assert main(["run", "plan.yaml", "--set", "engine.steps=40", "--out", "r"]) == 0
-    given = yaml.safe_load((here / "r" / "plan.yaml").read_text())
-    assert given["engine"] == {"steps": 40}
-
-
 def test_a_failure_that_the_solver_did_not_see_is_in_the_provenance(here, monkeypatch):
     """The result cannot be written: the run has failed, and not only its exit code says so."""
 
@@ -425,9 +418,9 @@ def test_a_failure_that_the_solver_did_not_see_is_in_the_provenance(here, monkey
     assert "MemoryError" in (here / "r" / "log.txt").read_text()
 
 
-def test_what_nobody_expected_is_no_bad_input(here, capsys):
+def test_what_nobody_expected_is_no_bad_input(here, scan, capsys):
     (here / "mylab" / "wrong.py").write_text(TOY.replace("def load(", "def load_(") + WRONG)
-    assert main(["fit", "mylab.wrong", "x.npz"]) == 1
+    assert main(["fit", "mylab.wrong", scan]) == 1
     assert "micjax: error: KeyError: 'lost'" in capsys.readouterr().err
 
 

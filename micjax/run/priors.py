@@ -58,7 +58,7 @@ def check_prior(name: str, prior: dist.Distribution, ours: bool) -> None:
     except (NotImplementedError, ImportError):  # some need another package for their quantiles
         try:
             middle = prior.mean
-        except NotImplementedError:
+        except (NotImplementedError, ZeroDivisionError):
             return
     if not np.isnan(middle).any():  # as the mean of heavy tails
         check_ranges(name, np.asarray(middle), ours, "the middle of the prior of ")
