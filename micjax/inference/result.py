@@ -8,13 +8,16 @@ import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
+from types import ModuleType
 from typing import Any
 
 import h5py
 import numpy as np
 
 from micjax.core.hdf5 import File, opened
+from micjax.core.modules import GROUP, references
 from micjax.core.problem import InverseProblem
+from micjax.core.ranges import check_ranges
 from micjax.inference.sample import Posterior
 
 FORMAT = "micjax result 1"
@@ -86,22 +89,25 @@ def save(
     write_atomically(path, write)
 
 
-def load(path: Path) -> InverseProblem:
+def load(path: Path, module: ModuleType | str | None = None) -> InverseProblem:
     """The problem with the values that `save` wrote.
 
+    **Arguments:**
+
+    - `module`: of the problem, or its name `"package.module"`, where it is none of micjax and no
+        entry point: to import a module is to run it, and a file may name any.
+
     **Raises:** `FileNotFoundError`; `ValueError` when the file is no micjax result, when its
-    problem cannot be imported, or when its values are not those of the problem.
+    problem is another one, may not or cannot be imported, or when its values are not those of the
+    problem.
     """
     with _opened(path) as file:
         reference, options = _header(file, path)
         values = _arrays(file, "values", path)
-    try:
-        module = importlib.import_module(reference)
-    except ImportError as error:
-        raise ValueError(
-            f"{path}: its problem {reference!r} cannot be imported ({error}); "
-            "put its folder on the Python path"
-        ) from error
+    module = _imported(path, reference, module)
+    ours = reference.startswith(f"{GROUP}.")
+    for name, value in options.items():
+        check_ranges(name, value, ours, f"{path}: ")
     try:
         problem = module.problem(**options)
     except (AttributeError, TypeError) as error:
@@ -110,6 +116,27 @@ def load(path: Path) -> InverseProblem:
     if wrong:
         raise ValueError(f"{path} does not fit {reference}.problem(**{options}): {wrong}")
     return problem.at(values)
+
+
+def _imported(path: Path, reference: str, given: ModuleType | str | None) -> ModuleType:
+    """**Raises:** `ValueError` for a module that the caller does not know of, or that is gone."""
+    name = given.__name__ if isinstance(given, ModuleType) else given
+    if name is None and reference not in references().values():
+        raise ValueError(
+            f"{path}: its problem {reference!r} is none of micjax; to import it runs its code: "
+            f"load(path, {reference!r}) says that you agree"
+        )
+    if name is not None and name != reference:
+        raise ValueError(f"{path} is a result of {reference}, not of {name}")
+    if isinstance(given, ModuleType):
+        return given
+    try:
+        return importlib.import_module(reference)
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: its problem {reference!r} cannot be imported ({error}); "
+            "put its folder on the Python path"
+        ) from error
 
 
 def load_posterior(path: Path) -> Posterior:

@@ -49,7 +49,7 @@ def problem(
     """
     if not 0 < low_kHz < f0_kHz < high_kHz:
         raise ValueError(f"f0_kHz = {f0_kHz} is not between {low_kHz} and {high_kHz}")
-    positive(Q=Q, amplitude=amplitude, sigma=sigma)
+    positive(Q=Q, amplitude=amplitude, sigma=sigma, high_kHz=high_kHz)
     return InverseProblem(
         Oscillator(f0_kHz, Q, amplitude),
         Gaussian(sigma),
@@ -91,7 +91,8 @@ def load(file) -> tuple[dict[str, Any], Frequencies, Response]:
         "Q": Q,
         "amplitude": np.sqrt(power.max()) / Q,
         # neighbours differ by the noise, but for the few on the resonance
-        "sigma": np.median(np.abs(np.diff(y[np.argsort(f)], axis=0))) / 0.954 + 1e-12,
+        "sigma": np.median(np.abs(np.diff(y[np.argsort(f)], axis=0))) / 0.954
+        + 1e-9 * np.sqrt(power.max()),  # made-up data have no noise
         "low_kHz": max(f.min() - step, step / 2),
         "high_kHz": f.max() + step,
     }

@@ -17,6 +17,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 
+from micjax.core.checks import not_negative, positive
 from micjax.core.problem import InverseProblem, parameter
 from micjax.core.progress import progress
 from micjax.inference.attempt import attempt
@@ -90,22 +91,22 @@ def problem(
     - `curvature_nm`: typical curvature of the surface, nm per pixel^2; 10 sigma if not given.
     - `line_sigma_nm`: rms of line offsets to be fitted; 0 if the lines stand at one height.
 
-    **Raises:** `ValueError` for even tip sizes, tips larger than the image, wrong pixel sizes.
+    **Raises:** `ValueError` for even tip sizes, tips larger than the image, sizes and noise that
+    are not positive.
     """
     pixel = np.broadcast_to(np.asarray(pixel_nm, float), (2,))
-    if not (np.isfinite(pixel).all() and (pixel > 0).all()):
-        raise ValueError(f"pixel_nm = {pixel_nm}: must be positive, a number or [dy, dx]")
-    if not sigma_nm > 0:
-        raise ValueError(f"sigma_nm = {sigma_nm}: must be positive")
+    if curvature_nm is None:
+        curvature_nm = 10 * sigma_nm
+    positive(frames=frames, ny=ny, nx=nx, pixel_nm=pixel_nm)
+    positive(sigma_nm=sigma_nm, curvature_nm=curvature_nm)
+    not_negative(line_sigma_nm=line_sigma_nm)
     known = tip_heights_nm is not None
     size = size_pair(np.shape(tip_heights_nm) if known else tip_size)
     if size[0] > ny or size[1] > nx:
         raise ValueError(f"the tip of {size} pixels is larger than the image of {(ny, nx)}")
     shape = (frames, ny, nx)
     priors: dict[str, dist.Distribution] = {
-        "forward.surface_nm": Curvature(
-            10 * sigma_nm if curvature_nm is None else curvature_nm, sigma_nm, shape
-        ),
+        "forward.surface_nm": Curvature(curvature_nm, sigma_nm, shape),
         "noise.sigma": dist.LogNormal(np.log(sigma_nm), 0.5),
     }
     if known:

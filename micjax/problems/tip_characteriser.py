@@ -19,7 +19,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float, Int
 
-from micjax.core.checks import positive
+from micjax.core.checks import not_negative, positive
 from micjax.core.problem import InverseProblem, Values, parameter
 from micjax.inference.attempt import attempt
 from micjax.inference.laplace import laplace
@@ -104,7 +104,10 @@ def problem(
     are not positive, and a characteriser of another shape or pixel size.
     """
     pixel = np.broadcast_to(np.asarray(pixel_nm, float), (2,))
+    not_negative(registration_nm=registration_nm)
     positive(
+        ny=ny,
+        nx=nx,
         pixel_nm=pixel_nm,
         sigma_nm=sigma_nm,
         pitch_nm=pitch_nm,

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from micjax.run.names import unknown_name
+from micjax.core.ranges import check_ranges
+from micjax.run.names import plain_name, unknown_name
 
 ONLY = {  # settings that only some kinds have
     ("stem",): ("detectors", "source_fwhm_A", "patterns"),
@@ -81,6 +82,10 @@ def make_simulate_plan(given: Mapping[str, Any]) -> SimulatePlan:
         raise ValueError("; ".join(map(_fault, error.errors()))) from error
     if plan.places_A == []:
         raise ValueError("places_A is empty: at least one place (y, x)")
+    for name, value in plan.model_dump().items():
+        check_ranges(name, value)
+    for name in plan.detectors:
+        plain_name(name)
     fields = SimulatePlan.model_fields
     for name in (name for name in fields if getattr(plan, name) != fields[name].default):
         for kinds, names in ONLY.items():
