@@ -62,7 +62,7 @@ def upper_confidence_bound(mean: Values, sd: Values, width: float = 2.0) -> Floa
 
 
 def max_value_entropy(
-    mean: Values, sd: Values, maxima: Float[Array, "draws"]
+    mean: Values, sd: Values, maxima: Float[ArrayLike, "draws"]
 ) -> Float[Array, "..."]:
     """log of the information on the value of the maximum (Wang & Jegelka 2017, eq. 6), in nats.
 
@@ -113,7 +113,9 @@ def log_feasibility(
 
 
 def knowledge_gradient(
-    mean: Float[Array, "m"], covariance: Float[Array, "m q"], noisy_sd: Float[Array, "q"]
+    mean: Float[ArrayLike, "m"],
+    covariance: Float[ArrayLike, "m q"],
+    noisy_sd: Float[ArrayLike, "q"],
 ) -> Float[Array, "q"]:
     """E[max mean after the datum] - max mean now, exactly, for each point that might be measured.
 
@@ -132,7 +134,7 @@ def knowledge_gradient(
     """
     known = noisy_sd > 0.0  # of what is known exactly nothing is learnt
     slopes = jnp.where(known, covariance / jnp.where(known, noisy_sd, 1.0), 0.0)
-    return jax.vmap(_envelope_gain, in_axes=(None, 1))(mean, slopes)
+    return jax.vmap(_envelope_gain, in_axes=(None, 1))(jnp.asarray(mean), slopes)
 
 
 def _envelope_gain(mean: Float[Array, "m"], slope: Float[Array, "m"]) -> Float[Array, ""]:
