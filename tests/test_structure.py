@@ -8,7 +8,8 @@ import numpyro.distributions as dist
 import pytest
 
 from micjax import InverseProblem, laplace, neg_log_joint, parameter
-from micjax.inference.scoring import expected_hessian, scored
+from micjax.inference.optimise import fit
+from micjax.inference.solvers.gauss_newton import FisherScoring, expected_hessian
 from micjax.io import Axis, Field, write_nexus
 from micjax.physics import optics
 from micjax.physics.detectors import diffraction
@@ -291,7 +292,7 @@ def test_scoring_finds_the_maximum_and_its_curvature():
     problem = InverseProblem(Decay(2.0), Poisson(1e6), priors)
     x = jnp.linspace(0.0, 3.0, 40)
     y = jnp.round(4e6 * jnp.exp(-0.7 * x))  # as the model has it: the Hessian is the expected one
-    found = scored(problem, x, y, 20)
+    found = fit(problem, x, y, FisherScoring(), steps=20, chunk=20)
     assert found.stop_reason == "converged"
     theta = problem.unconstrain(found.problem.values())
     slope = jax.grad(neg_log_joint)(theta, problem, x, y)

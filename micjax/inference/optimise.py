@@ -203,6 +203,8 @@ def _fits(
     starts: Sequence[Mapping[str, ArrayLike]] = [c.values for c in before]
     if stage.starts is not None:
         starts = stage.starts(staged, x, y, before, jax.random.fold_in(key, state.stage))
+    if not starts:
+        raise ValueError(f"stage {state.stage + 1} of the fit has no start")
     starts = [{n: v for n, v in start.items() if n not in stage.local} for start in starts]
     solver, many = as_solver(stage.solver), stage.together
     rounds = 1 if many else len(starts)

@@ -18,10 +18,12 @@ from jaxtyping import Array, Float
 from micjax.core.checks import not_negative, positive
 from micjax.core.problem import InverseProblem
 from micjax.inference.attempt import attempt
+from micjax.inference.checkpoint import StopReason
 from micjax.inference.laplace import Laplace, laplace
+from micjax.inference.optimise import Stage, fit_stages
 from micjax.inference.sample import nuts
-from micjax.inference.scoring import expected_hessian, scored
 from micjax.inference.solution import Solution
+from micjax.inference.solvers.gauss_newton import FisherScoring, expected_hessian
 from micjax.io import read
 from micjax.physics import optics
 from micjax.physics.grids import coarsest_A, shape_over
@@ -58,6 +60,7 @@ NEIGHBOURS = (
     "Only {:.1f} % of the probe lies within half of the box: it meets its neighbours. More tiles "
     "along x and y would keep them apart."
 )
+CHUNK = 2  # steps between two checkpoints
 EXPLAINED = 1.5  # chi^2 for each pixel
 UNEXPLAINED = (
     "The model does not explain the data (chi^2 per pixel {:.3g}): the errors are too small, and "
@@ -405,7 +408,7 @@ def solve(
     warmup: int = 300,
     chains: int = 1,
 ) -> Solution:
-    """Fisher's scoring from the starting structure; Laplace errors, or draws of the posterior.
+    """Fisher scoring from the starting structure; Laplace errors, or draws of the posterior.
 
     **Arguments:**
 
@@ -419,9 +422,10 @@ def solve(
     expected = _shape_of(problem, x)
     if y.shape != expected:
         raise ValueError(f"the data have the shape {y.shape}, the model {expected}")
-    found = scored(problem, x, y, steps, on_chunk)
+    run = {"checkpoint": checkpoint, "resume": resume, "on_chunk": on_chunk}
+    found = fit_stages(problem, x, y, [Stage(FisherScoring(), steps, CHUNK)], **run)
     best = found.problem
-    if found.stop_reason == "interrupted":
+    if found.stop_reason is StopReason.INTERRUPTED:
         return Solution(best, fit=found)
     errors = attempt("Laplace errors", _errors, best, x, y)
     posterior = None
