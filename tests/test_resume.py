@@ -46,7 +46,7 @@ def values(folder: pathlib.Path) -> dict[str, np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("name", problems())
+@pytest.mark.parametrize("name", list(problems()))
 def test_ctrl_c_and_resume_give_the_same_answer(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     settings, chunks = (QUICK | LONG)[name]
