@@ -16,7 +16,7 @@ import jax
 import yaml
 
 import micjax
-from micjax.core.modules import agree
+from micjax.core.modules import trusted_source
 from micjax.instruments import InDoubt, InstrumentError, LinkError, NotReady, consolidate
 from micjax.report.text import plain_table, unknown_rows
 from micjax.run.citizens import find, listed
@@ -129,7 +129,7 @@ def _explore(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
         folder.path.mkdir(parents=True, exist_ok=True)
         kept.write_to(folder / "log.txt")
         facts |= surroundings(argv, plan.seed, {})
-        return _broken(error, folder, facts, kept, arguments.debug)
+        return _record_failure(error, folder, facts, kept, arguments.debug)
     with exploration:
         kept.write_to(folder / "log.txt")
         facts |= surroundings(argv, plan.seed, measured_file(plan))
@@ -169,7 +169,7 @@ def _explored(
     if status != "finished":
         log.warning("%s; to go on: %s", status, _how_to_go_on(arguments, folder.path))
     if error is not None:
-        return _broken(error, folder, facts, kept, arguments.debug)
+        return _record_failure(error, folder, facts, kept, arguments.debug)
     return 0 if exploration.finished else INTERRUPTED
 
 
@@ -182,7 +182,7 @@ def _how_to_go_on(arguments: argparse.Namespace, path: pathlib.Path) -> str:
     return shlex.join(words)
 
 
-def _broken(
+def _record_failure(
     error: Exception, folder: RunFolder, facts: dict[str, Any], kept: Logs, debug: bool
 ) -> int:
     """A run that failed: its folder says why -> its exit code."""
@@ -314,7 +314,7 @@ def _compute(
         except Exception as error:
             there = (folder / "provenance.json").exists()  # from before anything was computed
             facts = folder.read_json("provenance.json") if there else {}
-            code = _broken(error, folder, facts, kept, arguments.debug)
+            code = _record_failure(error, folder, facts, kept, arguments.debug)
             if folder.checkpoint.exists():
                 print(f"micjax: to go on: {_how_to_resume(job, folder.path)}", file=sys.stderr)
             return code
@@ -355,7 +355,7 @@ def _how_to_resume(job: Job, path: pathlib.Path) -> str:
     """The command that goes on with a run, whatever it was begun with."""
     words = ["micjax", "run", str(path / "plan.resolved.json"), "--out", str(path), "--resume"]
     try:
-        agree(job.citizen.reference)
+        trusted_source(job.citizen.reference)
     except (ValueError, ImportError):  # there it is a file that names the module
         words += ["--trust", job.citizen.reference]
     return shlex.join(words)
