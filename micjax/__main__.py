@@ -133,9 +133,12 @@ def _explore(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
     with exploration:
         kept.write_to(folder / "log.txt")
         facts |= surroundings(argv, plan.seed, measured_file(plan))
-        folder.write_json("plan.resolved.json", plan.model_dump(mode="json"))
-        folder.write_json("provenance.json", facts)
-        return _explored(exploration, folder, facts, arguments, kept)
+        try:
+            return _explored(exploration, folder, facts, arguments, kept)
+        except BrokenPipeError:  # the reader of our output has gone
+            raise
+        except Exception as error:  # such as a full disk; every measurement is in the journal
+            return _record_failure(error, folder, facts, kept, arguments.debug)
 
 
 def _explored(
@@ -145,6 +148,9 @@ def _explored(
     arguments: argparse.Namespace,
     kept: Logs,
 ) -> int:
+    plan = exploration.plan.model_dump(mode="json")
+    folder.write_json("plan.resolved.json", plan)
+    folder.write_json("provenance.json", facts)
     began, error = time.monotonic(), None
     try:
         exploration.run()
@@ -304,10 +310,10 @@ def _compute(
         job = prepare(plan, arguments.trust)
         folder = open_folder(job, arguments.resume)
         kept.write_to(folder / "log.txt")
-        if not arguments.resume:
-            (folder / "plan.yaml").write_bytes(as_given or _yaml(given))
         log.info("%s on %s in %s", plan.problem, plan.file or "its example", folder.path)
         try:
+            if not arguments.resume:
+                (folder / "plan.yaml").write_bytes(as_given or _yaml(given))
             return _tell(job, run(job, folder, resume=arguments.resume, argv=argv))
         except BrokenPipeError:  # the reader of our output has gone; the run is complete
             raise
