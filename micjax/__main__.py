@@ -16,7 +16,7 @@ import jax
 import yaml
 
 import micjax
-from micjax.core.modules import agree
+from micjax.core.modules import trusted_source
 from micjax.instruments import InDoubt, InstrumentError, LinkError, NotReady, consolidate
 from micjax.report.text import plain_table, unknown_rows
 from micjax.run.citizens import find, listed
@@ -129,13 +129,16 @@ def _explore(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
         folder.path.mkdir(parents=True, exist_ok=True)
         kept.write_to(folder / "log.txt")
         facts |= surroundings(argv, plan.seed, {})
-        return _broken(error, folder, facts, kept, arguments.debug)
+        return _record_failure(error, folder, facts, kept, arguments.debug)
     with exploration:
         kept.write_to(folder / "log.txt")
         facts |= surroundings(argv, plan.seed, measured_file(plan))
-        folder.write_json("plan.resolved.json", plan.model_dump(mode="json"))
-        folder.write_json("provenance.json", facts)
-        return _explored(exploration, folder, facts, arguments, kept)
+        try:
+            return _explored(exploration, folder, facts, arguments, kept)
+        except BrokenPipeError:  # the reader of our output has gone
+            raise
+        except Exception as error:  # such as a full disk; every measurement is in the journal
+            return _record_failure(error, folder, facts, kept, arguments.debug)
 
 
 def _explored(
@@ -145,6 +148,9 @@ def _explored(
     arguments: argparse.Namespace,
     kept: Logs,
 ) -> int:
+    plan = exploration.plan.model_dump(mode="json")
+    folder.write_json("plan.resolved.json", plan)
+    folder.write_json("provenance.json", facts)
     began, error = time.monotonic(), None
     try:
         exploration.run()
@@ -169,7 +175,7 @@ def _explored(
     if status != "finished":
         log.warning("%s; to go on: %s", status, _how_to_go_on(arguments, folder.path))
     if error is not None:
-        return _broken(error, folder, facts, kept, arguments.debug)
+        return _record_failure(error, folder, facts, kept, arguments.debug)
     return 0 if exploration.finished else INTERRUPTED
 
 
@@ -182,7 +188,7 @@ def _how_to_go_on(arguments: argparse.Namespace, path: pathlib.Path) -> str:
     return shlex.join(words)
 
 
-def _broken(
+def _record_failure(
     error: Exception, folder: RunFolder, facts: dict[str, Any], kept: Logs, debug: bool
 ) -> int:
     """A run that failed: its folder says why -> its exit code."""
@@ -306,17 +312,17 @@ def _compute(
         job = prepare(plan, arguments.trust)
         folder = open_folder(job, arguments.resume)
         kept.write_to(folder / "log.txt")
-        if not arguments.resume:
-            (folder / "plan.yaml").write_bytes(as_given or _yaml(given))
         log.info("%s on %s in %s", plan.problem, plan.file or "its example", folder.path)
         try:
+            if not arguments.resume:
+                (folder / "plan.yaml").write_bytes(as_given or _yaml(given))
             return _tell(job, run(job, folder, resume=arguments.resume, argv=argv))
         except BrokenPipeError:  # the reader of our output has gone; the run is complete
             raise
         except Exception as error:
             there = (folder / "provenance.json").exists()  # from before anything was computed
             facts = folder.read_json("provenance.json") if there else {}
-            code = _broken(error, folder, facts, kept, arguments.debug)
+            code = _record_failure(error, folder, facts, kept, arguments.debug)
             if folder.checkpoint.exists():
                 print(f"micjax: to go on: {_how_to_resume(job, folder.path)}", file=sys.stderr)
             return code
@@ -357,7 +363,7 @@ def _how_to_resume(job: Job, path: pathlib.Path) -> str:
     """The command that goes on with a run, whatever it was begun with."""
     words = ["micjax", "run", str(path / "plan.resolved.json"), "--out", str(path), "--resume"]
     try:
-        agree(job.citizen.reference)
+        trusted_source(job.citizen.reference)
     except (ValueError, ImportError):  # there it is a file that names the module
         words += ["--trust", job.citizen.reference]
     return shlex.join(words)

@@ -56,7 +56,7 @@ def here(tmp_path, monkeypatch):
     ],
 )
 def test_where_a_name_is_defined(here, what, module):
-    assert modules.agree_to_function(what) == module
+    assert modules.trusted_function(what) == module
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_where_a_name_is_defined(here, what, module):
 )
 def test_what_may_not_be_named(here, what, message):
     with pytest.raises(ValueError, match=message):
-        modules.agree_to_function(what)
+        modules.trusted_function(what)
 
 
 def test_what_is_installed_below_the_current_folder_is_not_here(here):
@@ -91,9 +91,9 @@ def test_what_is_installed_below_the_current_folder_is_not_here(here):
     sys.path.append(str(folder))
     try:
         with pytest.raises(ValueError, match="--trust of_somebody"):
-            modules.agree_to_function("of_somebody:f")
-        assert modules.agree_to_function("of_somebody:f", ["of_somebody"]) == "of_somebody"
-        assert modules.agree_to_function("of_somebody:f", None) == "of_somebody"
+            modules.trusted_function("of_somebody:f")
+        assert modules.trusted_function("of_somebody:f", ["of_somebody"]) == "of_somebody"
+        assert modules.trusted_function("of_somebody:f", None) == "of_somebody"
     finally:
         sys.path.remove(str(folder))
 

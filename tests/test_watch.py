@@ -25,7 +25,7 @@ from micjax.active.snapshot import Snapshots
 from micjax.active.space import Axis as LearnerAxis
 from micjax.active.space import Space
 from micjax.instruments import Axis, Function, Guard, Journal, JournalError
-from micjax.report.gate import address_of
+from micjax.report.access import address_of
 from micjax.report.live import fill
 from micjax.run import watch
 from micjax.run.watch import Folder, serve

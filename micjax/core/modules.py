@@ -94,7 +94,7 @@ def _names(statements: list[ast.stmt]) -> Iterator[tuple[str, str | None]]:
                 yield from _names(body)
 
 
-def agree(module: str, trusted: Collection[str] | None = ()) -> pathlib.Path:
+def trusted_source(module: str, trusted: Collection[str] | None = ()) -> pathlib.Path:
     """The file of a module whose code the user has agreed to: micjax and the problems that are
     installed as entry points, what lies below the current folder, and what he has named himself.
 
@@ -123,7 +123,7 @@ def _is_here(path: pathlib.Path) -> bool:
     return not any(part in INSTALLED for part in path.relative_to(here).parts)
 
 
-def agree_to_function(what: str, trusted: Collection[str] | None = ()) -> str:
+def trusted_function(what: str, trusted: Collection[str] | None = ()) -> str:
     """The module in which `package.module:name` is defined: a function, a class or an object of a
     module which the user has agreed to, as he has to the one where that has it from.
 
@@ -131,24 +131,24 @@ def agree_to_function(what: str, trusted: Collection[str] | None = ()) -> str:
     """
     if not re.fullmatch(r"[\w.]+:\w+", what):
         raise ValueError(f"{what!r} is no package.module:name")
-    return _home(what, trusted, MOST_STEPS)
+    return _origin(what, trusted, MOST_STEPS)
 
 
-def _home(what: str, trusted: Collection[str] | None, steps: int) -> str:
+def _origin(what: str, trusted: Collection[str] | None, steps: int) -> str:
     module, _, name = what.partition(":")
     if not name:
         raise ValueError(f"{what} is a module, neither an instrument nor a function")
     if not steps:
         raise ValueError(f"{what} is imported in a circle")
     try:
-        path = agree(module, trusted)
+        path = trusted_source(module, trusted)
     except ModuleNotFoundError as error:
         raise ValueError(f"{what} cannot be imported: {error}") from error
     names = defined(path)
     if name not in names:
         raise ValueError(f"{what} cannot be imported: {path} defines no {name!r}")
     origins = [_absolute(origin, module, path) for origin in names[name]]
-    return [module, *(_home(origin, trusted, steps - 1) for origin in origins)][-1]
+    return [module, *(_origin(origin, trusted, steps - 1) for origin in origins)][-1]
 
 
 def _absolute(origin: str, module: str, path: pathlib.Path) -> str:

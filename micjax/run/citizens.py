@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from micjax.core.modules import GROUP, agree, defined, references, source_of
+from micjax.core.modules import GROUP, defined, references, source_of, trusted_source
 from micjax.run.names import unknown_name
 
 REQUIRED, OPTIONAL = ("problem", "example"), ("load", "solve", "figures", "compare")
@@ -61,7 +61,7 @@ def find(name: str, trusted: Collection[str] | None = None) -> Citizen:
     **Arguments:**
 
     - `trusted`: of a name that stands in a file, the packages which the user has agreed to run
-        besides those of `micjax.core.modules.agree`. None: the name is the user's own word.
+        besides those of `trusted_source`. None: the name is the user's own word.
 
     **Raises:** `ValueError` when there is none, it may not or cannot be imported, or it is no
     problem module.
@@ -92,7 +92,7 @@ def find(name: str, trusted: Collection[str] | None = None) -> Citizen:
 
 def _read(reference: str, trusted: Collection[str] | None) -> None:
     """**Raises:** `ValueError` for a module that is no problem, told before it is imported."""
-    names = defined(agree(reference, trusted))
+    names = defined(trusted_source(reference, trusted))
     if "*" not in names:
         _complete(reference, names)
 

@@ -19,7 +19,7 @@ from micjax.active.cost import Cost
 from micjax.active.learner import ID, Learner
 from micjax.active.looking import SIDE, looking_model
 from micjax.active.snapshot import Snapshots
-from micjax.core.modules import agree_to_function
+from micjax.core.modules import trusted_function
 from micjax.core.ranges import check_ranges
 from micjax.instruments import Guard, Instrument, Journal
 from micjax.instruments.journal import LINES, spent_of
@@ -189,7 +189,7 @@ def check_code(plan: ExplorePlan, trusted: Collection[str] | None = ()) -> None:
 
     **Arguments:**
 
-    - `trusted`: packages that may be named besides those of `micjax.core.modules.agree`.
+    - `trusted`: packages that may be named besides those of `micjax.core.modules.trusted_source`.
 
     **Raises:** `ValueError` for what may not be imported, or is no function or instrument.
     """
@@ -199,7 +199,7 @@ def check_code(plan: ExplorePlan, trusted: Collection[str] | None = ()) -> None:
         return
     if str(pathlib.Path.cwd()) not in sys.path:
         sys.path.append(str(pathlib.Path.cwd()))
-    module = agree_to_function(plan.measure, trusted)
+    module = trusted_function(plan.measure, trusted)
     if module.partition(".")[0] == "micjax" and not hasattr(imported(plan.measure), "acquire"):
         raise ValueError(f"{plan.measure} is no instrument, and of micjax nothing else is measured")
 

@@ -106,7 +106,7 @@ def _maps(exploration: Exploration) -> Maps:
         grid, shape = source.space.candidates, source.shape
         axes = (grid[:: shape[1], 0], grid[: shape[1], 1])
     else:
-        axes = tuple(_along(exploration, i) for i in range(2))
+        axes = tuple(_along(axis) for axis in source.space.axes[:2])
         shape = tuple(len(a) for a in axes)
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
     learner = exploration.learner
@@ -115,8 +115,8 @@ def _maps(exploration: Exploration) -> Maps:
     return Maps(axes, *(v.reshape(shape) for v in (*found, worth)))
 
 
-def _along(exploration: Exploration, i: int) -> np.ndarray:
-    axis = exploration.source.space.axes[i]
+def _along(axis: Axis) -> np.ndarray:
+    """Where something is drawn; of a billion whole numbers not at every one."""
     along = np.linspace(axis.lower, axis.upper, ACROSS)
     if not axis.whole:
         return along
@@ -283,7 +283,7 @@ def _slice_figure(exploration: Exploration) -> Figure:
     profiles = []
     scales, labels = zip(*map(_readable, space.axes), strict=True)
     for i, scale in enumerate(scales):
-        along = _along(exploration, i)
+        along = _along(exploration.source.space.axes[i])
         line = np.repeat(best[None], len(along), axis=0)
         line[:, i] = along
         found = learner.predict(line)

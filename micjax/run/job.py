@@ -202,6 +202,8 @@ def _check_start(problem: InverseProblem, x, y) -> None:
         raise ValueError("nothing is unknown: every prior is null")
     for name, prior in problem.unknowns().items():
         value = problem.values()[name]
+        if prior.support is None:
+            raise ValueError(f"the prior of {name} states no support: {type(prior).__name__}")
         if not bool(jnp.all(prior.support(value))):
             shown = f"{float(value):.6g}" if value.size == 1 else "its starting array"
             raise ValueError(

@@ -40,15 +40,22 @@ def parse_prior(text: str) -> dist.Distribution:
         wanted = inspect.signature(DISTRIBUTIONS[name]).parameters
         named = [n for n in wanted if n not in ("self", "validate_args", "kwargs")]
         raise ValueError(f"prior {text!r}: {name}({', '.join(named)}): {error}") from error
-    draw = prior.sample(jax.random.key(0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a draw may lie beside a support without an inside
-        density = prior.log_prob(draw)
-    if not (np.isfinite(draw).all() and np.isfinite(density).all()):
-        raise ValueError(
-            f"prior {text!r}: there is no density at its draws: too wide, or ends out of order"
-        )
+    if not _has_density(prior):
+        why = "too wide, its ends out of order, or no prior of a real number"
+        raise ValueError(f"prior {text!r}: there is no density at its draws: {why}")
     return prior
+
+
+def _has_density(prior: dist.Distribution) -> bool:
+    try:
+        draw = prior.sample(jax.random.key(0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a draw may lie beside a support without an inside
+            density = prior.log_prob(draw)
+        inside = prior.support(draw)
+    except Exception:  # such as counts of 1.5 trials, or a distribution that states no support
+        return False
+    return bool(np.isfinite(draw).all() and np.isfinite(density).all() and np.all(inside))
 
 
 def check_prior(name: str, prior: dist.Distribution, ours: bool) -> None:

@@ -15,7 +15,7 @@ from micjax.active.campaign import ID, request_stop
 from micjax.active.snapshot import STATE
 from micjax.instruments import Record
 from micjax.instruments.journal import LINES, being_written, journal_lines, record_of, steps_of
-from micjax.report.gate import address_of, open_gate
+from micjax.report.access import address_of, protected_server
 from micjax.report.live import Curve, View, fill
 from micjax.run.status import status
 
@@ -71,7 +71,7 @@ def serve(folder: str | os.PathLike, port: int, token: str, show: bool):
     **Raises:** `JournalError` for a folder without a journal; `OSError` where the port is taken.
     """
     journal_lines(folder)
-    server = open_gate(
+    server = protected_server(
         lambda document: fill(document, Folder(folder).look, lambda: request_stop(folder)),
         port,
         token,

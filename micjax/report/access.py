@@ -35,7 +35,7 @@ HEADERS = {
 }
 
 
-class Gate(BokehTornado):
+class Protected(BokehTornado):
     """A Bokeh application which answers to nobody without the token."""
 
     def __init__(self, fill: Callable[[Document], None], port: int, token: str):
@@ -89,7 +89,7 @@ def _with_headers(handler: type[RequestHandler], headers: dict[str, str]) -> typ
     return type(handler.__name__, (handler,), {"set_default_headers": set_default_headers})
 
 
-def open_gate(fill: Callable[[Document], None], port: int, token: str) -> BaseServer:
+def protected_server(fill: Callable[[Document], None], port: int, token: str) -> BaseServer:
     """The server of a page, which has begun to listen.
 
     **Arguments:**
@@ -102,7 +102,7 @@ def open_gate(fill: Callable[[Document], None], port: int, token: str) -> BaseSe
     """
     sockets, port = bind_sockets(HERE, port)
     try:
-        application = Gate(fill, port, token)
+        application = Protected(fill, port, token)
         http = HTTPServer(application, max_body_size=LARGEST)
         http.add_sockets(sockets)
     except Exception:
