@@ -238,8 +238,8 @@ def _simulate(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int
     start = {"what": arguments.what, "structure": arguments.structure}
     given = with_assignments(start, arguments.set or [])
     plan = make_simulate_plan(given if arguments.out is None else given | {"out": arguments.out})
-    prepare_simulation(plan)  # what is wrong is told before there is a folder
-    run = SimulationRun(plan, argv, arguments.resume)
+    setup = prepare_simulation(plan)  # what is wrong is told before there is a folder
+    run = SimulationRun(plan, setup, argv, arguments.resume)
     kept.write_to(run.folder / "log.txt")
     try:
         found = run.run()

@@ -44,15 +44,22 @@ class Simulated(NamedTuple):
     said: list[str]
 
 
-def simulate(plan: SimulatePlan, folder: pathlib.Path, *, resume: bool = False) -> Simulated:
+def simulate(
+    plan: SimulatePlan,
+    folder: pathlib.Path,
+    *,
+    setup: Setup | None = None,
+    resume: bool = False,
+) -> Simulated:
     """**Arguments:**
 
     - `folder`: for what is kept while it goes on, and for patterns.
+    - `setup`: of `prepare`, where there is one already.
     - `resume`: to go on, bit for bit, with what is kept there of the same plan.
 
     **Raises:** `ValueError`, `OSError`, `ImportError` for what cannot be computed.
     """
-    setup, kept = prepare(plan), Kept(folder, resume)
+    setup, kept = prepare(plan) if setup is None else setup, Kept(folder, resume)
     kind = {"stem": _stem, "cbed": _cbed, "hrtem": _hrtem}[plan.what]
     fields, said = kind(plan, setup, kept)
     (ny, nx), (dy, dx) = setup.shape, setup.sampling_A

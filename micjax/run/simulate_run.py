@@ -14,17 +14,18 @@ from micjax.run.provenance import surroundings
 from micjax.run.simulate import Simulated, simulate
 from micjax.run.simulate_plan import SimulatePlan
 from micjax.run.simulate_report import conclude
+from micjax.run.simulate_setup import Setup
 
 
 class SimulationRun:
     """A simulation with a folder of its own."""
 
-    def __init__(self, plan: SimulatePlan, argv: Sequence[str], resume: bool):
+    def __init__(self, plan: SimulatePlan, setup: Setup, argv: Sequence[str], resume: bool):
         """**Raises:** `ValueError` for a folder that is in use, or without a broken run of the same
         plan to go on with."""
         inputs = {"structure": fingerprint(pathlib.Path(plan.structure))}
         self.facts = surroundings(list(argv), plan.seed, inputs) | {"start": now()}
-        self.plan, self.resume = plan, resume
+        self.plan, self.setup, self.resume = plan, setup, resume
         if resume:
             self.folder = self._to_go_on()
         else:
@@ -36,7 +37,8 @@ class SimulationRun:
         self._tell("running")
         began = time.monotonic()
         try:
-            found = simulate(self.plan, self.folder.path, resume=self.resume)
+            options = {"setup": self.setup, "resume": self.resume}
+            found = simulate(self.plan, self.folder.path, **options)
             facts = self._facts("finished", began)
             conclude(self.plan, found, self.folder, facts)
         except KeyboardInterrupt:
