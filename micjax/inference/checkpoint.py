@@ -40,7 +40,8 @@ def load_checkpoint(path: Path, carry, history: list[np.ndarray], solver):
         return carry, history
     try:
         with opened(path) as file:
-            attributes, losses = file.root.attrs, file.array("losses")
+            attributes = {name: file.root.text(name) for name in ("format", "solver")}
+            losses = file.array("losses")
             numbered = file.arrays("carry")
             found = {str(file.get(f"carry/{i}").attrs["name"]): a for i, a in numbered.items()}
     except (ValueError, KeyError) as error:
