@@ -18,4 +18,5 @@ def read_structure(path: str) -> Any:
     try:
         return ase.io.read(path)
     except Exception as error:  # its readers raise anything
-        raise ValueError(f"{path} is no structure: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} is no structure: {type(error).__name__}: {reason}") from error
