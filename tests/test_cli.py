@@ -60,6 +60,7 @@ def example(key, shape=(4, 5)):
 
 def load(file, channel=None, pixel_nm: float | None = None, known_tip=None):
     image = read(file, channel, pixel_nm)
+    assert image.pixel_nm  # it asks for a size of its own accord
     return {"slope": 1.0}, _x(image.data.shape), image.data
 
 

@@ -112,7 +112,7 @@ def test_half_a_jpk_is_refused_wherever_it_ends(tmp_path):
     fuzz.write_jpk(tmp_path / "a.jpk")
     whole = (tmp_path / "a.jpk").read_bytes()
     assert len(mio.channels(tmp_path / "a.jpk")) == 2
-    for end in range(len(whole) // 3, len(whole), 97):
+    for end in [*range(len(whole) // 3, len(whole), len(whole) // 9), len(whole) - 1]:
         (tmp_path / "a.jpk").write_bytes(whole[:end])
         with pytest.raises(ValueError, match=r"a\.jpk: not readable as JPK"):
             mio.read(tmp_path / "a.jpk")

@@ -15,7 +15,7 @@ from micjax.run.folder import RunFolder
 # settings under which a problem is solved in seconds, and after how many chunks it is interrupted
 QUICK = {
     "edge": (["engine.steps=300", "engine.tolerance=0"], 2),
-    "resonance": (["engine.steps=300"], 2),
+    "resonance": (["engine.steps=300"], 1),
     "feedback": (["engine.steps=200"], 1),
 }
 LONG = {
@@ -46,6 +46,11 @@ def values(folder: pathlib.Path) -> dict[str, np.ndarray]:
     return found
 
 
+def steps(folder: pathlib.Path) -> list[int]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["steps"] for line in lines]
+
+
 @pytest.mark.parametrize("name", list(problems()))
 def test_ctrl_c_and_resume_give_the_same_answer(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -66,9 +71,8 @@ def test_ctrl_c_and_resume_give_the_same_answer(name, tmp_path, monkeypatch, cap
         patched.setattr(RunFolder, "add_metrics", interrupt)
         assert main([*run, "--out", "part"]) == 130
     assert main([*run, "--out", "part", "--resume"]) == 0
-    told = [json.loads(line)["steps"] for line in open("part/metrics.jsonl")]
     # it went on, and did not begin anew
-    assert told == sorted(told) and len(set(told)) == len(told) > chunks
+    assert steps(tmp_path / "part") == steps(tmp_path / "whole")
     whole, part = values(tmp_path / "whole"), values(tmp_path / "part")
     assert whole.keys() == part.keys()
     for n, value in whole.items():

@@ -51,6 +51,12 @@ class Node:
     def name(self) -> str:
         return self.path.rpartition("/")[2]
 
+    def text(self, attribute: str) -> str:
+        """An attribute, which may be the only text of a list; empty if it is no text."""
+        value = self.attrs.get(attribute, "")
+        value = value[0] if isinstance(value, list) and len(value) == 1 else value
+        return value if isinstance(value, str) else ""
+
 
 class File:
     """A listed file, whose datasets are read when they are asked for."""

@@ -151,8 +151,8 @@ def load_snapshot(path: Path, state: Snapshot, x, y) -> Snapshot:
     try:
         with opened(path) as file:
             attributes = file.root.attrs
-            if attributes.get("format") != FORMAT:
-                raise ValueError(f"format {attributes.get('format')!r} instead of {FORMAT!r}")
+            if file.root.text("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT!r}")
             groups = {g: _read_candidates(file, g) for g in ("candidates", "ended")}
             losses, numbered = file.array("losses"), file.arrays("carry")
             carry = {file.get(f"carry/{i}").attrs["name"]: a for i, a in numbered.items()}

@@ -182,7 +182,7 @@ def _opened(path: Path) -> Iterator[File]:
             file = stack.enter_context(opened(path))
         except ValueError as error:
             raise ValueError(f"{path} is not a micjax result: {error}") from error
-        if file.root.attrs.get("format") != FORMAT:
+        if file.root.text("format") != FORMAT:
             raise ValueError(f"{path} is not a micjax result (no format {FORMAT!r})")
         yield file
 

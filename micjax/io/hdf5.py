@@ -36,7 +36,7 @@ def nsid_fields(file: File) -> list[Field]:
     rows. In files made from Asylum's Igor waves this y points up, so that the same scan read from
     the .ibw has its rows the other way round.
     """
-    found = [n for n in file.nodes() if "quantity" in n.attrs and n.shape and not n.is_scale]
+    found = [n for n in file.nodes() if n.text("quantity") and n.shape and not n.is_scale]
     readable = [n for n in found if n.kind not in ("", "text") or n.elsewhere]
     if others := [n.path for n in found if n not in readable]:
         log.warning("no numbers, not read: %s", ", ".join(others))
@@ -44,9 +44,8 @@ def nsid_fields(file: File) -> list[Field]:
 
 
 def _nsid_field(file: File, dataset: Node) -> Field:
-    attrs = dataset.attrs
-    unit, name = str(attrs.get("units", "")), str(attrs["quantity"])
-    values = unpacked(file.read(dataset), attrs, dataset.path)
+    unit, name = dataset.text("units"), dataset.text("quantity")
+    values = unpacked(file.read(dataset), dataset.attrs, dataset.path)
     axes = tuple(_nsid_axis(file, dataset, i, unit) for i in range(values.ndim))
     plain = re.sub("^(Nap|DAC)", "", name)
     if unit == "m":
@@ -55,8 +54,8 @@ def _nsid_field(file: File, dataset: Node) -> Field:
             log.info("%s: the file says m, %s is in %s", dataset.path, name, unit)
     notes = file.get(dataset.path.rpartition("/")[0] + "/original_metadata")
     metadata = {
-        "data_type": str(attrs.get("data_type", "")),
-        "modality": str(attrs.get("modality", "")),
+        "data_type": dataset.text("data_type"),
+        "modality": dataset.text("modality"),
         "original": {} if notes is None else {k: _plain(v) for k, v in notes.attrs.items()},
     }
     return rows_first(Field(values, axes, unit, name, metadata))
@@ -68,12 +67,12 @@ def _nsid_axis(file: File, dataset: Node, i: int, data_unit: str) -> Axis:
     if at is None:
         return Axis(label, np.arange(dataset.shape[i]), PIXELS)
     scale = file.at(at)
-    unit = str(scale.attrs.get("units", ""))
-    spatial = str(scale.attrs.get("dimension_type", "")) == "SPATIAL"
+    unit = scale.text("units")
+    spatial = scale.text("dimension_type") == "SPATIAL"
     # the same converter writes the channel's unit on x and y: a phase image is 1e-6 "deg" wide
     if spatial and unit == data_unit and nm_per(unit) is None:
         unit = "m"
-    return Axis(str(scale.attrs.get("name", "")) or label, file.read(scale), unit)
+    return Axis(scale.text("name") or label, file.read(scale), unit)
 
 
 def _plain(value):

@@ -217,11 +217,11 @@ def nexus_fields(file: File) -> list[Field]:
     """The NXdata groups of a file, in its order, each with its auxiliary signals."""
     default, fields = _default(file), []
     for group in file.nodes():
-        if group.links is None or group.attrs.get("NX_class") != "NXdata":
+        if group.links is None or group.text("NX_class") != "NXdata":
             continue
-        signals = [group.attrs.get("signal", ""), *_names(group.attrs.get("auxiliary_signals", ()))]
+        signals = [group.text("signal"), *_names(group.attrs.get("auxiliary_signals", ()))]
         for i, name in enumerate(signals):
-            data = file.get(name, group) if isinstance(name, str) and name else None
+            data = file.get(name, group) if name else None
             if data is None or data.shape is None:
                 log.warning("%s: its signal %r is not there, it is not read", group.path, name)
                 continue
@@ -233,8 +233,8 @@ def _default(file: File) -> Node:
     """What viewers open first: from the root along the attributes `default`."""
     node = file.root
     for _ in range(MOST_STEPS):
-        wanted = node.attrs.get("default")
-        following = file.get(wanted, node) if isinstance(wanted, str) else None
+        wanted = node.text("default")
+        following = file.get(wanted, node) if wanted else None
         if following is None or following is node:
             return node
         node = following
@@ -256,7 +256,7 @@ def _nexus_field(
     if (title := file.get("title", group)) is not None and title.kind == "text":
         metadata["title"] = file.read(title)
     name = f"{group.name} {signal}" if which else group.name
-    return Field(values, axes, str(data.attrs.get("units", "")), name, metadata)
+    return Field(values, axes, data.text("units"), name, metadata)
 
 
 def _values(file: File, group: Node, data: Node, signal: str) -> np.ndarray:
@@ -264,7 +264,7 @@ def _values(file: File, group: Node, data: Node, signal: str) -> np.ndarray:
     values = file.read(data)
     if not isinstance(values, np.ndarray):
         raise ValueError(f"{data.path} holds text, not numbers")
-    if data.attrs.get("is_mask", False):
+    if np.any(data.attrs.get("is_mask", False)):
         return values.astype(bool)
     for names, operation in (
         (("scaling_factor", f"{signal}_scaling_factor"), np.multiply),
@@ -284,7 +284,7 @@ def _nexus_axis(file: File, group: Node, name: str, i: int, size: int) -> Axis:
     node = file.get(name, group)
     values = file.read(node) if node is not None and node.kind else None
     if isinstance(values, np.ndarray) and values.ndim == 1:
-        unit = str(node.attrs.get("units", ""))
+        unit = node.text("units")
         if values.size == size:
             return Axis(name, unpacked(values, node.attrs, node.path), unit)
         if values.size == size + 1:  # the borders of bins

@@ -82,7 +82,7 @@ def _load(path: str | os.PathLike) -> Mapping[str, Field]:
     except (ImportError, PermissionError):
         raise  # not the file's fault
     except Exception as error:  # parsers of binary files raise whatever they stumble over
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{path}: not readable as {family}: {reason}") from error
     if not fields:
         raise ValueError(f"{path}: no image in this {family} file; is it complete?")

@@ -38,7 +38,8 @@ def read_structure(path: str) -> Any:
         found = ase.io.read(path, index=":")
         return _of_arrays(path, _last(path, found))
     except Exception as error:  # its readers raise anything
-        raise ValueError(f"{path} is no structure: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} is no structure: {type(error).__name__}: {reason}") from error
 
 
 def _last(path: str, found: list[Any]) -> Any:

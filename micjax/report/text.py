@@ -26,7 +26,7 @@ def cell(value: Any) -> str:
     return str(value)
 
 
-def number(value: float, digits: int = 4) -> str:
+def number(value: float | np.floating, digits: int = 4) -> str:
     if not np.isfinite(value):
         return {"inf": "∞", "-inf": "−∞"}.get(str(value), "nan")
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
@@ -34,7 +34,7 @@ def number(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}g}" if abs(value) < 10 ** (digits - 1) else f"{value:.0f}"
 
 
-def number_beside(value: float, sd: float) -> str:
+def number_beside(value: float | np.floating, sd: float | np.floating) -> str:
     """A value with the digits its standard deviation leaves: 0.6123 beside 0.0217."""
     if not np.isfinite(sd) or sd <= 0 or not np.isfinite(value) or not 1e-3 <= abs(value) < 1e5:
         return number(value)
