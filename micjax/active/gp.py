@@ -33,6 +33,8 @@ SMALLEST = 64  # capacity of the first buffers: most loops never need others
 SMALLEST_Y = 1e-140  # standard deviation of y; beyond, variances underflow
 ROUNDED = 1e-14  # share of the prior variance that rounding may leave of a posterior one
 
+Point = Float[ArrayLike, "d"] | Sequence[float | int]
+
 
 def double(function: Callable) -> Callable:
     """`function` run in float64, whatever the precision around it."""
@@ -394,7 +396,7 @@ def joint(
 
 
 @double
-def append(state: State, point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> State:
+def append(state: State, point: Point, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> State:
     """The state with one more datum, by a rank-1 update, at the same hyper-parameters.
 
     Full buffers are doubled, which compiles anew and costs a factorisation.
@@ -404,7 +406,7 @@ def append(state: State, point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike 
     return _append(with_room(state), *datum(point, y, noise_ratio))
 
 
-def datum(point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> tuple:
+def datum(point: Point, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> tuple:
     """One datum as arrays, so that no value of it compiles anything.
 
     **Raises:** `ValueError` for one that is not finite.
@@ -503,7 +505,7 @@ def track(state: State, points: Float[ArrayLike, "m d"]) -> Tracked:
 
 
 @double
-def tell(now: Tracked, point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> Tracked:
+def tell(now: Tracked, point: Point, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> Tracked:
     """The followed posterior with one more datum: `append` for all its points at once."""
     state = with_room(now.state)
     if state is not now.state:

@@ -25,7 +25,7 @@ from scipy.stats import qmc
 
 from micjax.active import acquisition, belief, gp, predictive
 from micjax.active.belief import Belief, Model, plain_model
-from micjax.active.cost import Cost, tour, travel_s
+from micjax.active.cost import Cost, tour, travel
 from micjax.active.identity import told_apart
 from micjax.active.paths import draw_paths
 from micjax.active.search import maximise
@@ -575,7 +575,7 @@ def _thompson(points, states, context):
 
 
 def _per_second(value, points, context):
-    seconds = travel_s(context.position, points, context.rates) + context.fixed_s
+    seconds = travel(context.position, points, context.rates) + context.fixed_s
     return acquisition.per_second(value, seconds)
 
 
