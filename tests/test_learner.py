@@ -249,12 +249,12 @@ def test_numbers_of_numpy_are_kept_in_a_checkpoint(tmp_path):
     axes = [
         Axis("x", np.float32(-1.0), np.float32(1.0)),
         Axis("n", np.int64(1), np.int64(9), whole=True),
-        Axis("mode", categories=np.array(["dart", "be"])),
+        Axis("mode", categories=tuple(np.array(["dart", "be"]))),
     ]
     options = {"file": tmp_path / "learner.json", "seed": np.int64(3), "budget": np.int64(9)}
     learner = Learner(Space(axes), initial=np.int64(3), level=np.float32(0.5), **options)
     for _ in range(3):
-        point = {n: np.array([v])[0] for n, v in learner.suggest(np.int64(1))[0].items()}
+        point = {n: np.array([v])[0] for n, v in learner.suggest()[0].items()}
         learner.ingest([{**point, "y": np.float32(point["x"] ** 2)}])
     failed = learner.suggest()[0]
     learner.register_failures([{"_id": np.int64(failed["_id"])}])
@@ -289,7 +289,7 @@ def test_a_checkpoint_of_another_experiment_is_refused(what, tmp_path):
     given = {"space": SPACE, "cost": Cost(np.ones(2), 0.1, 0.4), "file": tmp_path / "a.json"}
     Learner(**given).checkpoint()
     Learner(**given).restore()
-    with pytest.raises(ValueError, match=f"other {what}: {what} is"):
+    with pytest.raises(ValueError, match=f"other [a-z, ]*{what}[a-z, ]*: "):
         Learner(**(given | OTHERS[what])).restore()
 
 
