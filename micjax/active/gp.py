@@ -323,7 +323,7 @@ class State(NamedTuple):
     @property
     def singular(self) -> bool:
         """Whether the matrix could not be factorised as it is, for want of noise."""
-        return bool(self.jitter > 0.0)
+        return bool(np.asarray(self.jitter) > 0.0)  # on the host: in any precision around
 
 
 def conditioned(problem: InverseProblem, observed: Observed, y: Float[Array, "capacity"]) -> State:
