@@ -411,10 +411,7 @@ def datum(point: Point, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> tuple:
 
     **Raises:** `ValueError` for one that is not finite.
     """
-    values = point, y, noise_ratio
-    if any(isinstance(v, jax.core.Tracer) for v in values):
-        return tuple(jnp.asarray(v, float) for v in values)
-    point, y, noise_ratio = (np.asarray(v, np.float64) for v in values)
+    point, y, noise_ratio = (np.asarray(v, np.float64) for v in (point, y, noise_ratio))
     if not (np.isfinite(y).all() and np.isfinite(point).all()):
         raise ValueError(f"the datum {y} at {point.tolist()} is not finite")
     _check_ratio(noise_ratio)
@@ -460,7 +457,7 @@ def _row(state: State) -> Int[Array, ""]:
 
 def with_room(state: State, extra: int = 1) -> State:
     """The state in buffers for `extra` more points: the same one, or conditioned in larger ones."""
-    if isinstance(state.y, jax.core.Tracer) or state.count + extra <= len(state.y):
+    if state.count + extra <= len(state.y):
         return state
     return condition(state.problem, *grown(state.observed, state.y, state.count + extra))
 
