@@ -262,12 +262,13 @@ def test_values_of_a_datum_compile_nothing():
         gp.tell(tracked, point, value, ratio)
 
     append([0.5, 0.5], 0.1, 1.0)
+    on_device = jnp.array([0.1, 0.2]), jnp.asarray(0.4), jnp.asarray(1.0)
 
     def others():
         append([0.25, 0.5], 0.2, 1.5)
         append((0.25, 1), 3, 2)
         append(np.array([0.1, 0.2]), np.float32(0.4), np.array(1.0))
-        append(jnp.array([0.1, 0.2]), jnp.asarray(0.4), jnp.asarray(1.0))
+        append(*on_device)
 
     assert compilations(others) == 0
 
