@@ -263,6 +263,7 @@ def test_values_of_a_datum_compile_nothing():
 
     append([0.5, 0.5], 0.1, 1.0)
     on_device = jnp.array([0.1, 0.2]), jnp.asarray(0.4), jnp.asarray(1.0)
+    append(*on_device)
 
     def others():
         append([0.25, 0.5], 0.2, 1.5)
