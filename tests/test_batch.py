@@ -205,7 +205,7 @@ def test_what_is_certainly_not_feasible_is_not_chosen():
     def feasible(chosen):
         return np.array([0.0, 0.0, -np.inf, -np.inf])
 
-    allowed = [False, True, True, True]
+    allowed = np.arange(4) > 0
     assert greedy_improvement(draws, 0.0, allowed, 1, feasible)[0] == 1
     assert set(greedy_improvement(draws, 0.0, True, 2, feasible)) == {0, 1}
     with pytest.raises(ValueError, match="3 points are wanted and 1"):

@@ -314,7 +314,6 @@ def test_a_full_disk_is_a_warning(tmp_path, monkeypatch, caplog):
     [
         ({"steps": 0}, "steps is 0: a whole number from 1 on"),
         ({"steps": -3}, "steps is -3"),
-        ({"steps": 2.5}, "steps is 2.5"),
         ({"chunk": 0}, "chunk is 0"),
         ({"patience": 0}, "patience is 0"),
         ({"tolerance": float("nan")}, "tolerance is nan"),
@@ -390,7 +389,7 @@ def test_lbfgs_needs_few_steps():
     assert best.loss == pytest.approx(LOWEST, abs=2e-3)
 
 
-@pytest.mark.parametrize("solver", [FisherScoring(), LBFGS()], ids=["scoring", "lbfgs"])
+@pytest.mark.parametrize("solver", [FisherScoring, LBFGS])
 def test_counts_from_poor_starts(solver):
     with jax.enable_x64(False):
         x = jnp.linspace(-10.0, 10.0, 101)
@@ -404,7 +403,7 @@ def test_counts_from_poor_starts(solver):
         best = fit(truth, x, y, LBFGS(), steps=60, chunk=20)
         for c, w, h in ((4.0, 1.0, 10.0), (0.5, 3.0, 200.0), (6.0, 1.0, 1.0)):
             start = truth.at({"forward.c": c, "forward.w": w, "forward.h": h})
-            found = fit(start, x, y, solver, steps=60, chunk=20)
+            found = fit(start, x, y, solver(), steps=60, chunk=20)
             assert found.stop_reason == "converged"
             assert found.loss == pytest.approx(best.loss, abs=0.02)
             theta = found.problem.unconstrain(found.problem.values())

@@ -1,13 +1,21 @@
 import json
+import os
+import subprocess
+import sys
 import warnings
 
 import jax
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 
-from micjax.active.belief import physical_model
+from micjax.active import gp
+from micjax.active import learner as learner_module
+from micjax.active.acquisition import log_expected_improvement
+from micjax.active.belief import physical_model, plain_model
 from micjax.active.cost import Cost
-from micjax.active.learner import Learner
+from micjax.active.identity import told_apart
+from micjax.active.learner import SCORES, Learner
 from micjax.active.scalarise import scale_of
 from micjax.active.space import Axis, Space
 from micjax.problems import edge
@@ -25,6 +33,19 @@ def explored(learner, count, measure=hill, batch=1):
         points = learner.suggest(batch)
         learner.ingest([{**p, "y": measure(p)} for p in points])
     return learner
+
+
+def compilations(function):
+    """How many programs XLA compiles while `function` runs."""
+    events = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: events.append(name) if "backend_compile" in name else None
+    )
+    try:
+        function()
+    finally:
+        jax.monitoring.clear_event_listeners()
+    return len(events)
 
 
 # --- axes and scales ---------------------------------------------------------------------------
@@ -221,6 +242,115 @@ def test_a_restored_learner_goes_on_as_the_first(tmp_path):
         second.restore()
     with pytest.raises(FileNotFoundError):
         Learner(BOX, file=tmp_path / "none.json").restore()
+
+
+def test_numbers_of_numpy_are_kept_in_a_checkpoint(tmp_path):
+    """Ids and settings that come back from a table, outcomes in float32."""
+    axes = [
+        Axis("x", np.float32(-1.0), np.float32(1.0)),
+        Axis("n", np.int64(1), np.int64(9), whole=True),
+        Axis("mode", categories=tuple(np.array(["dart", "be"]))),
+    ]
+    options = {"file": tmp_path / "learner.json", "seed": np.int64(3), "budget": np.int64(9)}
+    learner = Learner(Space(axes), initial=np.int64(3), level=np.float32(0.5), **options)
+    for _ in range(3):
+        point = {n: np.array([v])[0] for n, v in learner.suggest()[0].items()}
+        learner.ingest([{**point, "y": np.float32(point["x"] ** 2)}])
+    failed = learner.suggest()[0]
+    learner.register_failures([{"_id": np.int64(failed["_id"])}])
+    learner.suggest()
+    learner.checkpoint()
+    assert [f.name for f in tmp_path.iterdir()] == ["learner.json"]
+    other = Learner(Space(axes), initial=3, level=np.float32(0.5), **options)
+    other.restore()
+    assert other.suggest() == learner.suggest()
+
+
+def test_what_no_file_can_hold_is_refused_at_once():
+    learner = Learner(BOX)
+    with pytest.raises(ValueError, match="neither a text nor a number"):
+        learner.ingest([{"_id": object(), "u": 0.1, "v": 0.2, "y": 1.0}])
+    with pytest.raises(ValueError, match="neither texts nor numbers"):
+        Axis("mode", categories=(object(), object()))
+
+
+SPACE = Space(BOX.axes, GRID)
+OTHERS = {
+    "axes": {"space": Space([Axis("u", 0.0, 1.0), Axis("v", 0.0, 2.0)], GRID)},
+    "candidates": {"space": Space(BOX.axes, GRID * (1.0 - 1e-9))},
+    "cost": {"cost": Cost(np.ones(2), 0.1, 0.5)},
+    "model": {"model": plain_model(BOX, ("linear",))},
+    "goal": {"goal": "minimise"},
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_checkpoint_of_another_experiment_is_refused(what, tmp_path):
+    given = {"space": SPACE, "cost": Cost(np.ones(2), 0.1, 0.4), "file": tmp_path / "a.json"}
+    Learner(**given).checkpoint()
+    Learner(**given).restore()
+    with pytest.raises(ValueError, match=f"other [a-z, ]*{what}[a-z, ]*: "):
+        Learner(**(given | OTHERS[what])).restore()
+
+
+def test_what_a_checkpoint_says_of_a_model_is_the_same_in_another_process():
+    program = (
+        "from micjax.active.identity import told_apart\n"
+        "from micjax.active.belief import plain_model\n"
+        "from micjax.active.space import Axis, Space\n"
+        "print(told_apart(plain_model(Space([Axis('u', 0.0, 1.0), Axis('v', 0.0, 1.0)]))))"
+    )
+    environment = os.environ | {"PYTHONHASHSEED": "12345"}
+    out = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True)
+    assert out.stdout.decode().strip() == told_apart(plain_model(BOX))
+    assert told_apart(plain_model(BOX)) != told_apart(physical_model(BOX, edge.problem()))
+
+
+def test_waiting_and_failed_points_compile_nothing():
+    learner = Learner(BOX, seed=0)
+
+    def step(count, fails=False):
+        points = learner.suggest(count)
+        if fails:
+            return learner.register_failures(points)
+        return learner.ingest([{**p, "y": hill(p)} for p in points])
+
+    for count in (1, 1, 1, 1, 1, 1, 2, 1, 1, 1):
+        step(count)
+    step(1, fails=True)
+    step(1)
+
+    def later():
+        step(3)
+        step(1, fails=True)
+        step(2)
+
+    assert compilations(later) == 0
+
+
+def test_a_candidate_that_comes_back_in_float32_is_measured():
+    space = Space([Axis("u", 0.0, 1.0)], np.linspace(0.0, 1.0, 11)[:, None])
+    learner = Learner(space, initial=12)
+    for _ in range(11):
+        point = learner.suggest()[0]
+        learner.ingest([{"_id": point["_id"], "u": float(np.float32(point["u"])), "y": 0.0}])
+    assert learner.should_stop() == (True, "every candidate has been measured")
+    assert space.numbers({"u": 0.30001}) == (0.30001,)  # somewhere else
+
+
+def test_improvement_over_several_states_is_that_of_their_mixture():
+    """Of two equally likely Gaussians, and not of one with their moments."""
+    data = gp.buffered(GRID[:9], np.sin(GRID[:9].sum(axis=1)))
+    states = tuple(gp.condition(gp.process([0, 0], [1, 1], y_scale=s), *data) for s in (0.5, 3.0))
+    learner = explored(Learner(BOX, initial=20), 5)
+    context = learner._context(states, jax.random.key(0))
+    moments = [learner_module.mean_and_variance((state,), GRID[30:40]) for state in states]
+    each = [
+        log_expected_improvement(mean, np.sqrt(variance), context.best)
+        for mean, variance in moments
+    ]
+    found = learner_module.scores(SCORES["log_ei"], GRID[30:40], states, context)
+    np.testing.assert_allclose(found, logsumexp(each, axis=0) - np.log(2.0), rtol=1e-9)
 
 
 def test_suggestions_are_a_function_of_seed_and_data():

@@ -70,6 +70,11 @@ class Cost(eqx.Module):
         return points * float(self.dwell_s * self.dose_per_s)
 
 
+def travel(start: ArrayLike, points: ArrayLike, rates: ArrayLike) -> Float[Array, "..."]:
+    """`travel_s` in the precision of its arguments: the part for inside jit."""
+    return jnp.max(jnp.abs(points - start) / rates, axis=-1)
+
+
 @double
 def travel_s(
     start: Float[ArrayLike, "... d"],
@@ -77,7 +82,7 @@ def travel_s(
     rates: Float[ArrayLike, "d"],
 ) -> Float[Array, "..."]:
     """max_i |points_i - start_i| / rate_i: the axes move together."""
-    return jnp.max(jnp.abs(jnp.asarray(points) - jnp.asarray(start)) / rates, axis=-1)
+    return travel(jnp.asarray(start), jnp.asarray(points), rates)
 
 
 def _rates(rates: ArrayLike | Sequence[float | int]) -> Float[np.ndarray, "d"]:

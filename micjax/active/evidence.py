@@ -18,16 +18,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from micjax.active.gp import Observed, buffered
-from micjax.active.scalarise import spread
 from micjax.core.problem import InverseProblem, Theta, Values, neg_log_joint
 from micjax.core.tree import replace
 from micjax.inference.density import in_float64
 from micjax.inference.finite import NonFiniteError, non_finite
-from micjax.inference.start import draw_starts, prior_draws
+from micjax.inference.start import draw_starts
 
 IMPOSSIBLE = 1e100  # what the optimiser is told where the loss is not finite
 FLAT_NATS = 0.02  # a gradient of this many nats per width is no gradient
-WIDTH_DRAWS = 64  # of a prior on numbers that have a unit, to know how wide it is
 CLOSE_NATS = 0.01  # what one may miss of the maximum: 0.14 standard deviations off it
 FIRST_ON = 256  # a cold fit of more points begins on this many of them
 
@@ -127,10 +125,16 @@ def _widths(problem: InverseProblem) -> Float[np.ndarray, "p"]:
     for name, prior in problem.unknowns().items():
         support = getattr(prior.support, "base_constraint", prior.support)
         if isinstance(dist.biject_to(support), dist.transforms.IdentityTransform):
-            draws = prior_draws(prior, jax.random.key(0), (WIDTH_DRAWS,))
-            sd = 0.0 if draws is None else spread(np.asarray(draws), axis=0)
-            widths[name] = widths[name] * np.where(sd > 0.0, sd, 1.0)
+            sd = np.sqrt(_variance(prior))
+            widths[name] = widths[name] * np.where(np.isfinite(sd) & (sd > 0.0), sd, 1.0)
     return np.asarray(ravel_pytree(widths)[0])
+
+
+def _variance(prior: dist.Distribution) -> np.ndarray:
+    try:
+        return np.asarray(prior.variance)
+    except NotImplementedError:  # an improper one has none
+        return np.asarray(np.inf)
 
 
 def _subset(observed: Observed, y: Array, count: int) -> tuple[Observed, Array]:

@@ -33,6 +33,8 @@ SMALLEST = 64  # capacity of the first buffers: most loops never need others
 SMALLEST_Y = 1e-140  # standard deviation of y; beyond, variances underflow
 ROUNDED = 1e-14  # share of the prior variance that rounding may leave of a posterior one
 
+Point = Float[ArrayLike, "d"] | Sequence[float | int]
+
 
 def double(function: Callable) -> Callable:
     """`function` run in float64, whatever the precision around it."""
@@ -321,7 +323,7 @@ class State(NamedTuple):
     @property
     def singular(self) -> bool:
         """Whether the matrix could not be factorised as it is, for want of noise."""
-        return bool(self.jitter > 0.0)
+        return bool(np.asarray(self.jitter) > 0.0)  # on the host: in any precision around
 
 
 def conditioned(problem: InverseProblem, observed: Observed, y: Float[Array, "capacity"]) -> State:
@@ -394,7 +396,7 @@ def joint(
 
 
 @double
-def append(state: State, point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> State:
+def append(state: State, point: Point, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> State:
     """The state with one more datum, by a rank-1 update, at the same hyper-parameters.
 
     Full buffers are doubled, which compiles anew and costs a factorisation.
@@ -404,15 +406,12 @@ def append(state: State, point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike 
     return _append(with_room(state), *datum(point, y, noise_ratio))
 
 
-def datum(point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> tuple:
+def datum(point: Point, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> tuple:
     """One datum as arrays, so that no value of it compiles anything.
 
     **Raises:** `ValueError` for one that is not finite.
     """
-    values = point, y, noise_ratio
-    if any(isinstance(v, jax.core.Tracer) for v in values):
-        return tuple(jnp.asarray(v, float) for v in values)
-    point, y, noise_ratio = (np.asarray(v, np.float64) for v in values)
+    point, y, noise_ratio = (np.asarray(v, np.float64) for v in (point, y, noise_ratio))
     if not (np.isfinite(y).all() and np.isfinite(point).all()):
         raise ValueError(f"the datum {y} at {point.tolist()} is not finite")
     _check_ratio(noise_ratio)
@@ -458,7 +457,7 @@ def _row(state: State) -> Int[Array, ""]:
 
 def with_room(state: State, extra: int = 1) -> State:
     """The state in buffers for `extra` more points: the same one, or conditioned in larger ones."""
-    if isinstance(state.y, jax.core.Tracer) or state.count + extra <= len(state.y):
+    if state.count + extra <= len(state.y):
         return state
     return condition(state.problem, *grown(state.observed, state.y, state.count + extra))
 
@@ -503,7 +502,7 @@ def track(state: State, points: Float[ArrayLike, "m d"]) -> Tracked:
 
 
 @double
-def tell(now: Tracked, point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> Tracked:
+def tell(now: Tracked, point: Point, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> Tracked:
     """The followed posterior with one more datum: `append` for all its points at once."""
     state = with_room(now.state)
     if state is not now.state:

@@ -25,11 +25,11 @@ from scipy.stats import qmc
 
 from micjax.active import acquisition, belief, gp, predictive
 from micjax.active.belief import Belief, Model, plain_model
-from micjax.active.cost import Cost, tour, travel_s
+from micjax.active.cost import Cost, tour, travel
 from micjax.active.identity import told_apart
 from micjax.active.paths import draw_paths
 from micjax.active.search import maximise
-from micjax.active.space import Space, plain
+from micjax.active.space import Number, Space, plain
 
 log = logging.getLogger("micjax")
 
@@ -118,14 +118,14 @@ class Learner:
         outcome: str = "y",
         goal: str = "maximise",
         acquisition: str | None = None,
-        level: float | None = None,
-        wanted: int | None = None,
-        initial: int | None = None,
+        level: Number | None = None,
+        wanted: int | np.integer | None = None,
+        initial: int | np.integer | None = None,
         model: Model | None = None,
         cost: Cost | None = None,
-        seed: int = 0,
-        budget: int | None = None,
-        tolerance: float | None = None,
+        seed: int | np.integer = 0,
+        budget: int | np.integer | None = None,
+        tolerance: Number | None = None,
         file: str | os.PathLike | None = None,
     ):
         if goal not in GOALS:
@@ -589,7 +589,7 @@ def _thompson(points, states, context):
 
 
 def _per_second(value, points, context):
-    seconds = travel_s(context.position, points, context.rates) + context.fixed_s
+    seconds = travel(context.position, points, context.rates) + context.fixed_s
     return acquisition.per_second(value, seconds)
 
 

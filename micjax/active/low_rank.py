@@ -20,6 +20,7 @@ from micjax.active.algebra import first_jitter, inverse_lower
 from micjax.active.gp import (
     LogLinear,
     Observed,
+    Point,
     Process,
     White,
     datum,
@@ -269,7 +270,7 @@ _posterior = eqx.filter_jit(posterior)
 
 
 @double
-def append(state: State, point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> State:
+def append(state: State, point: Point, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> State:
     """The state with one more datum, at the same hyper-parameters, for O(m^3).
 
     Full buffers are doubled, which compiles anew.

@@ -177,7 +177,7 @@ def _bearable(gain: np.ndarray, log_weight: np.ndarray, most: float) -> float:
 
 @double
 def tell(
-    cloud: Cloud, point: ArrayLike, y: ArrayLike, key: Array, noise_ratio: ArrayLike = 1.0
+    cloud: Cloud, point: gp.Point, y: ArrayLike, key: Array, noise_ratio: ArrayLike = 1.0
 ) -> Cloud:
     """The cloud with one more datum. Full buffers are doubled, which compiles anew.
 

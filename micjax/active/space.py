@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from micjax.active.search import Box
 
+Number = float | int | np.number
 RETURNED = 2.0**-22  # a setting that has been through float32 is off by no more, of the range
 
 
@@ -33,8 +34,8 @@ class Axis:
     """
 
     name: str
-    lower: float | int = 0.0
-    upper: float | int = 1.0
+    lower: Number = 0.0
+    upper: Number = 1.0
     unit: str = ""
     whole: bool = False
     categories: tuple[Any, ...] = ()

@@ -204,7 +204,7 @@ def _fits(
     if stage.starts is not None:
         starts = stage.starts(staged, x, y, before, jax.random.fold_in(key, state.stage))
     if not starts:
-        raise ValueError(f"stage {state.stage + 1} of the fit has no start")
+        raise ValueError("starts is empty; leave it out to start from the current values")
     starts = [{n: v for n, v in start.items() if n not in stage.local} for start in starts]
     solver, many = as_solver(stage.solver), stage.together
     rounds = 1 if many else len(starts)
