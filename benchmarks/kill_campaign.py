@@ -1,32 +1,115 @@
-"""Does `kill -9` lose a measurement? A campaign is killed again and again, and taken up each time.
+"""Does `kill -9` lose work? Plans are killed again and again, and taken up each time.
 
-    python benchmarks/kill_campaign.py [--kills 100] [--points 12] [--seed 0]
+    python benchmarks/kill_campaign.py [--kills 100] [--kinds explore,solve] [--seed 0]
 
-A process measures random points of a made-up map through Guard, Journal and Campaign. It kills
+`explore`: random points of a made-up map through Guard, Journal and Campaign. The process kills
 itself at a write that is drawn by lot: before a line or an array is on the disk, after it, between
 the name of a file and the line that tells of it. Each point that it has done it tells through a
-pipe. The parent looks for all of them in the journal, takes the campaign up in a new process, and
-compares the end with that of a campaign which nobody has disturbed. Prints one JSON line.
+pipe. Lost is what it told of and the journal has not.
+
+`solve`, `simulate`: commands of `micjax`, killed at a moment drawn by lot, or at a write, and gone
+on with by `--resume`. Lost is a run that begins anew where it had a checkpoint, or whose values in
+the end are not those of one that nobody has disturbed.
+
+Every process is a fork of one that has imported everything and has begun no thread. Prints one JSON
+line for each kind.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import h5py
 import numpy as np
 
+import micjax.__main__ as command_line
+import micjax.problems.edge
+import micjax.problems.resonance  # noqa: F401  # imported here, so that no process does it again
+import micjax.report  # noqa: F401
 from micjax.active.campaign import Campaign, RandomPolicy
 from micjax.instruments import Guard, Journal, Replay, records
 from micjax.io import Axis, Field
 
 CONFIGURATION = {"what": "a made-up map"}
+WRITES = 60  # of a process, before and after each of which it may be killed
+REFUSED = 2  # the exit status of a command that cannot begin
+COMMANDS = {
+    "solve": (
+        ["demo", "edge", "--set", "engine.steps=1500", "--set", "engine.tolerance=0"],
+        ["demo", "resonance", "--set", "engine.steps=1500", "--set", "engine.tolerance=0"],
+    ),
+    "simulate": (
+        ["simulate", "cbed", "{crystal}", "--set", "tile=[2,2,2]", "--set", "phonons=4"]
+        + ["--set", "sampling_A=0.15", "--set", "u_A2=0.006"],
+    ),
+}
+CRYSTAL = """5
+Lattice="3.905 0 0 0 3.905 0 0 0 3.905" Properties=species:S:1:pos:R:3 pbc="T T T"
+Sr 0 0 0
+Ti 1.9525 1.9525 1.9525
+O 1.9525 1.9525 0
+O 1.9525 0 1.9525
+O 0 1.9525 1.9525
+"""
+
+
+# --- processes that die ---------------------------------------------------------------------------
+
+
+def killed(work: Callable[[], int], at_write: int, after_s: float) -> int | None:
+    """Does some work in a process that dies at its n-th write or after some seconds.
+
+    **Returns:** its exit status, or None if it was killed.
+    """
+    child = os.fork()
+    if child == 0:
+        _dies_at(at_write)
+        status = 1
+        try:
+            status = work()
+        finally:
+            os._exit(status)
+    until = time.monotonic() + after_s
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return None if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+        if time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+            until = np.inf
+        time.sleep(0.001)
+
+
+def _dies_at(write: int) -> None:
+    count = 0
+
+    def counted(function):
+        def call(*arguments, **options):
+            nonlocal count
+            for when in ("before", "after"):
+                count += 1
+                if count == write:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if when == "before":
+                    found = function(*arguments, **options)
+            return found
+
+        return call
+
+    os.fsync, os.replace = counted(os.fsync), counted(os.replace)
+
+
+# --- explore --------------------------------------------------------------------------------------
 
 
 def instrument():
@@ -35,7 +118,7 @@ def instrument():
     return Guard(Replay([Field(height, (y, x), "m", "height")]))
 
 
-def campaign(folder: pathlib.Path, points: int, told=None) -> None:
+def campaign(folder: pathlib.Path, points: int, told=None) -> int:
     """The whole campaign, or what is left of it."""
     device = instrument()
     with Journal(folder, CONFIGURATION, resume=(folder / "journal.jsonl").exists()) as journal:
@@ -51,97 +134,148 @@ def campaign(folder: pathlib.Path, points: int, told=None) -> None:
             loop.run(len(loop.points) + 1)
             if told is not None:
                 os.write(told, b".")
-
-
-def killed(folder: pathlib.Path, points: int, at: int) -> tuple[int, bool]:
-    """Runs it in a process that dies at `at`; how many points it told of, and whether it died."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        count = 0
-
-        def counted(function):
-            def call(*arguments, **options):
-                nonlocal count
-                count += 1
-                if count == at:  # before it
-                    os.kill(os.getpid(), signal.SIGKILL)
-                found = function(*arguments, **options)
-                count += 1
-                if count == at:  # or after it
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return found
-
-            return call
-
-        os.fsync, os.replace = counted(os.fsync), counted(os.replace)
-        status = 1
-        try:
-            campaign(folder, points, writing)
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writing)
-    told = 0
-    while part := os.read(reading, 4096):
-        told += len(part)
-    os.close(reading)
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
-        raise SystemExit(f"the campaign in {folder} failed")
-    return told, os.WIFSIGNALED(status)
+    return 0
 
 
 def results(folder: pathlib.Path) -> list[tuple[dict, float]]:
     """Where and what, of every record."""
-    if not (folder / "journal.jsonl").exists() or not (folder / "journal.jsonl").stat().st_size:
+    path = folder / "journal.jsonl"
+    if not path.exists() or b"\n" not in path.read_bytes():
         return []
     return [(r.at, float(r.data["height"])) for _, r in records(folder)]
 
 
+def explored(root: pathlib.Path, kills: int, points: int, rng) -> dict[str, int]:
+    found = dict.fromkeys(("kills", "runs", "lost", "no_prefix", "ends_that_differ"), 0)
+    campaign(root / "whole", points)
+    whole = results(root / "whole")
+    while found["kills"] < kills:
+        folder, status, before = root / f"{found['runs']:04d}", None, 0
+        while status is None:
+            reading, writing = os.pipe()
+            work = _bound(campaign, folder, points, writing)
+            status = killed(work, int(rng.integers(1, WRITES)), np.inf)
+            os.close(writing)
+            with open(reading, "rb") as pipe:
+                told = len(pipe.read())
+            if status:
+                raise SystemExit(f"the campaign in {folder} failed")
+            found["kills"] += status is None
+            there = results(folder)
+            found["lost"] += max(0, before + told - len(there))
+            found["no_prefix"] += there != whole[: len(there)]
+            before = len(there)
+        found["ends_that_differ"] += there != whole
+        found["runs"] += 1
+    return found
+
+
+def _bound(function, *arguments):
+    return lambda: function(*arguments)
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def told(argv: list[str], log: pathlib.Path) -> int:
+    """A command of micjax, its words in a file."""
+    with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        print("micjax", *argv, file=file, flush=True)
+        return command_line.main(argv)
+
+
+def numbers(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """All numbers of the values and results in a folder, by name."""
+    found = {}
+    for path in sorted([*folder.glob("values.h5"), *folder.glob("*.nxs")]):
+        with h5py.File(path) as file:
+
+            def keep(name, item, path=path):
+                if isinstance(item, h5py.Dataset) and item.dtype.kind in "iufc":
+                    found[f"{path.name}/{name}"] = item[()]
+
+            file.visititems(keep)
+    return found
+
+
+def alike(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(
+        np.allclose(v, other[n], rtol=1e-5, atol=1e-5 * np.max(np.abs(v), initial=0.0))
+        for n, v in one.items()
+    )
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """The steps after which there was a checkpoint, in the order in which they were done."""
+    with contextlib.suppress(OSError, ValueError):
+        rows = (folder / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(row)["steps"] for row in rows]
+    return []
+
+
+def commanded(root: pathlib.Path, kind: str, kills: int, rng) -> dict[str, int]:
+    names = ("kills", "runs", "lost", "begun_anew", "ends_that_differ", "could_not_be_resumed")
+    found, crystal = dict.fromkeys(names, 0), root / "crystal.xyz"
+    crystal.write_text(CRYSTAL)
+    commands = [[a.format(crystal=crystal) for a in argv] for argv in COMMANDS[kind]]
+    whole, seconds = [], []
+    for i, argv in enumerate(commands):
+        for _ in range(2):  # the second time nothing is compiled
+            shutil.rmtree(root / f"whole{i}", ignore_errors=True)
+            begun = time.monotonic()
+            out = ["--out", str(root / f"whole{i}")]
+            if killed(_bound(told, argv + out, root / "whole.txt"), 0, np.inf) != 0:
+                raise SystemExit((root / "whole.txt").read_text())
+        seconds.append(time.monotonic() - begun)
+        whole.append(numbers(root / f"whole{i}"))
+    while found["kills"] < kills:
+        which = found["runs"] % len(commands)
+        folder, log = root / f"{found['runs']:04d}", root / f"{found['runs']:04d}.txt"
+        argv, resumed, status = [*commands[which], "--out", str(folder)], [], None
+        while status is None:
+            write = int(rng.integers(1, WRITES)) if rng.random() < 0.5 else 0
+            after_s = np.inf if write else float(rng.uniform(0.0, 1.1 * seconds[which]))
+            before = steps(folder)
+            status = killed(_bound(told, argv + resumed, log), write, after_s)
+            found["kills"] += status is None
+            if status == REFUSED and resumed:  # there was nothing yet to go on with
+                found["could_not_be_resumed"] += bool(before)
+                shutil.rmtree(folder, ignore_errors=True)
+                status, resumed = None, []
+                continue
+            if status:
+                raise SystemExit(log.read_text())
+            now = steps(folder)
+            anew = bool(resumed and before and now[len(before) :] and now[len(before)] < before[-1])
+            found["begun_anew"] += anew or now[: len(before)] != before
+            resumed = ["--resume"] if folder.exists() else []
+        found["ends_that_differ"] += not alike(whole[which], numbers(folder))
+        found["runs"] += 1
+    found["lost"] = sum(found[n] for n in names[3:])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--points", type=int, default=12, help="of each campaign")
+    parser.add_argument("--kills", type=int, default=100, help="of all kinds together")
+    parser.add_argument("--kinds", default="explore,solve", help="explore, solve, simulate")
+    parser.add_argument("--points", type=int, default=12, help="of each exploration")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    rng, begun = np.random.default_rng(given.seed), time.perf_counter()
-    kills = lost = campaigns = not_prefix = not_equal = 0
-    with tempfile.TemporaryDirectory() as name:
-        root = pathlib.Path(name)
-        campaign(root / "whole", given.points)
-        whole = results(root / "whole")
-        while kills < given.kills:
-            folder, died, before = root / f"{campaigns:04d}", True, 0
-            while died:
-                told, died = killed(folder, given.points, int(rng.integers(1, 60)))
-                kills += died
-                found = results(folder)
-                lost += max(0, before + told - len(found))
-                not_prefix += found != whole[: len(found)]
-                before = len(found)
-            not_equal += found != whole
-            campaigns += 1
-    print(
-        json.dumps(
-            {
-                "name": f"kill -9 of a campaign of {given.points} points",
-                "value": lost,
-                "unit": "results lost",
-                "peer": None,
-                "peer_value": None,
-                "ratio": None,
-                "kills": kills,
-                "campaigns": campaigns,
-                "journals_that_are_no_prefix": not_prefix,
-                "ends_that_differ": not_equal,
-                "seconds": round(time.perf_counter() - begun, 1),
-                "note": f"each at a write drawn by lot (seed {given.seed}); Python "
-                f"{sys.version.split()[0]}",
-            }
-        )
-    )
+    kinds, rng = given.kinds.split(","), np.random.default_rng(given.seed)
+    if unknown := set(kinds) - {"explore", *COMMANDS}:
+        parser.error(f"no kinds {', '.join(unknown)}; there are explore, {', '.join(COMMANDS)}")
+    for kind in kinds:
+        begun, kills = time.perf_counter(), -(-given.kills // len(kinds))
+        with tempfile.TemporaryDirectory() as name:
+            if kind == "explore":
+                found = explored(pathlib.Path(name), kills, given.points, rng)
+            else:
+                found = commanded(pathlib.Path(name), kind, kills, rng)
+        note = f"seed {given.seed}; Python {sys.version.split()[0]}"
+        line = {"name": f"kill -9 of {kind}", "value": found.pop("lost"), "unit": "lost"}
+        line |= {"peer": None, "peer_value": None, "ratio": None, **found}
+        print(json.dumps(line | {"seconds": round(time.perf_counter() - begun, 1), "note": note}))
 
 
 if __name__ == "__main__":

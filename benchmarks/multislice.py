@@ -39,7 +39,7 @@ from specimen import EDGE_A, ENERGY_KEV, SEMIANGLE_MRAD, SLICE_A  # noqa: E402
 from micjax.physics import optics, prism  # noqa: E402
 from micjax.physics.detectors import annulus, diffraction  # noqa: E402
 from micjax.physics.multislice import band_limit, multislice, propagate, transmission  # noqa: E402
-from micjax.physics.potentials import Atoms, capacities, potential_VA  # noqa: E402
+from micjax.physics.potentials import Atoms, layers, potential_VA  # noqa: E402
 from micjax.physics.stem import placed, scanned  # noqa: E402
 
 Call = Callable[[], float]  # seconds
@@ -215,9 +215,9 @@ def potentials(bench: Bench) -> None:
     for pixels in (256,) if bench.quick else (256, 512, 1024):
         cells = specimen.cells_across(pixels)
         atoms, thickness = crystal(cells, 5)
-        room = capacities(atoms, thickness)
+        slices = layers(atoms, thickness)
         ours = timed(
-            lambda a, n=pixels, dz=thickness, room=room: potential_VA(a, (n, n), dz, capacity=room),
+            lambda a, n=pixels, dz=thickness, s=slices: potential_VA(a, (n, n), dz, slices=s),
             atoms,
         )
         with bench.peer("potential", pixels, 10) as peer:
@@ -283,7 +283,7 @@ def imaging(side: int, interpolation: int | None = None, projection: str = "exac
     pixels, cells, thick = specimen.STEM.values()
     shape, sampling = (pixels, pixels), (cells * EDGE_A / pixels,) * 2
     atoms, thickness = crystal(cells, thick)
-    room = capacities(atoms, thickness)
+    slices = layers(atoms, thickness)
     places = np.stack(np.meshgrid(*2 * [specimen.scan_A(side)], indexing="ij"), -1)
     places = places.reshape(-1, 2).astype(np.float32)
     wavelength = optics.wavelength_A(ENERGY_KEV)
@@ -293,7 +293,7 @@ def imaging(side: int, interpolation: int | None = None, projection: str = "exac
 
     @jax.jit
     def whole(atoms):
-        potential = potential_VA(atoms, shape, thickness, projection=projection, capacity=room)
+        potential = potential_VA(atoms, shape, thickness, projection=projection, slices=slices)
         limit = band_limit(shape, sampling)
         t = transmission(potential, ENERGY_KEV, limit)
         angles = optics.angles_mrad(window, np.asarray(sampling), wavelength)

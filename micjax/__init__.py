@@ -16,8 +16,8 @@ from micjax.inference.result import load as load
 from micjax.inference.result import save as save
 from micjax.inference.sample import Posterior as Posterior
 from micjax.inference.sample import nuts as nuts
-from micjax.inference.sample import svi as svi
 from micjax.inference.start import draw_starts as draw_starts
+from micjax.inference.variational import svi as svi
 from micjax.physics.noise import AmplitudeGaussian as AmplitudeGaussian
 from micjax.physics.noise import Gaussian as Gaussian
 from micjax.physics.noise import HeteroscedasticGaussian as HeteroscedasticGaussian

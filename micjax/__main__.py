@@ -4,6 +4,8 @@ import argparse
 import logging
 import os
 import pathlib
+import secrets
+import shlex
 import sys
 import time
 import traceback
@@ -14,33 +16,36 @@ import jax
 import yaml
 
 import micjax
-from micjax.instruments import InDoubt, InstrumentError, consolidate
+from micjax.core.modules import agree
+from micjax.instruments import InDoubt, InstrumentError, LinkError, NotReady, consolidate
 from micjax.report.text import plain_table, unknown_rows
 from micjax.run.citizens import find, listed
 from micjax.run.execute import Outcome, run
 from micjax.run.explore import (
     Exploration,
+    folder_of_exploration,
     make_explore_plan,
     measured_file,
-    open_exploration,
     with_assignments,
 )
 from micjax.run.explore_report import conclude
-from micjax.run.folder import RunFolder, new_folder, now, open_folder
+from micjax.run.folder import RunFolder, now, open_folder
 from micjax.run.info import info
-from micjax.run.job import Job, fingerprint, prepare
+from micjax.run.job import Job, prepare
 from micjax.run.logs import Logs, logs
 from micjax.run.plan import make_plan, read_plan, with_settings
 from micjax.run.provenance import surroundings
-from micjax.run.simulate import make_simulate_plan, simulate
+from micjax.run.simulate import make_simulate_plan
 from micjax.run.simulate import prepare as prepare_simulation
-from micjax.run.simulate_report import conclude as conclude_simulation
+from micjax.run.simulate_run import SimulationRun
 from micjax.run.status import status
 from micjax.run.template import template
 
 log = logging.getLogger("micjax")
 
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+BROKEN = (ConnectionError, TimeoutError, LinkError, NotReady)  # no fault of what was asked for
+EXPECTED = (ValueError, OSError, ImportError, InstrumentError)  # said in one line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     arguments = parser().parse_args(argv)
     here = os.getcwd()
-    if here not in sys.path:  # package.module may lie in the current folder
-        sys.path.insert(0, here)
+    if here not in sys.path:  # package.module may lie in the current folder; nothing there, which
+        sys.path.append(here)  # may be a folder of data, takes the place of an installed package
     with logs() as kept:
         try:
             return arguments.command(arguments, ["micjax", *argv], kept)
@@ -63,11 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except Exception as error:
-            return _failed(error, WRONG_INPUT, arguments.debug)
+            code = WRONG_INPUT if isinstance(error, EXPECTED) else FAILED
+            return _failed(error, code, arguments.debug)
 
 
 def _failed(error: Exception, code: int, debug: bool, where: str = "") -> int:
-    expected = isinstance(error, ValueError | OSError | ImportError | InstrumentError)
+    expected = isinstance(error, EXPECTED)
     text = " ".join(str(error).split()) or type(error).__name__
     message = text if expected else f"{type(error).__name__}: {text}"
     print(f"micjax: error: {message}{where}", file=sys.stderr)
@@ -82,6 +88,7 @@ def _failed(error: Exception, code: int, debug: bool, where: str = "") -> int:
 
 
 def _demo(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
+    arguments.trust = None  # it is the user who names the problem
     return _compute(_given(arguments, {"problem": arguments.problem}), arguments, argv, kept)
 
 
@@ -89,6 +96,7 @@ def _fit(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
     options = {"channel": arguments.channel, "known_tip": arguments.known_tip}
     options = {n: v for n, v in options.items() if v is not None}
     start = {"problem": arguments.problem, "file": arguments.file, "options": options}
+    arguments.trust = None
     return _compute(_given(arguments, start), arguments, argv, kept)
 
 
@@ -103,57 +111,94 @@ def _explore(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
     given = with_assignments(read_plan(path), arguments.set or [])
     given = given if arguments.out is None else given | {"out": arguments.out}
     plan = make_explore_plan(given, str(path))
-    folder = open_exploration(plan, arguments.resume)
-    kept.write_to(folder / "log.txt")
+    folder = folder_of_exploration(plan, arguments.resume)
+    facts = {"status": "running", "start": now()}
     try:
         exploration = Exploration(
-            plan, folder.path, resume=arguments.resume, in_doubt=arguments.in_doubt
+            plan,
+            folder.path,
+            resume=arguments.resume,
+            in_doubt=arguments.in_doubt,
+            trusted=arguments.trust,
         )
     except InDoubt as error:
         raise ValueError(f"{error}; here: --in-doubt skip, or --in-doubt again") from error
+    except Exception as error:
+        if isinstance(error, EXPECTED) and not isinstance(error, BROKEN):
+            raise  # bad input
+        folder.path.mkdir(parents=True, exist_ok=True)
+        kept.write_to(folder / "log.txt")
+        facts |= surroundings(argv, plan.seed, {})
+        return _broken(error, folder, facts, kept, arguments.debug)
     with exploration:
-        return _explored(exploration, folder, arguments, argv, kept)
+        kept.write_to(folder / "log.txt")
+        facts |= surroundings(argv, plan.seed, measured_file(plan))
+        folder.write_json("plan.resolved.json", plan.model_dump(mode="json"))
+        folder.write_json("provenance.json", facts)
+        return _explored(exploration, folder, facts, arguments, kept)
 
 
 def _explored(
     exploration: Exploration,
     folder: RunFolder,
+    facts: dict[str, Any],
     arguments: argparse.Namespace,
-    argv: list[str],
     kept: Logs,
 ) -> int:
-    plan = exploration.plan
-    folder.write_json("plan.resolved.json", plan.model_dump(mode="json"))
-    facts = surroundings(argv, plan.seed, measured_file(plan)) | {"start": now()}
     began, error = time.monotonic(), None
     try:
         exploration.run()
     except KeyboardInterrupt:
         pass
     except Exception as found:  # what was measured is reported all the same
-        kept.file_only(found)
         error, exploration.stop_reason = found, f"{type(found).__name__}: {found}"
     status = "failed" if error else "finished" if exploration.finished else "interrupted"
     facts |= {"status": status, "end": now(), "wall_s": round(time.monotonic() - began, 3)}
     folder.write_json("provenance.json", facts)
-    if len(exploration.learner.data[1]) >= 2:
-        solution = conclude(exploration, folder, facts)
-        for sentence in solution.statements:
-            print(sentence)
-        print(f"\n{plain_table(solution.table)}\n")
-        print(f"report: {folder / 'report.html'}")
+    try:
+        if len(exploration.learner.data[1]) >= 2:
+            solution = conclude(exploration, folder, facts)
+            for sentence in solution.statements:
+                print(sentence)
+            print(f"\n{plain_table(solution.table)}\n")
+            print(f"report: {folder / 'report.html'}")
+    except BrokenPipeError:  # the reader of our output has gone
+        raise
+    except Exception as found:  # every measurement is in the journal
+        error = error or found
     if status != "finished":
-        again = f"micjax explore {arguments.plan} --out {folder.path} --resume"
-        log.warning("%s; to go on: %s", status, again)
+        log.warning("%s; to go on: %s", status, _how_to_go_on(arguments, folder.path))
     if error is not None:
-        return _failed(error, FAILED, arguments.debug, f" (more in {folder / 'log.txt'})")
+        return _broken(error, folder, facts, kept, arguments.debug)
     return 0 if exploration.finished else INTERRUPTED
+
+
+def _how_to_go_on(arguments: argparse.Namespace, path: pathlib.Path) -> str:
+    """The command that goes on with an exploration: the one that began it, with its settings."""
+    words = ["micjax", "explore", arguments.plan, "--out", str(path), "--resume"]
+    for option, values in (("--set", arguments.set), ("--trust", arguments.trust)):
+        for value in values or ():
+            words += [option, value]
+    return shlex.join(words)
+
+
+def _broken(
+    error: Exception, folder: RunFolder, facts: dict[str, Any], kept: Logs, debug: bool
+) -> int:
+    """A run that failed: its folder says why -> its exit code."""
+    kept.file_only(error)
+    said = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+    try:
+        folder.write_json("provenance.json", {"end": now()} | facts | said)
+    except OSError as full:
+        log.warning("provenance.json: %s", full)
+    return _failed(error, FAILED, debug, f" (more in {folder / 'log.txt'})")
 
 
 def _validate(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
     plan = make_plan(_given(arguments, read_plan(arguments.plan)), arguments.plan)
     with jax.enable_x64(plan.precision == "float64"):
-        job = prepare(plan)
+        job = prepare(plan, arguments.trust)
     unknowns = sum(v.size for v in job.problem.values().values())
     print(f"{arguments.plan} is valid: {plan.problem} on {plan.file or 'its example'}, ", end="")
     print(f"{unknowns} unknown numbers in {len(job.problem.values())} names")
@@ -188,19 +233,21 @@ def _simulate(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int
     given = with_assignments(start, arguments.set or [])
     plan = make_simulate_plan(given if arguments.out is None else given | {"out": arguments.out})
     prepare_simulation(plan)  # what is wrong is told before there is a folder
-    folder = new_folder(plan.out, f"simulate-{plan.what}")
-    kept.write_to(folder / "log.txt")
-    inputs = {"structure": fingerprint(pathlib.Path(plan.structure))}
-    facts = surroundings(argv, plan.seed, inputs) | {"start": now()}
-    began = time.monotonic()
-    found = simulate(plan, folder.path)
-    facts |= {"status": "finished", "end": now(), "wall_s": round(time.monotonic() - began, 3)}
-    folder.write_json("plan.resolved.json", plan.model_dump(mode="json"))
-    folder.write_json("provenance.json", facts)
-    conclude_simulation(plan, found, folder, facts)
+    run = SimulationRun(plan, argv, arguments.resume)
+    kept.write_to(run.folder / "log.txt")
+    try:
+        found = run.run()
+    except KeyboardInterrupt:
+        log.warning("interrupted; to go on: %s", run.how_to_resume())
+        return INTERRUPTED
+    except Exception as error:
+        kept.file_only(error)
+        code = _failed(error, FAILED, arguments.debug, f" (more in {run.folder / 'log.txt'})")
+        print(f"micjax: to go on: {run.how_to_resume()}", file=sys.stderr)
+        return code
     for sentence in found.said:
         print(sentence)
-    print(f"report: {folder / 'report.html'}")
+    print(f"report: {run.folder / 'report.html'}")
     return 0
 
 
@@ -214,10 +261,13 @@ def _watch(arguments: argparse.Namespace, argv: list[str], kept: Logs) -> int:
         from micjax.run.watch import address_of, serve
     except ImportError as error:
         raise ImportError(f"{error}: pip install 'micjax[live]'") from error
-    server = serve(arguments.folder, arguments.port, not arguments.no_browser)
-    print(
-        f"{address_of(arguments.port)} shows {arguments.folder}; Ctrl-C ends the page, not the run"
-    )
+    if not 1 <= arguments.port <= 65535:
+        raise ValueError(f"--port {arguments.port}: 1 to 65535 are allowed")
+    token = secrets.token_urlsafe(32)
+    server = serve(arguments.folder, arguments.port, token, not arguments.no_browser)
+    address = address_of(arguments.port, token)
+    # whoever knows this address can stop the instrument
+    print(f"{address} shows {arguments.folder}; Ctrl-C ends the page, not the run", flush=True)
     server.run_until_shutdown()
     return 0
 
@@ -252,22 +302,23 @@ def _compute(
 ) -> int:
     plan = make_plan(given, getattr(arguments, "plan", "command line"))
     with jax.enable_x64(plan.precision == "float64"):
-        kept.watch(find(plan.problem).reference.partition(".")[0])
-        job = prepare(plan)
+        kept.watch(find(plan.problem, arguments.trust).reference.partition(".")[0])
+        job = prepare(plan, arguments.trust)
         folder = open_folder(job, arguments.resume)
         kept.write_to(folder / "log.txt")
-        (folder / "plan.yaml").write_bytes(as_given or _yaml(given))
+        if not arguments.resume:
+            (folder / "plan.yaml").write_bytes(as_given or _yaml(given))
         log.info("%s on %s in %s", plan.problem, plan.file or "its example", folder.path)
         try:
             return _tell(job, run(job, folder, resume=arguments.resume, argv=argv))
         except BrokenPipeError:  # the reader of our output has gone; the run is complete
             raise
         except Exception as error:
-            kept.file_only(error)
-            where = f" (more in {folder / 'log.txt'})"
-            code = _failed(error, FAILED, arguments.debug, where)
+            there = (folder / "provenance.json").exists()  # from before anything was computed
+            facts = folder.read_json("provenance.json") if there else {}
+            code = _broken(error, folder, facts, kept, arguments.debug)
             if folder.checkpoint.exists():
-                print(f"micjax: to go on: {_how_to_resume(folder.path)}", file=sys.stderr)
+                print(f"micjax: to go on: {_how_to_resume(job, folder.path)}", file=sys.stderr)
             return code
 
 
@@ -280,7 +331,7 @@ def _tell(job: Job, outcome: Outcome) -> int:
     if outcome.solution is not None:
         _show(job, outcome)
     if outcome.interrupted:
-        log.warning("interrupted; to go on: %s", _how_to_resume(outcome.folder.path))
+        log.warning("interrupted; to go on: %s", _how_to_resume(job, outcome.folder.path))
         return INTERRUPTED
     if outcome.report is None:
         print(f"micjax: error: no report; the result is in {outcome.folder.path}", file=sys.stderr)
@@ -302,8 +353,14 @@ def _show(job: Job, outcome: Outcome) -> None:
         print(f"report: {outcome.report}")
 
 
-def _how_to_resume(path: pathlib.Path) -> str:
-    return f"micjax run {path / 'plan.resolved.json'} --out {path} --resume"
+def _how_to_resume(job: Job, path: pathlib.Path) -> str:
+    """The command that goes on with a run, whatever it was begun with."""
+    words = ["micjax", "run", str(path / "plan.resolved.json"), "--out", str(path), "--resume"]
+    try:
+        agree(job.citizen.reference)
+    except (ValueError, ImportError):  # there it is a file that names the module
+        words += ["--trust", job.citizen.reference]
+    return shlex.join(words)
 
 
 # --- the arguments -----------------------------------------------------------------------------
@@ -331,6 +388,7 @@ def parser() -> argparse.ArgumentParser:
     run_plan = _command(commands, "run", _run, "do what a plan says")
     run_plan.add_argument("plan", metavar="plan.yaml")
     _run_arguments(run_plan)
+    _trust_argument(run_plan)
 
     explore = _command(
         commands, "explore", _explore, "measure where a learner says, by the plan of an exploration"
@@ -342,10 +400,12 @@ def parser() -> argparse.ArgumentParser:
         help="leave a measurement out that was broken off and cannot be repeated, or measure again",
     )
     _run_arguments(explore)
+    _trust_argument(explore)
 
     validate = _command(commands, "validate", _validate, "check a plan without computing")
     validate.add_argument("plan", metavar="plan.yaml")
     _set_argument(validate)
+    _trust_argument(validate)
 
     init = _command(commands, "init", _init, "write a commented plan to begin with")
     init.add_argument("problem", metavar="PROBLEM", help=problem)
@@ -358,6 +418,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("structure", metavar="STRUCTURE", help="CIF, XYZ, POSCAR, PDB, ...")
     _set_argument(made, "energy_keV=300, tile=[3,3,10], u_A2.Sr=0.008, phonons=16, dose=1e5")
     made.add_argument("--out", metavar="DIR", help="run folder (default: a new one in runs/)")
+    made.add_argument("--resume", action="store_true", help="go on with the simulation in --out")
 
     told = _command(commands, "status", _status, "how far an exploration has come, while it runs")
     told.add_argument("folder", metavar="RUN", help="the folder of the exploration")
@@ -404,6 +465,17 @@ def _run_arguments(command: argparse.ArgumentParser) -> None:
     _set_argument(command)
     command.add_argument("--out", metavar="DIR", help="run folder (default: a new one in runs/)")
     command.add_argument("--resume", action="store_true", help="go on with the run in --out")
+
+
+def _trust_argument(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="run code of this package if the plan names it; micjax, entry points and what lies "
+        "below the current folder need no word",
+    )
 
 
 if __name__ == "__main__":

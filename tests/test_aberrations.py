@@ -4,21 +4,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
+from micjax.core.coordinates import Coordinates
 from micjax.inference.laplace import laplace
-from micjax.inference.lbfgs import lbfgs, named, widths
+from micjax.inference.optimise import fit, fit_stages
+from micjax.inference.solvers.lbfgs import LBFGS
 from micjax.io import Axis, Field, write_nexus
 from micjax.physics import optics
 from micjax.problems import aberrations
 from micjax.problems._aberrations_fit import (
+    CHUNK,
     DRIFT,
     ERROR,
     TOLERANT,
-    fitted,
     left_over,
     odd_times,
     registered,
+    stages,
     without_phases,
 )
 
@@ -58,9 +60,7 @@ def test_a_focal_spread_is_the_mean_over_many_foci(series):
 
 def test_without_phases_neither_drift_nor_a_mirror_counts(series):
     truth, x, y = series
-    rough = []
-    without_phases(truth, x, y, lambda at, steps: rough.append(at) or (0.0, at))
-    law = rough[0].noise
+    law = without_phases(truth).noise
 
     def loss(problem, y):
         return -law(problem.forward(x)).log_prob(y)
@@ -100,15 +100,13 @@ def errors_A(values, truth):
 @pytest.mark.slow
 def test_lbfgs_scales_what_may_be_any_number_and_finds_the_way(amorphous):
     truth, x, y = amorphous
-    scale = widths(truth)
-    by_name = named(jnp.asarray(scale, float), truth)
+    coordinates = Coordinates(truth)
+    by_name = coordinates.theta(coordinates.widths())
     assert by_name["forward.aberrations_A.C30"] == pytest.approx(3e4)
     assert by_name["noise.particles"] == 1.0 and by_name["noise.scatter"] == 1.0
     near = truth.at({n: 0.8 * truth.values()[n] for n in aberrations.NAMES})
     begin = errors_A(near.values(), truth)
-    theta = ravel_pytree(near.unconstrain(near.values()))[0]
-    _, theta = lbfgs(theta, near, x, y, 60, scale)
-    end = near.constrain(named(theta, near))
+    end = fit(near, x, y, LBFGS(), steps=80).problem.values()
     assert begin > 15.0 and errors_A(end, truth) < 10.0
     np.testing.assert_allclose(end[DRIFT], truth.forward.drift_A, atol=0.3)
     sd = laplace(near.at(end), x, y).sd()
@@ -121,25 +119,23 @@ def test_lbfgs_scales_what_may_be_any_number_and_finds_the_way(amorphous):
 @pytest.mark.slow
 def test_the_truth_comes_back_from_nowhere(amorphous):
     truth, x, y = amorphous
-    seen = []
     problem = aberrations.problem(4, N, N, mean_counts=400.0)
-    fit = fitted(problem, x, y, lambda done, loss, values: seen.append(loss))
-    assert len(seen) == fit.steps and fit.loss == min(fit.starts_losses)
-    assert errors_A(fit.problem.values(), truth) < 10.0
+    best = fit_stages(problem, x, y, stages())
+    assert best.loss == min(best.starts_losses)
+    assert errors_A(best.problem.values(), truth) < 10.0
 
 
 def test_an_interrupted_fit_keeps_where_it_had_come_to(series):
     truth, x, y = series
 
     def stop(done, loss, values):
-        if done == 2:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     problem = aberrations.problem(4, N, N, mean_counts=400.0)
-    fit = fitted(problem, x, y, stop)
-    assert fit.stop_reason == "interrupted" and fit.steps == 2
-    assert fit.problem.forward.aberrations_A["C10"] != problem.forward.aberrations_A["C10"]
-    np.testing.assert_array_equal(fit.problem.noise.model_error, problem.noise.model_error)
+    best = fit_stages(problem, x, y, stages(), on_chunk=stop)
+    assert best.stop_reason == "interrupted" and best.steps == CHUNK
+    assert best.problem.forward.aberrations_A["C10"] != problem.forward.aberrations_A["C10"]
+    np.testing.assert_array_equal(best.problem.noise.model_error, problem.noise.model_error)
 
 
 def test_images_that_are_not_those_of_the_problem(series):

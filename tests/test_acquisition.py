@@ -157,21 +157,51 @@ def test_slope_of_feasibility_on_one_side(bounds):
     feasibility_slopes_agree(*bounds)
 
 
-def test_knowledge_gradient_is_what_is_expected_to_be_gained():
+gradient = jax.jit(A.knowledge_gradient)
+
+
+def test_knowledge_gradient_of_two_lines():
+    """|ds| h(-gap / |ds|) with h(u) = phi(u) + u Phi(u), however far apart they are."""
+    gaps = np.array([0.0, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 20.0])
+    with mpmath.workdps(120):
+        expected = np.array([0.4 * float(exact_h(-gap)[0]) for gap in gaps])
+    means = 1e3 + np.stack([np.zeros(len(gaps)), -0.4 * gaps])
+    steps = np.array([[-0.1], [0.3]])
+    for mean, right in zip(means.T, expected, strict=True):
+        np.testing.assert_allclose(gradient(mean, steps, np.ones(1)), right, rtol=1e-7)
+
+
+def test_knowledge_gradient_of_many_lines():
     rng = np.random.default_rng(0)
-    root = rng.normal(size=(5, 5))
-    covariance, mean = root @ root.T, rng.normal(size=5)
-    noisy_sd = np.sqrt(np.diag(covariance) + 0.3)
-    found = A.knowledge_gradient(*map(jnp.asarray, (mean, covariance, noisy_sd)))
-    z = np.linspace(-10, 10, 200001)
-    for j in range(5):
+    mean, covariance, noisy_sd = rng.normal(size=60), rng.normal(size=(60, 8)), np.full(8, 0.7)
+    covariance[:30, 0] = covariance[30:, 0]  # parallel lines
+    covariance[:, 1] = covariance[0, 1]  # nothing but a common shift
+    mean[5] = mean[17]
+    covariance[5] = covariance[17]  # the same line twice
+    found = gradient(mean, covariance, noisy_sd)
+    z = np.linspace(-10, 10, 400001)
+    for j in range(8):
         highest = np.max(mean[:, None] + covariance[:, j, None] / noisy_sd[j] * z, axis=0)
         expected = scipy.integrate.trapezoid(highest * N.pdf(z), z) - mean.max()
-        # 33 nodes see the kinks of the maximum to about a percent of a step
-        np.testing.assert_allclose(found[j], expected, atol=0.02 * noisy_sd[j])
-    # nothing is gained where nothing is moved
-    nothing = A.knowledge_gradient(jnp.asarray(mean), jnp.zeros((5, 2)), jnp.ones(2))
-    np.testing.assert_allclose(nothing, 0.0, atol=1e-12)
+        np.testing.assert_allclose(found[j], expected, rtol=1e-6, atol=1e-9)
+    # nothing is gained where nothing is moved, nor where all is known
+    np.testing.assert_array_equal(gradient(mean, 0.0 * covariance, noisy_sd), 0.0)
+    np.testing.assert_array_equal(gradient(mean, 0.0 * covariance, 0.0 * noisy_sd), 0.0)
+
+
+def test_slope_of_the_knowledge_gradient():
+    rng = np.random.default_rng(1)
+    mean, covariance, sd = rng.normal(size=7), rng.normal(size=(7, 1)), np.array([0.8])
+
+    def total(moved):
+        return gradient(mean + moved[:7], covariance + moved[7:, None], sd)[0]
+
+    slope = jax.grad(total)(jnp.zeros(14))
+    for i in range(14):
+        step = 1e-5 * np.eye(14)[i]
+        np.testing.assert_allclose(
+            slope[i], (total(step) - total(-step)) / 2e-5, rtol=1e-5, atol=1e-9
+        )
 
 
 def test_no_nan_in_float32():
@@ -208,6 +238,19 @@ def test_best_allowed():
         A.best_allowed(score, True)
 
 
+def test_ties_of_infinities_are_among_the_allowed():
+    nothing = np.array([5.0, -np.inf, -np.inf, 7.0])
+    np.testing.assert_array_equal(A.best_allowed(nothing, [False, True, True, False], 2), [1, 2])
+    everything = np.array([1.0, np.inf, np.inf])
+    np.testing.assert_array_equal(A.best_allowed(everything, [True, False, True], 2), [2, 0])
+
+
+def test_what_takes_no_time_comes_first_in_the_order_of_its_value():
+    seconds = np.array([0.0, 0.0, 1.0, 0.5])
+    found = np.asarray(A.per_second(jnp.array([1.0, 2.0, 9.0, 9.0]), seconds))
+    np.testing.assert_array_equal(np.argsort(-found), [1, 0, 3, 2])
+
+
 # --- the highest point of a box ----------------------------------------------------------------
 
 CENTRE = np.array([0.3, -1.2, 4.0])
@@ -215,6 +258,10 @@ CENTRE = np.array([0.3, -1.2, 4.0])
 
 def bowl(x, centre):
     return -jnp.sum((x - centre) ** 2 * jnp.array([1.0, 30.0, 0.1]), axis=-1)
+
+
+def two(x, centre):
+    return -jnp.sum((x - centre) ** 2, axis=-1)
 
 
 def branin(x):
@@ -276,6 +323,11 @@ def test_whole_numbers_stay_whole():
     box = Box([-5.0, 0.0, 0.0], [5.0, 3.0, 10.0], [False, True, True])
     point, _ = maximise(bowl, box, key, (jnp.array([0.3, 2.4, 6.8]),))
     np.testing.assert_allclose(point, [0.3, 2.0, 7.0], atol=1e-6)
+    assert point[1] == 2.0 and point[2] == 7.0
+    odd = Box([0.1, -7.0], [0.3, 4.0], [False, True])  # 0.1 + 1.0 * 0.2 is above 0.3
+    for target in ([9.0, 1.0], [-9.0, -3.0]):
+        point, _ = maximise(two, odd, key, (jnp.asarray(target),))
+        assert point[1] == target[1] and 0.1 <= point[0] <= 0.3
     # each whole number gets an equal share of the cube, both ends too
     drawn = np.asarray(box.uniform(jax.random.uniform(key, (20000, 3))))
     values, counts = np.unique(drawn[:, 1], return_counts=True)

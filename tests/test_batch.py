@@ -199,6 +199,19 @@ def test_masks_weights_and_errors_of_batches():
         greedy_improvement(draws, 0.0, True, 2)
 
 
+def test_what_is_certainly_not_feasible_is_not_chosen():
+    draws = np.random.default_rng(0).normal(size=(64, 4))
+
+    def feasible(chosen):
+        return np.array([0.0, 0.0, -np.inf, -np.inf])
+
+    allowed = [False, True, True, True]
+    assert greedy_improvement(draws, 0.0, allowed, 1, feasible)[0] == 1
+    assert set(greedy_improvement(draws, 0.0, True, 2, feasible)) == {0, 1}
+    with pytest.raises(ValueError, match="3 points are wanted and 1"):
+        greedy_improvement(draws, 0.0, allowed, 3, feasible)
+
+
 def test_thompson_takes_the_best_of_each_draw_once():
     draws = np.array([[0.0, 3.0, 2.0], [0.0, 3.0, 1.0], [5.0, 0.0, 0.0]])
     np.testing.assert_array_equal(thompson(draws, True), [1, 2, 0])

@@ -118,7 +118,7 @@ def test_mean_transmission_is_the_mean_over_displacements():
 
     def displaced(zx, zy):
         place = PLACES_A[:1] + np.sqrt(u_A2) * jnp.stack([zx, zy, jnp.zeros(())])
-        v = potential_VA(Atoms((38,), place, BOX_A), fine, thickness, capacity=(1,))
+        v = potential_VA(Atoms((38,), place, BOX_A), fine, thickness, slices=((0,),))
         return transmission(v, ENERGY_KEV)[0]
 
     zx, zy = (jnp.asarray(z.ravel()) for z in np.meshgrid(nodes, nodes))

@@ -1,7 +1,9 @@
 """The command line from outside: what it prints, what it writes, and how it refuses."""
 
+import importlib
 import json
 import re
+import shlex
 import sys
 
 import h5py
@@ -181,7 +183,9 @@ def test_a_problem_from_anywhere_reads_a_file(here, scan, capsys):
     page = (here / "r" / "report.html").read_text()
     assert "channel Height of Height, Phase" in page
     assert "A &lt;b&gt;bold&lt;/b&gt; plane" in page and "<b>bold" not in page
-    assert float(micjax.load("r/values.h5").values()["forward.slope"]) > 1.0
+    with pytest.raises(ValueError, match="'mylab.plane' is none of micjax"):
+        micjax.load("r/values.h5")
+    assert float(micjax.load("r/values.h5", "mylab.plane").values()["forward.slope"]) > 1.0
 
 
 def test_channel_is_an_option(here, scan):
@@ -327,19 +331,21 @@ def test_out_must_be_empty_or_the_same_run(here, capsys):
 
 
 def test_a_problem_that_does_not_import(here, capsys):
-    (here / "mylab" / "broken.py").write_text("import nonsense_package")
+    (here / "mylab" / "broken.py").write_text("import nonsense_package\n" + TOY)
     assert "nonsense_package" in refused(capsys, "demo", "mylab.broken")
-    (here / "mylab" / "worse.py").write_text("1 / 0")
+    (here / "mylab" / "worse.py").write_text("1 / 0\n" + TOY)
     assert "ZeroDivisionError" in refused(capsys, "demo", "mylab.worse")
 
 
 # --- what goes wrong on the way ----------------------------------------------------------------
 
 
-def test_ctrl_c_keeps_the_best_so_far_and_resume_goes_on(here, capsys, monkeypatch):
+@pytest.fixture
+def impatient(monkeypatch):
+    """Ctrl-C after 200 steps."""
     recorder = execute._recorder
 
-    def impatient(folder, began, watch):
+    def interrupted(folder, began, watch):
         record = recorder(folder, began, watch)
 
         def on_chunk(steps, *more):
@@ -349,10 +355,22 @@ def test_ctrl_c_keeps_the_best_so_far_and_resume_goes_on(here, capsys, monkeypat
 
         return on_chunk
 
+    return lambda patch: patch.setattr(execute, "_recorder", interrupted)
+
+
+def line_to_go_on(err):
+    """What the last line on the terminal says, as a shell takes it."""
+    (line,) = [line for line in err.splitlines() if "to go on: " in line]
+    program, *words = shlex.split(line.partition("to go on: ")[2])
+    assert program == "micjax"
+    return words
+
+
+def test_ctrl_c_keeps_the_best_so_far_and_resume_goes_on(here, capsys, monkeypatch, impatient):
     whole = ["demo", "edge", "--set", "engine.steps=400", "--set", "engine.tolerance=0"]
     assert main([*whole, "--out", "whole"]) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(execute, "_recorder", impatient)
+        impatient(patch)
         assert main([*whole, "--out", "r"]) == 130
     out, err = capsys.readouterr()
     assert "stopped after 200 steps: interrupted" in out and "report: r/report.html" in out
@@ -368,6 +386,108 @@ def test_ctrl_c_keeps_the_best_so_far_and_resume_goes_on(here, capsys, monkeypat
     a, b = micjax.load("r/values.h5").values(), micjax.load("whole/values.h5").values()
     assert all(float(a[n]) == float(b[n]) for n in a)
     assert main([*whole, "--set", "engine.steps=500", "--out", "r", "--resume"]) == 0
+
+
+def test_the_printed_line_goes_on_whatever_the_run_was_begun_with(
+    here, scan, capsys, monkeypatch, impatient
+):
+    texts = ["slope=2", "engine.steps=400", "engine.tolerance=0", "seed=3", "precision=float64"]
+    texts += ["values.forward.offset=0.5", "priors.forward.slope=Normal(0, 2)"]
+    settings = [part for text in texts for part in ("--set", text)]
+    begin = ["fit", "mylab.plane", scan, "--channel", "Phase", *settings, "--out", "of monday"]
+    with monkeypatch.context() as patch:
+        impatient(patch)
+        assert main(begin) == 130
+    words = line_to_go_on(capsys.readouterr().err)
+    assert main(words) == 0
+    assert "all of its 400 steps" in capsys.readouterr().out
+    given = yaml.safe_load((here / "of monday" / "plan.yaml").read_text())
+    assert given["options"] == {"channel": "Phase", "slope": 2} and given["seed"] == 3
+
+
+def test_a_failure_that_the_solver_did_not_see_is_in_the_provenance(here, monkeypatch):
+    """The result cannot be written: the run has failed, and not only its exit code says so."""
+
+    def full(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(execute, "write_nexus", full)
+    assert main(["demo", "edge", "--out", "r", *FAST]) == 1
+    facts = json.loads((here / "r" / "provenance.json").read_text())
+    assert facts["status"] == "failed" and "MemoryError" in facts["error"]
+    assert "MemoryError" in (here / "r" / "log.txt").read_text()
+
+
+def test_what_nobody_expected_is_no_bad_input(here, scan, capsys):
+    (here / "mylab" / "wrong.py").write_text(TOY.replace("def load(", "def load_(") + WRONG)
+    assert main(["fit", "mylab.wrong", scan]) == 1
+    assert "micjax: error: KeyError: 'lost'" in capsys.readouterr().err
+
+
+WRONG = """
+
+def load(file):
+    raise KeyError("lost")
+"""
+
+
+# --- code that a plan names ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def elsewhere(tmp_path_factory, monkeypatch):
+    """A module on the path, but not below the current folder; it leaves a trace when it runs."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "far_away.py").write_text(f"open({str(folder / 'ran')!r}, 'w').close()\n" + TOY)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "far_away", raising=False)
+    yield folder
+    sys.modules.pop("far_away", None)
+
+
+def test_a_plan_names_code_that_the_user_must_agree_to(here, elsewhere, capsys):
+    (here / "plan.yaml").write_text("problem: far_away\nengine: {steps: 40}\n")
+    said = refused(capsys, "run", "plan.yaml")
+    assert "not below the current folder" in said and "--trust far_away" in said
+    assert not (elsewhere / "ran").exists()
+    assert main(["run", "plan.yaml", "--trust", "far_away", "--out", "r"]) == 0
+    assert (elsewhere / "ran").exists()
+
+
+def test_a_name_on_the_command_line_is_the_word_of_the_user(
+    here, elsewhere, capsys, monkeypatch, impatient
+):
+    begin = ["demo", "far_away", "--set", "engine.steps=400", "--set", "engine.tolerance=0"]
+    with monkeypatch.context() as patch:
+        impatient(patch)
+        assert main([*begin, "--out", "r"]) == 130
+    words = line_to_go_on(capsys.readouterr().err)
+    assert words[-2:] == ["--trust", "far_away"] and main(words) == 0
+
+
+@pytest.mark.parametrize("module", ["antigravity", "this", "mylab.script", "mylab.nested.deep"])
+def test_what_is_no_problem_is_not_imported(here, capsys, module):
+    """What would run is read first: neither the module nor the packages around it are imported."""
+    (here / "mylab" / "nested").mkdir()
+    for name in ("script.py", "nested/__init__.py", "nested/deep.py"):
+        (here / "mylab" / name).write_text("open('ran', 'w').close()\n")
+    (here / "plan.yaml").write_text(f"problem: {module}\n")
+    for argv in (["run", "plan.yaml"], ["demo", module]):
+        said = refused(capsys, *argv)
+        assert "is a part of Python" in said or "is no problem module" in said
+    assert module not in sys.modules and not (here / "ran").exists()
+
+
+def test_a_folder_of_data_takes_the_place_of_no_package(here, monkeypatch):
+    """A `tabulate.py` beside the data is not what `import tabulate` finds, if there is another."""
+    installed = here / "installed"
+    installed.mkdir()
+    for folder, word in ((installed, "installed"), (here, "data")):
+        (folder / "of_both.py").write_text(f"WORD = {word!r}\n")
+    monkeypatch.setattr(sys, "path", [str(installed), *sys.path])
+    assert main(["info"]) == 0
+    assert importlib.import_module("of_both").WORD == "installed"
+    del sys.modules["of_both"]
 
 
 def test_a_full_disk_at_the_report_costs_the_report_only(here, capsys, monkeypatch):

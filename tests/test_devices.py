@@ -18,6 +18,7 @@ from jax.sharding import AxisType
 from micjax.io import read
 from micjax.physics import devices, optics
 from micjax.physics.detectors import annulus, collected
+from micjax.physics.finite import Room
 from micjax.physics.multislice import band_limit, multislice, transmission
 from micjax.physics.phonons import averaged, displaced
 from micjax.physics.potentials import Atoms, potential_VA
@@ -90,7 +91,8 @@ def too_many_atoms(mesh):
     atoms = Atoms([14, 14], [[1.0, 1.0, 0.7], [3.0, 3.0, 0.9]], (4.5, 4.0, 3.0), u_A2=1e-4)
 
     def behind(key):
-        return potential_VA(displaced(key, atoms), SHAPE, np.full(2, DZ_A), capacity=(1,)) + 0j
+        options = {"table": "peng", "projection": "finite", "rooms": (Room(1, (9, 9)),) * 5}
+        return potential_VA(displaced(key, atoms), SHAPE, np.full(2, DZ_A), **options) + 0j
 
     keys = jax.random.split(jax.random.key(0), 3)
     try:

@@ -8,8 +8,9 @@ from jax.flatten_util import ravel_pytree
 
 from micjax.physics import optics
 from micjax.physics.detectors import annulus, collected, diffraction
+from micjax.physics.finite import rooms
 from micjax.physics.multislice import multislice
-from micjax.physics.potentials import Atoms, capacities, potential_VA
+from micjax.physics.potentials import Atoms, potential_VA
 from micjax.physics.stem import placed
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -60,7 +61,7 @@ def losses():
     """A sum over pixels and one over rings of a convergent beam, and one over an image."""
     random = np.random.default_rng(1)
     pixels, image_pixels = random.uniform(size=(2, *SHAPE))
-    room = capacities(atoms_of(given()), THICKNESS, 1.5, "finite")
+    room = rooms(atoms_of(given()), THICKNESS, 1.5)
     # of known angles, since a pixel that leaves a ring would be a jump
     fixed = optics.angles_mrad(SHAPE, np.asarray(SAMPLING), WAVELENGTH_A)
     rings = jnp.stack([annulus(fixed, 0.0, 20.0), annulus(fixed, 20.0, 60.0)])
@@ -77,7 +78,7 @@ def losses():
             x["thickness_A"],
             table="peng",
             projection="finite",
-            capacity=room,
+            rooms=room,
         )
         waves = jnp.concatenate(
             [placed(probe, x["place_A"][None], SAMPLING), jnp.full((1, *SHAPE), 1.0 / 48**2)]

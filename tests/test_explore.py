@@ -1,5 +1,6 @@
 import json
 import pathlib
+import shlex
 import sys
 import threading
 import time
@@ -13,6 +14,8 @@ import yaml
 from micjax.__main__ import main
 from micjax.active.campaign import request_stop
 from micjax.active.signals import SIGNALS, signal
+from micjax.active.space import Axis as LearnerAxis
+from micjax.active.space import Space
 from micjax.instruments import records
 from micjax.io import Axis, Field, write_nexus
 from micjax.run.explore import (
@@ -21,10 +24,12 @@ from micjax.run.explore import (
     source_of,
     with_assignments,
 )
+from micjax.run.explore_report import _along
 
 HILL = """
 import pathlib
 import time
+from os import system
 
 def hill(u, v):
     return -((u - 0.7) ** 2) - (v - 0.2) ** 2
@@ -87,6 +92,15 @@ class Bench(Replay):  # a stage and a bias
 
     def __exit__(self, *_):
         self.closed = True
+
+def Wrong():
+    return {}
+
+def Gone():
+    raise ConnectionRefusedError(111, "nobody listens")
+
+def Wrong_inside():
+    return 1 / 0
 """
 BENCH = {
     "measure": "device:Bench",
@@ -183,7 +197,8 @@ def test_an_instrument_is_explored_within_its_bounds(folder, capsys):
         ({"axes": {"x": {"lower": -1.0}}}, "do not lie within"),
         ({"at": {"current": 1.0}}, "no axis 'current'"),
         ({"measure": "device:np"}, "neither an instrument nor a function"),
-        ({"measure": "device:Mode", "options": {"kind": "point", "channels": {}}}, "gave a Mode"),
+        ({"measure": "device:Mode", "options": {"kind": "point"}}, "is no instrument"),
+        ({"measure": "device:Wrong", "options": {}}, "gave a dict"),
         ({"mode": None}, "are for instruments"),
     ],
 )
@@ -232,6 +247,21 @@ def until(true, seconds=60.0):
         ({**PLAN, "cost": {"rates": {"w": 1.0}}}, "no axis 'w'"),
         ({**PLAN, "signal": "loop"}, "signal 'loop'; there are"),
         ({**PLAN, "measure": "no_such.h5"}, "no such file"),
+        ({**PLAN, "measure": "os:system"}, "'os' is a part of Python"),
+        ({**PLAN, "measure": "hilly:system"}, "'os' is a part of Python"),
+        ({**PLAN, "measure": "builtins:print"}, "is a part of Python"),
+        ({**PLAN, "measure": "hilly:__builtins__"}, "defines no '__builtins__'"),
+        ({**PLAN, "measure": "hilly:pathlib"}, "pathlib is a module"),
+        ({**PLAN, "measure": "scipy.optimize:rosen"}, "--trust scipy"),
+        ({**PLAN, "measure": "../hilly:hill"}, "is no package.module:name"),
+        ({**PLAN, "measure": "micjax.instruments:consolidate"}, "is no instrument"),
+        ({**PLAN, "mean": {"problem": "os"}}, "no problem module"),
+        ({**PLAN, "mean": {"problem": "edge", "options": {"width_nm": -1}}}, "width_nm is -1"),
+        ({**PLAN, "mean": {"problem": "edge", "options": {"wdth_nm": 1}}}, "nearest: width_nm"),
+        ({**PLAN, "outcome": "../../x"}, "'../../x' is no name"),
+        ({**PLAN, "outcome": ""}, "is no name"),
+        ({**PLAN, "axes": {"a/b": {}}}, "'a/b' is no name"),
+        ({**PLAN, "budget": 10**12}, "budget is 1e+12"),
     ],
 )
 def test_bad_plans_are_told_in_one_line(folder, capsys, plan, message):
@@ -239,6 +269,61 @@ def test_bad_plans_are_told_in_one_line(folder, capsys, plan, message):
     assert main(["explore", written(plan), "--out", "run"]) == 2
     error = capsys.readouterr().err.strip()
     assert message in error and len(error.splitlines()) == 1
+    assert not (folder / "run").exists()  # told before there is a folder
+
+
+def test_the_printed_line_goes_on_whatever_it_was_begun_with(folder, capsys, unreported):
+    (folder / "stop.txt").touch()
+    begin = ["explore", written({**PLAN, "measure": "hilly:counted", "budget": 5}), "--out", "a b"]
+    settings = [part for s in ("budget=9", "outcome='the height'") for part in ("--set", s)]
+    assert main([*begin, *settings]) == 130
+    (folder / "stop.txt").unlink()
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if "to go on: " in text]
+    program, *words = shlex.split(line.partition("to go on: ")[2])
+    assert program == "micjax" and main(words) == 0
+    assert len(list(records("a b"))) == 9
+
+
+def facts_of(run):
+    return json.loads((run / "provenance.json").read_text())
+
+
+def test_an_instrument_that_cannot_be_had_is_a_failure(folder, capsys):
+    """Not what was asked for is wrong: the run says so in its exit code, its log and its facts."""
+    for name, fault in (("Gone", "ConnectionRefusedError"), ("Wrong_inside", "ZeroDivisionError")):
+        plan = written({"measure": f"device:{name}", "mode": "pixel"})
+        assert main(["explore", plan, "--out", name]) == 1
+        run, said = folder / name, capsys.readouterr().err
+        assert facts_of(run)["status"] == "failed" and fault in facts_of(run)["error"]
+        assert "Traceback" in (run / "log.txt").read_text() and "Traceback" not in said
+
+
+def test_a_report_that_fails_costs_no_measurement(folder, capsys, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr("micjax.__main__.conclude", broken)
+    assert main(["explore", written({**PLAN, "budget": 3}), "--out", "run"]) == 1
+    facts = facts_of(folder / "run")
+    assert facts["status"] == "failed" and facts["error"] == "RuntimeError: no ink"
+    assert "no ink" in (folder / "run" / "log.txt").read_text() and facts["end"]
+    assert len(list(records("run"))) == 3
+
+
+def test_the_facts_are_there_from_the_beginning(folder, monkeypatch, unreported):
+    """A run that is killed leaves them as well."""
+    seen = []
+    monkeypatch.setattr(Exploration, "run", lambda self: seen.append(facts_of(folder / "run")))
+    main(["explore", written({**PLAN, "budget": 3}), "--out", "run"])
+    assert seen[0]["status"] == "running" and seen[0]["versions"]["micjax"]
+
+
+def test_a_wide_axis_of_whole_numbers_is_not_written_out():
+    """Of a billion numbers 64 are drawn."""
+    axes = [LearnerAxis("n", 0, 10**9, whole=True), LearnerAxis("k", 0, 5, whole=True)]
+    exploration = types.SimpleNamespace(source=types.SimpleNamespace(space=Space(axes)))
+    assert len(_along(exploration, 0)) == 64 and _along(exploration, 0)[-1] == 1e9
+    np.testing.assert_array_equal(_along(exploration, 1), np.arange(6))
 
 
 def test_assignments_reach_into_sections():

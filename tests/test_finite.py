@@ -7,8 +7,9 @@ import pytest
 from jax.test_util import check_grads
 from scipy.special import erf
 
+from micjax.physics.finite import rooms
 from micjax.physics.multislice import multislice
-from micjax.physics.potentials import Atoms, capacities, potential_VA
+from micjax.physics.potentials import Atoms, potential_VA
 from micjax.physics.scattering import VOLT_A2, table
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -27,6 +28,7 @@ def double():
 
 def crystal(**options):
     position = np.random.default_rng(0).uniform(-0.5, 1.5, size=(4, 3)) * BOX
+    position[:, 2] = np.mod(position[:, 2], BOX[2])
     return Atoms(NUMBERS, position, BOX, **options)
 
 
@@ -39,7 +41,7 @@ def test_all_slices_together_are_the_infinite_projection(u):
 
 
 def test_a_gaussian_atom_has_its_closed_form():
-    """Whatever lies beyond the box comes in again on the other side."""
+    """Whatever lies beyond the box comes in again on the other side, but not along the beam."""
     u, z = (0.02, 0.03, 0.05), 5.7
     atom = Atoms([14], [[1.3, 2.2, z]], BOX, u_A2=[u], occupancy=0.7)
     found = potential_VA(atom, (100, 82), THICKNESS, **FINITE)
@@ -53,10 +55,9 @@ def test_a_gaussian_atom_has_its_closed_form():
             along_x = np.exp(-(np.pi**2) * (x[:, None] - 1.3 - nx * BOX[0]) ** 2 / width_x)
             height = a * np.pi / np.sqrt(width_y * width_x)
             across = across + height * along_y[:, None] * along_x[None]
-    ends = np.concatenate([[0.0], np.cumsum(THICKNESS)])
+    ends = np.concatenate([[-np.inf], np.cumsum(THICKNESS)[:-1], [np.inf]])
     deviation = np.sqrt(b / (8.0 * np.pi**2) + u[2])
-    steps = (ends[:, None, None] - z - BOX[2] * np.arange(-3, 4)[:, None]) / deviation / np.sqrt(2)
-    share = 0.5 * np.diff(erf(steps).sum(1), axis=0)
+    share = 0.5 * np.diff(erf((ends[:, None] - z) / deviation / np.sqrt(2)), axis=0)
     expected = 0.7 * VOLT_A2 * np.einsum("yxg,sg->syx", across, share)
     np.testing.assert_allclose(found, expected, atol=1e-6 * expected.max())
 
@@ -67,12 +68,15 @@ def test_an_atom_on_a_border_is_in_both_slices():
     np.testing.assert_allclose(below, above, atol=1e-9 * float(above.max()))
 
 
-def test_a_box_may_be_repeated_along_the_beam():
-    once = potential_VA(crystal(u_A2=0.01), SHAPE, THICKNESS, **FINITE)
-    twice = potential_VA(
-        crystal(u_A2=0.01).repeated(1, 1, 2), SHAPE, np.tile(THICKNESS, 2), **FINITE
-    )
-    np.testing.assert_allclose(twice, jnp.tile(once, (2, 1, 1)), atol=1e-8 * float(once.max()))
+def test_a_specimen_ends_at_its_faces():
+    """An atom that the thermal motion takes out of the first face is not found at the other one."""
+    whole = potential_VA(Atoms([6], [[1.0, 2.0, 3.0]], BOX), SHAPE, np.array([6.0]), table="peng")
+    for z in (-0.3, -1e-17, 0.0):
+        atom = Atoms([6], [[1.0, 2.0, z]], BOX)
+        slices = potential_VA(atom, SHAPE, np.full(3, 2.0), **FINITE)
+        np.testing.assert_allclose(slices.sum(0), whole[0], atol=1e-7 * float(whole.max()))
+        assert float(slices[0].mean()) > 0.9 * float(whole.mean())
+        assert float(slices[2].mean()) < 1e-3 * float(whole.mean())
 
 
 def test_low_frequencies_of_wide_gaussians_are_enough():
@@ -90,12 +94,12 @@ def test_derivatives_are_finite_differences():
     position, u = np.random.default_rng(2).uniform(size=(2, 3, 3))
     position, u = position * BOX, 0.005 + 0.005 * u
     numbers = (14, 14, 14)
-    room = capacities(Atoms(numbers, position, BOX, u_A2=u), THICKNESS, 2.0, "finite")
+    room = rooms(Atoms(numbers, position, BOX, u_A2=u), THICKNESS, 2.0)
 
     @jax.jit
     def weighted(position, thickness, u):
         atoms = Atoms(numbers, position, BOX, u_A2=u)
-        slices = potential_VA(atoms, SHAPE, thickness, capacity=room, **FINITE)
+        slices = potential_VA(atoms, SHAPE, thickness, rooms=room, **FINITE)
         return 1e-3 * jnp.sum(weights * slices)
 
     given = tuple(map(jnp.asarray, (position, THICKNESS, u)))
@@ -135,18 +139,16 @@ def test_slices_are_like_those_of_abtem(shared):
                 crystal(),
                 SHAPE,
                 THICKNESS,
-                capacity=capacities(crystal(), THICKNESS, 0.2, "finite"),
+                rooms=rooms(crystal(), THICKNESS, 0.2),
                 **FINITE,
             ),
             Exception,
             "atoms of Z = 8 reach a slice",
         ),
         (
-            lambda: potential_VA(
-                Atoms([55], [[0, 0, 0]], (4.0, 4.0, 1.0)), SHAPE, np.ones(1), **FINITE
-            ),
-            Exception,
-            "farther than 4 boxes",
+            lambda: potential_VA(Atoms([55], [[0, 0, 7.5]], BOX), SHAPE, THICKNESS, **FINITE),
+            ValueError,
+            "from z = 7.5 to 7.5 Å in a box of 6 Å",
         ),
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from micjax.physics.potentials import Atoms, capacities, potential_VA
+from micjax.physics.potentials import Atoms, layers, potential_VA
 
 pytestmark = pytest.mark.usefixtures("double")
 BOX = (7.0, 9.0, 4.0)
@@ -46,13 +46,13 @@ def test_it_is_the_exact_potential(shape):
 def test_derivatives_are_finite_differences():
     shape = (27, 21)
     weights = np.random.default_rng(1).normal(size=(2, *shape))
-    room = capacities(atoms_at(), THICKNESS)
+    room = layers(atoms_at(), THICKNESS)
 
     @jax.jit
     def weighted(position, occupancy, u):
         u = jnp.where(np.asarray(NUMBERS) == 14, u[0], u[1])
         atoms = atoms_at(position, occupancy=occupancy, u_A2=u)
-        slices = potential_VA(atoms, shape, THICKNESS, projection="gridded", capacity=room)
+        slices = potential_VA(atoms, shape, THICKNESS, projection="gridded", slices=room)
         return 1e-3 * jnp.sum(weights * slices)
 
     given = (atoms_at().position_A, atoms_at().occupancy, jnp.asarray([0.01, 0.004]))

@@ -5,6 +5,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from jaxtyping import Array
+from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 import micjax
@@ -125,3 +126,16 @@ def test_what_cannot_be_compared():
         hypotheses.begin({"linear": LAWS["linear"]}, *data, CANDIDATES, key)
     with pytest.raises(ValueError, match="needs a positive number for each"):
         hypotheses.begin(LAWS, *data, CANDIDATES, key, prior={"linear": 1.0, "cubic": 1.0})
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.37, 30.0])
+def test_information_of_a_sharp_and_a_vague_law(offset):
+    """Nodes of the vague one alone would step over the sharp one, or make too much of it."""
+    mean, sd = np.array([[0.0], [offset], [1.0]]), np.array([[100.0], [1.0], [0.01]])
+    chances = np.array([0.5, 0.3, 0.2])
+    y = np.unique(mean + sd * np.linspace(-12, 12, 40001))
+    each = norm(mean, sd).logpdf(y)
+    mixture = logsumexp(each, axis=0, b=chances[:, None])
+    expected = chances @ np.trapezoid(np.exp(each) * (each - mixture), y, axis=1)
+    found = hypotheses._information(jnp.asarray(chances), jnp.asarray(mean), jnp.asarray(sd))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

@@ -15,17 +15,25 @@ import pytest
 import scipy.optimize
 from flax import nnx
 
-import micjax.inference.optimise as optimise
+import micjax
+import micjax.inference.solvers.driver as driver
+import micjax.inference.variational as variational
 from micjax import (
     Gaussian,
     InverseProblem,
     NonFiniteError,
+    Poisson,
     draw_starts,
     fit,
     free,
     neg_log_joint,
     parameter,
 )
+from micjax.inference.density import potential
+from micjax.inference.optimise import Stage, fit_stages
+from micjax.inference.solvers.first_order import Adam
+from micjax.inference.solvers.gauss_newton import FisherScoring
+from micjax.inference.solvers.lbfgs import LBFGS
 from micjax.problems import edge
 
 TRUTH, X, Y = edge.example(jax.random.key(0))
@@ -102,7 +110,7 @@ def test_one_compilation_for_all_values_and_data(monkeypatch):
         traces.append(1)
         return neg_log_joint(*args)
 
-    monkeypatch.setattr(optimise, "neg_log_joint", counted)
+    monkeypatch.setattr(driver, "neg_log_joint", counted)
     solver = optax.adam(1e-2)  # a new object: nothing is compiled for it yet
     fit(edge.problem(), X, Y, solver, steps=25, chunk=10)
     first = len(traces)
@@ -204,7 +212,7 @@ def test_a_gradient_that_is_not_finite_is_named_although_the_loss_is():
 
 def test_not_finite_later_returns_the_best_so_far():
     best = fit(root(0.5), X, 0.0 * X, optax.sgd(1e-4), steps=200)
-    assert best.stop_reason.startswith("non-finite: forward.a (gradient)")
+    assert best.stop_reason == "non-finite" and best.fault.startswith("forward.a (gradient)")
     assert np.isfinite(best.loss) and best.steps < 200 and not np.isfinite(best.losses[-1])
     assert best.problem.values()["forward.a"] > 0
 
@@ -296,3 +304,205 @@ def test_a_full_disk_is_a_warning(tmp_path, monkeypatch, caplog):
     assert best.steps == 20 and best.stop_reason == "steps"
     assert [r.getMessage().count("No space left") for r in caplog.records] == [1, 1]
     assert os.listdir(tmp_path) == []
+
+
+# --- what is no result ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"steps": 0}, "steps is 0: a whole number from 1 on"),
+        ({"steps": -3}, "steps is -3"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"chunk": 0}, "chunk is 0"),
+        ({"patience": 0}, "patience is 0"),
+        ({"tolerance": float("nan")}, "tolerance is nan"),
+    ],
+)
+def test_settings_that_make_no_step(setting, message):
+    with pytest.raises(ValueError, match=message):
+        fit(edge.problem(), X, Y, **setting)
+
+
+@pytest.mark.parametrize(
+    "x, y, message",
+    [
+        (X[:0], Y[:0], "there are no data"),
+        (X, Y[:20], r"the data have the shape \(20,\), the prediction \(64,\)"),
+        (X, Y[:1], r"the data have the shape \(1,\)"),  # would be broadcast
+        (X, Y[:, None], r"the data have the shape \(64, 1\)"),
+    ],
+)
+@pytest.mark.parametrize("engine", [fit, micjax.laplace, micjax.nuts, micjax.svi])
+def test_data_that_are_not_those_of_the_prediction(engine, x, y, message):
+    key = (jax.random.key(0),) if engine in (micjax.nuts, micjax.svi) else ()
+    with pytest.raises(ValueError, match=message):
+        engine(edge.problem(), x, y, *key)
+
+
+def test_a_start_on_the_edge_of_its_prior_is_refused():
+    with pytest.raises(NonFiniteError, match="forward.k .on the edge of its prior"):
+        fit(wave(0.0), X, Y, steps=5)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3])
+def test_a_start_that_no_step_improves_is_not_a_converged_fit(tolerance):
+    best = fit(edge.problem(), X, Y, optax.sgd(-1e-5), steps=60, chunk=20, tolerance=tolerance)
+    assert best.stop_reason == "stalled"
+
+
+# --- L-BFGS and Fisher scoring, in the precision of users ----------------------------------------
+
+
+class Level(eqx.Module):
+    a: jax.Array = parameter()
+
+    def __call__(self, x):
+        return self.a + 0.0 * x
+
+
+class Peak(eqx.Module):
+    c: jax.Array = parameter()
+    w: jax.Array = parameter()
+    h: jax.Array = parameter()
+
+    def __call__(self, x):
+        return 1.0 + self.h * jnp.exp(-0.5 * ((x - self.c) / self.w) ** 2)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_lbfgs_measures_an_unknown_in_its_prior_wherever_it_lies(unit):
+    """A prior 200 of its widths away from 0, in any unit."""
+    with jax.enable_x64(False):
+        y = unit * jnp.asarray(1003.0 + 0.1 * np.random.default_rng(0).normal(size=20), float)
+        prior = dist.Normal(1000.0 * unit, 5.0 * unit)
+        problem = InverseProblem(Level(1000.0 * unit), Gaussian(0.1 * unit), {"forward.a": prior})
+        best = fit(problem, jnp.zeros(20), y, LBFGS(), steps=40, chunk=20)
+    assert best.stop_reason == "converged"
+    # the prior pulls by (0.1 / 5)^2 / 20 of 3
+    assert float(best.problem.forward.a) == pytest.approx(float(y.mean()), abs=5e-4 * unit)
+
+
+def test_lbfgs_needs_few_steps():
+    best = fit(edge.problem(), X, Y, LBFGS(), steps=100, chunk=20)
+    assert best.stop_reason == "converged" and best.steps <= 40
+    assert best.loss == pytest.approx(LOWEST, abs=2e-3)
+
+
+@pytest.mark.parametrize("solver", [FisherScoring(), LBFGS()], ids=["scoring", "lbfgs"])
+def test_counts_from_poor_starts(solver):
+    with jax.enable_x64(False):
+        x = jnp.linspace(-10.0, 10.0, 101)
+        priors = {
+            "forward.c": dist.Normal(0.0, 5.0),
+            "forward.w": dist.LogNormal(0.0, 1.0),
+            "forward.h": dist.LogNormal(3.0, 2.0),
+        }
+        truth = InverseProblem(Peak(0.7, 1.2, 50.0), Poisson(10.0), priors)
+        y = truth.noise(truth.forward(x)).sample(jax.random.key(0)).astype(float)
+        best = fit(truth, x, y, LBFGS(), steps=60, chunk=20)
+        for c, w, h in ((4.0, 1.0, 10.0), (0.5, 3.0, 200.0), (6.0, 1.0, 1.0)):
+            start = truth.at({"forward.c": c, "forward.w": w, "forward.h": h})
+            found = fit(start, x, y, solver, steps=60, chunk=20)
+            assert found.stop_reason == "converged"
+            assert found.loss == pytest.approx(best.loss, abs=0.02)
+            theta = found.problem.unconstrain(found.problem.values())
+            there = float(neg_log_joint(theta, found.problem, x, y))
+            assert found.loss == pytest.approx(there, abs=0.02)
+
+
+def test_another_rate_is_no_other_program(monkeypatch):
+    traces = []
+
+    def counted(*args):
+        traces.append(1)
+        return neg_log_joint(*args)
+
+    monkeypatch.setattr(driver, "neg_log_joint", counted)
+    fit(edge.problem(), X[:33], Y[:33], Adam(0.1), steps=5, chunk=5)
+    first = len(traces)
+    fit(edge.problem(), X[:33], Y[:33], Adam(0.02, 5), steps=5, chunk=5)
+    assert 0 < first == len(traces)
+
+
+def test_another_call_of_svi_is_no_other_program(monkeypatch):
+    traces = []
+
+    def counted(*args):
+        traces.append(1)
+        return potential(*args)
+
+    monkeypatch.setattr(variational, "potential", counted)
+    for seed, rate in ((0, 0.01), (1, 0.02)):
+        micjax.svi(edge.problem(), X[:33], Y[:33], jax.random.key(seed), steps=100, samples=3,
+                   learning_rate=rate)  # fmt: skip
+        first = len(traces) if seed == 0 else first
+    assert 0 < first == len(traces)
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+def held_at_one(problem):
+    return problem.given({"forward.width_nm": None})
+
+
+def spread(problem, x, y, candidates, key):
+    assert "forward.width_nm" in problem.unknowns()
+    best = candidates[0].values
+    return [best, best | {"forward.edge_nm": best["forward.edge_nm"] + jax.random.normal(key)}]
+
+
+STAGES = [
+    Stage(LBFGS(), 6, 3, given=held_at_one),
+    Stage(LBFGS(), 9, 3, starts=spread, keep=2),
+    Stage(Adam(), 6, 3),
+]
+
+
+@pytest.fixture(scope="module")
+def staged():
+    told = []
+    whole = fit_stages(
+        edge.problem(), X, Y, STAGES, key=jax.random.key(2), on_chunk=lambda *a: told.append(a)
+    )
+    return whole, told
+
+
+def test_stages_hold_screen_and_keep(staged):
+    whole, told = staged
+    assert whole.losses.shape == (2, 6) and len(whole.starts_values) == 2
+    assert whole.steps == told[-1][0] == sum(1 for _ in told) * 3
+    assert told[1][2]["forward.width_nm"] == 1.0 != told[-1][2]["forward.width_nm"]
+    assert whole.loss == min(whole.starts_losses) < told[1][1]
+
+
+@pytest.mark.parametrize("chunks", [1, 3, 6])
+def test_stages_go_on_from_a_checkpoint_as_if_nothing_had_been(staged, chunks, tmp_path):
+    whole, told = staged
+    run = dict(key=jax.random.key(2), checkpoint=tmp_path / "fit.h5")
+    done = []
+
+    def stop(*args):
+        done.append(args)
+        if len(done) == chunks:
+            raise KeyboardInterrupt
+
+    part = fit_stages(edge.problem(), X, Y, STAGES, on_chunk=stop, **run)
+    assert part.stop_reason == "interrupted" and part.problem.values() == done[-1][2]
+    again = []
+    rest = fit_stages(
+        edge.problem(), X, Y, STAGES, resume=True, on_chunk=lambda *a: again.append(a), **run
+    )
+    assert done + again == told
+    assert rest.problem.values() == whole.problem.values()
+    np.testing.assert_array_equal(rest.losses, whole.losses)
+    assert (rest.steps, rest.stop_reason) == (whole.steps, whole.stop_reason)
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path):
+    run = dict(steps=10, chunk=10, checkpoint=tmp_path / "fit.h5")
+    fit(edge.problem(), X, Y, **run)
+    with pytest.raises(ValueError, match="of another fit: its data are not these"):
+        fit(edge.problem(), X, Y + 1.0, resume=True, **run)

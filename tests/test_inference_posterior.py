@@ -271,7 +271,7 @@ def test_results_that_cannot_be_loaded(saved, tmp_path):
         micjax.load(tmp_path / "other.h5")
     edited(path, lambda f: f.attrs.update(reference="mylab.unknown"))
     with pytest.raises(ValueError, match="'mylab.unknown' cannot be imported"):
-        micjax.load(path)
+        micjax.load(path, "mylab.unknown")
     micjax.save(path, problem, "micjax.problems.edge")
     with pytest.raises(ValueError, match="no posterior"):
         load_posterior(path)

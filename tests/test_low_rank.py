@@ -93,6 +93,29 @@ def test_one_more_datum_is_a_fit_to_all(kind):
         np.testing.assert_allclose(a, b, atol=1e-9)
 
 
+def test_full_buffers_grow():
+    points, y = data(65)
+    sparse = low_rank.sparse(process(), points[:9])
+    full = low_rank.condition(sparse, *gp.buffered(points[:64], y[:64]))
+    state = low_rank.append(full, points[64], float(y[64]))
+    assert state.count == 65
+    together = low_rank.condition(sparse, *gp.buffered(points, y))
+    for a, b in zip(low_rank.predict(state, GRID), low_rank.predict(together, GRID), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-9)
+    np.testing.assert_allclose(state.y[:65], y)
+
+
+def test_no_inducing_point_is_chosen_twice():
+    """Three places four times: nothing is left after three, and ties are no choice."""
+    places = np.repeat([[0.1], [0.5], [0.9]], 4, axis=0) + 1e-17
+    rows = np.arange(12.0)
+    problem = gp.process(
+        [0.0, 0.0], [1.0, 1e9], kernel=Matern(np.array([0.3, 1e9])), priors={"noise.sigma": None}
+    )
+    chosen = low_rank.spread_out(problem, np.column_stack([places[:, 0], rows]), 12)
+    assert sorted(np.asarray(chosen)[:, 1].tolist()) == rows.tolist()
+
+
 def test_noise_of_each_point_counts():
     ratio = np.linspace(0.5, 3.0, COUNT)
     observed, padded = gp.buffered(POINTS, Y, ratio)

@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import time
 import types
 
 import jax
@@ -19,7 +20,7 @@ from micjax.run.execute import run
 from micjax.run.folder import open_folder
 from micjax.run.info import extras
 from micjax.run.job import prepare
-from micjax.run.plan import make_plan, with_settings
+from micjax.run.plan import make_plan, read_plan, with_settings
 from micjax.run.priors import parse_prior
 from micjax.run.provenance import git_state
 from micjax.run.settings import checked, settings_of, takes_anything
@@ -80,6 +81,61 @@ def test_priors_are_read_as_they_are_written(prior):
 def test_a_prior_may_name_its_arguments():
     prior = parse_prior("dist.Normal(loc=-1e0, scale=2)")
     assert float(prior.loc) == -1.0 and isinstance(prior, dist.Normal)
+
+
+# --- YAML ----------------------------------------------------------------------------------------
+
+BOMB = "a: &a [1, 1]\n" + "\n".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]"
+    for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (BOMB, "more than 50000 values, those of aliases included"),
+        (BOMB.replace("[1, 1]", "{x: 1}").replace("[*", "{<<: [*").replace("]", "]}"), "aliases"),
+        ("[" * 100_000, "more than 40 lists or mappings inside each other"),
+        ("{a: " * 100_000, "more than 40 lists or mappings inside each other"),
+        ("a: &a [1, *a]", r"\*a stands inside of what it stands for"),
+        ("a: &a {b: *a}", r"\*a stands inside of what it stands for"),
+        ("x" * 1_000_001, "1000001 characters; 1000000 are allowed"),
+        ("[" + "1," * 60_000 + "]", "more than 50000 values"),
+        ("seed: " + "9" * 5000, "a whole number of 5000 digits"),
+        ("a: !!binary aGVsbG8=", "could not determine a constructor"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("{[1, 2]: 3}", "a key is one word"),
+    ],
+    ids=lambda text: text[:12],
+)
+def test_a_plan_that_would_never_end_is_one_line(text, message):
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=message) as error:
+        parse(text, "here")
+    assert str(error.value).startswith("here") and "\n" not in str(error.value)
+    assert time.monotonic() - began < 10.0
+
+
+def test_yaml_as_its_users_mean_it():
+    text = (
+        "[1:30, 010, 1e-3, 1., .5, -1_000, 2026-11-28, 2026-99-99, 1.5e3, '12', +3, true, ~, .inf]"
+    )
+    expected = ["1:30", 10, 1e-3, 1.0, 0.5, -1000, "2026-11-28", "2026-99-99", 1.5e3, "12", 3]
+    assert parse(text, "here") == [*expected, True, None, np.inf]
+
+
+def test_an_alias_is_a_copy():
+    given = parse("engine: &e {steps: 5}\noptions: *e", "here")
+    given["engine"]["steps"] = 6
+    assert given["options"] == {"steps": 5}
+
+
+def test_a_plan_of_many_bytes_is_not_read(tmp_path):
+    with open(tmp_path / "plan.yaml", "wb") as file:
+        file.truncate(10**10)
+    with pytest.raises(ValueError, match="10000000000 bytes are too many for a plan"):
+        read_plan(tmp_path / "plan.yaml")
 
 
 # --- settings ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from micjax.physics import optics
 from micjax.physics.detectors import annulus, collected, diffraction, source_blurred
 from micjax.physics.multislice import multislice
 from micjax.physics.phonons import averaged, displaced
-from micjax.physics.potentials import Atoms, capacities, potential_VA
+from micjax.physics.potentials import Atoms, layers, potential_VA
 from micjax.physics.stem import placed
 from micjax.run.simulate import make_simulate_plan, prepare, quick_size, simulate
 
@@ -90,6 +90,24 @@ def plan(what, structure="sto.cif", **options):
     return make_simulate_plan({"what": what, "structure": structure, **options})
 
 
+def test_a_turned_scan_and_a_list_are_the_same_places(folder):
+    """A scan with an origin, turned by 90 degrees, beside its places one by one."""
+    settings = {"sampling_A": 0.2, "semiangle_mrad": 8.0}
+    grid = {"scan": (2, 3), "scan_size_A": (2.0, 3.0), "scan_origin_A": (0.5, 0.25)}
+    scanned = simulate(plan("stem", **settings, **grid, scan_rotation_deg=90.0), folder).fields
+    at = [(0.5 + x, 0.25 - y) for y in (0.0, 1.0) for x in (0.0, 1.0, 2.0)]
+    listed = simulate(plan("stem", **settings, places_A=at, patterns=True), folder).fields
+    assert listed["adf"].axes[0].name == "place" and scanned["adf"].data.shape == (2, 3)
+    np.testing.assert_allclose(listed["adf"].data, scanned["adf"].data.ravel(), rtol=1e-9)
+    np.testing.assert_allclose(listed["place_x"].data, 0.1 * np.asarray(at)[:, 1])
+    assert scanned["adf"].data.std() > 1e-3 * scanned["adf"].data.mean()
+    patterns = read(folder / "patterns.nxs")
+    assert patterns.data.shape[0] == 6 and [a.name for a in patterns.axes] == ["place", "ky", "kx"]
+    shifted = simulate(plan("stem", **settings, **grid), folder).fields["adf"]
+    np.testing.assert_allclose(shifted.axes[0].values, [0.05, 0.15])
+    np.testing.assert_allclose(shifted.data[0, 0], scanned["adf"].data[0, 0], rtol=1e-9)
+
+
 def test_a_scan_with_a_dose_a_source_and_a_beam_stop(folder):
     """A scan with a dose beside the same one without."""
     settings = {"sampling_A": 0.2, "scan": (4, 3), "semiangle_mrad": 8.0, "patterns": True}
@@ -146,12 +164,12 @@ def test_projections(folder, monkeypatch, projection, many, expected):
         used.update(options)
         return jnp.zeros((len(thickness_A), *shape))
 
-    monkeypatch.setattr("micjax.run.simulate.potential_VA", potential)
-    monkeypatch.setattr("micjax.run.simulate.MANY", many)
+    monkeypatch.setattr("micjax.run.simulate_setup.potential_VA", potential)
+    monkeypatch.setattr("micjax.run.simulate_setup.MANY", many)
     setup = prepare(plan("cbed", sampling_A=0.4, projection=projection, table="peng"))
     assert used["projection"] == expected
     if expected != "finite":
-        assert used["capacity"] == capacities(setup.atoms, setup.thickness_A)
+        assert used["slices"] == layers(setup.atoms, setup.thickness_A)
 
 
 def test_an_image_with_a_dose(folder):
@@ -174,12 +192,26 @@ def test_the_mean_of_many_displaced_potentials_is_the_damped_one():
 
     @jax.jit
     def one(key):
-        return potential_VA(displaced(key, atoms), shape, thickness, capacity=(1, 1))
+        return potential_VA(displaced(key, atoms), shape, thickness, slices=((0, 1),))
 
     many = jax.lax.map(one, keys)
     spread = many.std(0) / np.sqrt(len(keys))
     difference = (many.mean(0) - potential_VA(atoms, shape, thickness)) / (spread + 1e-3)
     assert float(jnp.abs(difference).max()) < 5.0
+
+
+def test_the_diffuse_part_has_no_bias():
+    """Waves m + sigma normal: |m|^2 is elastic, sigma^2 diffuse, from however few of them."""
+    random, m, sigma = np.random.default_rng(0), 2.0 - 1.0j, 1.5
+    for count in (2, 3, 8):
+        noise = random.normal(size=(count, 20_000, 1, 1, 2)) @ [1.0, 1.0j]
+        thermal = averaged(lambda wave: wave, jnp.asarray(m + sigma * np.sqrt(0.5) * noise))
+        for part, expected in ((thermal.elastic, abs(m) ** 2), (thermal.diffuse, sigma**2)):
+            error = float(part.mean() - expected) / (float(part.std()) / np.sqrt(part.size))
+            assert abs(error) < 4.0
+        np.testing.assert_allclose(thermal.elastic + thermal.diffuse, thermal.total)
+    with pytest.raises(ValueError, match="one configuration does not tell"):
+        averaged(lambda wave: wave, [jnp.ones((1, 1), complex)]).diffuse  # noqa: B018
 
 
 def test_nothing_to_average():
@@ -202,6 +234,35 @@ def test_sizes_that_an_fft_likes():
         (["cbed", "sto.cif", "--set", "semiangle_mrad=500"], "scatters up to"),
         (["cbed", "sto.cif", "--set", "energy=200"], "no setting 'energy' (nearest: energy_keV"),
         (["cbed", "sto.cif", "--set", "phonons=-1"], "phonons is -1"),
+        (["cbed", "sto.cif", "--set", "phonons=2"], "phonons=2 of atoms that do not move"),
+        (["cbed", "sto.cif", "--set", "u_A2=-0.01"], "u_A2"),
+        (["cbed", "sto.cif", "--set", "u_A2=.nan"], "u_A2"),
+        (["cbed", "sto.cif", "--set", "tilt_mrad=[400,0]"], "tilt"),
+        (
+            ["stem", "sto.cif", *RINGS, "--set", "scan_size_A=[500,3]"],
+            "repeats itself: tile=[1,122,1] would hold it",
+        ),
+        (
+            ["stem", "sto.cif", "--set", "detectors={narrow: [20.1, 20.2]}"],
+            "the detector narrow from 20.1 to 20.2 mrad lies between the pixels",
+        ),
+        (["stem", "sto.cif", "--set", "places_A=[]"], "places_A is empty"),
+        (
+            ["stem", "sto.cif", "--set", "places_A=[[0,0]]", "--set", "scan=[2,2]"],
+            "scan is a setting of a grid of places",
+        ),
+        (
+            [
+                "stem",
+                "sto.cif",
+                *RINGS,
+                "--set",
+                "source_fwhm_A=1",
+                "--set",
+                "scan_rotation_deg=10",
+            ],
+            "cells, turned: whole numbers",
+        ),
         (["cbed", "sto.cif", "--set", "u_A2.Ba=0.1"], "no element 'Ba'"),
         (["cbed", "sto.cif", "--set", "table=doyle"], "there are lobato"),
         (["cbed", "sto.cif", "--set", "aberrations.C13=2"], "no aberration coefficient"),

@@ -8,7 +8,8 @@ import numpyro.distributions as dist
 import pytest
 
 from micjax import InverseProblem, laplace, neg_log_joint, parameter
-from micjax.inference.scoring import expected_hessian, scored
+from micjax.inference.optimise import fit
+from micjax.inference.solvers.gauss_newton import FisherScoring, expected_hessian
 from micjax.io import Axis, Field, write_nexus
 from micjax.physics import optics
 from micjax.physics.detectors import diffraction
@@ -102,7 +103,7 @@ def moved_potential(crystal, normal):
     still = Atoms(atoms.numbers, moved, atoms.box_A, occupancy=atoms.occupancy)
     thickness = BOX_A[2] / crystal.slices * np.ones(crystal.slices)
     fine = (4 * crystal.shape[0], 4 * crystal.shape[1])
-    return potential_VA(still, fine, thickness, capacity=crystal.capacity)
+    return potential_VA(still, fine, thickness, slices=crystal.layers)
 
 
 def mean_transmissions(crystal, energy_keV, limit):
@@ -117,7 +118,7 @@ def mean_transmissions(crystal, energy_keV, limit):
         def phase(move, i=i):
             place = atoms.position_A[i].at[:2].add(jnp.sqrt(atoms.u_A2[i, :2]) * move)
             one = Atoms([atoms.numbers[i]], place[None], BOX_A, occupancy=atoms.occupancy[i])
-            return jnp.exp(1j * sigma * potential_VA(one, fine, BOX_A[2:], capacity=(1,))[0])
+            return jnp.exp(1j * sigma * potential_VA(one, fine, BOX_A[2:], slices=((0,),))[0])
 
         mean = jnp.tensordot(weight, jax.lax.map(phase, moves), 1)
         of = int(z / BOX_A[2] * crystal.slices)
@@ -291,7 +292,7 @@ def test_scoring_finds_the_maximum_and_its_curvature():
     problem = InverseProblem(Decay(2.0), Poisson(1e6), priors)
     x = jnp.linspace(0.0, 3.0, 40)
     y = jnp.round(4e6 * jnp.exp(-0.7 * x))  # as the model has it: the Hessian is the expected one
-    found = scored(problem, x, y, 20)
+    found = fit(problem, x, y, FisherScoring(), steps=20, chunk=20)
     assert found.stop_reason == "converged"
     theta = problem.unconstrain(found.problem.values())
     slope = jax.grad(neg_log_joint)(theta, problem, x, y)

@@ -27,7 +27,7 @@ from micjax.physics import devices, optics  # noqa: E402
 from micjax.physics.detectors import annulus  # noqa: E402
 from micjax.physics.multislice import band_limit, multislice, transmission  # noqa: E402
 from micjax.physics.phonons import averaged, displaced  # noqa: E402
-from micjax.physics.potentials import Atoms, capacities, potential_VA  # noqa: E402
+from micjax.physics.potentials import Atoms, layers, potential_VA  # noqa: E402
 from micjax.physics.stem import scanned  # noqa: E402
 
 PIXELS, SLICES, PROBES, MOMENTS = 256, 20, 64, 8
@@ -43,10 +43,10 @@ def work():
     angles = optics.angles_mrad(shape, np.asarray(sampling), optics.wavelength_A(ENERGY_KEV))
     probe = optics.probe(angles, SEMIANGLE_MRAD, {}, optics.wavelength_A(ENERGY_KEV))
     if task == "phonons":
-        room = capacities(atoms, dz, 2.0)
+        slices = layers(atoms, dz)
 
         def behind(key, probe):
-            potential = potential_VA(displaced(key, atoms), shape, dz, capacity=room)
+            potential = potential_VA(displaced(key, atoms), shape, dz, slices=slices)
             return multislice(probe, potential, SLICE_A, sampling, ENERGY_KEV)
 
         keys = jax.random.split(jax.random.key(0), MOMENTS)

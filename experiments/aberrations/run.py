@@ -24,8 +24,9 @@ import jax
 import numpy as np
 from scipy.stats import norm
 
+from micjax.inference.optimise import fit_stages
 from micjax.problems import aberrations
-from micjax.problems._aberrations_fit import ERROR, TOLERANT, descended, odd_times, without_phases
+from micjax.problems._aberrations_fit import odd_times, stages
 
 HERE = pathlib.Path(__file__).parent
 BAR_A, PART = 5.0, 0.02
@@ -49,9 +50,7 @@ def error(values, truth) -> dict[str, float]:
 def spectra_alone(problem, x, y, truth) -> dict[str, float]:
     """Of a fit to the power spectra of the images (diffractograms), which cannot tell the sign of
     odd aberrations: that of the better sign."""
-    tolerant = problem.given({ERROR: TOLERANT}).at({ERROR: 0.3})
-    fits = without_phases(tolerant, x, y, lambda at, steps: descended(at, x, y, steps))
-    _, best = min(fits, key=lambda fit: fit[0])
+    best = fit_stages(problem, x, y, stages()[:3]).problem  # those that know no phases
     both = [error(odd_times(sign, best), truth) for sign in (1.0, -1.0)]
     return min(both, key=lambda e: max(map(abs, e.values())))
 

@@ -28,7 +28,7 @@ from micjax.physics.detectors import diffraction
 from micjax.physics.multislice import band_limit, propagate, transmission
 from micjax.physics.pacbed import camera
 from micjax.physics.phonons import displaced
-from micjax.physics.potentials import Atoms, capacities, potential_VA
+from micjax.physics.potentials import Atoms, layers, potential_VA
 from micjax.problems import cbed
 
 HERE = pathlib.Path(__file__).parent
@@ -101,14 +101,14 @@ def frozen_phonons(truth, configurations: int, across: int = 4):
     lit = np.clip((float(forward.semiangle_mrad) - np.asarray(jnp.hypot(y, x))) / pixel + 0.5, 0, 1)
     beams = np.argwhere(lit > 0)
     weights = jnp.asarray(lit[tuple(beams.T)] / lit.sum())
-    limit, room = band_limit(shape, sampling), capacities(crystal, thickness)
+    limit, slices = band_limit(shape, sampling), layers(crystal, thickness)
     places = [np.arange(m) / m for m in shape]
 
     @jax.jit
     def pattern(position_A):
         atoms = Atoms(crystal.numbers, position_A, crystal.box_A)
         fine = (2 * shape[0], 2 * shape[1])  # the phase has finer details than the waves
-        potential = potential_VA(atoms, fine, thickness, capacity=room)
+        potential = potential_VA(atoms, fine, thickness, slices=slices)
         t = transmission(potential, energy, limit)
 
         def add(sum, beam):

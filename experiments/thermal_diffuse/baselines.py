@@ -95,9 +95,10 @@ def baselines(data: h5py.File) -> dict[str, dict[str, float]]:
 
 def diffuse_shares(data: h5py.File) -> list[list[float]]:
     """Mean of 1 - elastic / total over all angles: rows are ranges of mean Z, columns of
-    thickness."""
+    thickness. N / (N - 1) times, since `elastic` has 1 / N of the diffuse part in it."""
+    count = json.loads(data.attrs["settings"])["configurations"]
     sums = {n: data[f"{n}_inside"][()] + data[f"{n}_beyond"][()] for n in ("elastic", "total")}
-    share = (1.0 - sums["elastic"] / sums["total"]).mean(-1)
+    share = count / (count - 1) * (1.0 - sums["elastic"] / sums["total"]).mean(-1)
     z = data["elements"][()] @ [0.2, 0.2, 0.6]
     row, column = np.digitize(z, ELEMENTS)[:, None], np.digitize(data["cells"][()], CELLS)
     return [

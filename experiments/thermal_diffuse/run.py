@@ -40,6 +40,10 @@ HERE = pathlib.Path(__file__).parent
 FORMAT = "micjax thermal diffuse 1"
 PATTERNS = ("static", "damped", "elastic", "total", "elastic_second", "total_first")
 BEAM = "fraction of the beam"
+MEAN_WAVE_OF = {  # configurations
+    "elastic": lambda settings: settings.configurations,
+    "elastic_second": lambda settings: settings.configurations // 2,
+}
 OF_PATTERN = ("crystal", "thickness", "place")
 PIXELS = {"ky": "ky_mrad", "kx": "kx_mrad", "y": "y_A", "x": "x_A"}  # dimension: its axis
 LAYOUT = {  # name: dimensions, units, type
@@ -85,6 +89,11 @@ def created(path: pathlib.Path, settings: Settings) -> None:
                 name, (0, *shape), kind, maxshape=(None, *shape), chunks=chunk, **options
             )
             values.attrs["units"] = units
+            if name in MEAN_WAVE_OF:
+                values.attrs["comment"] = (
+                    f"intensity of the mean of {MEAN_WAVE_OF[name](settings)} waves: so many times "
+                    "less than the diffuse part is still in it"
+                )
             for i, dimension in enumerate(dimensions):
                 values.dims[i].label = dimension
                 if dimension in PIXELS:

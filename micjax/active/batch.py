@@ -19,15 +19,14 @@ from micjax.active.gp import (
     State,
     Tracked,
     append,
-    buffered,
-    capacity_for,
-    condition,
     double,
     predict,
     tell,
     track,
+    with_room,
 )
 from micjax.active.paths import Paths
+from micjax.active.scalarise import spread
 from micjax.active.search import Box, Score, maximise
 
 CORNER = 1e-6  # rounding of the corner of max(x, 0), relative to the scale of the function
@@ -81,10 +80,11 @@ def greedily(
     free = np.array(allowed, bool)
     chosen: list[int] = []
     while True:
-        total = np.asarray(score(state))
+        total, possible = np.asarray(score(state)), free
         if log_weight is not None:
-            total = total + np.asarray(log_weight(np.array(chosen, int)))
-        chosen.append(int(best_allowed(total, free, count - len(chosen))[0]))
+            weight = np.asarray(log_weight(np.array(chosen, int)))
+            total, possible = total + weight, free & (weight > -np.inf)
+        chosen.append(int(best_allowed(total, possible, count - len(chosen))[0]))
         if len(chosen) == count:
             return np.array(chosen, int)
         free[chosen[-1]] = False
@@ -109,7 +109,7 @@ def greedy_improvement(
     - `best`: the best value so far; for noisy data one for each draw, its highest at the data.
     - `allowed`: the candidates that may be measured.
     - `log_weight`: of the indices chosen so far, what is added to the logarithm of each candidate:
-        log P(feasible), - log seconds.
+        log P(feasible), - log seconds; where it is -inf a candidate is not allowed.
 
     **Raises:** `ValueError` when fewer than `count` candidates are allowed, or a draw is NaN.
     """
@@ -126,9 +126,10 @@ def greedy_improvement(
 
 
 def scale_of(draws: np.ndarray) -> np.ndarray:
-    """Of one function or, in the last axis, several; of a constant one, 1."""
-    scale = np.std(draws.reshape(-1, *draws.shape[2:]), axis=0)
-    return np.where(scale > 0.0, scale, 1.0)
+    """Of one function or, in the last axis, several; of a constant one, its size."""
+    scale = spread(draws.reshape(-1, *draws.shape[2:]), axis=0)
+    size = np.max(np.abs(draws), axis=(0, 1))
+    return np.where(scale > 0.0, scale, np.where(size > 0.0, size, 1.0))
 
 
 @double
@@ -155,31 +156,14 @@ def fantasy_batch(
     points = np.asarray(tracked.points)
 
     def of(now: Tracked) -> ArrayLike:
-        return score(now.mean, jnp.sqrt(jnp.maximum(now.variance, 1e-5 * now.state.jitter)))
+        return score(now.mean, jnp.sqrt(now.variance))
 
     def learn(now: Tracked, index: int) -> Tracked:
         return tell(now, points[index], np.asarray(now.mean)[index, ...])
 
-    start = _with_room(tracked, count - 1)
+    state = with_room(tracked.state, count - 1)
+    start = tracked if state is tracked.state else track(state, points)
     return greedily(of, learn, start, np.broadcast_to(allowed, len(points)), count, log_weight)
-
-
-def _with_room(tracked: Tracked, extra: int) -> Tracked:
-    state = _grown(tracked.state, extra)
-    return tracked if state is tracked.state else track(state, tracked.points)
-
-
-def _grown(state: State, extra: int) -> State:
-    """The state with room for `extra` more points."""
-    capacity = capacity_for(state.count + extra)
-    if capacity <= len(state.y):
-        return state
-    n = state.count
-    points, ratio = (
-        np.asarray(state.observed.points)[:n],
-        np.asarray(state.observed.noise_ratio)[:n],
-    )
-    return condition(state.problem, *buffered(points, np.asarray(state.y)[:n], ratio, capacity))
 
 
 def thompson(draws: Float[ArrayLike, "s m"], allowed: Allowed) -> Indices:
@@ -250,7 +234,7 @@ def fantasy_batch_in(
 
     **Raises:** `ValueError` when the score is finite nowhere in the box.
     """
-    state = _grown(state, count - 1)
+    state = with_room(state, count - 1)
     points = []
     for one in jax.random.split(key, count):
         points.append(best_in(score, box, one, (state, *arguments), near))

@@ -52,8 +52,8 @@ class Belief:
 
     @property
     def singular(self) -> bool:
-        """Whether a kernel matrix could only be factorised with more jitter than usual."""
-        return any(gp.relative_jitter(state) > 2.0 * gp.JITTER for state in self.states)
+        """Whether a kernel matrix could not be factorised as it is, for want of noise."""
+        return any(state.singular for state in self.states)
 
 
 Model = Callable[[Points, Outcomes, Belief | None, Array], Belief]
@@ -81,11 +81,9 @@ def noise_variance(states: tuple[gp.State, ...], points: Float[Array, "m d"]) ->
     return sum(each) / len(each)
 
 
-def with_room(states: tuple[gp.State, ...], size: int) -> tuple[gp.State, ...]:
-    """The same states in buffers for `size` points."""
-    if size <= len(states[0].y):
-        return states
-    return tuple(gp.condition(s.problem, *gp.grown(s.observed, s.y, size)) for s in states)
+def with_room(states: tuple[gp.State, ...], extra: int) -> tuple[gp.State, ...]:
+    """The same states in buffers for `extra` more points."""
+    return tuple(gp.with_room(state, extra) for state in states)
 
 
 def imagined(

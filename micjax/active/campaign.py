@@ -6,6 +6,7 @@ broken off is taken up by telling it all that the journal holds. What it suggest
 """
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -27,11 +28,14 @@ from micjax.instruments import (
     JournalError,
     LimitError,
     MoveError,
+    NotReady,
     Record,
     Recorded,
 )
+from micjax.instruments.arrival import check_standing
 from micjax.instruments.base import Over, check_over, layers, nearest
 from micjax.instruments.journal import being_written
+from micjax.instruments.plain import exact
 
 log = logging.getLogger("micjax")
 
@@ -157,7 +161,7 @@ class Campaign:
         self._mode, self._over, self._reduce = mode, over, reduce
         self._batch, self._target, self._learnt = batch, target, learnt
         self.points: list[Point] = []  # all that were measured, with their outcomes
-        self._failures = 0
+        self._failures, self._requested = 0, threading.Event()
         self._open: list[Point] = []  # suggested, in the journal, not measured yet
         self._found: list[Point] = []  # measured since the last suggestion
         self._failed: list[Point] = []
@@ -204,24 +208,68 @@ class Campaign:
             for name in {n for point in points for n in point} - {ID}:
                 if name not in self.instrument.axes:
                     raise LimitError(nearest("axis", name, self.instrument.axes))
-            self.instrument.note("suggested", points=points)
+            self.instrument.note("suggested", points=_exact(points))
             self._open = points
         point = self._open[0]
         try:
             if self._record is None:
-                place = self._target({n: v for n, v in point.items() if n != ID})
-                self.instrument.move(place)
-                self._record = self.instrument.acquire(self._mode, self._over)
+                self._record = self._acquired(point)
         except (LimitError, MoveError) as error:
-            self.instrument.note("unreachable", point=point, reason=str(error))
+            if self._requested.is_set():  # where it was halted is no place that it cannot reach
+                raise Aborted("the move was stopped") from error
+            self.instrument.note("unreachable", point=_exact(point), reason=str(error))
             self._not_measured(point, str(error))
         else:
-            self._measured(point, self._record)
+            self._measured(point, self._record, self.journal.steps[-1].intent["at"])
         if self._failures >= TOO_MANY:
             raise InstrumentError(f"{TOO_MANY} points in a row could not be measured")
 
-    def _measured(self, point: Point, record: Record) -> None:
-        found = {**point, self.outcome: float(self._reduce(record))}
+    def _acquired(self, point: Point) -> Record:
+        """Goes to a point and measures.
+
+        **Raises:** `MoveError` and `LimitError` for a point that cannot be had; `NotReady` for an
+        instrument that could be had nowhere.
+        """
+        place = self._target({n: v for n, v in point.items() if n != ID})
+        before = self.instrument.read()
+        self._others_allow(before, place)
+        try:
+            self.instrument.move(place)
+        except MoveError as error:
+            if self._stands(before, place):
+                raise NotReady(f"it does not move: {error}") from error
+            raise
+        try:
+            return self.instrument.acquire(self._mode, self._over)
+        except Aborted as error:
+            self._record = error.record  # which is in the journal, and not measured again
+            raise
+
+    def _others_allow(self, now: Mapping[str, float], place: Mapping[str, float]) -> None:
+        try:
+            check_standing(self.instrument.axes, now, but=place)
+        except LimitError as error:  # no point is to blame
+            raise NotReady(str(error)) from error
+
+    def _stands(self, before: Mapping[str, float], place: Mapping[str, float]) -> bool:
+        """Whether all axes that were to move are where they were."""
+        now, axes = self.instrument.read(), self.instrument.axes
+        apart = {n: axes[n].tolerance for n in place if n in axes}
+        return all(abs(now[n] - before[n]) <= tol for n, tol in apart.items())
+
+    def _learnt_at(self, point: Point, at: Mapping[str, float]) -> Point:
+        """The point with the readbacks before its measurement in place of what was asked for."""
+        place = self._target({n: v for n, v in point.items() if n != ID})
+        found = dict(point)
+        for name in set(point) & set(place) & set(self.instrument.axes):
+            if place[name] == point[name] and math.isfinite(at[name]):  # in the same unit
+                axis = self.instrument.axes[name]  # beyond whose ends it may be by a tolerance
+                found[name] = min(max(float(at[name]), axis.lo), axis.hi)
+        return found
+
+    def _measured(self, point: Point, record: Record, at: Mapping[str, float]) -> None:
+        found = self._learnt_at(point, at)
+        found[self.outcome] = float(self._reduce(record))
         self._record = None
         self._found.append(found)
         self.points.append(found)
@@ -253,7 +301,8 @@ class Campaign:
     @contextlib.contextmanager
     def _stops_on_request(self) -> Iterator[threading.Event]:
         """Looks for the file that asks for it, and stops the instrument in the middle of a step."""
-        request, requested, over = self.journal.folder / STOP, threading.Event(), threading.Event()
+        request, requested, over = self.journal.folder / STOP, self._requested, threading.Event()
+        requested.clear()
         request.unlink(missing_ok=True)  # asked of somebody before us
 
         def look():
@@ -289,8 +338,9 @@ class Campaign:
             elif line["kind"] == "unreachable":
                 self._not_measured(self._open[0], line["reason"])
             elif line["kind"] == "result" and "failed" not in line:
-                record = self.journal.record(steps[line["index"]])
-                self._measured(self._open[0], record)
+                step = steps[line["index"]]
+                record = self.journal.record(step)
+                self._measured(self._open[0], record, step.intent["at"])
             elif line["kind"] == "result" and not line.get("again"):
                 # somebody looked, and went on without
                 self._not_measured(self._open[0], line["failed"])
@@ -303,12 +353,28 @@ class Campaign:
 
     def _suggested_again(self, before: list[Point]) -> list[Point]:
         now = self.policy.suggest(self._batch)
-        if now != before:
+        if _text(now) != _text(before):
             raise JournalError(
                 f"{self.journal.path}: the campaign suggested {before} then and {now} now; policy, "
                 "seed or version are not the same"
             )
         return now
+
+
+def _exact(points: Any) -> Any:
+    """Points as the journal holds them.
+
+    **Raises:** `JournalError` for one that it could not give back: its campaign could not be taken
+    up again.
+    """
+    try:
+        return exact(points)
+    except ValueError as error:
+        raise JournalError(f"the policy suggests {points}: {error}") from error
+
+
+def _text(points: list[Point]) -> str:
+    return json.dumps(_exact(points), sort_keys=True)  # where NaN is NaN, and 1 is np.int64(1)
 
 
 def request_stop(folder: str | os.PathLike) -> None:

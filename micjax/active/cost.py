@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from micjax.active.batch import LogWeight
+from micjax.active.gp import double
 
 SHORTER = 1e-12  # what a change of the tour has to gain, relative to its length
 
@@ -40,12 +42,15 @@ class Cost(eqx.Module):
         dwell_s: ArrayLike = 0.0,
         dose_per_s: ArrayLike = 0.0,
     ):
-        self.rates = jnp.asarray(_rates(rates))
-        for name, value in dict(settle_s=settle_s, dwell_s=dwell_s, dose_per_s=dose_per_s).items():
-            if not (np.ndim(value) == 0 and np.isfinite(value) and value >= 0.0):
-                raise ValueError(f"{name} is {value}; it has to be a number from 0 on")
-            setattr(self, name, jnp.asarray(value, float))
+        with jax.enable_x64(True):  # in float32 a short way far from 0 is lost
+            self.rates = jnp.asarray(_rates(rates))
+            others = dict(settle_s=settle_s, dwell_s=dwell_s, dose_per_s=dose_per_s)
+            for name, value in others.items():
+                if not (np.ndim(value) == 0 and np.isfinite(value) and value >= 0.0):
+                    raise ValueError(f"{name} is {value}; it has to be a number from 0 on")
+                setattr(self, name, jnp.asarray(value, float))
 
+    @double
     def seconds(
         self, start: Float[ArrayLike, "... d"], points: Float[ArrayLike, "... d"]
     ) -> Float[Array, "..."]:
@@ -54,15 +59,18 @@ class Cost(eqx.Module):
 
     def route_s(self, start: Float[ArrayLike, "d"], route: Float[ArrayLike, "q d"]) -> float:
         """Of the measurements at all points of a route, in their order."""
-        route = np.asarray(route)
-        before = np.concatenate([np.asarray(start)[None], route[:-1]])
-        return float(np.sum(np.asarray(self.seconds(before, route))))
+        # on the host, where every number of points is as quick as the last one
+        route = np.asarray(route, float)
+        before = np.concatenate([np.asarray(start, float)[None], route[:-1]])
+        legs = np.max(np.abs(route - before) / np.asarray(self.rates), axis=-1)
+        return float(np.sum(legs + float(self.settle_s) + float(self.dwell_s)))
 
     def dose(self, points: int) -> float:
         """Of so many measurements."""
         return points * float(self.dwell_s * self.dose_per_s)
 
 
+@double
 def travel_s(
     start: Float[ArrayLike, "... d"],
     points: Float[ArrayLike, "... d"],
@@ -100,7 +108,6 @@ def tour(
 
 
 def _travel(a: np.ndarray, b: np.ndarray, rates: ArrayLike) -> Float[np.ndarray, "n m"]:
-    # on the host, where every number of points is as quick as the last one
     return np.max(np.abs(a[:, None] - b) / _rates(rates), axis=-1)
 
 
@@ -109,7 +116,8 @@ def _nearest_neighbours(apart: Float[np.ndarray, "n n"]) -> Int[np.ndarray, "n"]
     order, left = [0], np.ones(len(apart), bool)
     left[0] = False
     while left.any():
-        order.append(int(np.argmin(np.where(left, apart[order[-1]], np.inf))))
+        places = np.flatnonzero(left)
+        order.append(int(places[np.argmin(apart[order[-1], places])]))
         left[order[-1]] = False
     return np.array(order)
 

@@ -134,11 +134,13 @@ def _nuisances(problem, draws, log_weights, wanted, rest, inner):
     weights = jnp.exp(log_weights)[:, None]
     ends = jnp.cumsum(weights[:, 0])
     centred = flat - jnp.sum(weights * flat, axis=0)
-    known, other = centred[:, wanted], centred[:, rest]
-    # relative to the own spread, and never singular
-    scatter = known.T @ (weights * known)
-    scatter = scatter + 1e-9 * jnp.diag(jnp.diag(scatter)) + 1e-30 * jnp.eye(len(wanted))
+    # each in units of its own spread; what does not differ among the draws tells nothing
+    sd = jnp.sqrt(jnp.sum(weights * centred**2, axis=0))
+    unit = jnp.where(sd > 0.0, sd, 1.0)
+    known, other = (centred / unit)[:, wanted], (centred / unit)[:, rest]
+    scatter = known.T @ (weights * known) + 1e-9 * jnp.eye(len(wanted))  # never singular
     slope = jnp.linalg.solve(scatter, known.T @ (weights * other))
+    slope = slope * unit[rest] / unit[wanted][:, None]
 
     def nuisances(i, key):
         # any draw but the i-th, by its weight

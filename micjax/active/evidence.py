@@ -12,19 +12,22 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
+import numpyro.distributions as dist
 import scipy.optimize
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from micjax.active.gp import Observed, buffered
+from micjax.active.scalarise import spread
 from micjax.core.problem import InverseProblem, Theta, Values, neg_log_joint
 from micjax.core.tree import replace
 from micjax.inference.density import in_float64
 from micjax.inference.finite import NonFiniteError, non_finite
-from micjax.inference.start import draw_starts
+from micjax.inference.start import draw_starts, prior_draws
 
-IMPOSSIBLE = 1e12  # what the optimiser is told where the loss is not finite
-FLAT_NATS = 0.02  # a gradient of this many nats per unit of the logarithm is no gradient
+IMPOSSIBLE = 1e100  # what the optimiser is told where the loss is not finite
+FLAT_NATS = 0.02  # a gradient of this many nats per width is no gradient
+WIDTH_DRAWS = 64  # of a prior on numbers that have a unit, to know how wide it is
 CLOSE_NATS = 0.01  # what one may miss of the maximum: 0.14 standard deviations off it
 FIRST_ON = 256  # a cold fit of more points begins on this many of them
 
@@ -54,10 +57,12 @@ class Evidence:
 
     problem: InverseProblem
     loss: float  # minus log posterior density, nats
-    metric: Float[np.ndarray, "p p"] | None  # inverse Hessian in the unconstrained coordinates
+    metric: Float[np.ndarray, "p p"] | None  # inverse Hessian in unconstrained ones / width
     evaluations: int
     flat: Float[np.ndarray, "p"] = dataclasses.field(repr=False)  # unconstrained
     template: Template = dataclasses.field(repr=False)
+    width: Float[np.ndarray, "p"] = dataclasses.field(repr=False)  # units of the unconstrained ones
+    of: InverseProblem = dataclasses.field(repr=False)  # the process as it was given
 
 
 def fit_evidence(
@@ -79,13 +84,15 @@ def fit_evidence(
     - `key`, `restarts`: so many more starts, drawn from the priors.
     - `evaluations`: the most that one start may take.
 
-    **Raises:** `NonFiniteError` when the density is finite at none of the starts.
+    **Raises:** `ValueError` when `last` is the fit of another process; `NonFiniteError` when the
+    density is finite at none of the starts.
     """
+    if last is not None and problem is not last.of and not _same_process(problem, last.of):
+        raise ValueError("`last` is the fit of another process: leave it out to begin anew")
     with jax.enable_x64(True):
         observed, y = in_float64((observed, y))
         if last is None:
-            problem = in_float64(problem)
-            last = _begun(problem, observed, y, evaluations)
+            last = _begun(problem, in_float64(problem), observed, y, evaluations)
         starts = [last.flat]
         if restarts:
             drawn = draw_starts(key, last.problem, restarts + 1)[1:]
@@ -93,14 +100,37 @@ def fit_evidence(
         return _fit(last, observed, y, starts, evaluations)
 
 
-def _begun(problem: InverseProblem, observed: Observed, y: Array, evaluations: int) -> Evidence:
+def _same_process(one: InverseProblem, other: InverseProblem) -> bool:
+    """But for the values of the unknowns, at which a fit may begin anywhere."""
+    if one.priors.keys() != other.priors.keys():
+        return False
+    return bool(eqx.tree_equal(replace(one, other.values()), other))
+
+
+def _begun(
+    of: InverseProblem, problem: InverseProblem, observed: Observed, y: Array, evaluations: int
+) -> Evidence:
     """Where a cold fit begins: for many points, at what some of them tell."""
     template, flat = Template.of(problem), np.asarray(_flat(problem, problem.values()))
-    nowhere = Evidence(problem, np.inf, None, 0, flat, template)
+    nowhere = Evidence(problem, np.inf, None, 0, flat, template, _widths(problem), of)
     count = int(np.sum(np.asarray(observed.present)))
     if count <= 2 * FIRST_ON:
         return nowhere
     return _fit(nowhere, *_subset(observed, y, count), [flat], evaluations)
+
+
+def _widths(problem: InverseProblem) -> Float[np.ndarray, "p"]:
+    """The units in which the unconstrained coordinates are searched: logarithms and the like have
+    none; of a number on the whole line it is the standard deviation of its prior."""
+    theta = problem.unconstrain(problem.values())
+    widths = {name: np.ones(np.shape(leaf)) for name, leaf in theta.items()}
+    for name, prior in problem.unknowns().items():
+        support = getattr(prior.support, "base_constraint", prior.support)
+        if isinstance(dist.biject_to(support), dist.transforms.IdentityTransform):
+            draws = prior_draws(prior, jax.random.key(0), (WIDTH_DRAWS,))
+            sd = 0.0 if draws is None else spread(np.asarray(draws), axis=0)
+            widths[name] = widths[name] * np.where(sd > 0.0, sd, 1.0)
+    return np.asarray(ravel_pytree(widths)[0])
 
 
 def _subset(observed: Observed, y: Array, count: int) -> tuple[Observed, Array]:
@@ -113,29 +143,33 @@ def _subset(observed: Observed, y: Array, count: int) -> tuple[Observed, Array]:
 def _fit(
     last: Evidence, observed: Observed, y: Array, starts: list[np.ndarray], evaluations: int
 ) -> Evidence:
-    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+    width = last.width
+
+    def loss(z: np.ndarray) -> tuple[float, np.ndarray]:
         found = jax.device_get(
-            _value_and_gradient(flat, last.template.leaves, observed, y, last.template.kind)
+            _value_and_gradient(width * z, last.template.leaves, observed, y, last.template.kind)
         )
         if not all(np.isfinite(part).all() for part in found):
-            return IMPOSSIBLE, np.zeros_like(flat)
-        return float(found[0]), found[1]
+            return IMPOSSIBLE, np.zeros_like(z)
+        return float(found[0]), width * found[1]
 
     best, spent, metric = None, 0, last.metric
     for start in starts:
-        found = _descend(loss, start, metric, evaluations)
+        found = _descend(loss, start / width, metric, evaluations)
         spent += found.nfev
         if best is None or found.fun < best.fun:
             best = found
         metric = None  # it belongs to the first start only
-    problem = last.problem
-    if best.x is not last.flat:
-        problem = replace(problem, _constrained(best.x, last.template.leaves, last.template.kind))
-    if not best.fun < IMPOSSIBLE:
+    problem, flat = last.problem, width * best.x
+    if best.fun < IMPOSSIBLE:
+        problem = replace(problem, _constrained(flat, last.template.leaves, last.template.kind))
+    else:
         what = non_finite(problem.unconstrain(problem.values()), problem, observed, y)
         raise NonFiniteError(f"the density is finite at none of {len(starts)} starts: {what}")
     metric = 0.5 * (best.hess_inv + best.hess_inv.T)
-    return Evidence(problem, float(best.fun), metric, spent, np.asarray(best.x), last.template)
+    return dataclasses.replace(
+        last, problem=problem, loss=float(best.fun), metric=metric, evaluations=spent, flat=flat
+    )
 
 
 def _descend(loss, start: np.ndarray, metric: np.ndarray | None, evaluations: int):

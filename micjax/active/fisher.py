@@ -225,9 +225,14 @@ def a_gain(
     The mean is over the wanted elements, each in units of its standard deviation before, or over
     the rows of `combinations` of all elements.
     """
-    old, new = (jnp.linalg.inv(jnp.asarray(m)) for m in (before, after))
+    before, after = jnp.asarray(before), jnp.asarray(after)
+    known = jnp.diag(before)
+    unit = jnp.where(known > 0.0, known, 1.0) ** -0.5  # in each one's own unit
+    old, new = (jnp.linalg.inv(unit[:, None] * m * unit) for m in (before, after))
     if combinations is None:
         combinations = jnp.diag(jnp.diag(old) ** -0.5)[np.asarray(wanted)]
+    else:
+        combinations = combinations * unit
     old, new = (jnp.einsum("ki,ij,kj", combinations, c, combinations) for c in (old, new))
     return 0.5 * (jnp.log(old) - jnp.log(new))
 
@@ -281,7 +286,9 @@ def judged(
     for direction in flat.T:
         part = {n: float(np.linalg.norm(direction[owner == n])) for n in dict.fromkeys(owner)}
         parts.append({n: p for n, p in part.items() if p > 0.1})
-    before = np.where(np.diag(prior) > 0, np.diag(np.linalg.pinv(prior)), np.inf)
+    own = np.where(np.diag(prior) > 0, np.diag(prior), 1.0) ** -0.5  # in each one's own unit
+    before = own**2 * np.diag(np.linalg.pinv(own[:, None] * prior * own))
+    before = np.where(np.diag(prior) > 0, before, np.inf)
     ratio = np.where(lost, 1.0, np.sqrt(np.diag(covariance) / before))
     sd, relative, identified = {}, {}, {}
     for n, theta in problem.unconstrain(problem.values()).items():

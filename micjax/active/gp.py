@@ -17,13 +17,21 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from micjax.active.algebra import (
+    LOST,
+    first_jitter,
+    gaussian_loss,
+    inverse_lower,
+    jittered_cholesky,
+    masked,
+)
 from micjax.active.kernels import Kernel, Matern
 from micjax.core.problem import InverseProblem, parameter
 from micjax.inference.density import in_float64
 
 SMALLEST = 64  # capacity of the first buffers: most loops never need others
-JITTER = 1e-9  # on the diagonal, relative to the variance of the process
-JITTER_TRIES = 6  # each ten times the last
+SMALLEST_Y = 1e-140  # standard deviation of y; beyond, variances underflow
+ROUNDED = 1e-14  # share of the prior variance that rounding may leave of a posterior one
 
 
 def double(function: Callable) -> Callable:
@@ -59,8 +67,8 @@ def buffered(
 ) -> tuple[Observed, Float[Array, "capacity"]]:
     """Points `[n, d]` and values `[n]` in buffers, as the (x, y) of a process.
 
-    **Raises:** `ValueError` for shapes that do not fit, values that are not finite, or more points
-    than a given capacity.
+    **Raises:** `ValueError` for shapes that do not fit, values that are not finite, a noise ratio
+    below 0, or more points than a given capacity.
     """
     # on the host: to cut and fill a growing array on the device compiles for every length
     points, y = np.asarray(points, np.float64), np.asarray(y, np.float64)
@@ -70,17 +78,25 @@ def buffered(
         if not np.isfinite(values).all():
             rows = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
             raise ValueError(f"{name} holds NaN or infinity in rows {rows[:8].tolist()}")
+    _check_ratio(noise_ratio)
     count = len(y)
     capacity = capacity_for(count) if capacity is None else capacity
     if count > capacity:
         raise ValueError(f"{count} points do not fit into a capacity of {capacity}")
-    filled = np.zeros((capacity, points.shape[1]))
+    # free rows repeat a point: the mean need not have a value at 0
+    filled = np.zeros((capacity, points.shape[1])) + (points[0] if count else 0.0)
     filled[:count] = points
     present, values, ratio = np.zeros(capacity), np.zeros(capacity), np.ones(capacity)
     present[:count], values[:count], ratio[:count] = 1.0, y, noise_ratio
     with jax.enable_x64(True):
         to = jnp.asarray
         return Observed(to(filled), to(present), to(ratio)), to(values)
+
+
+def _check_ratio(noise_ratio: ArrayLike) -> None:
+    ratio = np.asarray(noise_ratio, np.float64)
+    if not (np.isfinite(ratio).all() and (ratio >= 0.0).all()):
+        raise ValueError(f"noise_ratio is {ratio.tolist()}; it has to be finite and not below 0")
 
 
 # --- the inverse problem -----------------------------------------------------------------------
@@ -120,7 +136,11 @@ class Physical(eqx.Module):
 
 
 class Process(eqx.Module):
-    """A Gaussian process over points in physical units; its kernel sees (x - origin) / span."""
+    """A Gaussian process over points in physical units; its kernel sees (x - origin) / span.
+
+    An axis which holds an index for the kernel (of an output, a fidelity, a category) stays as it
+    is.
+    """
 
     mean: Callable[[Array], Array]
     kernel: Kernel
@@ -128,7 +148,10 @@ class Process(eqx.Module):
     span: Float[Array, "d"] = parameter()
 
     def scaled(self, points: Float[Array, "n d"]) -> Float[Array, "n d"]:
-        return (points - self.origin) / self.span
+        """What the kernel sees: fractions of the box, but for axes which hold an index."""
+        index = self.kernel.index_axes(points.shape[1])
+        of_index = np.isin(np.arange(points.shape[1]), sorted(index))
+        return jnp.where(of_index, points, (points - self.origin) / self.span)
 
     def covariance(self, a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m"]:
         return self.kernel(self.scaled(a), self.scaled(b))
@@ -226,8 +249,14 @@ def process(
     - `noise`: by default `White`.
     - `y_scale`: a typical standard deviation of y, the unit of the default priors.
 
-    **Raises:** `ValueError` for an empty box, or a prior that names nothing.
+    **Raises:** `ValueError` for an empty box, a `y_scale` whose square is no number, or a prior
+    that names nothing.
     """
+    if not SMALLEST_Y <= y_scale <= 1.0 / SMALLEST_Y:
+        raise ValueError(
+            f"y_scale is {y_scale}; it has to be from {SMALLEST_Y} to {1.0 / SMALLEST_Y}, "
+            "where a variance is a number: give y in another unit"
+        )
     lower, upper = np.atleast_1d(np.asarray(lower, float)), np.atleast_1d(np.asarray(upper, float))
     if lower.shape != upper.shape or lower.ndim != 1 or not np.all(lower < upper):
         raise ValueError(f"the box from {lower.tolist()} to {upper.tolist()} is empty")
@@ -272,90 +301,6 @@ def _own_priors(mean: InverseProblem | None, y_scale: float) -> dict[str, dist.D
     return {f"forward.mean.{n}": p for n, p in physics.items()} | noise
 
 
-# --- linear algebra ----------------------------------------------------------------------------
-
-
-def masked(covariance, variances, present):
-    """The matrix of the present points, with a unit diagonal and nothing else for the others."""
-    both = present[:, None] * present
-    return covariance * both + jnp.diag(present * variances + (1.0 - present))
-
-
-def jittered_cholesky(matrix: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, ""]]:
-    """The lower Cholesky factor, and what had to be added to the diagonal for it."""
-    scale = jnp.max(jnp.diag(matrix))
-    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
-    floor = JITTER if matrix.dtype == jnp.float64 else 1e-6
-
-    def attempt(jitter):
-        return jnp.linalg.cholesky(matrix + jitter * scale * eye)
-
-    def go_on(carry):
-        factor, jitter, tries = carry
-        return (tries < JITTER_TRIES) & ~jnp.all(jnp.isfinite(jnp.diag(factor)))
-
-    def again(carry):
-        _, jitter, tries = carry
-        return attempt(10.0 * jitter), 10.0 * jitter, tries + 1
-
-    start = jnp.asarray(floor, matrix.dtype)
-    factor, jitter, _ = jax.lax.while_loop(go_on, again, (attempt(start), start, 0))
-    return factor, jitter * scale
-
-
-BLOCK = 128  # below it LAPACK's triangular solve is the faster one
-
-
-def inverse_lower(factor: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """The inverse of a lower triangular matrix, by halves: a third of the work of a full solve."""
-    n = factor.shape[0]
-    if n <= BLOCK:
-        eye = jnp.eye(n, dtype=factor.dtype)
-        return jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
-    h = n // 2
-    first, last = inverse_lower(factor[:h, :h]), inverse_lower(factor[h:, h:])
-    below = -last @ (factor[h:, :h] @ first)
-    return jnp.block([[first, jnp.zeros((h, n - h), factor.dtype)], [below, last]])
-
-
-def _gram(root: Float[Array, "n n"]) -> Float[Array, "n n"]:
-    """root^T root of a lower triangular matrix, by halves."""
-    n = root.shape[0]
-    if n <= BLOCK:
-        return root.T @ root
-    h = n // 2
-    last, below = root[h:, h:], root[h:, :h]
-    corner = last.T @ below
-    return jnp.block([[_gram(root[:h, :h]) + below.T @ below, corner.T], [corner, _gram(last)]])
-
-
-@jax.custom_vjp
-def gaussian_loss(matrix: Float[Array, "n n"], residual: Float[Array, "n"]) -> Float[Array, ""]:
-    """r^T K^-1 r / 2 + log |K| / 2, with the gradient (K^-1 - a a^T) / 2, a = K^-1 r, by hand."""
-    return _loss_forward(matrix, residual)[0]
-
-
-def _loss_forward(matrix, residual):
-    root, log_determinant = _root(matrix)
-    white = root @ residual
-    return 0.5 * white @ white + 0.5 * log_determinant, (root, white)
-
-
-def _root(matrix):
-    """L^-1 and log |K|."""
-    factor, _ = jittered_cholesky(matrix)
-    return inverse_lower(factor), 2.0 * jnp.sum(jnp.log(jnp.diag(factor)))
-
-
-def _loss_backward(kept, cotangent):
-    root, white = kept
-    a = white @ root
-    return cotangent * 0.5 * (_gram(root) - a[:, None] * a), cotangent * a
-
-
-gaussian_loss.defvjp(_loss_forward, _loss_backward)
-
-
 # --- the posterior -----------------------------------------------------------------------------
 
 
@@ -367,16 +312,16 @@ class State(NamedTuple):
     y: Float[Array, "capacity"]
     root: Float[Array, "capacity capacity"]
     white: Float[Array, "capacity"]
-    jitter: Float[Array, ""]  # added to every variance; JITTER of the largest one, or more
+    jitter: Float[Array, ""]  # a share of every variance that had to be added to it; mostly 0
 
     @property
     def count(self) -> int:
         return int(np.sum(np.asarray(self.observed.present)))
 
-
-def _row(state: State) -> Int[Array, ""]:
-    """The first free row of the buffers."""
-    return jnp.sum(state.observed.present).astype(int)
+    @property
+    def singular(self) -> bool:
+        """Whether the matrix could not be factorised as it is, for want of noise."""
+        return bool(self.jitter > 0.0)
 
 
 def conditioned(problem: InverseProblem, observed: Observed, y: Float[Array, "capacity"]) -> State:
@@ -392,12 +337,13 @@ def conditioned(problem: InverseProblem, observed: Observed, y: Float[Array, "ca
 condition = double(eqx.filter_jit(conditioned))
 
 
-@double
-def relative_jitter(state: State) -> float:
-    """The jitter in units of the largest variance; above JITTER the kernel matrix is singular."""
-    forward, noise = state.problem.forward, state.problem.noise
-    variances = forward.variance(state.observed.points) + noise.variances(state.observed)
-    return float(state.jitter / jnp.max(variances))
+def noise_and_jitter(state: State, x: Observed) -> Float[Array, "n"]:
+    """The variances that the state takes for those of independent noise: the part for inside jit.
+
+    The jitter is among them.
+    """
+    noise = state.problem.noise.variances(x)
+    return noise + state.jitter * (state.problem.forward.variance(x.points) + noise)
 
 
 def _against(state: State, points: Float[Array, "m d"]) -> Float[Array, "capacity m"]:
@@ -413,8 +359,12 @@ def posterior(
     forward = state.problem.forward
     known = _against(state, points)
     prior = forward.variance(points)
-    variance = prior - jnp.sum(known**2, axis=0)
-    return forward.mean(points) + state.white @ known, jnp.maximum(variance, 1e-14 * prior)
+    return forward.mean(points) + state.white @ known, _left(prior, jnp.sum(known**2, axis=0))
+
+
+def _left(prior: Float[Array, "m"], known: Float[Array, "m"]) -> Float[Array, "m"]:
+    """prior - known, of which rounding may leave less than nothing."""
+    return jnp.maximum(prior - known, ROUNDED * prior)
 
 
 @double
@@ -440,23 +390,46 @@ def joint(
     )
 
 
+# --- one more datum ----------------------------------------------------------------------------
+
+
 @double
-@eqx.filter_jit
 def append(state: State, point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> State:
     """The state with one more datum, by a rank-1 update, at the same hyper-parameters.
 
-    A full buffer is not written to: look at `state.count` and use `grown` before.
+    Full buffers are doubled, which compiles anew and costs a factorisation.
+
+    **Raises:** `ValueError` for a datum that is not finite.
     """
-    return _appended(state, jnp.asarray(point), y, noise_ratio)
+    return _append(with_room(state), *datum(point, y, noise_ratio))
 
 
-def _appended(state: State, point: Float[Array, "d"], y, noise_ratio) -> State:
+def datum(point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> tuple:
+    """One datum as arrays, so that no value of it compiles anything.
+
+    **Raises:** `ValueError` for one that is not finite.
+    """
+    values = point, y, noise_ratio
+    if any(isinstance(v, jax.core.Tracer) for v in values):
+        return tuple(jnp.asarray(v, float) for v in values)
+    point, y, noise_ratio = (np.asarray(v, np.float64) for v in values)
+    if not (np.isfinite(y).all() and np.isfinite(point).all()):
+        raise ValueError(f"the datum {y} at {point.tolist()} is not finite")
+    _check_ratio(noise_ratio)
+    return point, y, noise_ratio
+
+
+def appended(state: State, point: Float[Array, "d"], y, noise_ratio) -> State:
+    """`append` for inside jit, where buffers cannot grow: of full ones it makes NaN."""
     n = _row(state)
     x = Observed(point[None], jnp.ones(1), jnp.reshape(noise_ratio, (1,)))
-    forward, noise = state.problem.forward, state.problem.noise
+    forward = state.problem.forward
     known = _against(state, x.points)[:, 0]
-    own = forward.variance(x.points)[0] + noise.variances(x)[0] + state.jitter
-    rest = jnp.sqrt(jnp.maximum(own - known @ known, state.jitter))
+    own = forward.variance(x.points)[0] + noise_and_jitter(state, x)[0]
+    square, rounding = own - known @ known, jnp.finfo(own.dtype).eps
+    lost = square <= LOST * rounding * own
+    least = jnp.maximum(state.jitter, first_jitter(state.root))
+    rest = jnp.sqrt(jnp.where(lost, least * own, square))
     row = (-(known @ state.root) / rest).at[n].set(1.0 / rest)
     white = (y - forward.mean(x.points)[0] - known @ state.white) / rest
     observed = Observed(
@@ -464,14 +437,30 @@ def _appended(state: State, point: Float[Array, "d"], y, noise_ratio) -> State:
         state.observed.present.at[n].set(1.0),
         state.observed.noise_ratio.at[n].set(noise_ratio),
     )
+    full = jnp.where(n < len(state.y), 0.0, jnp.nan)
     return State(
         state.problem,
         observed,
         state.y.at[n].set(y),
         state.root.at[n].set(row),
-        state.white.at[n].set(white),
-        state.jitter,
+        state.white.at[n].set(white) + full,
+        jnp.where(lost, least, state.jitter),
     )
+
+
+_append = eqx.filter_jit(appended)
+
+
+def _row(state: State) -> Int[Array, ""]:
+    """The first free row of the buffers."""
+    return jnp.sum(state.observed.present).astype(int)
+
+
+def with_room(state: State, extra: int = 1) -> State:
+    """The state in buffers for `extra` more points: the same one, or conditioned in larger ones."""
+    if isinstance(state.y, jax.core.Tracer) or state.count + extra <= len(state.y):
+        return state
+    return condition(state.problem, *grown(state.observed, state.y, state.count + extra))
 
 
 def grown(
@@ -497,28 +486,45 @@ class Tracked(NamedTuple):
     variance: Float[Array, "m"]
 
 
-@double
-@eqx.filter_jit
-def track(state: State, points: Float[Array, "m d"]) -> Tracked:
-    """Begin to follow the posterior at `points`."""
+def tracked(state: State, points: Float[Array, "m d"]) -> Tracked:
+    """`track` for inside jit."""
     forward, known = state.problem.forward, _against(state, points)
-    variance = forward.variance(points) - jnp.sum(known**2, axis=0)
+    variance = _left(forward.variance(points), jnp.sum(known**2, axis=0))
     return Tracked(state, points, known, forward.mean(points) + state.white @ known, variance)
 
 
+_track = eqx.filter_jit(tracked)
+
+
 @double
-@eqx.filter_jit
-def tell(tracked: Tracked, point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> Tracked:
+def track(state: State, points: Float[ArrayLike, "m d"]) -> Tracked:
+    """Begin to follow the posterior at `points`."""
+    return _track(state, jnp.asarray(points))
+
+
+@double
+def tell(now: Tracked, point: ArrayLike, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> Tracked:
     """The followed posterior with one more datum: `append` for all its points at once."""
-    state, n, point = tracked.state, _row(tracked.state), jnp.asarray(point)
-    new, forward = _appended(state, point, y, noise_ratio), state.problem.forward
+    state = with_room(now.state)
+    if state is not now.state:
+        now = _track(state, now.points)
+    return _tell(now, *datum(point, y, noise_ratio))
+
+
+def told(followed: Tracked, point: Float[Array, "d"], y, noise_ratio) -> Tracked:
+    """`tell` for inside jit, where buffers cannot grow: of full ones it makes NaN."""
+    state, n, points = followed.state, _row(followed.state), followed.points
+    new, forward = appended(state, point, y, noise_ratio), state.problem.forward
     known = _against(state, point[None])[:, 0]
-    between = forward.covariance(point[None], tracked.points)[0]
-    row = new.root[n, n] * (between - known @ tracked.known)
+    between = forward.covariance(point[None], points)[0]
+    row = new.root[n, n] * (between - known @ followed.known)
     return Tracked(
         new,
-        tracked.points,
-        tracked.known.at[n].set(row),
-        tracked.mean + row * new.white[n],
-        tracked.variance - row**2,
+        points,
+        followed.known.at[n].set(row),
+        followed.mean + row * new.white[n],
+        jnp.maximum(followed.variance - row**2, ROUNDED * forward.variance(points)),
     )
+
+
+_tell = eqx.filter_jit(told)

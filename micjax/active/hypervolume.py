@@ -164,18 +164,19 @@ def log_hypervolume_improvement(
 
     - `scale`: a typical size of each objective.
     """
-    corner = CORNER * jnp.asarray(scale)
+    scale = jnp.asarray(scale)
 
     def of_draw(one):
         values, lower, upper = one
         high = jnp.minimum(values[:, None], upper)
-        sides = positive(high - lower, corner)
+        sides = positive((high - lower) / scale, CORNER)
         real = jnp.all(upper > lower, axis=-1)
         return jnp.sum(jnp.where(real, jnp.prod(sides, axis=-1), 0.0), axis=-1)
 
     per_draw = jax.tree.map(lambda b: jnp.broadcast_to(b, (len(draws), *b.shape[1:])), boxes)
     # one draw after the other: [s, m, boxes, k] would fill the memory
-    return jnp.log(jnp.mean(jax.lax.map(of_draw, (draws, *per_draw)), axis=0))
+    gained = jnp.mean(jax.lax.map(of_draw, (draws, *per_draw)), axis=0)
+    return jnp.log(gained) + jnp.sum(jnp.log(scale))
 
 
 _log_improvement = double(eqx.filter_jit(log_hypervolume_improvement))

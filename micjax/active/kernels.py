@@ -15,6 +15,10 @@ from jaxtyping import Array, Float
 
 from micjax.core.problem import parameter
 
+SAME = 1e-6  # relative difference of two numbers of one category
+ROUNDED = 1e-3  # how far from a whole number an index may be
+DIRECT = 16  # axes, beyond which distances by a matrix product are quicker by far
+
 Points = Float[Array, "n d"]
 Features = Callable[[Points], Float[Array, "n features"]]
 
@@ -29,6 +33,11 @@ class Kernel(eqx.Module):
     @abstractmethod
     def diagonal(self, a: Points) -> Float[Array, "n"]:
         """The variances, `self(a, a)` on its diagonal."""
+
+    def index_axes(self, axes: int) -> frozenset[int]:
+        """Which of `axes` axes hold an index (of an output, a fidelity, a category) and no length:
+        they must not be scaled."""
+        return frozenset()
 
     def features(self, key: Array, count: int) -> Features:
         """About `count` random features phi with E[phi(a) phi(b)^T] = k(a, b).
@@ -51,8 +60,10 @@ def _parts(kernel: Kernel, kind: type) -> tuple[Kernel, ...]:
 
 
 def squared_distance(a: Points, b: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    """|a - b|^2 of all pairs, through one matrix product."""
-    # the origin is put among the points: far from it the product would cancel
+    """|a - b|^2 of all pairs: exact to rounding for near points too, on up to `DIRECT` axes."""
+    if a.shape[1] <= DIRECT:
+        return jnp.sum((a[:, None] - b) ** 2, axis=-1)
+    # through one matrix product, with the origin among the points: far from it that would cancel
     centre = jax.lax.stop_gradient(jnp.mean(b, axis=0))
     a, b = a - centre, b - centre
     square = jnp.sum(a**2, axis=1)[:, None] + jnp.sum(b**2, axis=1) - 2.0 * a @ b.T
@@ -203,18 +214,25 @@ class Categorical(Kernel):
     amplitude: Float[Array, ""] = parameter(default=1.0)
 
     def __call__(self, a, b):
-        other = (jnp.abs(a[:, None, :] - b[None, :, :]) > 1e-6).astype(a.dtype)
+        a, b = a[:, None, :], b[None, :, :]
+        # to within rounding, of numbers of any size
+        apart = jnp.abs(a - b) > SAME * jnp.maximum(jnp.abs(a), jnp.abs(b))
+        other = apart.astype(self.amplitude.dtype)
         return self.amplitude**2 * jnp.exp(-jnp.sum(other / self.lengthscale, axis=-1))
 
     def diagonal(self, a):
         return jnp.broadcast_to(self.amplitude**2, a.shape[:1])
+
+    def index_axes(self, axes):
+        return frozenset(range(axes))
 
 
 class Coregionalised(Kernel):
     """k = B[i, j] k'(a, b): several outputs that share a function, the index i in the last axis.
 
     B = W W^T + diag(variance) (intrinsic coregionalisation; Bonilla et al. 2007). One observation
-    is one output at one point, so outputs need not be measured together.
+    is one output at one point, so outputs need not be measured together. An index of no output
+    gives NaN.
     """
 
     kernel: Kernel
@@ -225,17 +243,23 @@ class Coregionalised(Kernel):
         return self.weights @ self.weights.T + jnp.diag(self.variance)
 
     def __call__(self, a, b):
-        i, j = _index(a), _index(b)
-        return self.between()[i[:, None], j] * self.kernel(a[:, :-1], b[:, :-1])
+        (i, known_i), (j, known_j) = (_index(p, len(self.variance)) for p in (a, b))
+        between = self.between()[i[:, None], j] * known_i[:, None] * known_j
+        return between * self.kernel(a[:, :-1], b[:, :-1])
 
     def diagonal(self, a):
-        return jnp.diag(self.between())[_index(a)] * self.kernel.diagonal(a[:, :-1])
+        i, known = _index(a, len(self.variance))
+        return jnp.diag(self.between())[i] * known * self.kernel.diagonal(a[:, :-1])
+
+    def index_axes(self, axes):
+        return frozenset({axes - 1}) | self.kernel.index_axes(axes - 1)
 
 
 class MultiFidelity(Kernel):
     """k = ratio^(s + t) k_low + [s = t = 1] k_error; the fidelity s, 0 or 1, is the last axis.
 
     The high fidelity is `ratio` times the low one and an error of its own (Kennedy & O'Hagan 2000).
+    Another fidelity gives NaN.
     """
 
     low: Kernel
@@ -243,20 +267,30 @@ class MultiFidelity(Kernel):
     ratio: Float[Array, ""] = parameter(default=1.0)
 
     def __call__(self, a, b):
-        s, t = _index(a), _index(b)
-        scale = jnp.where(s == 1, self.ratio, 1.0)[:, None] * jnp.where(t == 1, self.ratio, 1.0)
-        high = ((s == 1)[:, None] & (t == 1)).astype(a.dtype)
+        (s, of_s), (t, of_t) = (self._scale(p) for p in (a, b))
+        high = ((s == 1)[:, None] & (t == 1)).astype(of_s.dtype)
         a, b = a[:, :-1], b[:, :-1]
-        return scale * self.low(a, b) + high * self.error(a, b)
+        return of_s[:, None] * of_t * self.low(a, b) + high * self.error(a, b)
 
     def diagonal(self, a):
-        high = (_index(a) == 1).astype(a.dtype)
-        scale = jnp.where(high == 1, self.ratio, 1.0) ** 2
-        return scale * self.low.diagonal(a[:, :-1]) + high * self.error.diagonal(a[:, :-1])
+        s, of_s = self._scale(a)
+        high, a = (s == 1).astype(of_s.dtype), a[:, :-1]
+        return of_s**2 * self.low.diagonal(a) + high * self.error.diagonal(a)
+
+    def _scale(self, a):
+        s, known = _index(a, 2)
+        return s, jnp.where(s == 1, self.ratio, 1.0) * known
+
+    def index_axes(self, axes):
+        inner = self.low.index_axes(axes - 1) | self.error.index_axes(axes - 1)
+        return frozenset({axes - 1}) | inner
 
 
-def _index(a: Points) -> Array:
-    return jnp.round(a[:, -1]).astype(int)
+def _index(a: Points, count: int) -> tuple[Array, Float[Array, "n"]]:
+    """The index in the last axis, and 1 where it is one of `count`, NaN where it is not."""
+    at = jnp.round(a[:, -1])
+    known = (at >= 0) & (at < count) & (jnp.abs(a[:, -1] - at) < ROUNDED)
+    return jnp.clip(at, 0, count - 1).astype(int), jnp.where(known, 1.0, jnp.nan).astype(a.dtype)
 
 
 # --- composition -------------------------------------------------------------------------------
@@ -272,6 +306,9 @@ class Sum(Kernel):
 
     def diagonal(self, a):
         return sum(part.diagonal(a) for part in self.parts)
+
+    def index_axes(self, axes):
+        return frozenset().union(*(part.index_axes(axes) for part in self.parts))
 
     def features(self, key, count):
         each = count // len(self.parts)
@@ -290,6 +327,9 @@ class Product(Kernel):
 
     def diagonal(self, a):
         return _product(part.diagonal(a) for part in self.parts)
+
+    def index_axes(self, axes):
+        return frozenset().union(*(part.index_axes(axes) for part in self.parts))
 
     def features(self, key, count):
         """The spectrum of a product is the convolution of the spectra: frequencies add up."""
@@ -331,6 +371,9 @@ class Over(Kernel):
 
     def diagonal(self, a):
         return self.kernel.diagonal(a[:, jnp.asarray(self.axes)])
+
+    def index_axes(self, axes):
+        return frozenset(self.axes[i] % axes for i in self.kernel.index_axes(len(self.axes)))
 
     def features(self, key, count):
         phi = self.kernel.features(key, count)

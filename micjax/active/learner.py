@@ -19,20 +19,22 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 from scipy.stats import qmc
 
 from micjax.active import acquisition, belief, gp, predictive
 from micjax.active.belief import Belief, Model, plain_model
 from micjax.active.cost import Cost, tour, travel_s
+from micjax.active.identity import told_apart
 from micjax.active.paths import draw_paths
 from micjax.active.search import maximise
-from micjax.active.space import Space
+from micjax.active.space import Space, plain
 
 log = logging.getLogger("micjax")
 
 ID = "_id"
-FORMAT = "micjax learner 1"
+FORMAT = "micjax learner 2"
 GOALS = {
     "maximise": "log_ei",
     "minimise": "log_ei",
@@ -43,6 +45,7 @@ GOALS = {
 LOGARITHMIC = ("log_ei", "pi", "among_best", "uncertainty", "mes")
 ACQUISITIONS = (*LOGARITHMIC, "ucb", "thompson", "straddle")
 SPREAD = 512  # points over which the maxima of draws are looked for
+BEYOND = 0.1  # of its range: how far beyond an axis an instrument may arrive
 NINETY = 1.6449  # standard deviations on both sides hold 90 % of a normal distribution
 MAXIMA = 64  # draws of the maximum for the max-value entropy
 
@@ -145,9 +148,8 @@ class Learner:
             raise ValueError(f"{cost.rates.size} rates for {len(space.axes)} axes")
         initial = max(5, 2 * len(space.axes) + 1) if initial is None else initial
         self.space, self.model = space, plain_model(space) if model is None else model
-        self.settings = Settings(
-            outcome, goal, chosen, level, wanted, initial, seed, budget, tolerance
-        )
+        given = outcome, goal, chosen, level, wanted, initial, seed, budget, tolerance
+        self.settings = Settings(*map(plain, given))
         self.cost = cost
         self.file = None if file is None else pathlib.Path(file)
         self._batches: list[list[tuple[Any, tuple[float, ...], float]]] = []
@@ -178,17 +180,32 @@ class Learner:
         self._take([entry for entry in batch if math.isfinite(entry[2])])
 
     def _read(self, point: Mapping[str, Any]) -> tuple[Any, tuple[float, ...], float]:
-        identity, outcome = point.get(ID), self.settings.outcome
+        identity, outcome = plain(point.get(ID)), self.settings.outcome
         if outcome not in point:
             raise ValueError(f"the point {dict(point)} has no outcome {outcome!r}")
+        if not isinstance(identity, str | int | float | None):
+            raise ValueError(f"the {ID} {identity!r} is neither a text nor a number")
         if identity in self._pending and not set(self.space.names) <= set(point):
             numbers = self._pending[identity]
         else:
-            numbers = self.space.numbers(point)
+            numbers = self.space.numbers(self._readbacks(identity, point))
         try:
             return identity, numbers, float(point[outcome])
         except (TypeError, ValueError):
             raise ValueError(f"outcome {outcome!r} is {point[outcome]!r}, no number") from None
+
+    def _readbacks(self, identity: Any, point: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Where a suggestion was measured: what can only be chosen is as it was suggested, and an
+        instrument that arrives a little beyond an end of an axis is at that end."""
+        if identity not in self._pending:
+            return point
+        found = self.space.settings(self._pending[identity])
+        if self.space.candidates is None:
+            for axis in (a for a in self.space.axes if not a.whole):
+                value, beyond = float(point[axis.name]), BEYOND * (axis.upper - axis.lower)
+                near = axis.lower - beyond <= value <= axis.upper + beyond
+                found[axis.name] = min(max(value, axis.lower), axis.upper) if near else value
+        return found
 
     def _take(self, batch: list[tuple[Any, tuple[float, ...], float]]) -> None:
         if batch:
@@ -196,7 +213,13 @@ class Learner:
             points, y = self.data
             if len(y) >= 2:
                 key = jax.random.fold_in(jax.random.key(self.settings.seed), len(y))
-                self._belief = self.model(points, y, self._belief, key)
+                before, self._belief = self._belief, self.model(points, y, self._belief, key)
+                if self._belief.singular and not (before is not None and before.singular):
+                    log.warning(
+                        "the kernel matrix of %d data is singular: distrust the smallest "
+                        "uncertainties",
+                        len(y),
+                    )
 
     @property
     def data(self) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n"]]:
@@ -221,12 +244,12 @@ class Learner:
 
         **Raises:** `ValueError` for an id that is not pending and a point without its axes.
         """
+        known = [(plain(s.get(ID)), s) for s in suggestions]
         failed = [
-            self._pending[s[ID]] if s.get(ID) in self._pending else self.space.numbers(s)
-            for s in suggestions
+            self._pending[i] if i in self._pending else self.space.numbers(s) for i, s in known
         ]
-        for suggestion in suggestions:
-            self._pending.pop(suggestion.get(ID), None)
+        for identity, _ in known:
+            self._pending.pop(identity, None)
         self._failures += failed
 
     # --- suggestions out -----------------------------------------------------------------------
@@ -290,16 +313,15 @@ class Learner:
         point, value = maximise(score, self.space.box, climb, (states, context), near=self._near())
         if not np.isfinite(float(value)):
             raise ValueError(f"the acquisition {self.settings.acquisition} is finite nowhere")
-        # rounding may step over a bound
-        return tuple(np.clip(np.asarray(point), self.space.lower, self.space.upper).tolist())
+        return tuple(np.asarray(point).tolist())
 
     def _with_fantasies(self, waiting: Sequence[tuple[float, ...]]) -> tuple[gp.State, ...]:
         """The states as if what is waited for came out as predicted (Ginsbourger et al. 2010), and
         what failed as the worst outcome so far: the process stays away from it, as far as the
         function is known to be smooth."""
         states = self.belief.states
-        size = states[0].count + len(waiting) + len(self._failures)
-        states, worst = belief.with_room(states, size), self._worst(states[0])
+        extra = len(waiting) + len(self._failures)
+        states, worst = belief.with_room(states, extra), self._worst(states[0])
         for numbers in self._failures:
             states = belief.imagined(states, numbers, worst)
         for numbers in waiting:
@@ -448,18 +470,20 @@ class Learner:
         """
         if self.file is None:
             raise ValueError("the learner was made without a file to write to")
-        content = {
-            "format": FORMAT,
-            "settings": self._identity(),
-            "suggested": self._suggested,
-            "batches": self._batches,
-            "pending": list(self._pending.items()),
-            "failures": self._failures,
-        }
+        content = json.dumps(
+            {
+                "format": FORMAT,
+                "settings": self._identity(),
+                "suggested": self._suggested,
+                "batches": self._batches,
+                "pending": list(self._pending.items()),
+                "failures": self._failures,
+            }
+        )
         temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")
         try:
             with open(temporary, "w", encoding="utf-8") as handle:
-                json.dump(content, handle)
+                handle.write(content)
                 handle.flush()
                 os.fsync(handle.fileno())
             os.replace(temporary, self.file)
@@ -470,7 +494,8 @@ class Learner:
     def restore(self) -> None:
         """Take up what `checkpoint` wrote: the same suggestions follow as would have then.
 
-        **Raises:** `FileNotFoundError`; `ValueError` for another file, or one of other settings.
+        **Raises:** `FileNotFoundError`; `ValueError` for another file, or one of a learner with
+        other axes, candidates, cost, model or settings.
         """
         if self.file is None or not self.file.is_file():
             raise FileNotFoundError(f"no such checkpoint: {self.file}")
@@ -483,7 +508,9 @@ class Learner:
         was, now = content["settings"], json.loads(json.dumps(self._identity()))
         if was != now:
             other = sorted(k for k in {**was, **now} if was.get(k) != now.get(k))
-            raise ValueError(f"{self.file} is of a learner with other {', '.join(other)}")
+            differ = "; ".join(f"{k} is {now.get(k)} and was {was.get(k)}" for k in other)
+            names = ", ".join(other)
+            raise ValueError(f"{self.file} is of a learner with other {names}: {differ}")
         self._batches, self._belief = [], None
         self._failures = [tuple(row) for row in content["failures"]]
         self._pending = {identity: tuple(row) for identity, row in content["pending"]}
@@ -493,8 +520,10 @@ class Learner:
 
     def _identity(self) -> dict[str, Any]:
         axes = [dataclasses.asdict(axis) for axis in self.space.axes]
-        candidates = None if self.space.candidates is None else len(self.space.candidates)
-        return {"axes": axes, "candidates": candidates} | self.settings._asdict()
+        whole = {"candidates": self.space.candidates, "cost": self.cost, "model": self.model}
+        return (
+            {"axes": axes} | {n: told_apart(v) for n, v in whole.items()} | self.settings._asdict()
+        )
 
 
 # --- acquisitions of the states ----------------------------------------------------------------
@@ -505,23 +534,33 @@ def _mean_sd(points, states: tuple[gp.State, ...], context: Context):
     return context.sign * mean, jnp.sqrt(variance)
 
 
+def _of_mixture(value, points, states, context):
+    """The logarithm of the mean over the states, each of which is a Gaussian: exact, where their
+    joint mean and variance would not be."""
+    each = [value(state, *_mean_sd(points, (state,), context)) for state in states]
+    return _per_second(logsumexp(jnp.stack(each), axis=0) - np.log(len(states)), points, context)
+
+
 def _log_ei(points, states, context):
-    mean, sd = _mean_sd(points, states, context)
-    value = acquisition.log_expected_improvement(mean, sd, context.best)
-    return _per_second(value, points, context)
+    def value(_, mean, sd):
+        return acquisition.log_expected_improvement(mean, sd, context.best)
+
+    return _of_mixture(value, points, states, context)
 
 
 def _log_pi(points, states, context):
-    mean, sd = _mean_sd(points, states, context)
-    value = acquisition.log_probability_of_improvement(mean, sd, context.best)
-    return _per_second(value, points, context)
+    def value(_, mean, sd):
+        return acquisition.log_probability_of_improvement(mean, sd, context.best)
+
+    return _of_mixture(value, points, states, context)
 
 
 def _among_best(points, states, context):
-    mean, variance = belief.posterior(states, points)
-    sd = jnp.sqrt(variance + belief.noise_variance(states, points))
-    value = acquisition.log_probability_of_improvement(mean, sd, context.level)
-    return _per_second(value, points, context)
+    def value(state, mean, sd):
+        noisy = jnp.sqrt(sd**2 + belief.noise_variance((state,), points))
+        return acquisition.log_probability_of_improvement(mean, noisy, context.level)
+
+    return _of_mixture(value, points, states, context)
 
 
 def _uncertainty(points, states, context):

@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 from micjax.active import deep_kernel, gp
 from micjax.active.belief import Belief, Outcomes, Points
 from micjax.active.predictive import Part, over_draws
-from micjax.active.scalarise import Scale, scale_of
+from micjax.active.scalarise import Scale, scale_of, spread
 from micjax.active.space import Space
 from micjax.core.problem import InverseProblem
 
@@ -73,10 +73,10 @@ def looking_model(
         raise ValueError(f"the image of shape {image.shape} is too small for patches of {side}")
     if not np.isfinite(image).all():
         raise ValueError(f"{int(np.sum(~np.isfinite(image)))} pixels of the image are not finite")
-    if not image.std() > 0.0:
+    if not spread(image) > 0.0:
         raise ValueError("the image is the same everywhere: there is nothing to look at")
     # of the whole image, not of each patch
-    standard = np.pad((image - image.mean()) / image.std(), side // 2, mode="reflect")
+    standard = np.pad((image - image.mean()) / spread(image), side // 2, mode="reflect")
     rngs = nnx.Rngs(seed)
     process = deep_kernel.deep_process(
         space.lower,

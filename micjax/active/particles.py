@@ -71,7 +71,8 @@ def start(
     - `count`: how many draws.
     - `capacity`: rows for data; doubled when they are used up.
 
-    **Raises:** `ValueError` for an improper prior, from which nothing can be drawn.
+    **Raises:** `ValueError` for an improper prior, from which nothing can be drawn, or a capacity
+    below 1.
     """
     unknowns = problem.unknowns()
     keys = jax.random.split(key, len(unknowns) + 1)
@@ -96,13 +97,14 @@ def adopt(
     behind them; `log_evidence` counts what is learnt from then on."""
     x, y = jnp.asarray(x), jnp.asarray(y)
     _checked(x, y)
-    while capacity < len(x):
-        capacity *= 2
+    capacity = max(capacity, 1 << max(len(x) - 1, 0).bit_length())
     draws = {n: jnp.asarray(draws[n]) for n in problem.unknowns()}
     return _placed(_particles(jax.random.key(0), problem, draws, x[:1], capacity), x, y, 0)
 
 
 def _particles(key: Array, problem: InverseProblem, draws: Values, x, capacity: int) -> Particles:
+    if capacity < 1:
+        raise ValueError(f"capacity is {capacity}; it has to be 1 or more rows")
     count = len(next(iter(draws.values())))
     # data that can occur: a masked row must not be NaN either
     y = problem.noise(problem.forward(x)).sample(key)
@@ -311,7 +313,7 @@ def _degree(log_weights, fresh, left) -> Float[Array, ""]:
 
     low, _ = jax.lax.fori_loop(0, 40, halve, (jnp.zeros(()), left))
     # never nothing at all, or the loop would not end
-    return jnp.where(enough(left), left, jnp.clip(low, jnp.minimum(1e-6, left), left))
+    return jnp.where(enough(left), left, jnp.maximum(low, 0.5**40 * left))
 
 
 def _lowest(log_p: Float[Array, "count"]) -> Float[Array, "count"]:

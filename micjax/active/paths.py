@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from micjax.active.gp import Observed, Process, State, double, jittered_cholesky, joint
+from micjax.active.algebra import jittered_cholesky
+from micjax.active.gp import Observed, Process, State, double, joint, noise_and_jitter
 from micjax.active.search import Box, maximise
 
 EXACT = 512  # up to so many points a Cholesky factor is cheap, and exact
@@ -57,7 +58,7 @@ def draw_paths(state: State, key: Array, count: int, features: int = 1024) -> Pa
     forward, observed = state.problem.forward, state.observed
     phi = _features(forward, spectrum, features, observed.points)
     weights = jax.random.normal(prior, (count, phi.shape[1]), phi.dtype)
-    sd = jnp.sqrt(state.problem.noise.variances(observed) + state.jitter)
+    sd = jnp.sqrt(noise_and_jitter(state, observed))
     e = sd * jax.random.normal(noise, (count, len(sd)), phi.dtype)
     white = state.white - (observed.present * (weights @ phi.T + e)) @ state.root.T
     update = observed.present * (white @ state.root)
@@ -95,8 +96,8 @@ def draw_values(
 @eqx.filter_jit
 def _exact(state: State, key: Array, count: int, points: Array) -> Array:
     mean, covariance = joint(state, points)
-    # at measured points hardly any variance is left, and rounding is relative to the prior
-    factor, _ = jittered_cholesky(covariance + state.jitter * jnp.eye(len(mean)))
+    # at measured points hardly any variance is left, and rounding is a share of the prior's
+    factor, _ = jittered_cholesky(covariance, state.problem.forward.variance(points))
     return mean + jax.random.normal(key, (count, len(mean))) @ factor.T
 
 

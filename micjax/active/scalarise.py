@@ -34,11 +34,11 @@ class Scale(NamedTuple):
         """sum log dz/dy: what the scale adds to the log evidence of y over that of z."""
         u = (np.asarray(y, float) - self.centre) / self.width
         bend = {
-            "arcsinh": lambda: -0.5 * np.sum(np.log1p(u**2)),
+            "arcsinh": lambda: -np.sum(np.log(np.hypot(1.0, u))),
             "log": lambda: -np.sum(np.log(u)),
             "none": lambda: 0.0,
         }[self.bend]()
-        return float(bend - u.size * np.log(self.width * self.spread))
+        return float(bend - u.size * (np.log(self.width) + np.log(self.spread)))
 
     def invert(self, z: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         bent = np.asarray(z, float) * self.spread + self.location
@@ -70,22 +70,34 @@ def scale_of(y: Float[np.ndarray, "n"], kind: str = "robust") -> Scale:
         return max((scale_of(y, k) for k in kinds), key=lambda scale: scale.log_slope(y))
     if kind == "none":
         return Scale(0.0, 1.0, 0.0, 1.0, "none")
-    spread = _positive(y.std())
+    size = float(np.abs(y).max()) or 1.0  # the unit of outcomes that are all the same
+    centre = float(np.median(y))
+    width = float(spread(y)) or size
     if kind == "linear":
-        return Scale(float(y.mean()), spread, 0.0, 1.0, "none")
+        return Scale(float(centre + np.mean(y - centre)), width, 0.0, 1.0, "none")
     if kind == "log":
         if not y.min() > 0.0:
             raise ValueError(
                 f"the lowest outcome is {y.min():.6g}; a logarithm wants positive ones"
             )
-        return Scale(0.0, 1.0, float(np.log(y).mean()), _positive(np.log(y).std()), "log")
-    centre = float(np.median(y))
+        log_y = np.log(y)
+        return Scale(0.0, 1.0, float(log_y.mean()), float(spread(log_y)) or 1.0, "log")
     deviation = MAD_TO_SD * float(np.median(np.abs(y - centre)))
     # more than half of the outcomes may be equal
-    width = deviation if deviation > 1e-9 * spread else spread
+    width = deviation if deviation > 1e-9 * width else width
     bent = np.arcsinh((y - centre) / width)
-    return Scale(centre, width, float(bent.mean()), _positive(bent.std()), "arcsinh")
+    return Scale(centre, width, float(bent.mean()), float(spread(bent)) or 1.0, "arcsinh")
 
 
-def _positive(spread: float) -> float:
-    return float(spread) if spread > 0.0 else 1.0  # constant outcomes
+def spread(values: Float[np.ndarray, "..."], axis: int | None = None) -> Float[np.ndarray, "..."]:
+    """The standard deviation, of values of any size; 0 where they differ by no more than rounding.
+
+    The squares of values below 1e-154 underflow, and the mean of equal ones is off by rounding.
+    """
+    values = np.asarray(values, float)
+    far = np.ptp(values, axis=axis, keepdims=True)
+    rounding = 4.0 * np.finfo(float).eps * np.max(np.abs(values), axis=axis, keepdims=True)
+    unit = np.where(far > rounding, far, np.inf)
+    shifted = (values - np.min(values, axis=axis, keepdims=True)) / unit
+    size = np.squeeze(np.where(far > rounding, far, 0.0), axis)
+    return np.asarray(np.std(shifted, axis=axis) * size)

@@ -77,8 +77,12 @@ def maximise(
     free = (~box.whole & (box.upper > box.lower)).astype(points.dtype)
     width = jnp.where(box.upper > box.lower, box.upper - box.lower, 1.0)
 
-    def height(z):  # in the unit cube, where one step suits all axes
-        return score(box.lower + z * width, *arguments)
+    def place(z):  # from the unit cube, where one step suits all axes; rounding leaves the box
+        points = jnp.clip(box.lower + z * width, box.lower, box.upper)
+        return jnp.where(box.whole, jnp.round(points), points)
+
+    def height(z):
+        return score(place(z), *arguments)
 
     def slope(z):
         uphill = jax.grad(lambda z: jnp.sum(height(z)))(z) * free
@@ -102,7 +106,7 @@ def maximise(
     start = (z, values, jax.vmap(solver.init)(z))
     (z, values, _), _ = jax.lax.scan(step, start, length=steps)
     winner = jnp.argmax(values)
-    return box.lower + z[winner] * width, values[winner]
+    return place(z[winner]), values[winner]
 
 
 def _cloud(key: Array, box: Box, near: Float[Array, "k d"], count: int) -> Float[Array, "count d"]:

@@ -169,7 +169,7 @@ def _bearable(gain: np.ndarray, log_weight: np.ndarray, most: float) -> float:
     for _ in range(50):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if enough(middle) else (low, middle)
-    return max(low, 1e-6)  # never nothing at all, or there would be no end
+    return max(low, most * 0.5**50)  # never nothing at all, or there would be no end
 
 
 # --- one more datum ----------------------------------------------------------------------------
@@ -185,13 +185,12 @@ def tell(
 
     **Raises:** `ValueError` for a value that is not finite.
     """
-    if not (np.isfinite(y) and np.isfinite(point).all()):
-        raise ValueError(f"the datum {y} at {np.asarray(point).tolist()} is not finite")
+    new = gp.datum(point, y, noise_ratio)
     if cloud.count == len(cloud.y):
         observed, values = gp.grown(cloud.observed, cloud.y)
         followed = _follow(cloud.theta, cloud.problem, observed, values, cloud.points)
         cloud = cloud._replace(observed=observed, y=values, followed=followed)
-    told = _told(cloud, jnp.asarray(point), jnp.asarray(y), jnp.asarray(noise_ratio))
+    told = _told(cloud, *new)
     if told.effective >= ENOUGH * len(told.theta):
         return told
     if told.effective >= SURPRISED * len(told.theta):
@@ -216,7 +215,7 @@ def _told(cloud: Cloud, point, y, noise_ratio):
     n = jnp.sum(cloud.observed.present).astype(int)
 
     def one(theta, own):
-        new = gp.tell.__wrapped__(_tracked(cloud, theta, own), point, y, noise_ratio)
+        new = gp.told(_tracked(cloud, theta, own), point, y, noise_ratio)
         log_density = jnp.log(new.state.root[n, n]) - 0.5 * new.state.white[n] ** 2
         return _own(new), new.state.observed, new.state.y, log_density
 
@@ -280,15 +279,17 @@ def _noise(cloud: Cloud) -> Float[Array, "m"]:
 
 def moments(cloud: Cloud) -> tuple[Float[Array, "particles m"], Float[Array, "particles m"]]:
     """Mean and variance of the function by each particle, at the points of the cloud."""
-    variance = cloud.followed.variance
-    # rounding may leave less than nothing at a point measured without noise
-    return cloud.followed.mean, jnp.maximum(variance, 1e-14 * jnp.max(variance))
+    return cloud.followed.mean, cloud.followed.variance
 
 
 @double
-@eqx.filter_jit
 def log_expected_improvement(cloud: Cloud, best: ArrayLike) -> Float[Array, "m"]:
     """log E[max(f - best, 0)] over the particles too, at the points of the cloud."""
+    return _log_improvement(cloud, jnp.asarray(best, float))
+
+
+@eqx.filter_jit
+def _log_improvement(cloud: Cloud, best: Float[Array, ""]) -> Float[Array, "m"]:
     means, variances = moments(cloud)
     each = acquisition.log_expected_improvement(means, jnp.sqrt(variances), best)
     return logsumexp(each + cloud.log_weight[:, None], axis=0)
@@ -350,9 +351,7 @@ def _own(tracked: Tracked) -> Followed:
 @eqx.filter_jit
 def _follow(theta: Float[Array, "particles p"], problem, observed, y, points) -> Followed:
     def one(theta):
-        return _own(
-            gp.track.__wrapped__(gp.condition.__wrapped__(_at(theta, problem), observed, y), points)
-        )
+        return _own(gp.tracked(gp.conditioned(_at(theta, problem), observed, y), points))
 
     return jax.lax.map(one, theta)
 
@@ -443,10 +442,15 @@ def _systematic(key: Array, log_weight: Float[Array, "n"]) -> Int[Array, "n"]:
 
 
 def _spread(theta: Float[Array, "n p"]) -> Float[Array, "p p"]:
-    """A root of the covariance of the particles."""
+    """A root of the covariance of the particles, each coordinate in its own unit."""
     away = theta - jnp.mean(theta, axis=0)
-    covariance = away.T @ away / len(theta)
-    return jnp.linalg.cholesky(covariance + 1e-6 * jnp.diag(jnp.diag(covariance) + 1e-12))
+    sd = jnp.sqrt(jnp.mean(away**2, axis=0))
+    # of a coordinate in which all particles agree: about what rounding moves it
+    rounding = jnp.finfo(theta.dtype).eps * jnp.max(jnp.abs(theta), axis=0)
+    sd = jnp.maximum(sd, jnp.maximum(rounding, jnp.finfo(theta.dtype).tiny))
+    away = away / sd
+    correlation = away.T @ away / len(theta)
+    return sd[:, None] * jnp.linalg.cholesky(correlation + 1e-6 * jnp.eye(len(sd)))
 
 
 def _walk(key: Array, theta: Float[Array, "n p"], others: Float[Array, "k p"]):

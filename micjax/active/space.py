@@ -10,6 +10,13 @@ from jaxtyping import Float
 
 from micjax.active.search import Box
 
+RETURNED = 2.0**-22  # a setting that has been through float32 is off by no more, of the range
+
+
+def plain(value: Any) -> Any:
+    """A number or a text of NumPy as that of Python, which a file of JSON can hold."""
+    return value.item() if isinstance(value, np.generic) else value
+
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
@@ -19,9 +26,10 @@ class Axis:
 
     - `lower`, `upper`: its range, ends included, in `unit`; of categories left out.
     - `whole`: only whole numbers.
-    - `categories`: the names of its settings, for an axis that has no order.
+    - `categories`: the names of its settings, for an axis that has no order: texts or numbers.
 
-    **Raises:** `ValueError` for an empty range, no categories, or two of one name.
+    **Raises:** `ValueError` for an empty range, less than two categories, two of one name, or what
+    is neither a text nor a number.
     """
 
     name: str
@@ -32,13 +40,17 @@ class Axis:
     categories: tuple[Any, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "categories", tuple(self.categories))
+        object.__setattr__(self, "categories", tuple(plain(c) for c in self.categories))
         if self.categories:
+            if wrong := [c for c in self.categories if not isinstance(c, str | int | float)]:
+                raise ValueError(f"axis {self.name}: {wrong} are neither texts nor numbers")
             if len(set(self.categories)) != len(self.categories) or len(self.categories) < 2:
                 raise ValueError(f"axis {self.name}: categories {self.categories} are not distinct")
             object.__setattr__(self, "lower", 0.0)
-            object.__setattr__(self, "upper", float(len(self.categories) - 1))
+            object.__setattr__(self, "upper", len(self.categories) - 1)
             object.__setattr__(self, "whole", True)
+        object.__setattr__(self, "lower", float(self.lower))
+        object.__setattr__(self, "upper", float(self.upper))
         if not (math.isfinite(self.lower) and math.isfinite(self.upper)):
             raise ValueError(f"axis {self.name} from {self.lower} to {self.upper} is not finite")
         if not self.lower < self.upper:
@@ -122,12 +134,23 @@ class Space:
     def numbers(self, point: Mapping[str, Any]) -> tuple[float, ...]:
         """The point `{axis: setting}` as numbers in the order of the axes.
 
+        What is a candidate but for rounding to float32 is that candidate.
+
         **Raises:** `ValueError` when an axis is missing or a setting is not on it.
         """
         missing = [name for name in self.names if name not in point]
         if missing:
             raise ValueError(f"the point has no {', '.join(missing)}; its axes are {self.names}")
-        return tuple(axis.number(point[axis.name]) for axis in self.axes)
+        return self._candidate(tuple(axis.number(point[axis.name]) for axis in self.axes))
+
+    def _candidate(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
+        if self.candidates is None:
+            return numbers
+        off = np.abs(self.candidates - numbers)
+        nearest = int(np.argmin(np.max(off / (self.upper - self.lower), axis=1)))
+        largest = np.maximum(np.abs(self.lower), np.abs(self.upper))
+        same = np.all(off[nearest] <= RETURNED * largest)
+        return tuple(self.candidates[nearest].tolist()) if same else numbers
 
     def settings(self, numbers: Sequence[float] | np.ndarray) -> dict[str, Any]:
         """The point `{axis: setting}` of these numbers."""

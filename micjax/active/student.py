@@ -36,7 +36,6 @@ class Weighed(NamedTuple):
 
 
 @double
-@eqx.filter_jit
 def weigh(
     problem: InverseProblem,
     observed: Observed,
@@ -49,7 +48,11 @@ def weigh(
 
     - `observed`: with the noise ratios as they are without outliers.
     """
-    nu = degrees_of_freedom
+    return _weigh(problem, observed, y, jnp.asarray(degrees_of_freedom, float))
+
+
+@eqx.filter_jit
+def _weigh(problem: InverseProblem, observed: Observed, y, nu: Float[Array, ""]) -> Weighed:
     scale = problem.noise.variances(observed)
 
     def weighed(weights) -> Observed:
@@ -57,7 +60,7 @@ def weigh(
 
     def misfit(weights) -> Float[Array, "capacity"]:
         """E[(y - f)^2] / s^2."""
-        state = gp.condition.__wrapped__(problem, weighed(weights), y)
+        state = gp.conditioned(problem, weighed(weights), y)
         mean, variance = gp.posterior(state, observed.points)
         return ((y - mean) ** 2 + variance) / scale
 

@@ -139,3 +139,17 @@ def neg_log_joint(theta: Theta, problem: InverseProblem, x, y) -> Float[Array, "
     values = problem.constrain(theta)
     log_prior = sum(p.log_prob(values[n]) for n, p in problem.unknowns().items())
     return -log_prior - log_likelihood(problem.at(values), x, y)
+
+
+def check_data(problem: InverseProblem, x, y) -> None:
+    """That there are data, and that they are of the shape which the model predicts: another one
+    would be broadcast, and fitted.
+
+    **Raises:** `ValueError`.
+    """
+    if not all(jnp.size(leaf) for leaf in jax.tree.leaves(y)) or not jax.tree.leaves(y):
+        raise ValueError("there are no data: y is empty")
+    law = eqx.filter_eval_shape(lambda p, x: p.noise(p.forward(x)), problem, x)
+    expected = tuple(law.batch_shape) + tuple(law.event_shape)
+    if jnp.shape(y) != expected:
+        raise ValueError(f"the data have the shape {jnp.shape(y)}, the prediction {expected}")

@@ -217,6 +217,6 @@ def _by_name(problem: InverseProblem, module: ModuleType) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "values.h5"
         save(path, other, module.__name__)
-        back = load(path).values()
+        back = load(path, module).values()
     lost = [n for n, v in other.values().items() if not np.array_equal(v, back[n])]
     return f"saved and loaded, these differ: {', '.join(lost)}" if lost else ""

@@ -1,26 +1,114 @@
 """The state of a fit in a file, from which it goes on bit for bit."""
 
+import dataclasses
+import enum
+import hashlib
 import logging
 import pathlib
+from typing import Any
 
 import equinox as eqx
 import h5py
 import jax
 import numpy as np
+from jaxtyping import Float, PyTree
 
+from micjax.core.hdf5 import File, opened
+from micjax.core.problem import Values
 from micjax.inference.result import Path, write_atomically
+from micjax.inference.solvers.driver import Carry
 
 log = logging.getLogger("micjax")
-FORMAT = "micjax checkpoint 1"
+FORMAT = "micjax checkpoint 2"
 
 
-def save_checkpoint(path: Path, carry, history: list[np.ndarray], solver) -> None:
-    """Write `carry` and the losses. A failure is a warning: the fit is worth more than the file."""
+class StopReason(enum.StrEnum):
+    """Why a fit stopped."""
+
+    STEPS = "steps"  # all of them were made
+    TOLERANCE = "tolerance"  # the last steps lowered the loss by less
+    CONVERGED = "converged"  # the solver says so
+    STALLED = "stalled"  # no step lowers the loss any more, or none ever did
+    NON_FINITE = "non-finite"
+    INTERRUPTED = "interrupted"
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """Where one start has led to."""
+
+    values: Values  # of all unknowns of the problem
+    loss: float = np.inf  # nats, -log p(y, values)
+    reason: StopReason = StopReason.STEPS
+    losses: Float[np.ndarray, "steps"] = dataclasses.field(default_factory=lambda: np.empty(0))
+    fault: str = ""  # what was not finite
+
+
+@dataclasses.dataclass
+class Snapshot:
+    """How far the stages of a fit have come."""
+
+    candidates: list[Candidate]  # of the stage before
+    stage: int = 0
+    rounds: int = 0  # that have ended in this stage: starts, or one of all starts together
+    ended: list[Candidate] = dataclasses.field(default_factory=list)  # of those rounds
+    underway: list[Candidate] = dataclasses.field(default_factory=list)  # of the present round
+    carry: Carry | dict[str, np.ndarray] | None = None  # of it; arrays by name: as read
+    solver: str = ""  # of it, as read
+    losses: list[np.ndarray] = dataclasses.field(default_factory=list)  # of it, chunk by chunk
+    steps: int = 0  # of all rounds and stages
+
+    @property
+    def many(self) -> bool:
+        """Whether the present round is of several starts together."""
+        return bool(self.losses) and self.losses[0].ndim == 2
+
+    def advance(self, carry: Carry, losses: np.ndarray) -> None:
+        # in one go: Ctrl-C comes between lines
+        self.carry, self.losses, self.steps = (
+            carry,
+            [*self.losses, losses],
+            self.steps + len(losses),
+        )
+
+    def next_round(self) -> None:
+        ended = self.ended + self.underway
+        self.ended, self.underway, self.rounds, self.carry, self.losses = (
+            ended,
+            [],
+            self.rounds + 1,
+            None,
+            [],
+        )
+
+    def next_stage(self) -> None:
+        self.next_round()
+        self.candidates, self.ended, self.rounds = self.ended, [], 0
+        self.stage += 1
+
+
+def solver_name(solver) -> str:
+    # an optax transformation has no name of its own; its state in the carry tells it apart
+    return type(solver).__name__
+
+
+def save_snapshot(path: Path, state: Snapshot, solver, x, y) -> None:
+    """Write `state`. A failure is a warning: the fit is worth more than the file."""
 
     def write(file: h5py.File) -> None:
-        file.attrs.update(format=FORMAT, solver=_name(solver))
-        file["losses"] = np.concatenate(history)
-        for i, (name, leaf) in enumerate(_arrays(carry).items()):
+        file.attrs.update(
+            format=FORMAT,
+            solver=solver_name(solver),
+            data=_digest((x, y)),
+            stage=state.stage,
+            rounds=state.rounds,
+            steps=state.steps,
+        )
+        for group in ("candidates", "ended"):
+            for i, candidate in enumerate(getattr(state, group)):
+                _write_candidate(file.create_group(f"{group}/{i}"), candidate)
+        file["losses"] = np.concatenate(state.losses)
+        for i, (name, leaf) in enumerate(_arrays(state.carry).items()):
             file[f"carry/{i}"] = np.asarray(_raw(leaf))
             file[f"carry/{i}"].attrs["name"] = name
 
@@ -30,55 +118,114 @@ def save_checkpoint(path: Path, carry, history: list[np.ndarray], solver) -> Non
         log.warning("checkpoint %s was not written: %s", path, error)
 
 
-def load_checkpoint(path: Path, carry, history: list[np.ndarray], solver):
-    """`carry` and `history` as they were saved; unchanged if there is no file yet.
+def _write_candidate(group: h5py.Group, candidate: Candidate) -> None:
+    group.attrs.update(loss=candidate.loss, reason=candidate.reason.value, fault=candidate.fault)
+    group["losses"] = candidate.losses
+    for name, value in candidate.values.items():
+        group[f"values/{name}"] = np.asarray(value)
 
-    **Raises:** `ValueError` when the file is of another problem, solver or number of starts.
+
+def _read_candidate(file: File, path: str) -> Candidate:
+    node = file.get(path)
+    return Candidate(
+        {name: jax.numpy.asarray(v) for name, v in file.arrays(f"{path}/values").items()},
+        float(node.attrs["loss"]),
+        StopReason(node.attrs["reason"]),
+        file.array("losses", node),
+        str(node.attrs["fault"]),
+    )
+
+
+def _read_candidates(file: File, path: str) -> list[Candidate]:
+    group = file.get(path)
+    return [_read_candidate(file, f"{path}/{i}") for i in range(len(group.links) if group else 0)]
+
+
+def load_snapshot(path: Path, state: Snapshot, x, y) -> Snapshot:
+    """The state as it was saved; `state` if there is no file yet.
+
+    **Raises:** `ValueError` when the file is no checkpoint, or that of a fit to other data.
     """
     if not pathlib.Path(path).exists():
-        return carry, history
+        return state
     try:
-        with h5py.File(path, "r") as file:
-            attributes, losses = dict(file.attrs), file["losses"][()]
-            found = {d.attrs["name"]: np.asarray(d[()]) for d in file["carry"].values()}
-    except (OSError, KeyError) as error:
+        with opened(path) as file:
+            attributes = file.root.attrs
+            if attributes.get("format") != FORMAT:
+                raise ValueError(f"format {attributes.get('format')!r} instead of {FORMAT!r}")
+            groups = {g: _read_candidates(file, g) for g in ("candidates", "ended")}
+            losses, numbered = file.array("losses"), file.arrays("carry")
+            carry = {file.get(f"carry/{i}").attrs["name"]: a for i, a in numbered.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a micjax checkpoint: {error}") from error
-    wanted = _arrays(carry)
-    if wrong := _differences(attributes, found, solver, wanted):
-        raise ValueError(f"{path} is the checkpoint of another fit: {wrong}")
-    arrays = [_like(found[name], leaf) for name, leaf in wanted.items()]
+    if attributes["data"] != _digest((x, y)):
+        raise ValueError(f"{path} is the checkpoint of another fit: its data are not these")
+    wanted, saved = set(state.candidates[0].values), set(groups["candidates"][0].values)
+    if wanted != saved:
+        lines = [f"{n} is missing" for n in sorted(wanted - saved)]
+        lines += [f"{n} is not in this fit" for n in sorted(saved - wanted)]
+        raise ValueError(f"{path} is the checkpoint of another fit: {'; '.join(lines)}")
+    return Snapshot(
+        groups["candidates"],
+        int(attributes["stage"]),
+        int(attributes["rounds"]),
+        groups["ended"],
+        carry=carry,
+        solver=str(attributes["solver"]),
+        losses=[losses],
+        steps=int(attributes["steps"]),
+    )
+
+
+def restored(state: Snapshot, carry: Carry, solver) -> Carry:
+    """`carry` with the arrays of `state`, if it has any that were read; `state` has it then too.
+
+    **Raises:** `ValueError` when they are of another problem, solver or number of starts.
+    """
+    if not isinstance(state.carry, dict):
+        state.carry = carry
+        return carry
+    wanted, saved = _arrays(carry), state.carry
+    if wrong := _differences(saved, state.solver, solver, wanted):
+        raise ValueError(f"the file is the checkpoint of another fit: {wrong}")
+    arrays = [_like(saved[name], leaf) for name, leaf in wanted.items()]
     dynamic, static = eqx.partition(carry, eqx.is_array)
     dynamic = jax.tree.unflatten(jax.tree.structure(dynamic), arrays)
-    return eqx.combine(dynamic, static), [losses]
+    state.carry = eqx.combine(dynamic, static)
+    return state.carry
 
 
-def _differences(attributes, found, solver, wanted) -> str:
+def _differences(saved: dict[str, np.ndarray], name: str, solver, wanted) -> str:
     lines = []
-    if attributes.get("format") != FORMAT:
-        lines.append(f"format {attributes.get('format')!r} instead of {FORMAT!r}")
-    if attributes.get("solver") != _name(solver):
-        lines.append(f"solver {attributes.get('solver')!r} instead of {_name(solver)!r}")
-    lines += [f"{n} is missing" for n in wanted if n not in found]
-    lines += [f"{n} is not in this fit" for n in found if n not in wanted]
-    for n in wanted.keys() & found.keys():
-        new, old = _raw(wanted[n]), found[n]
+    if name != solver_name(solver):
+        lines.append(f"solver {name!r} instead of {solver_name(solver)!r}")
+    lines += [f"{n} is missing" for n in wanted if n not in saved]
+    lines += [f"{n} is not in this fit" for n in saved if n not in wanted]
+    for n in wanted.keys() & saved.keys():
+        new, old = _raw(wanted[n]), saved[n]
         if (new.shape, new.dtype) != (old.shape, old.dtype):
             lines.append(f"{n} is {old.dtype}{old.shape} instead of {new.dtype}{new.shape}")
     return "; ".join(lines)
 
 
-def _arrays(carry) -> dict[str, jax.Array]:
+def _digest(tree: PyTree) -> str:
+    """Of the numbers in a tree, so that a fit does not go on with other data."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        if eqx.is_array_like(leaf):
+            array = np.ascontiguousarray(_raw(leaf) if eqx.is_array(leaf) else leaf)
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _arrays(carry: Any) -> dict[str, jax.Array]:
     pairs, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(carry, eqx.is_array))
     return {jax.tree_util.keystr(path): leaf for path, leaf in pairs}
 
 
-def _name(solver) -> str:
-    # an optax transformation has no name of its own; its state in the carry tells it apart
-    return type(solver).__name__
-
-
-def _raw(leaf: jax.Array) -> jax.Array:
-    keys = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+def _raw(leaf):
+    keys = hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(leaf) if keys else leaf
 
 

@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from micjax.core.problem import InverseProblem, Values
+from micjax.core.coordinates import Coordinates
+from micjax.core.memory import check_memory
+from micjax.core.problem import InverseProblem, Values, check_data
 from micjax.inference.density import in_float64, potential
 from micjax.inference.finite import NonFiniteError, non_finite
 from micjax.inference.start import prior_draws
 
 FLAT = 1e-10  # curvature relative to the unknown's own, below which float64 sees none
+COLUMNS = 8  # of the Hessian at a time
 PRIOR_RULES = 0.9  # a posterior this wide, in prior standard deviations, has learnt nothing
 
 
@@ -68,32 +70,33 @@ def laplace(
 ) -> Laplace:
     """The Gaussian approximation of the posterior at the current values (make them the best first).
 
-    In float64, by a dense Hessian: d unknown numbers cost d gradients and d^2 memory.
+    In float64, by a dense Hessian: d unknown numbers cost d gradients, and the memory of the larger
+    of 8 gradients and four matrices of d x d.
 
     **Arguments:**
 
     - `names`: the unknowns that take part (default: all); the others are held where they are.
     - `hessian`: in place of the dense one, in the order of `names`; see
-        `micjax.inference.scoring.expected_hessian`.
+        `micjax.inference.solvers.gauss_newton.expected_hessian`.
 
-    **Raises:** `ValueError` for a name that is no unknown; `NonFiniteError` when the Hessian is not
-    finite.
+    **Raises:** `ValueError` for a name that is no unknown, or data that do not fit the prediction;
+    `NonFiniteError` when the Hessian is not finite; `MemoryError` when there is no room for it.
     """
     with jax.enable_x64(True):
         problem, x, y = in_float64((problem, x, y))
-        unknowns = problem.unknowns()
-        names = list(unknowns) if names is None else list(names)
-        if wrong := sorted(set(names) - set(unknowns)):
-            raise ValueError(f"no unknowns: {wrong}; there are {sorted(unknowns)}")
+        check_data(problem, x, y)
+        coordinates, unknowns = Coordinates(problem, names), problem.unknowns()
+        names = list(coordinates.names)
         theta = problem.unconstrain(problem.values())
-        mean = jnp.concatenate([theta[n].ravel() for n in names])
+        mean = coordinates.vector(theta)
+        check_memory(f"Laplace errors of {mean.size} unknown numbers", 4 * 8 * mean.size**2)
         if hessian is None:
             hessian = _hessian(mean, problem, tuple(names), x, y)
         hessian = np.asarray(hessian, float)
         if not np.isfinite(hessian).all():
             raise NonFiniteError(f"the Hessian is not finite: {non_finite(theta, problem, x, y)}")
         prior_sd = np.concatenate([_prior_sd(unknowns[n], theta[n]) for n in names])
-    owner = np.repeat(names, [theta[n].size for n in names])
+        owner = coordinates.owner
     covariance, flat, unbounded = _invert(hessian, prior_sd)
     wide = np.sqrt(np.diag(covariance)) > PRIOR_RULES * prior_sd
     parts = [{n: float(np.sqrt(np.sum(v[owner == n] ** 2))) for n in names} for v in flat.T]
@@ -133,24 +136,22 @@ def _prior_sd(prior: dist.Distribution, theta: Array) -> np.ndarray:
     return np.asarray(dist.biject_to(prior.support).inv(draws).std(axis=0)).ravel()
 
 
-def _named(problem: InverseProblem, names: tuple[str, ...], flat: Array) -> Values:
-    """The flat vector as {name: unconstrained array}."""
-    theta = problem.unconstrain(problem.values())
-    _, unravel = ravel_pytree([theta[n] for n in names])
-    return dict(zip(names, unravel(flat), strict=True))
-
-
 @eqx.filter_jit
 def _hessian(mean: Array, problem: InverseProblem, names: tuple[str, ...], x, y) -> Array:
-    theta = problem.unconstrain(problem.values())
-    return jax.hessian(lambda m: potential({**theta, **_named(problem, names, m)}, problem, x, y))(
-        mean
+    """Column by column, `COLUMNS` of them side by side: each needs the memory of a gradient."""
+    coordinates = Coordinates(problem, names)
+    gradient = jax.grad(lambda m: potential(coordinates.theta(m), problem, x, y))
+    directions = jnp.eye(mean.size, dtype=mean.dtype)
+    return jax.lax.map(
+        lambda direction: jax.jvp(gradient, (mean,), (direction,))[1],
+        directions,
+        batch_size=min(COLUMNS, mean.size),
     )
 
 
 def _values(problem: InverseProblem, names: tuple[str, ...], flat: Array) -> Values:
-    theta, unknowns = _named(problem, names, flat), problem.unknowns()
-    return {n: dist.biject_to(unknowns[n].support)(theta[n]) for n in names}
+    values = Coordinates(problem, names).values(flat)
+    return {n: values[n] for n in names}
 
 
 @eqx.filter_jit

@@ -1,10 +1,12 @@
-"""Maximum a posteriori: minimise `neg_log_joint` with optax or optimistix, in compiled chunks."""
+"""Maximum a posteriori: stages of fits, from some starts each, by any solver, in one loop.
+
+The loop owns progress, Ctrl-C, checkpoints and why a fit stopped. What it does is decided by the
+stages, the key and the data alone, so that it goes on from a checkpoint as if it had never stopped.
+"""
 
 import dataclasses
-import logging
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,47 +14,98 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optimistix
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float
 
-from micjax.core.problem import InverseProblem, Theta, Values, neg_log_joint
+from micjax.core.interrupts import until_interrupted
+from micjax.core.problem import InverseProblem, Theta, Values, check_data
 from micjax.core.progress import progress
-from micjax.inference.checkpoint import load_checkpoint, save_checkpoint
+from micjax.core.tree import array_of, named_leaves
+from micjax.inference.checkpoint import (
+    Candidate,
+    Snapshot,
+    StopReason,
+    load_snapshot,
+    restored,
+    save_snapshot,
+)
 from micjax.inference.finite import NonFiniteError, non_finite
-from micjax.inference.start import stacked_starts
+from micjax.inference.solvers.driver import (
+    CONVERGED,
+    NON_FINITE,
+    RUNNING,
+    STALLED,
+    Carry,
+    Objective,
+    Solver,
+    begin,
+    chunks,
+)
+from micjax.inference.solvers.first_order import Adam, Optax, Optimistix
+from micjax.inference.start import stacked_starts, started
 
-log = logging.getLogger("micjax")
+AnySolver = Solver | optax.GradientTransformation | optimistix.AbstractMinimiser
 
-Solver = optax.GradientTransformation | optimistix.AbstractMinimiser
-RUNNING, CONVERGED, NON_FINITE, FAILED = range(4)
-_ADAM = optax.adam(2e-2)  # one object, so that fits with the default solver share a compilation
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One round of fits.
+
+    **Arguments:**
+
+    - `solver`: a `Solver`, an optax transformation or a minimiser of optimistix.
+    - `steps`: at most, of each fit. `chunk`: how many in one compiled call, after which there is a
+        checkpoint.
+    - `starts`: `starts(problem, x, y, candidates, key) -> [{name: value}, ...]`; names left out
+        have their current value. Without one, the fits go on from the candidates of the stage
+        before, the first stage from the current values of the problem.
+    - `given`: another problem for this stage, with the same names: `given(problem) -> problem`.
+    - `local`: names whose values belong to this stage alone: it starts from those of its own
+        problem, and the problem's own are kept.
+    - `keep`: how many of the best go on to the next stage.
+    - `together`: all starts in one compiled program, rather than one after the other.
+    - `tolerance`, `patience`: stop when the best loss fell by less than `tolerance` (nats) in the
+        last `patience` steps (default `chunk`); looked at after each chunk. 0 never stops.
+    """
+
+    solver: AnySolver = dataclasses.field(default_factory=Adam)
+    steps: int = 1000
+    chunk: int = 100
+    starts: Callable[..., Sequence[Mapping[str, ArrayLike]]] | None = None
+    given: Callable[[InverseProblem], InverseProblem] | None = None
+    local: tuple[str, ...] = ()
+    keep: int = 1
+    together: bool = False
+    tolerance: float = 0.0
+    patience: int | None = None
+
+    def __post_init__(self):
+        for name in ("steps", "chunk", "keep", "patience"):
+            value = getattr(self, name)
+            if value is not None and not (value == int(value) and value >= 1):
+                raise ValueError(f"{name} is {value}: a whole number from 1 on is needed")
+        if not self.tolerance >= 0:
+            raise ValueError(f"tolerance is {self.tolerance}: nats, not below 0, are needed")
 
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What `fit` found: the problem at the best values, and how it came there."""
+    """What a fit led to: the problem at the best values, and how it came there."""
 
     problem: InverseProblem
     loss: float  # nats, -log p(y, values)
     losses: Float[np.ndarray, "steps"] | Float[np.ndarray, "starts steps"]  # NaN: not evaluated
-    steps: int
-    stop_reason: str  # "steps" "tolerance" "converged" "interrupted" "non-finite: ..." "solver ..."
-    starts_losses: Float[np.ndarray, "starts"]  # the best loss of each start
+    steps: int  # of all stages
+    stop_reason: StopReason
+    starts_losses: Float[np.ndarray, "starts"]  # the best loss of each start of the last stage
     starts_values: list[Values]  # and its values
-
-
-class _Carry(NamedTuple):
-    theta: Theta  # where the next evaluation is; of a non-finite run: where it went wrong
-    state: PyTree  # of the solver
-    best_theta: Theta
-    best_loss: Float[Array, "..."]
-    status: Int[Array, "..."]
+    fault: str = ""  # what was not finite, if that is why it stopped
 
 
 def fit(
     problem: InverseProblem,
     x,
     y,
-    solver: Solver | None = None,
+    solver: AnySolver | None = None,
     *,
     steps: int = 1000,
     chunk: int = 100,
@@ -63,18 +116,16 @@ def fit(
     resume: bool = False,
     on_chunk: Callable[[int, float, Values], Any] | None = None,
 ) -> Fit:
-    """The maximum a posteriori, from the current values of `problem`.
+    """The maximum a posteriori, from the current values of `problem`: one stage.
 
-    The loop is compiled once for each solver object and each set of shapes, and runs `chunk` steps
+    The loop is compiled once for each kind of solver and each set of shapes, and runs `chunk` steps
     at a time. Ctrl-C takes effect at the end of a chunk and returns the best so far.
 
     **Arguments:**
 
-    - `solver`: an optax transformation (default `adam(2e-2)`) or an optimistix minimiser. Keep the
-        object to fit again without compiling again.
-    - `steps`: how many at most. `chunk`: how many in one compiled call.
-    - `tolerance`, `patience`: stop when the best loss fell by less than `tolerance` (nats) in the
-        last `patience` steps (default `chunk`); looked at after each chunk. 0 never stops.
+    - `solver`: a `Solver` (default `Adam(2e-2)`), an optax transformation or an optimistix
+        minimiser; keep the object of the latter two to fit again without compiling again.
+    - `steps`, `chunk`, `tolerance`, `patience`: see `Stage`.
     - `starts`: `[{name: value}, ...]`, all fitted at once and the best one returned; names left
         out have their current value. See `draw_starts`.
     - `checkpoint`: an HDF5 file, written after every chunk. With `resume` the fit goes on from it
@@ -84,206 +135,187 @@ def fit(
     **Returns:** a `Fit`.
 
     **Raises:** `NonFiniteError` when not even the first evaluation is finite; `ValueError` for
-    unknown names in `starts` or for the checkpoint of another fit.
+    unknown names in `starts`, data of another shape than the prediction, no data, or for the
+    checkpoint of another fit.
     """
-    solver = _ADAM if solver is None else solver
-    many = starts is not None
-    theta = stacked_starts(problem, starts) if many else problem.unconstrain(problem.values())
-    carry = _begin(theta, solver, problem, x, y, many)
-    history = [np.empty((0, len(starts)) if many else (0,))]
+    stage = Stage(
+        Adam() if solver is None else solver,
+        steps,
+        chunk,
+        starts=None if starts is None else lambda *_: starts,
+        together=starts is not None,
+        tolerance=tolerance,
+        patience=patience,
+    )
+    return fit_stages(
+        problem, x, y, [stage], checkpoint=checkpoint, resume=resume, on_chunk=on_chunk
+    )
+
+
+def fit_stages(
+    problem: InverseProblem,
+    x,
+    y,
+    stages: Sequence[Stage],
+    *,
+    key: Array | None = None,
+    checkpoint=None,
+    resume: bool = False,
+    on_chunk: Callable[[int, float, Values], Any] | None = None,
+) -> Fit:
+    """One stage after the other, each from the best of the one before.
+
+    **Arguments:** as of `fit`; `key`: for what the `starts` of a stage draw.
+
+    **Returns:** a `Fit` with the starts of the last stage; its values are those of the best. If
+    interrupted, the best of what the latest stage has come to.
+
+    **Raises:** as `fit`.
+    """
+    check_data(problem, x, y)
+    key = jax.random.key(0) if key is None else key
+    state = Snapshot([Candidate(problem.values())])
     if checkpoint is not None and resume:
-        carry, history = load_checkpoint(checkpoint, carry, history, solver)
-    so_far, done, reason = (carry, history), sum(map(len, history)), "steps"
-
-    try:
-        with progress("fit", steps) as show:
-            while done < steps and _any_running(so_far[0]):
-                limit = jnp.asarray(min(chunk, steps - done))
-                carry, count, losses = _advance(
-                    so_far[0], solver, problem, x, y, limit, chunk, many
-                )
-                losses = np.asarray(losses)[: int(count)]
-                so_far = carry, so_far[1] + [losses]  # in one go: Ctrl-C comes between lines
-                done += len(losses)
-                best = float(np.min(carry.best_loss))
-                show(done, f"loss {best:.6g}")
+        state = load_snapshot(checkpoint, state, x, y)
+    with until_interrupted() as interruption, progress("fit", 0) as show:
+        while True:
+            for best in _fits(stages, problem, x, y, key, state):
+                part = f"stage {state.stage + 1} of {len(stages)}, " if len(stages) > 1 else ""
+                show(state.steps, f"steps, {part}loss {best.loss:.6g}")
                 if checkpoint is not None:
-                    save_checkpoint(checkpoint, *so_far, solver)
+                    save_snapshot(checkpoint, state, stages[state.stage].solver, x, y)
                 if on_chunk is not None:
-                    on_chunk(done, best, _values(problem, carry, many)[_winner(carry)])
-                if _settled(so_far[1], tolerance, patience or chunk):
-                    reason = "tolerance"
-                    break
-    except KeyboardInterrupt:
-        reason = "interrupted"
-
-    carry, history = so_far
-    return _result(problem, x, y, carry, np.concatenate(history), reason, many)
+                    on_chunk(state.steps, best.loss, best.values)
+            if state.stage == len(stages) - 1:
+                break
+            state.next_stage()
+    return _result(problem, state, interruption.happened)
 
 
-# --- the compiled part -------------------------------------------------------------------------
-
-
-@eqx.filter_jit
-def _begin(theta: Theta, solver, problem, x, y, many: bool) -> _Carry:
-    def begin(theta):
-        theta = {n: jnp.array(v, dtype=v.dtype) for n, v in theta.items()}  # never weakly typed
-        if isinstance(solver, optimistix.AbstractMinimiser):
-            fn = partial(_with_point, problem=problem, x=x, y=y)
-            out, aux = jax.eval_shape(fn, theta, None)
-            state = solver.init(fn, theta, None, {}, out, aux, frozenset())
+def _fits(
+    stages: Sequence[Stage], problem: InverseProblem, x, y, key: Array, state: Snapshot
+) -> Iterator[Candidate]:
+    """The fits of the stage that `state` is in; the best of them after each chunk."""
+    stage, before = stages[state.stage], state.candidates
+    if state.stage > 0:
+        before = sorted(before, key=_loss)[: stages[state.stage - 1].keep]
+    staged = problem if stage.given is None else stage.given(problem)
+    starts: Sequence[Mapping[str, ArrayLike]] = [c.values for c in before]
+    if stage.starts is not None:
+        starts = stage.starts(staged, x, y, before, jax.random.fold_in(key, state.stage))
+    if not starts:
+        raise ValueError(f"stage {state.stage + 1} of the fit has no start")
+    starts = [{n: v for n, v in start.items() if n not in stage.local} for start in starts]
+    solver, many = as_solver(stage.solver), stage.together
+    rounds = 1 if many else len(starts)
+    for i in range(state.rounds, rounds):
+        if many:
+            at, theta = staged, stacked_starts(staged, starts)
         else:
-            out, state = jax.eval_shape(neg_log_joint, theta, problem, x, y), solver.init(theta)
-        return _Carry(theta, state, theta, jnp.asarray(jnp.inf, out.dtype), jnp.asarray(RUNNING))
-
-    return (eqx.filter_vmap(begin) if many else begin)(theta)
-
-
-@eqx.filter_jit
-def _advance(carry: _Carry, solver, problem, x, y, limit: Array, chunk: int, many: bool):
-    """`limit` <= `chunk` steps -> the carry, how many were made, and their losses."""
-    step, look = (partial(f, solver, problem, x, y) for f in (_step, _look))
-    if many:
-        step, look = eqx.filter_vmap(step), eqx.filter_vmap(look)
-    arrays, rest = eqx.partition(carry, eqx.is_array)  # optimistix keeps functions in its state
-
-    def going(loop):
-        i, arrays, _ = loop
-        return (i < limit) & jnp.any(arrays.status == RUNNING)
-
-    def body(loop):
-        i, arrays, losses = loop
-        carry, loss = step(eqx.combine(arrays, rest))
-        return i + 1, eqx.filter(carry, eqx.is_array), losses.at[i].set(loss)
-
-    losses = jnp.full((chunk, *carry.status.shape), jnp.nan, carry.best_loss.dtype)
-    i, arrays, losses = jax.lax.while_loop(going, body, (jnp.zeros_like(limit), arrays, losses))
-    return look(eqx.combine(arrays, rest)), i, losses
+            at = started(staged, problem, i, starts[i])
+            theta = at.unconstrain(at.values())
+        objective = Objective(at, x, y)
+        carry = restored(state, begin(solver, objective, theta, many), stage.solver)
+        made = sum(map(len, state.losses))
+        offset, left = solver.offset(objective), stage.steps - made
+        if not _settled(state.losses, stage):
+            for reached, losses in chunks(solver, objective, carry, left, stage.chunk, many):
+                state.advance(reached, losses + offset)
+                state.underway = _candidates(problem, objective, state, offset, stage, ended=False)
+                yield min(state.ended + state.underway, key=_loss)
+                if _settled(state.losses, stage):
+                    break
+        state.underway = _candidates(problem, objective, state, offset, stage, ended=True)
+        if i < rounds - 1:
+            state.next_round()
 
 
-def _step(solver, problem, x, y, carry: _Carry):
-    """One step -> the carry after it and the loss that was evaluated (NaN if none was)."""
-    make = _optimistix if isinstance(solver, optimistix.AbstractMinimiser) else _optax
-    loss, at, theta, state, status = make(solver, problem, x, y, carry)
-    running = carry.status == RUNNING
-    better = running & (status != NON_FINITE) & (loss < carry.best_loss)
-    moved = running & (status != NON_FINITE)
-    return _Carry(
-        _where(moved, theta, carry.theta),
-        _where(moved, state, carry.state),
-        _where(better, at, carry.best_theta),
-        jnp.where(better, loss, carry.best_loss),
-        jnp.where(running, status, carry.status),
-    ), jnp.where(running, loss, jnp.nan)
+def as_solver(solver: AnySolver) -> Solver:
+    """`solver` as one of ours."""
+    if isinstance(solver, optimistix.AbstractMinimiser):
+        return Optimistix(solver)
+    return Optax(solver) if isinstance(solver, optax.GradientTransformation) else solver
 
 
-def _optax(solver, problem, x, y, carry: _Carry):
-    def objective(theta):
-        return neg_log_joint(theta, problem, x, y)
-
-    if _keeps_value_and_gradient(carry.state):
-        loss, gradient = optax.value_and_grad_from_state(objective)(carry.theta, state=carry.state)
-    else:
-        loss, gradient = jax.value_and_grad(objective)(carry.theta)
-    updates, state = optax.with_extra_args_support(solver).update(
-        gradient, carry.state, carry.theta, value=loss, grad=gradient, value_fn=objective
-    )
-    finite = jnp.isfinite(loss) & _all(jnp.isfinite, gradient)
-    status = jnp.where(finite, RUNNING, NON_FINITE)
-    return loss, carry.theta, optax.apply_updates(carry.theta, updates), state, status
+def _loss(candidate: Candidate) -> float:
+    return candidate.loss
 
 
-def _keeps_value_and_gradient(state) -> bool:
-    """Line searches have evaluated the next point already."""
-    found = [optax.tree.get_all_with_path(state, key) for key in ("value", "grad")]
-    return all(len(pairs) == 1 and pairs[0][1] is not None for pairs in found)
-
-
-def _optimistix(solver, problem, x, y, carry: _Carry):
-    fn = partial(_with_point, problem=problem, x=x, y=y)
-    theta, state, (loss, at, seen) = solver.step(
-        fn, carry.theta, None, {}, carry.state, frozenset()
-    )
-    done, result = solver.terminate(fn, theta, None, {}, state, frozenset())
-    finite = ~seen | (jnp.isfinite(loss) & _all(lambda a: ~jnp.isnan(a), state))
-    status = jnp.where(done, CONVERGED, RUNNING)
-    status = jnp.where(result == optimistix.RESULTS.successful, status, FAILED)
-    return jnp.where(seen, loss, jnp.nan), at, theta, state, jnp.where(finite, status, NON_FINITE)
-
-
-def _with_point(theta, args, *, problem, x, y):
-    """The objective, and beside it the loss, where it was evaluated, and that it was: a solver
-    begins with an `aux` of zeros and may hand that out before it has evaluated anything."""
-    loss = neg_log_joint(theta, problem, x, y)
-    return loss, (loss, theta, jnp.asarray(True))
-
-
-def _look(solver, problem, x, y, carry: _Carry) -> _Carry:
-    """The point the last step led to may be the best one: evaluate it too."""
-    loss = neg_log_joint(carry.theta, problem, x, y)
-    better = (carry.status != NON_FINITE) & (loss < carry.best_loss)  # False for NaN
-    better = better & jnp.isfinite(loss)
-    return carry._replace(
-        best_theta=_where(better, carry.theta, carry.best_theta),
-        best_loss=jnp.where(better, loss, carry.best_loss),
-    )
-
-
-def _where(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(a) else a, new, old)
-
-
-def _all(predicate, tree: PyTree) -> Bool[Array, ""]:
-    leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
-    return jnp.all(jnp.stack([jnp.asarray(True), *(jnp.all(predicate(a)) for a in leaves)]))
-
-
-# --- what came out -----------------------------------------------------------------------------
-
-
-def _any_running(carry: _Carry) -> bool:
-    return bool(np.any(np.asarray(carry.status) == RUNNING))
-
-
-def _winner(carry: _Carry) -> int:
-    return int(np.argmin(np.atleast_1d(np.asarray(carry.best_loss))))
-
-
-def _settled(history: list[np.ndarray], tolerance: float, patience: int) -> bool:
-    if tolerance <= 0:
+def _settled(history: list[np.ndarray], stage: Stage) -> bool:
+    if stage.tolerance <= 0 or not history:
         return False
     losses = np.concatenate(history)
     losses = np.fmin.reduce(losses, axis=1) if losses.ndim == 2 else losses
-    best = np.fmin.accumulate(losses)
-    return len(best) > patience and bool(best[-1 - patience] - best[-1] < tolerance)
+    best, patience = np.fmin.accumulate(losses), stage.patience or stage.chunk
+    return len(best) > patience and bool(best[-1 - patience] - best[-1] < stage.tolerance)
 
 
-def _values(problem: InverseProblem, carry: _Carry, many: bool) -> list[Values]:
-    if not many:
-        return [problem.constrain(carry.best_theta)]
-    n = len(carry.best_loss)
-    return [problem.constrain({k: v[i] for k, v in carry.best_theta.items()}) for i in range(n)]
+def _candidates(
+    problem: InverseProblem,
+    objective: Objective,
+    state: Snapshot,
+    offset: float,
+    stage: Stage,
+    ended: bool,
+) -> list[Candidate]:
+    """Of each start of this round; when it has `ended`, also why."""
+    many = stage.together
+    carry: Carry = state.carry
+    bests = np.atleast_1d(np.asarray(carry.best_loss, dtype=float)) + offset
+    statuses = np.atleast_1d(np.asarray(carry.status))
+    losses = np.concatenate(state.losses) if state.losses else np.empty((0, len(bests)))
+    losses = losses.reshape(len(losses), len(bests))
+    # what a stage holds has the value that it started with
+    leaves = named_leaves(objective.problem)
+    held = {n: array_of(leaves[n]) for n in problem.unknowns() if n in leaves}
+    kept = {n: v for n, v in problem.values().items() if n in stage.local}
+    values = jax.device_get(_constrained(objective.problem, carry.best_theta, many))
+    ends = []
+    for i, status in enumerate(statuses.tolist()):
+        own = {n: jnp.asarray(v[i] if many else v) for n, v in values.items() if n in held}
+        reason, fault = StopReason.STEPS, ""
+        if ended:
+            reason = _why(status, losses[:, i], stage, state)
+        if reason is StopReason.NON_FINITE:
+            at = {n: v[i] if many else v for n, v in carry.theta.items()}
+            fault = non_finite(at, objective.problem, objective.x, objective.y)
+        ends.append(Candidate(held | own | kept, float(bests[i]), reason, losses[:, i], fault))
+    return ends
 
 
-def _result(problem, x, y, carry: _Carry, losses: np.ndarray, reason: str, many: bool) -> Fit:
-    bests = np.atleast_1d(np.asarray(carry.best_loss, dtype=float))
-    winner = _winner(carry)
-    at = {n: v[winner] if many else v for n, v in carry.theta.items()}
-    status = int(np.atleast_1d(np.asarray(carry.status))[winner])
-    if losses.size and not np.isfinite(bests[winner]):
-        what = non_finite(at, problem, x, y)
-        raise NonFiniteError(f"the loss is not finite at the first evaluation: {what}")
-    if status == NON_FINITE:
-        reason = f"non-finite: {non_finite(at, problem, x, y)}"
-    elif status != RUNNING:
-        reason = {CONVERGED: "converged", FAILED: "solver cannot go on"}[status]
-    values = _values(problem, carry, many)
+@eqx.filter_jit
+def _constrained(problem: InverseProblem, theta: Theta, many: bool) -> Values:
+    return (jax.vmap(problem.constrain) if many else problem.constrain)(theta)
+
+
+def _why(status: int, losses: np.ndarray, stage: Stage, state: Snapshot) -> StopReason:
+    if status != RUNNING:
+        return {
+            CONVERGED: StopReason.CONVERGED,
+            STALLED: StopReason.STALLED,
+            NON_FINITE: StopReason.NON_FINITE,
+        }[status]
+    evaluated = losses[np.isfinite(losses)]
+    if len(evaluated) > 1 and np.min(evaluated) == evaluated[0]:
+        return StopReason.STALLED  # the start would be handed back as a result
+    return StopReason.TOLERANCE if _settled(state.losses, stage) else StopReason.STEPS
+
+
+def _result(problem: InverseProblem, state: Snapshot, interrupted: bool) -> Fit:
+    ends = state.ended + state.underway or state.candidates
+    winner = min(ends, key=_loss)
+    failed = all(end.reason is StopReason.NON_FINITE for end in ends)
+    if failed and not np.isfinite(winner.loss):
+        raise NonFiniteError(f"the loss is not finite at the first evaluation: {winner.fault}")
+    longest = max(end.losses.size for end in ends)
+    padded = [np.pad(e.losses, (0, longest - e.losses.size), constant_values=np.nan) for e in ends]
     return Fit(
-        problem=problem.at(values[winner]),
-        loss=float(bests[winner]),
-        losses=losses.T.astype(float),
-        steps=len(losses),
-        stop_reason=reason,
-        starts_losses=bests,
-        starts_values=values,
+        problem=problem.at(winner.values),
+        loss=winner.loss,
+        losses=np.array(padded) if state.many or len(ends) > 1 else padded[0],
+        steps=state.steps,
+        stop_reason=StopReason.INTERRUPTED if interrupted else winner.reason,
+        starts_losses=np.array([end.loss for end in ends]),
+        starts_values=[end.values for end in ends],
+        fault=winner.fault,
     )

@@ -6,14 +6,18 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
+from types import ModuleType
 from typing import Any
 
 import h5py
 import numpy as np
 
+from micjax.core.hdf5 import File, opened
+from micjax.core.modules import GROUP, references
 from micjax.core.problem import InverseProblem
+from micjax.core.ranges import check_ranges
 from micjax.inference.sample import Posterior
 
 FORMAT = "micjax result 1"
@@ -85,27 +89,54 @@ def save(
     write_atomically(path, write)
 
 
-def load(path: Path) -> InverseProblem:
+def load(path: Path, module: ModuleType | str | None = None) -> InverseProblem:
     """The problem with the values that `save` wrote.
 
+    **Arguments:**
+
+    - `module`: of the problem, or its name `"package.module"`, where it is none of micjax and no
+        entry point: to import a module is to run it, and a file may name any.
+
     **Raises:** `FileNotFoundError`; `ValueError` when the file is no micjax result, when its
-    problem cannot be imported, or when its values are not those of the problem.
+    problem is another one, may not or cannot be imported, or when its values are not those of the
+    problem.
     """
     with _opened(path) as file:
-        reference, options = file.attrs["reference"], json.loads(file.attrs["options"])
-        values = {name: data[()] for name, data in file["values"].items()}
+        reference, options = _header(file, path)
+        values = _arrays(file, "values", path)
+    module = _imported(path, reference, module)
+    ours = reference.startswith(f"{GROUP}.")
+    for name, value in options.items():
+        check_ranges(name, value, ours, f"{path}: ")
     try:
-        module = importlib.import_module(reference)
+        problem = module.problem(**options)
+    except (AttributeError, TypeError) as error:
+        raise ValueError(f"{path} does not fit {reference}: {error}") from error
+    wrong = _differences(values, problem.values())
+    if wrong:
+        raise ValueError(f"{path} does not fit {reference}.problem(**{options}): {wrong}")
+    return problem.at(values)
+
+
+def _imported(path: Path, reference: str, given: ModuleType | str | None) -> ModuleType:
+    """**Raises:** `ValueError` for a module that the caller does not know of, or that is gone."""
+    name = given.__name__ if isinstance(given, ModuleType) else given
+    if name is None and reference not in references().values():
+        raise ValueError(
+            f"{path}: its problem {reference!r} is none of micjax; to import it runs its code: "
+            f"load(path, {reference!r}) says that you agree"
+        )
+    if name is not None and name != reference:
+        raise ValueError(f"{path} is a result of {reference}, not of {name}")
+    if isinstance(given, ModuleType):
+        return given
+    try:
+        return importlib.import_module(reference)
     except ImportError as error:
         raise ValueError(
             f"{path}: its problem {reference!r} cannot be imported ({error}); "
             "put its folder on the Python path"
         ) from error
-    problem = module.problem(**options)
-    wrong = _differences(values, problem.values())
-    if wrong:
-        raise ValueError(f"{path} does not fit {reference}.problem(**{options}): {wrong}")
-    return problem.at(values)
 
 
 def load_posterior(path: Path) -> Posterior:
@@ -115,23 +146,43 @@ def load_posterior(path: Path) -> Posterior:
     posterior.
     """
     with _opened(path) as file:
-        if "posterior" not in file:
+        group = file.get("posterior")
+        if group is None:
             raise ValueError(f"{path} holds values but no posterior")
-        group = file["posterior"]
-        draws = {name: data[()] for name, data in group.items()}
-        return Posterior(draws, int(group.attrs["divergences"]))
+        divergences = np.ravel(group.attrs.get("divergences", ()))
+        if divergences.dtype.kind not in "iu" or divergences.size != 1:
+            raise ValueError(f"{path}: its posterior has {divergences} divergences")
+        return Posterior(_arrays(file, "posterior", path), int(divergences[0]))
+
+
+def _header(file: File, path: Path) -> tuple[str, dict[str, Any]]:
+    reference, options = (file.root.attrs.get(name) for name in ("reference", "options"))
+    try:
+        options = json.loads(options)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a micjax result: its options are no JSON") from error
+    if not (isinstance(reference, str) and isinstance(options, dict)):
+        raise ValueError(f"{path} is not a micjax result: it names no problem and options")
+    return reference, options
+
+
+def _arrays(file: File, group: str, path: Path) -> dict[str, np.ndarray]:
+    try:
+        return file.arrays(group)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a micjax result: {error}") from error
 
 
 @contextlib.contextmanager
-def _opened(path: Path):
+def _opened(path: Path) -> Iterator[File]:
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"no such result: {path}")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as error:
-        raise ValueError(f"{path} is not a micjax result: {error}") from error
-    with file:
-        if file.attrs.get("format") != FORMAT:
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(opened(path))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a micjax result: {error}") from error
+        if file.root.attrs.get("format") != FORMAT:
             raise ValueError(f"{path} is not a micjax result (no format {FORMAT!r})")
         yield file
 

@@ -1,4 +1,4 @@
-"""Sampling: NUTS on the objective itself, and the same density as a NumPyro model for SVI."""
+"""Sampling: NUTS on the objective itself, and the same density as a NumPyro model."""
 
 import contextlib
 import dataclasses
@@ -13,11 +13,11 @@ import numpy as np
 import numpyro
 from jaxtyping import Array, ArrayLike, Float
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
-from numpyro.infer import SVI, Trace_ELBO, autoguide, init_to_value
 from numpyro.infer.hmc import hmc
 
 from micjax.core import progress as reporting
-from micjax.core.problem import InverseProblem, Theta, Values
+from micjax.core.interrupts import until_interrupted
+from micjax.core.problem import InverseProblem, Theta, Values, check_data
 from micjax.inference.density import in_float64, potential
 from micjax.inference.finite import NonFiniteError, non_finite
 from micjax.inference.start import stacked_starts
@@ -116,6 +116,7 @@ def nuts(
     """
     with jax.enable_x64(True):
         problem, x, y = in_float64((problem, x, y))
+        check_data(problem, x, y)
         theta = _starts(problem, starts, chains)
         settings = (warmup, target_accept, max_tree_depth)
         state = _begin(theta, jax.random.split(key, chains), problem, x, y, *settings)
@@ -125,8 +126,9 @@ def nuts(
                 f"the density is not finite at the start of chains {bad}: {faults}"
             )
         done, total, got = 0, warmup + samples, []  # got: (draws, divergences) of each chunk
-        try:
-            with reporting.progress("nuts", total) if progress else _silence() as show:
+        show = reporting.progress("nuts", total) if progress else _silence()
+        with until_interrupted() as interruption:
+            with show as show:
                 while done < total:
                     # a chunk ends with the warm-up, so that it holds draws of one kind only
                     count = min(CHUNK, (warmup if done < warmup else total) - done)
@@ -140,9 +142,8 @@ def nuts(
                     done += count
                     text = f"{sum(d for _, d in got)} divergences" if got else "warm-up"
                     show(done, text)
-        except KeyboardInterrupt:
-            if not got:
-                raise
+        if interruption.happened and not got:
+            raise KeyboardInterrupt
     draws = {n: np.concatenate([new[n] for new, _ in got], axis=1) for n in got[0][0]}
     return Posterior(draws, sum(d for _, d in got))
 
@@ -201,64 +202,3 @@ def _constrain(problem: InverseProblem, z: Theta) -> Values:
 @contextlib.contextmanager
 def _silence():
     yield lambda done, text: None
-
-
-GUIDES = {"normal": autoguide.AutoNormal, "multivariate": autoguide.AutoMultivariateNormal}
-
-
-def svi(
-    problem: InverseProblem,
-    x,
-    y,
-    key: Array,
-    *,
-    steps: int = 2000,
-    learning_rate: float = 1e-2,
-    samples: int = 500,
-    guide: str = "normal",
-) -> Posterior:
-    """The Gaussian nearest to the posterior in the unconstrained coordinates, in float64.
-
-    It starts at the current values. Its spread is a lower bound where unknowns are correlated and
-    `guide` is `"normal"`. Ctrl-C returns what there is.
-
-    **Arguments:**
-
-    - `guide`: `"normal"` (independent) or `"multivariate"` (with all correlations).
-
-    **Returns:** a `Posterior` of one chain of `samples` draws, with `.losses` (nats).
-
-    **Raises:** `ValueError` for another guide; `NonFiniteError` when the bound is lost.
-    """
-    if guide not in GUIDES:
-        raise ValueError(f"guide {guide!r}; there are {sorted(GUIDES)}")
-    with jax.enable_x64(True):
-        problem, x, y = in_float64((problem, x, y))
-        family = GUIDES[guide](model, init_loc_fn=init_to_value(values=problem.values()))
-        engine = SVI(model, family, numpyro.optim.Adam(learning_rate), Trace_ELBO())
-        init_key, draw_key = jax.random.split(key)
-        state = engine.init(init_key, problem, x, y)
-
-        @eqx.filter_jit
-        def advance(state, problem, x, y, count: int):
-            return jax.lax.scan(lambda s, _: engine.update(s, problem, x, y), state, length=count)
-
-        losses = [np.empty(0)]
-        try:
-            with reporting.progress("svi", steps) as show:
-                while (done := sum(map(len, losses))) < steps:
-                    state, new = advance(state, problem, x, y, min(100, steps - done))
-                    losses.append(np.asarray(new))
-                    if not np.isfinite(losses[-1][-1]):
-                        what = non_finite(problem.unconstrain(problem.values()), problem, x, y)
-                        raise NonFiniteError(
-                            f"the bound is not finite after {done + len(new)} steps (try a smaller "
-                            f"learning_rate); at the start: {what}"
-                        )
-                    show(done + len(new), f"loss {losses[-1][-1]:.6g}")
-        except KeyboardInterrupt:
-            pass
-        parameters = engine.get_params(state)
-        draws = family.sample_posterior(draw_key, parameters, sample_shape=(samples,))
-        draws = {n: np.asarray(draws[n])[None] for n in problem.values()}
-    return Posterior(draws, losses=np.concatenate(losses))

@@ -44,6 +44,19 @@ def stacked_starts(problem: InverseProblem, starts: Sequence[Mapping[str, ArrayL
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *thetas)
 
 
+def started(
+    stage: InverseProblem, problem: InverseProblem, i: int, start: Mapping[str, ArrayLike]
+) -> InverseProblem:
+    """`stage` at the values of start number `i`, which may name unknowns of `problem` that the
+    stage holds.
+
+    **Raises:** `ValueError` for any other name, or another shape.
+    """
+    held = {n: v for n, v in start.items() if n in problem.unknowns()}
+    own = {n: v for n, v in start.items() if n not in held or n in stage.unknowns()}
+    return stage.at(held | _completed(stage, i, own))
+
+
 def _completed(problem: InverseProblem, i: int, start: Mapping[str, ArrayLike]) -> Values:
     values = problem.values()
     if unknown := sorted(set(start) - set(values)):

@@ -21,6 +21,7 @@ from micjax.instruments.base import Record as Record
 from micjax.instruments.bluesky import as_bluesky as as_bluesky
 from micjax.instruments.conformance import ConformanceError as ConformanceError
 from micjax.instruments.conformance import check_instrument as check_instrument
+from micjax.instruments.consolidated import consolidate as consolidate
 from micjax.instruments.drifting import Drifting as Drifting
 from micjax.instruments.drifting import Latency as Latency
 from micjax.instruments.dtmicroscope import DTMicroscope as DTMicroscope
@@ -29,7 +30,6 @@ from micjax.instruments.guard import Guard as Guard
 from micjax.instruments.journal import Journal as Journal
 from micjax.instruments.journal import JournalError as JournalError
 from micjax.instruments.journal import Recorded as Recorded
-from micjax.instruments.journal import consolidate as consolidate
 from micjax.instruments.journal import records as records
 from micjax.instruments.manual import Manual as Manual
 from micjax.instruments.nanonis import Nanonis as Nanonis

@@ -1,8 +1,9 @@
 """Whether an instrument is where it was sent."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
-from micjax.instruments.base import Axis, MoveError
+from micjax.instruments.base import Axis, LimitError, MoveError
 
 
 def check_arrived(
@@ -10,14 +11,34 @@ def check_arrived(
 ) -> None:
     """Compares readbacks with a target that was checked before.
 
-    **Raises:** `MoveError` for an axis beyond its `tol`; a readback that is not finite is nowhere.
+    **Raises:** `MoveError` for an axis beyond its tolerance; a readback that is not finite is
+    nowhere.
     """
     for name, value in target.items():
         axis = axes[name]
-        if not abs(found[name] - value) <= axis.tol:
+        if not abs(found[name] - value) <= axis.tolerance:
+            unstated = (
+                "" if math.isfinite(axis.tol) else ", a part of its range since it has no tol"
+            )
             raise MoveError(
                 f"{name} is at {found[name]:g} {axis.unit}, asked for {value:g}; "
-                f"{axis.tol:g} {axis.unit} are tolerated"
+                f"{axis.tolerance:g} {axis.unit} are tolerated{unstated}"
+            )
+
+
+def check_standing(
+    axes: Mapping[str, Axis], found: Mapping[str, float], but: Iterable[str] = ()
+) -> None:
+    """Compares readbacks with the limits of all axes `but` some.
+
+    **Raises:** `LimitError` for an axis beyond them by more than its tolerance.
+    """
+    for name in set(axes) - set(but):
+        axis, value = axes[name], found[name]
+        if not axis.lo - axis.tolerance <= value <= axis.hi + axis.tolerance:
+            raise LimitError(
+                f"{name} is at {value:g} {axis.unit}, outside {axis.lo:g} to {axis.hi:g} "
+                f"{axis.unit}: nothing is measured before it is moved there"
             )
 
 

@@ -36,7 +36,11 @@ class NotReady(InstrumentError):
 
 
 class Aborted(InstrumentError):
-    """`stop` was called."""
+    """`stop` was called. `record` is what the instrument has measured all the same, or None."""
+
+    def __init__(self, message: str = "", record: "Record | None" = None):
+        super().__init__(message)
+        self.record = record
 
 
 class BudgetError(InstrumentError):
@@ -51,6 +55,8 @@ class InDoubt(InstrumentError):
     """A measurement was begun and its result is not known; it may have changed the sample."""
 
 
+UNSTATED = 1e-3  # of the range: how far an axis of no stated tolerance may be from its target
+
 # --- tables -------------------------------------------------------------------------------------
 
 
@@ -63,7 +69,9 @@ class Axis:
     - `unit`: SI or rad; `lo`, `hi`: where it may be.
     - `rate`: units per second; `settle`: s after arrival.
     - `max_step`: the largest change that may be asked of the instrument at once.
-    - `tol`: how far from its target a readback may be.
+    - `tol`: how far from its target a readback may be; where it is not stated, a thousandth of the
+        range, which finds a stage that stays where it is.
+    - `single`: the instrument takes float32. A target is rounded to one within the limits.
 
     **Raises:** `ValueError` for ends that are not finite or in the wrong order, or numbers that are
     not positive.
@@ -76,6 +84,7 @@ class Axis:
     settle: float = 0.0
     max_step: float = math.inf
     tol: float = math.inf
+    single: bool = False
 
     def __post_init__(self):
         if not (math.isfinite(self.lo) and math.isfinite(self.hi)):
@@ -87,6 +96,30 @@ class Axis:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be positive")
         if not self.settle >= 0.0:
             raise ValueError(f"settle = {self.settle} s: must not be negative")
+
+    @property
+    def tolerance(self) -> float:
+        """How far from its target a readback may be, whether that was stated or not."""
+        if math.isfinite(self.tol):
+            return self.tol
+        return UNSTATED * (self.hi - self.lo or abs(self.lo) or 1.0)
+
+    def sent(self, value: float) -> float:
+        """What the instrument is sent for a value within the limits: never beyond them.
+
+        **Raises:** `LimitError` where no float32 lies within the limits.
+        """
+        if not self.single:
+            return value
+        near = np.float32(value)
+        for towards in (-np.inf, np.inf):  # float32(0.3) is 0.3000000119
+            beyond = near > self.hi if towards < 0.0 else near < self.lo
+            near = np.nextafter(near, np.float32(towards)) if beyond else near
+        if not self.lo <= near <= self.hi:
+            raise LimitError(
+                f"it takes float32, of which none lies from {self.lo} to {self.hi} {self.unit}"
+            )
+        return float(near)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +158,18 @@ class Frame:
         c, s = math.cos(self.angle), math.sin(self.angle)
         return np.stack([self.center[0] + c * u - s * v, self.center[1] + s * u + c * v], axis=-1)
 
+    def edges(self) -> Float[np.ndarray, "4 2"]:
+        """(x, y) of the corners of the outermost pixels, m."""
+        corner = Frame(self.center, self.size, (2, 2), self.angle).points().reshape(4, 2)
+        return 2.0 * corner - np.asarray(self.center)  # centres of 2 x 2 pixels lie half way
+
 
 KINDS = ("point", "path", "frame")
 Path = Float[np.ndarray, "..."]  # [n, 2]: (x, y) of its points, m; checked by `check_over`
 Over = Frame | Path | None
 Amount = float | Callable[[Over], float]
+Ends = tuple[float, float]
+Sweeps = Mapping[str, Ends]  # an axis, and between which values a measurement takes it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +182,10 @@ class Mode:
     - `channels`: unit by name.
     - `seconds`, `dose`: of one measurement, a number or a function of what it goes over.
     - `repeatable`: False if it changes the sample (poling, beam damage, indentation).
+    - `sweeps`: axes that a measurement takes through a range by itself, `{"bias": (-1.0, 1.0)}`, or
+        a function that asks the instrument for them. What a guard does not know it cannot guard.
 
-    **Raises:** `ValueError` for another kind.
+    **Raises:** `ValueError` for another kind, or numbers that are no seconds or dose.
     """
 
     kind: Literal["point", "path", "frame"]
@@ -151,15 +193,33 @@ class Mode:
     seconds: Amount = 0.0
     dose: Amount = 0.0
     repeatable: bool = True
+    sweeps: Sweeps | Callable[[], Sweeps] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"a mode of kind {self.kind!r}; there are {', '.join(KINDS)}")
+        for name in ("seconds", "dose"):
+            amount = getattr(self, name)
+            if not callable(amount) and not 0.0 <= amount < math.inf:
+                raise ValueError(f"{name} = {amount}: must be a finite number from 0 on")
 
     def cost(self, over: Over = None) -> tuple[float, float]:
-        """Seconds and dose of one measurement."""
-        seconds, dose = (a(over) if callable(a) else a for a in (self.seconds, self.dose))
-        return float(seconds), float(dose)
+        """Seconds and dose of one measurement.
+
+        **Raises:** `BudgetError` for what is no finite number from 0 on: no budget could be kept.
+        """
+        found = []
+        for name in ("seconds", "dose"):
+            amount = getattr(self, name)
+            amount = float(amount(over) if callable(amount) else amount)
+            if not 0.0 <= amount < math.inf:
+                raise BudgetError(f"{name} of a measurement = {amount}: no budget can be kept")
+            found.append(amount)
+        return found[0], found[1]
+
+    def swept(self) -> Sweeps:
+        """Where a measurement takes axes by itself, asked for now."""
+        return self.sweeps() if callable(self.sweeps) else self.sweeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +308,7 @@ def nearest(what: str, name: str, known: Iterable[str]) -> str:
 
 
 def check_target(axes: Mapping[str, Axis], target: Mapping[str, float]) -> dict[str, float]:
-    """The target as floats, if every axis exists and allows it.
+    """The target as floats that the instrument can be sent, if every axis exists and allows it.
 
     **Raises:** `LimitError` otherwise.
     """
@@ -267,7 +327,7 @@ def check_target(axes: Mapping[str, Axis], target: Mapping[str, float]) -> dict[
             raise LimitError(
                 f"{name} = {value:g} {axis.unit} is outside {axis.lo:g} to {axis.hi:g} {axis.unit}"
             )
-        checked[name] = value
+        checked[name] = axis.sent(value)
     return checked
 
 

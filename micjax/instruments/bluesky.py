@@ -8,7 +8,7 @@ import asyncio
 import concurrent.futures
 import time
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,8 +44,9 @@ def as_bluesky(instrument: Instrument, name: str = "") -> Devices:
     """The axes and modes of an instrument as devices for the plans of Bluesky.
 
     A move that is out of range or does not arrive, and a measurement that fails, end the run with
-    exit status "fail" and the reason. When a run ends or pauses while something goes on, the
-    instrument is stopped, and what waits for its turn does not begin.
+    exit status "fail" and the reason. When a run is broken off while something goes on, or pauses
+    while something moves, the instrument is stopped, and what waits for its turn does not begin. A
+    measurement goes on through a pause.
 
     **Arguments:**
 
@@ -70,21 +71,20 @@ class _Turns:
     def __init__(self, instrument: Instrument):
         self.instrument = instrument
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "instrument")
-        self._open: set[concurrent.futures.Future] = set()
+        self._open: dict[concurrent.futures.Future, bool] = {}  # and whether it moves
 
     def take(self, verb: Callable, *arguments) -> concurrent.futures.Future:
         future = self._worker.submit(verb, *arguments)
-        self._open.add(future)
-        future.add_done_callback(self._open.discard)
+        self._open[future] = verb == self.instrument.move
+        future.add_done_callback(lambda done: self._open.pop(done, None))
         return future
 
     def stop(self, success: bool) -> None:
         """A RunEngine calls it after every plan, a good one too: then nothing is open, and a guard
-        must not be latched."""
-        waiting = list(self._open)
-        for future in waiting:
-            future.cancel()  # one that has begun goes on until the instrument stops
-        if waiting or not success:
+        must not be latched. When it pauses, with `success`, a measurement that has begun goes on to
+        its end: it may not be repeatable, and its record is not lost."""
+        begun = [moves for future, moves in list(self._open.items()) if not future.cancel()]
+        if any(begun) or not success:
             self.instrument.stop()
 
 
@@ -177,15 +177,31 @@ class Detector:
         asked = check_over(instrument.axes, instrument.modes, mode, over)
         self.name, self._mode, self._over, self._turns = name, mode, over, turns
         self._record: Record | None = None
+        self._turn: concurrent.futures.Future | None = None
         # whether a plan that was paused may measure it again
         self.rewindable = types.SimpleNamespace(get=lambda: asked.repeatable)
 
     def trigger(self) -> Status:
         self._record = None  # nobody shall read the last one while this one goes on
-        return Status(self._turns.take(self._measure), self.name)
+        self._turn = self._turns.take(self._measure)
+        return Status(self._turn, self.name)
 
     def _measure(self) -> None:
-        self._record = self._turns.instrument.acquire(self._mode, self._over)
+        try:
+            self._record = self._turns.instrument.acquire(self._mode, self._over)
+        except Aborted as error:
+            self._record = error.record
+            raise
+
+    def _when_measured(self, say: Callable[[], Any]) -> Any:
+        """What there is to say: now, or an awaitable of it while the measurement goes on, as after
+        a pause that has broken off the waiting for it."""
+        going = self._turn is not None and not self._turn.done()
+        return self._later(say) if going else say()
+
+    async def _later(self, say: Callable[[], Any]) -> Any:
+        await asyncio.wait([asyncio.wrap_future(self._turn)])
+        return say()
 
     def _measured(self) -> Record:
         if self._record is None:
@@ -196,11 +212,13 @@ class Detector:
     def hints(self) -> dict[str, Any]:
         return {"fields": [f"{self.name}_{n}" for n in self._measured().data]}
 
-    def read(self) -> dict[str, dict[str, Any]]:
-        return _readings(self._columns(), self._measured().t1)
+    def read(self) -> dict[str, dict[str, Any]] | Awaitable[dict[str, dict[str, Any]]]:
+        return self._when_measured(lambda: _readings(self._columns(), self._measured().t1))
 
-    def describe(self) -> dict[str, dict[str, Any]]:
-        return {n: _data_key(*column) for n, column in self._columns().items()}
+    def describe(self) -> dict[str, dict[str, Any]] | Awaitable[dict[str, dict[str, Any]]]:
+        return self._when_measured(
+            lambda: {n: _data_key(*column) for n, column in self._columns().items()}
+        )
 
     def read_configuration(self) -> dict[str, dict[str, Any]]:
         return _readings(self._settings(), time.time())

@@ -23,7 +23,7 @@ from micjax.instruments.base import (
     check_target,
     points_of,
 )
-from micjax.instruments.guard import narrowed
+from micjax.instruments.guard import narrowed, travel_s
 
 Places = Float[np.ndarray, "n 2"]  # (x, y) in m
 
@@ -96,7 +96,8 @@ class Drifting(Layer):
         asked, now = check_over(self.axes, self.modes, mode, over), self.read()
         places = np.array([[now["x"], now["y"]]]) if over is None else points_of(over)
         places = places.reshape(-1, 2)
-        begun = self._seconds + self._travel(now) if self._clock is None else self._clock()
+        travel = travel_s(self.axes, self._place or now, now)
+        begun = self._seconds + travel if self._clock is None else self._clock()
         lasts = asked.cost(over)[0]
         times = begun + lasts * (np.arange(len(places)) + 0.5) / len(places)
         drift = self.drift(times)
@@ -116,11 +117,6 @@ class Drifting(Layer):
             raise InstrumentError("what was measured before was measured without this drift")
         state = record.meta["drifting"]
         self._seconds, self._place = state["seconds"], dict(state["place"])
-
-    def _travel(self, now: Mapping[str, float]) -> float:
-        moved = {n: abs(v - now[n]) for n, v in (self._place or now).items()}
-        times = [d / self.axes[n].rate + self.axes[n].settle for n, d in moved.items() if d > 0.0]
-        return max(times, default=0.0)
 
     def _check(self, places: Places) -> None:
         for name, values in zip("xy", places.T, strict=True):

@@ -1,6 +1,6 @@
 """What no adapter can forget: limits, forbidden regions, ramps, arrival, budgets, stop, time-outs.
 
-`Guard(instrument)` is an instrument. Everything is checked before anything moves.
+`Guard(instrument)` is an instrument. Everything is checked before anything moves or is measured.
 """
 
 import contextlib
@@ -8,12 +8,11 @@ import dataclasses
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
-from micjax.instruments.arrival import check_arrived
+from micjax.instruments.arrival import check_arrived, check_standing
 from micjax.instruments.base import (
     Aborted,
     Axis,
@@ -26,29 +25,37 @@ from micjax.instruments.base import (
     Mode,
     NotReady,
     Over,
-    Path,
     Record,
     check_over,
     check_target,
     nearest,
-    points_of,
 )
+from micjax.instruments.region import Forbidden, Region
 
-Forbidden = Callable[[Mapping[str, float]], bool]
-WAY = 64  # places of a straight way that are looked at
 GRACE_S = 5.0  # beyond the longest that a measurement should take
+AGAIN_S = 0.05, 1.0  # how soon a stop is said again while something still goes on, and how seldom
+MOST_STEPS = 1_000_000  # of a ramp
 
 
 class Guard:
     """Another instrument with bounds around it.
 
+    What a measurement goes over or sweeps by itself is bounded as moves are: a frame to the edges
+    of its pixels, a path, the way to its first place, the ranges that its mode tells of, and where
+    all other axes stand.
+
     **Arguments:**
 
-    - `limits`: `{axis: (lo, hi)}`, narrower than those of the instrument.
-    - `forbidden`: tells of a position of all axes whether it is forbidden. Asked at every step and
-        at 64 places of the straight way of a move or of a leg of a path, and at every pixel of a
-        frame. Who stands in the forbidden region may leave it.
-    - `seconds`, `dose`: what all measurements together may take.
+    - `limits`: `{axis: (lo, hi)}`, narrower than those of the instrument. They hold for where the
+        instrument is sent; it may stand beyond them by the tolerance of the axis.
+    - `forbidden`: tells of a position of all axes whether it is forbidden. It is asked at places
+        256 of which make up the range of an axis: what is thinner can be jumped over. With it axes
+        move one after the other, in the first order whose way is free, since few instruments move
+        several along a straight line. Who stands in the forbidden region may leave it, and not
+        measure there.
+    - `seconds`, `dose`: what all moves and measurements together may take: the seconds that their
+        axes and modes tell of, or that they took, if that is more.
+    - `spent`: how much of that was taken before.
     - `patience`: a measurement may last so many times what its mode says, and 5 s, before the guard
         stops it. Infinity waits for ever.
 
@@ -66,6 +73,7 @@ class Guard:
         forbidden: Forbidden | None = None,
         seconds: float = math.inf,
         dose: float = math.inf,
+        spent: tuple[float, float] = (0.0, 0.0),
         patience: float = 5.0,
     ):
         for name, value in {"seconds": seconds, "dose": dose, "patience": patience}.items():
@@ -73,10 +81,11 @@ class Guard:
                 raise ValueError(f"{name} = {value}: must be positive")
         self.instrument = instrument
         self._axes = narrowed(instrument.axes, limits or {})
-        self._forbidden = forbidden or (lambda position: False)
-        self._left = [float(seconds), float(dose)]
+        self._region = None if forbidden is None else Region(forbidden, self._axes)
+        self._given, self._spent = (float(seconds), float(dose)), list(spent)
         self._patience = patience
         self._stopped = threading.Event()
+        self._turn, self._doing, self._halting = threading.Lock(), "", threading.Lock()
 
     @property
     def axes(self) -> Mapping[str, Axis]:
@@ -87,51 +96,72 @@ class Guard:
         return self.instrument.modes
 
     @property
+    def spent(self) -> tuple[float, float]:
+        """Seconds and dose of all moves and measurements so far."""
+        return self._spent[0], self._spent[1]
+
+    @property
     def left(self) -> tuple[float, float]:
         """Seconds and dose that are not spent yet."""
-        return self._left[0], self._left[1]
+        seconds, dose = (max(0.0, g - s) for g, s in zip(self._given, self._spent, strict=True))
+        return seconds, dose
 
     def read(self) -> dict[str, float]:
         return self.instrument.read()
 
     def move(self, target: Mapping[str, float]) -> dict[str, float]:
         """In steps of `max_step` at most, each of which has arrived before the next begins."""
-        self._alive()
-        target = check_target(self._axes, target)
-        now = self.read()
-        for name in target:
-            if not math.isfinite(now[name]):
-                raise NotReady(f"{name} reads {now[name]}: where it would start from is unknown")
-        steps = list(ramp(self._axes, now, target))
-        self._way_allowed(now, [now | step for step in steps])
-        found = now
-        with self._stopped_by_interrupts():
-            for step in steps:
-                self._alive()
-                found = self.instrument.move(step)
-                check_arrived(self._axes, step, found)
-        return found
+        self._begin("a move")
+        try:
+            self._alive()
+            target = check_target(self._axes, target)
+            now = self.read()
+            for name in target:
+                if not math.isfinite(now[name]):
+                    raise NotReady(f"{name} reads {now[name]}: where it would start is unknown")
+            legs = [target] if self._region is None else self._region.way(now, target)
+            steps = [count_steps(self._axes, now, leg) for leg in legs]  # an axis has one leg
+            seconds = sum(travel_s(self._axes, now, leg) for leg in legs)
+            with self._charged(seconds), self._stopped_by_interrupts():
+                found = now
+                for leg, count in zip(legs, steps, strict=True):
+                    for step in ramp(now, leg, count):
+                        found = self._step(step)
+                return found
+        finally:
+            self._turn.release()
 
     def acquire(self, mode: str, over: Over = None) -> Record:
-        self._alive()
-        asked = check_over(self._axes, self.modes, mode, over)
-        if over is not None:
-            self._over_allowed(over)
-        seconds, dose = asked.cost(over)
-        for left, amount, unit in zip(self._left, (seconds, dose), ("s", "of dose"), strict=True):
-            if amount > left:
-                raise BudgetError(f"{mode} takes {amount:g} {unit}; {left:g} {unit} are left")
-        self._left = [self._left[0] - seconds, self._left[1] - dose]
-        return self._watched(lambda: self.instrument.acquire(mode, over), mode, seconds)
+        self._begin(mode)
+        try:
+            self._alive()
+            asked = check_over(self._axes, self.modes, mode, over)
+            seconds, dose = asked.cost(over)
+            self._affordable(mode, seconds, dose)
+            self._check_swept(mode, asked, over)
+            thread, box = self._measuring(lambda: self.instrument.acquire(mode, over), mode)
+        except BaseException:
+            self._turn.release()
+            raise
+        with self._charged(seconds, dose):
+            return self._result(thread, box, mode, seconds)
 
     def stop(self) -> None:
         self._stopped.set()
         with contextlib.suppress(Exception):  # it is the last resort and must not raise
             self.instrument.stop()
+        if self._turn.locked():
+            threading.Thread(target=self._stop_again, name="stop again", daemon=True).start()
 
     def resume(self) -> None:
-        """Allows moves again after a stop; whoever calls it has looked at the instrument."""
-        self._stopped.clear()
+        """Allows moves again after a stop; whoever calls it has looked at the instrument.
+
+        **Raises:** `NotReady` while what was stopped still goes on.
+        """
+        if self._turn.locked():
+            raise NotReady(f"{self._doing} was stopped and still goes on")
+        with self._halting:  # a stop that is said again is for what went on before
+            self._stopped.clear()
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
@@ -154,6 +184,89 @@ class Guard:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    # --- what is allowed -----------------------------------------------------------------------
+
+    def _check_swept(self, mode: str, asked: Mode, over: Over) -> None:
+        """Everything that a measurement goes over or sweeps, and where all other axes stand."""
+        now, swept = self.read(), asked.swept()
+        check_standing(self._axes, now, but=() if over is None else ("x", "y"))
+        for name, ends in swept.items():
+            for end in ends:
+                try:
+                    check_target(self._axes, {name: end})
+                except LimitError as error:
+                    raise LimitError(f"{mode} sweeps {name}: {error}") from error
+        if isinstance(over, Frame):
+            self._check_edges(over)
+        if self._region is not None:
+            self._region.measured(now, over, swept)
+
+    def _check_edges(self, frame: Frame) -> None:
+        """The ends of the instrument itself are for the centres of pixels."""
+        slack = 1e-9 * max(frame.size)  # a frame that fills the limits is rounded
+        for place in frame.edges():
+            for name, value in zip("xy", place.tolist(), strict=True):
+                axis, own = self._axes[name], self.instrument.axes[name]
+                below = value < axis.lo - slack and axis.lo > own.lo
+                if below or (value > axis.hi + slack and axis.hi < own.hi):
+                    raise LimitError(
+                        f"the frame reaches to {name} = {value:g} {axis.unit}, outside "
+                        f"{axis.lo:g} to {axis.hi:g} {axis.unit}"
+                    )
+
+    def _affordable(self, mode: str, seconds: float, dose: float) -> None:
+        for left, amount, unit in zip(self.left, (seconds, dose), ("s", "of dose"), strict=True):
+            spent = unit == "s" and left == 0.0  # a measurement of 0 s takes time all the same
+            if amount > left or spent:
+                raise BudgetError(f"{mode} takes {amount:g} {unit}; {left:.2g} {unit} are left")
+
+    @contextlib.contextmanager
+    def _charged(self, seconds: float, dose: float = 0.0) -> Iterator[None]:
+        """What is told of, or what was taken if that is more; of what was refused, the latter."""
+        begun = time.monotonic()
+        try:
+            yield
+        except (LimitError, NotReady, BudgetError):
+            seconds = dose = 0.0
+            raise
+        finally:
+            self._spent[0] += max(seconds, time.monotonic() - begun)
+            self._spent[1] += dose
+
+    # --- one at a time, and stopped ------------------------------------------------------------
+
+    def _begin(self, what: str) -> None:
+        if not self._turn.acquire(blocking=False):
+            raise NotReady(f"{what} cannot begin: {self._doing} still goes on")
+        self._doing = what
+
+    def _alive(self) -> None:
+        if self._stopped.is_set():
+            raise Aborted("the instrument was stopped; look at it, then call resume()")
+
+    def _step(self, step: dict[str, float]) -> dict[str, float]:
+        self._alive()
+        try:
+            found = self.instrument.move(step)
+        except InstrumentError as error:
+            if self._stopped.is_set():  # where it was halted is no place that it cannot reach
+                raise Aborted("the move was stopped") from error
+            raise
+        self._alive()
+        check_arrived(self._axes, step, found)
+        return found
+
+    def _stop_again(self) -> None:
+        """What was about to begin when the instrument was stopped would go on."""
+        wait, longest = AGAIN_S
+        while self._turn.locked() and self._stopped.is_set():
+            time.sleep(wait)
+            wait = min(2.0 * wait, longest)
+            with self._halting:
+                if self._turn.locked() and self._stopped.is_set():
+                    with contextlib.suppress(Exception):
+                        self.instrument.stop()
+
     @contextlib.contextmanager
     def _stopped_by_interrupts(self) -> Iterator[None]:
         try:
@@ -162,39 +275,10 @@ class Guard:
             self.stop()
             raise
 
-    def _alive(self) -> None:
-        if self._stopped.is_set():
-            raise Aborted("the instrument was stopped; look at it, then call resume()")
-
-    def _over_allowed(self, over: Frame | Path) -> None:
-        now = self.read()
-        places = [now | {"x": float(x), "y": float(y)} for x, y in points_of(over).reshape(-1, 2)]
-        for place in places:
-            self._allowed(place)
-        if not isinstance(over, Frame):
-            for start, end in zip(places, places[1:], strict=False):
-                self._way_allowed(start, [end])
-
-    def _way_allowed(self, start: dict[str, float], steps: list[dict[str, float]]) -> None:
-        """From `start` straight to the last of the steps."""
-        end = steps[-1]
-        self._allowed(end)
-        if self._forbidden(start):
-            return
-        shares = np.arange(1, WAY) / WAY
-        between = [{n: v + s * (end[n] - v) for n, v in start.items()} for s in shares]
-        for place in between + steps:
-            self._allowed(place)
-
-    def _allowed(self, position: dict[str, float]) -> None:
-        if self._forbidden(position):
-            where = ", ".join(f"{n} = {v:g}" for n, v in position.items())
-            raise LimitError(f"{where} is in the forbidden region")
-
-    def _watched(self, measure: Callable[[], Record], mode: str, seconds: float) -> Record:
-        """In a thread of its own, which is given up when it hangs."""
-        waits = math.isfinite(self._patience)
-        limit = self._patience * seconds + GRACE_S if waits else None
+    def _measuring(
+        self, measure: Callable[[], Record], mode: str
+    ) -> tuple[threading.Thread, list[tuple[bool, Any]]]:
+        """A thread of its own, which can be given up when it hangs; the turn is over when it is."""
         box: list[tuple[bool, Any]] = []
 
         def body():
@@ -202,24 +286,31 @@ class Guard:
                 box.append((True, measure()))
             except BaseException as error:
                 box.append((False, error))
+            finally:
+                self._turn.release()
 
         thread = threading.Thread(target=body, name=f"acquire {mode}", daemon=True)
         thread.start()
+        return thread, box
+
+    def _result(
+        self, thread: threading.Thread, box: list[tuple[bool, Any]], mode: str, seconds: float
+    ) -> Record:
+        waits = math.isfinite(self._patience)
+        limit = self._patience * seconds + GRACE_S if waits else None
         with self._stopped_by_interrupts():
             thread.join(limit)
-        if thread.is_alive():
+        if not box:
             self.stop()
             raise LinkError(f"{mode} has not ended after {limit:g} s and was stopped")
         good, found = box[0]
-        if good:
-            return self._finished(found)
+        if self._stopped.is_set() and good:
+            raise Aborted("stopped when it had measured; the record is kept", found)
         if self._stopped.is_set() and isinstance(found, InstrumentError):
-            raise Aborted("the measurement was stopped") from found
-        raise found
-
-    def _finished(self, record: Record) -> Record:
-        self._alive()  # what was stopped half way is no measurement
-        return record
+            raise Aborted("the measurement was stopped", getattr(found, "record", None)) from found
+        if not good:
+            raise found
+        return found
 
 
 def narrowed(
@@ -239,16 +330,36 @@ def narrowed(
                 f"limits of {name} from {lo:g} to {hi:g} {axis.unit} do not lie within "
                 f"{axis.lo:g} to {axis.hi:g} {axis.unit}"
             )
-        found[name] = dataclasses.replace(axis, lo=float(lo), hi=float(hi))
+        found[name] = dataclasses.replace(axis, lo=float(lo), hi=float(hi), tol=axis.tolerance)
     return found
 
 
-def ramp(
+def count_steps(
     axes: Mapping[str, Axis], now: Mapping[str, float], target: Mapping[str, float]
-) -> Iterator[dict[str, float]]:
-    """Steps from `now` to `target`, all axes together, each within the `max_step` of its axis."""
+) -> int:
+    """Of a ramp whose steps are within the `max_step` of each axis.
+
+    **Raises:** `LimitError` for more than a million.
+    """
     sizes = [abs(v - now[n]) / axes[n].max_step for n, v in target.items()]
     count = max(1, math.ceil(max(sizes, default=0.0) * (1.0 - 1e-12)))
+    if count > MOST_STEPS:
+        raise LimitError(f"it would take {count} steps of max_step; at most {MOST_STEPS} are taken")
+    return count
+
+
+def ramp(
+    now: Mapping[str, float], target: Mapping[str, float], count: int
+) -> Iterator[dict[str, float]]:
+    """Equal steps from `now` to `target`, all axes together."""
     for i in range(1, count):
         yield {n: now[n] + (v - now[n]) * i / count for n, v in target.items()}
     yield dict(target)
+
+
+def travel_s(
+    axes: Mapping[str, Axis], now: Mapping[str, float], target: Mapping[str, float]
+) -> float:
+    """Travel and settling of the slowest axis, if all move together."""
+    ways = {n: abs(v - now[n]) for n, v in target.items() if v != now[n]}
+    return max((way / axes[n].rate + axes[n].settle for n, way in ways.items()), default=0.0)

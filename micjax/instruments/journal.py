@@ -15,10 +15,10 @@ import errno
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import pathlib
 import platform
-import re
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -27,38 +27,34 @@ from typing import Any
 import numpy as np
 
 from micjax.instruments.base import (
+    Aborted,
     Axis,
     BudgetError,
     Frame,
     InDoubt,
     Instrument,
-    InstrumentError,
     LimitError,
     Mode,
     NotReady,
     Over,
     Record,
+    layers,
 )
-from micjax.io import Axis as FieldAxis
-from micjax.io import Field, write_nexus
+from micjax.instruments.chain import JournalError as JournalError
+from micjax.instruments.chain import (
+    chained,
+    is_locked,
+    lock,
+    read_chained,
+    same_file,
+    write_end,
+)
+from micjax.instruments.plain import plain, storable
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    import msvcrt
+log = logging.getLogger("micjax")
 
-    fcntl = None
-
-LINES, LOCK, RECORDS = "journal.jsonl", "journal.lock", "records"
+LINES, RECORDS = "journal.jsonl", "records"
 PACKAGES = ("micjax", "jax", "numpy", "h5py")
-
-
-class JournalError(InstrumentError):
-    """The journal cannot be written, read, or belongs to something else.
-
-    A journal that once could not be written takes nothing more: a new one takes up what is on the
-    disk.
-    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,17 +94,16 @@ class Journal:
         except TypeError as error:
             raise ValueError(f"the configuration is written as JSON: {error}") from None
         self.folder, self._broken = pathlib.Path(folder), ""
+        self.path = self.folder / LINES
+        known = self.path.exists()
+        if resume and not known:
+            raise JournalError(f"there is no journal in {self.folder} to resume")
         try:
             (self.folder / RECORDS).mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / LOCK, "w")
+            # nothing is left to be written later
+            self._file = open(self.path, "ab", buffering=0)
         except OSError as error:
             raise JournalError(f"no journal can be written in {self.folder}: {error}") from error
-        try:
-            _lock(self._lock)
-        except OSError:
-            self._lock.close()
-            raise JournalError(f"{self.folder}: another process writes this journal") from None
-        self.path = self.folder / LINES
         begun = {
             "kind": "begin",
             "configuration": configuration,
@@ -119,27 +114,30 @@ class Journal:
             "time": time.time(),
         }
         try:
-            self._open(begun, resume)
+            lock(self._file, self.path)
+            self._take_up(begun, resume)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, begun: dict[str, Any], resume: bool) -> None:
-        self._lines = read_lines(self.path)
-        if self._lines and not resume:
-            raise JournalError(f"{self.path} is there already; resume it, or choose another folder")
-        if not self._lines and resume and self.path.exists():
-            resume = False  # it was killed before its first line was on the disk
-        if not self._lines and resume:
-            raise JournalError(f"there is no journal in {self.folder} to resume")
-        if self._lines:
-            _same(self._lines[0], begun, self.path)
-        if self.path.exists():
+    def _take_up(self, begun: dict[str, Any], resume: bool) -> None:
+        self._lines, self._chain, unchained = read_chained(self.path)
+        if not self._lines:  # new, or killed before its first line was on the disk
             _cut(self.path)
-        self._file = open(self.path, "ab", buffering=0)  # nothing is left to be written later
-        if not self._lines:
             self._write(begun)
             _sync_folder(self.folder)
+            return
+        if not resume:
+            raise JournalError(f"{self.path} is there already; resume it, or choose another folder")
+        _same(self._lines[0], begun, self.path)
+        if unchained:
+            log.warning(
+                "%s: the first %d lines are of before there were checksums; whether they are as "
+                "they were written cannot be told",
+                self.path,
+                unchained,
+            )
+        _cut(self.path)
 
     def intend(self, at: Mapping[str, float], mode: str, over: Over = None, **more: Any) -> int:
         """Says what is measured next, and where; returns the number of the step."""
@@ -150,7 +148,7 @@ class Journal:
                 "index": index,
                 "at": dict(at),
                 "mode": mode,
-                "over": _plain_over(over),
+                "over": dataclasses.asdict(over) if isinstance(over, Frame) else over,
                 "time": time.time(),
                 **more,
             }
@@ -161,8 +159,8 @@ class Journal:
         """The record of a step: its arrays first, then the line that says that they are there."""
         name = f"{RECORDS}/{index:06d}.npz"
         temporary = self.folder / f"{name}.part"
-        arrays = {f"data/{n}": np.asarray(v) for n, v in record.data.items()}
-        arrays |= {f"coords/{n}": np.asarray(v) for n, (v, _) in record.coords.items()}
+        arrays = {f"data/{n}": storable(v) for n, v in record.data.items()}
+        arrays |= {f"coords/{n}": storable(v) for n, (v, _) in record.coords.items()}
         with self._or_broken():
             with open(temporary, "wb") as file:
                 np.savez(file, **arrays)
@@ -223,9 +221,7 @@ class Journal:
         return record_of(self.folder, step)
 
     def close(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
-        self._lock.close()  # which unlocks
+        self._file.close()  # which unlocks
 
     def __enter__(self) -> "Journal":
         return self
@@ -234,13 +230,18 @@ class Journal:
         self.close()
 
     def _write(self, line: dict[str, Any]) -> None:
-        text = json.dumps(line, default=_plain)
+        line = plain(line)
+        raw, chain = chained(self._chain, line)
         with self._or_broken():
-            left = memoryview(text.encode() + b"\n")
+            left = memoryview(raw)
             while left:
                 left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
-        self._lines.append(json.loads(text))
+            if not same_file(self._file, self.path):
+                raise FileNotFoundError(f"{self.path} was removed or replaced")
+        self._lines.append(json.loads(json.dumps(line)))
+        self._chain = chain
+        write_end(self.path, len(self._lines), chain)
 
     @contextlib.contextmanager
     def _or_broken(self) -> Iterator[None]:
@@ -292,17 +293,22 @@ class Recorded:
         return self.instrument.move(target)
 
     def acquire(self, mode: str, over: Over = None) -> Record:
-        units = {n: axis.unit for n, axis in self.axes.items()}
+        units, at = {n: axis.unit for n, axis in self.axes.items()}, self.read()
         with self._stopped_if_not_written():
-            index = self.journal.intend(self.read(), mode, over, axis_units=units)
+            index = self.journal.intend(at, mode, over, axis_units=units, **self._spent())
         try:
             record = self.instrument.acquire(mode, over)
         except (LimitError, NotReady, BudgetError) as error:  # nothing was done to the sample
             with self._stopped_if_not_written():
                 self.journal.fail(index, f"{type(error).__name__}: {error}", again=True)
             raise
+        except Aborted as error:
+            if error.record is not None:  # measured all the same, and not lost
+                with self._stopped_if_not_written():
+                    self.journal.add(index, error.record, **self._spent())
+            raise
         with self._stopped_if_not_written():
-            self.journal.add(index, record)
+            self.journal.add(index, record, **self._spent())
         return record
 
     def note(self, kind: str, **more: Any) -> None:
@@ -313,11 +319,16 @@ class Recorded:
     def stop(self) -> None:
         self.instrument.stop()
 
+    def _spent(self) -> dict[str, Any]:
+        """Seconds and dose so far, where a guard below counts them."""
+        counts = (layer.spent for layer in layers(self.instrument) if hasattr(layer, "spent"))
+        return {"spent": spent} if (spent := next(counts, None)) is not None else {}
+
     @contextlib.contextmanager
     def _stopped_if_not_written(self) -> Iterator[None]:
         try:
             yield
-        except JournalError:
+        except BaseException:  # for whatever reason: what is not written must not be measured
             self.instrument.stop()
             raise
 
@@ -325,31 +336,12 @@ class Recorded:
 # --- reading ------------------------------------------------------------------------------------
 
 
-def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """All lines but a last one that was torn off.
-
-    **Raises:** `JournalError` for a line inside that cannot be read.
-    """
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            raise JournalError(f"{path}, line {number}: {error}") from error
-        if not isinstance(found[-1], dict):
-            raise JournalError(f"{path}, line {number}: {found[-1]!r} is no entry of a journal")
-    return found
-
-
 def journal_lines(folder: str | os.PathLike) -> list[dict[str, Any]]:
     """All lines of the journal in a folder; it may still be written to.
 
     **Raises:** `JournalError` where there is none.
     """
-    lines = read_lines(pathlib.Path(folder) / LINES)
+    lines = read_chained(pathlib.Path(folder) / LINES).content
     if not lines or lines[0].get("kind") != "begin":
         raise JournalError(f"there is no journal of an instrument in {folder}")
     return lines
@@ -357,15 +349,7 @@ def journal_lines(folder: str | os.PathLike) -> list[dict[str, Any]]:
 
 def being_written(folder: str | os.PathLike) -> bool:
     """Whether a process writes the journal in a folder."""
-    path = pathlib.Path(folder) / LOCK
-    if not path.exists():
-        return False
-    with open(path, "a") as file:
-        try:
-            _lock(file)
-        except OSError:
-            return True
-    return False
+    return is_locked(pathlib.Path(folder) / LINES)
 
 
 def steps_of(lines: list[dict[str, Any]]) -> list[Step]:
@@ -376,6 +360,19 @@ def steps_of(lines: list[dict[str, Any]]) -> list[Step]:
         for line in lines
         if line["kind"] == "intent"
     ]
+
+
+def spent_of(lines: list[dict[str, Any]], each: tuple[float, float]) -> tuple[float, float]:
+    """Seconds and dose of all that was done so far, where a guard has counted them; a step of which
+    that is not known is taken for `each`."""
+    results = {line["index"]: line for line in lines if line["kind"] == "result"}
+    seconds = dose = 0.0
+    for line in lines:
+        seconds, dose = line.get("spent", (seconds, dose))
+        result = results.get(line.get("index"), {})
+        if line["kind"] == "intent" and not ("spent" in result or result.get("again")):
+            seconds, dose = seconds + each[0], dose + each[1]
+    return seconds, dose
 
 
 def record_of(folder: pathlib.Path, step: Step) -> Record:
@@ -419,55 +416,6 @@ def records(folder: str | os.PathLike) -> Iterator[tuple[Step, Record]]:
             yield step, record_of(folder, step)
 
 
-def consolidate(folder: str | os.PathLike, path: str | os.PathLike) -> int:
-    """All records of a journal in one NeXus file, at any time; it can be made again.
-
-    Steps of equal channels and shapes become one field `[step, ...]`, and where the axes were is a
-    field for each of them.
-
-    **Returns:** how many records there are.
-    """
-    groups: dict[tuple, list[tuple[Step, Record]]] = {}
-    for step, record in records(folder):
-        shapes = tuple((n, np.shape(v)) for n, v in record.data.items())
-        groups.setdefault((step.intent["mode"], shapes), []).append((step, record))
-    if not groups:
-        raise JournalError(f"the journal in {folder} has no records yet")
-    fields: dict[str, Field] = {}
-    seen: dict[str, int] = {}
-    for (mode, _), members in groups.items():
-        seen[mode] = seen.get(mode, 0) + 1
-        prefix = mode if seen[mode] == 1 else f"{mode}_{seen[mode]}"
-        fields |= _fields(prefix, members)
-    begun = journal_lines(folder)[0]
-    write_nexus(path, fields, title=f"records of {folder}", process=begun)
-    return sum(map(len, groups.values()))
-
-
-def _fields(prefix: str, members: list[tuple[Step, Record]]) -> dict[str, Field]:
-    first = members[0][1]
-    index = FieldAxis("step", np.array([s.index for s, _ in members], dtype=float), "")
-    fields = {}
-    for name, values in first.data.items():
-        axes = []
-        for dim, size in zip(first.dims[name], np.shape(values), strict=True):
-            where, unit = first.coords.get(dim, (np.arange(size, dtype=float), ""))
-            axes.append(FieldAxis(_label(dim), np.asarray(where, dtype=float), unit))
-        stacked = np.stack([np.asarray(r.data[name]) for _, r in members])
-        label = _label(prefix, name)
-        fields[label] = Field(stacked, (index, *axes), first.units[name], label)
-    units = members[0][0].intent.get("axis_units", {})
-    for name in first.at:
-        where, label = np.array([r.at[name] for _, r in members]), _label(prefix, "at", name)
-        fields[label] = Field(where, (index,), units.get(name, ""), label)
-    return fields
-
-
-def _label(*parts: str) -> str:
-    """A name that NeXus can hold."""
-    return re.sub(r"[^A-Za-z0-9_.]+", "_", "_".join(parts))
-
-
 # --- small things -------------------------------------------------------------------------------
 
 
@@ -476,8 +424,8 @@ def _same(first: dict[str, Any], begun: dict[str, Any], path: pathlib.Path) -> N
         raise JournalError(f"{path} does not begin as a journal")
     for part in ("configuration", "seed"):
         old, new = first[part], begun[part]
-        if old == new:
-            continue
+        if json.dumps(old, sort_keys=True) == json.dumps(plain(new), sort_keys=True):
+            continue  # NaN is NaN
         if isinstance(old, dict) and isinstance(new, dict):
             keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
             told = "; ".join(f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in keys)
@@ -488,18 +436,13 @@ def _same(first: dict[str, Any], begun: dict[str, Any], path: pathlib.Path) -> N
 
 def _cut(path: pathlib.Path) -> None:
     """Takes a torn last line away."""
-    whole = path.read_bytes().rpartition(b"\n")
+    raw = path.read_bytes()
+    whole = raw.rfind(b"\n") + 1
+    if whole == len(raw):
+        return
     with open(path, "r+b") as file:
-        file.truncate(len(whole[0]) + len(whole[1]))
+        file.truncate(whole)
         os.fsync(file.fileno())
-
-
-def _lock(file) -> None:
-    """**Raises:** `OSError` if another process has it. The system unlocks it when we are gone."""
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    else:
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
 
 
 def _sync_folder(folder: pathlib.Path) -> None:
@@ -510,12 +453,3 @@ def _sync_folder(folder: pathlib.Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
-
-
-def _plain_over(over: Over) -> Any:
-    return dataclasses.asdict(over) if isinstance(over, Frame) else over
-
-
-def _plain(value: Any) -> Any:
-    """Metadata of any kind: what is no JSON must not cost the record."""
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from micjax.instruments import nanonis_wire as wire
+from micjax.instruments.arrival import check_arrived
 from micjax.instruments.base import (
     Aborted,
     Axis,
@@ -48,7 +49,8 @@ class Nanonis:
     - `setpoint`: of the feedback, in `setpoint_unit`; without ends there is no such axis.
     - `rate`, `bias_step`: m/s of the tip, for what travel takes; the largest step of the bias, V.
     - `signals`: names of signals as the controller has them, "Current (A)".
-    - `spectrum`: units of the channels of a spectrum by name; empty for none.
+    - `spectrum`: units of the channels of a spectrum by name; empty for none. It is refused where
+        the bias that it sweeps, as the controller is set, is not allowed.
     - `spectrum_s`: what one takes. `timeout_s`: how long to wait for any answer.
     - `image`: names of the signals of a frame. It is scanned upwards, and what was measured on the
         way forward is taken. Continuous scanning has to be off.
@@ -84,10 +86,11 @@ class Nanonis:
         self.axes: Mapping[str, Axis] = {
             "x": Axis("m", *x, rate=rate, tol=1e-12),
             "y": Axis("m", *y, rate=rate, tol=1e-12),
-            "bias": Axis("V", *bias, max_step=bias_step, tol=_rounding(bias)),
+            "bias": Axis("V", *bias, max_step=bias_step, tol=_rounding(bias), single=True),
         }
         if setpoint is not None:
-            self.axes["setpoint"] = Axis(setpoint_unit, *setpoint, tol=_rounding(setpoint))
+            tol = _rounding(setpoint)
+            self.axes["setpoint"] = Axis(setpoint_unit, *setpoint, tol=tol, single=True)
         self._link = wire.Link(host, ports[0], timeout_s)
         try:
             (names,) = self._link.call("Signals.NamesGet")
@@ -101,7 +104,9 @@ class Nanonis:
         self._channels = {_label(n)[0]: names.index(n) for n in image}
         self.modes: Mapping[str, Mode] = {"signals": Mode("point", dict(map(_label, signals)))}
         if spectrum:
-            self.modes["spectrum"] = Mode("point", dict(spectrum), seconds=spectrum_s)
+            self.modes["spectrum"] = Mode(
+                "point", dict(spectrum), seconds=spectrum_s, sweeps=self._sweeps
+            )
         if image:
             self.modes["image"] = Mode("frame", dict(map(_label, image)), seconds=_seconds)
 
@@ -115,6 +120,7 @@ class Nanonis:
 
     def move(self, target: Mapping[str, float]) -> dict[str, float]:
         target = check_target(self.axes, target)
+        self._stopped.clear()
         if "x" in target or "y" in target:
             now = self.read() | target
             self._link.call("FolMe.XYPosSet", now["x"], now["y"], 1)
@@ -122,10 +128,17 @@ class Nanonis:
             self._link.call("Bias.Set", target["bias"])
         if "setpoint" in target:
             self._link.call("ZCtrl.SetpntSet", target["setpoint"])
-        return self.read()
+        found = self.read()
+        self._alive()
+        check_arrived(self.axes, target, found)
+        return found
 
     def acquire(self, mode: str, over: Over = None) -> Record:
-        check_over(self.axes, self.modes, mode, over)
+        asked = check_over(self.axes, self.modes, mode, over)
+        for name, ends in asked.swept().items():
+            for end in ends:
+                check_target(self.axes, {name: end})
+        self._stopped.clear()
         begun = time.time()
         if isinstance(over, Frame):
             measured = self._image(over)
@@ -155,6 +168,19 @@ class Nanonis:
     def __exit__(self, *_) -> None:
         self.close()
 
+    def _alive(self) -> None:
+        if self._stopped.is_set():
+            raise Aborted("it was stopped")
+
+    def _sweeps(self) -> dict[str, Ends]:
+        """Of a spectrum, as the controller is set now."""
+        kind = ""
+        with contextlib.suppress(InstrumentError):  # a release without segments does not know it
+            (kind,) = self._link.call("BiasSpectr.MLSModeGet")
+        if kind == "MLS":
+            raise NotReady("a spectrum goes in segments, whose ends are not read: set it to Linear")
+        return {"bias": self._link.call("BiasSpectr.LimitsGet")}
+
     def _values(self):
         units = self.modes["signals"].channels
         data = {
@@ -166,6 +192,7 @@ class Nanonis:
     def _spectrum(self):
         """Row 0 is the bias, the other rows are the channels."""
         labels, rows, _ = self._link.call("BiasSpectr.Start", 1, "")
+        self._alive()  # the half of one is none
         if len(labels) != len(rows) or not len(rows):
             raise LinkError(f"a spectrum of {len(rows)} rows with the names {labels}")
         (swept, unit), *channels = map(_label, labels)
@@ -177,7 +204,6 @@ class Nanonis:
         return data, dict.fromkeys(data, (swept,)), dict(units), {swept: (rows[0], unit)}
 
     def _image(self, frame: Frame):
-        self._stopped.clear()
         self._prepare(frame)
         self._link.call("Scan.Action", START, UP)
         self._wait()
@@ -217,8 +243,7 @@ class Nanonis:
                 self._link.call("Scan.Action", STOP, UP)
             self._link.call("Scan.WaitEndOfScan", POLL_MS)
             (running,) = self._link.call("Scan.StatusGet")
-        if self._stopped.is_set():
-            raise Aborted("the frame was stopped")
+        self._alive()
 
     def _grabbed(self, name: str, frame: Frame) -> np.ndarray:
         channel = self._channels[name]

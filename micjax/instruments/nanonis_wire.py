@@ -12,6 +12,7 @@ Source: the TCP protocol of release R5.1 (April 2025) as users have transcribed 
 
 import socket
 import struct
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -50,6 +51,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "Scan.FrameDataGrab": ("I I", "s f[][] I"),
     "BiasSpectr.Start": ("I s", "s[] f[][] f[]"),
     "BiasSpectr.Stop": ("", ""),
+    "BiasSpectr.LimitsGet": ("", "f f"),
+    "BiasSpectr.MLSModeGet": ("", "s"),
 }
 
 
@@ -184,7 +187,7 @@ class Link:
     """
 
     def __init__(self, host: str, port: int, timeout_s: float):
-        self.name = f"{host}:{port}"
+        self.name, self._timeout_s = f"{host}:{port}", timeout_s
         try:
             self._socket = socket.create_connection((host, port), timeout_s)
         except OSError as error:
@@ -201,9 +204,11 @@ class Link:
         if self._broken is not None:
             raise LinkError(f"{self.name} was lost ({self._broken}); connect anew")
         try:
+            self._socket.settimeout(self._timeout_s)
             self._socket.sendall(request(command, *arguments))
-            name, size = name_and_size(self._received(RESPONSE.size))
-            body = self._received(size)
+            until = time.monotonic() + self._timeout_s  # of all of the answer, not of each part
+            name, size = name_and_size(self._received(RESPONSE.size, until))
+            body = self._received(size, until)
             if name != command:
                 raise WireError(f"{command} was asked and {name!r} answered")
             values, error = reply(command, body)
@@ -222,9 +227,13 @@ class Link:
     def close(self) -> None:
         self._socket.close()
 
-    def _received(self, size: int) -> bytes:
+    def _received(self, size: int, until: float) -> bytes:
         parts = bytearray()
         while len(parts) < size:
+            left_s = until - time.monotonic()
+            if left_s <= 0.0:
+                raise TimeoutError(f"timed out after {len(parts)} of {size} bytes")
+            self._socket.settimeout(left_s)
             part = self._socket.recv(size - len(parts))
             if not part:
                 raise ConnectionError(f"closed after {len(parts)} of {size} bytes")

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 import urllib.parse
@@ -166,7 +167,14 @@ class Temscript:
         body = json.dumps(value) if method == "PUT" else None
         timeout_s = (self._timeout_s if timeout_s is None else timeout_s) + longer_s
         link = http.client.HTTPConnection(*self._address, timeout=timeout_s)
+        late = threading.Event()
+        # the time-out of a connection is for each part of an answer, this one for all of it
+        alarm = threading.Timer(1.05 * timeout_s, lambda: (late.set(), _cut(link)))
+        alarm.daemon = True
+        alarm.start()
         try:
+            link.connect()
+            link.cut = link.sock  # which a response takes over
             link.request(method, f"/v1/{endpoint}", body, {"Accept": "application/json"})
             answer = link.getresponse()
             raw = answer.read()
@@ -174,8 +182,10 @@ class Temscript:
                 raise http.client.HTTPException(f"HTTP {answer.status} {answer.reason}")
             return json.loads(raw) if raw else None
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise self._lost(f"{method} {endpoint}", error) from error
+            why = "timed out" if late.is_set() else error
+            raise self._lost(f"{method} {endpoint}", why) from error
         finally:
+            alarm.cancel()
             link.close()
 
     def _lost(self, what: str, why: object) -> LinkError:
@@ -237,3 +247,8 @@ class Temscript:
             return values.reshape(packed["height"], packed["width"]).astype(dtype.newbyteorder("="))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise self._lost(f"GET acquire of {name}", f"no image came back, {error!r}") from error
+
+
+def _cut(link: http.client.HTTPConnection) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # it may not be connected yet
+        link.cut.shutdown(socket.SHUT_RDWR)

@@ -21,7 +21,7 @@ class Faults:
 
     **Arguments:**
 
-    - `fragment`: send so many bytes at a time.
+    - `fragment`: send so many bytes at a time, `pause_s` apart.
     - `error`: answer with this text; `bare`: and without results.
     - `hang`: never answer. `drop`: close in the middle of an answer.
     - `wrong_size`, `wrong_name`: answer with a header that is not true.
@@ -29,6 +29,7 @@ class Faults:
     """
 
     fragment: int = 0
+    pause_s: float = 1e-5
     error: dict[str, str] = dataclasses.field(default_factory=dict)
     bare: bool = True
     hang: set[str] = dataclasses.field(default_factory=set)
@@ -65,6 +66,7 @@ class Controller:
         self.frame, self.buffer = (0.0, 0.0, 1e-7, 1e-7, 0.0), ([0], 128, 128)
         self.speed, self.direction, self.scans = (1e-7, 1e-7, 1.0, 1.0, 2, 1.0), 1, 0
         self.faults, self.asked, self.positions = Faults(), [], []
+        self.sweep = (-1.0, 1.0)  # of the bias
         self._stopped, self._scan_stopped = threading.Event(), threading.Event()
         self._scan_end = 0.0
 
@@ -187,9 +189,16 @@ class Controller:
         self._stopped.clear()
         if self._stopped.wait(self.spectrum_s):
             raise ValueError("the spectrum was stopped")
-        bias = np.concatenate([np.linspace(-1.0, 1.0, 11), np.linspace(1.0, -1.0, 11)])
+        there = np.linspace(*self.sweep, 11)
+        bias = np.concatenate([there, there[::-1]])
         rows = np.stack([bias, self.current_A(bias)])
         return ["Bias calc (V)", "Current (A)"], rows, list(self.xy)
+
+    def _BiasSpectr_LimitsGet(self):
+        return self.sweep
+
+    def _BiasSpectr_MLSModeGet(self):
+        return ("Linear",)
 
     def _BiasSpectr_Stop(self):
         self._stopped.set()
@@ -232,7 +241,7 @@ class _Handler(socketserver.BaseRequestHandler):
         for at in range(0, len(raw), step):
             self.request.sendall(raw[at : at + step])
             if faults.fragment:
-                time.sleep(1e-5)
+                time.sleep(faults.pause_s)
         return True
 
     def _received(self, size: int) -> bytes | None:

@@ -1,8 +1,20 @@
 """Data that other packages hold in memory, recognised by its shape and never by an import."""
 
+import logging
+
 import numpy as np
 
-from micjax.io.fields import Axis, Field, image_axes, rows_first, unit_in_brackets, with_pixel
+from micjax.io.fields import (
+    Axis,
+    Field,
+    image_axes,
+    rows_first,
+    unit_in_brackets,
+    unpacked,
+    with_pixel,
+)
+
+log = logging.getLogger(__name__)
 
 
 def as_field(obj) -> Field:
@@ -20,7 +32,7 @@ def as_field(obj) -> Field:
     if isinstance(obj, Field):
         return obj
     if isinstance(obj, tuple) and len(obj) == 2:
-        image, pixel_nm = np.asarray(obj[0]), obj[1]
+        image, pixel_nm = np.asanyarray(obj[0]), obj[1]
         return with_pixel(Field(image, image_axes(image.shape), "nm", "image"), pixel_nm)
     if hasattr(obj, "axes_manager") and hasattr(obj, "metadata"):
         return rows_first(_from_hyperspy(obj))
@@ -46,7 +58,7 @@ def _from_hyperspy(signal) -> Field:
     notes = signal.metadata.as_dictionary()
     title = notes.get("General", {}).get("title", "")
     quantity = notes.get("Signal", {}).get("quantity", "")  # "Height (nm)" by their convention
-    return Field(np.asarray(signal.data), axes, unit_in_brackets(quantity), title, notes)
+    return Field(signal.data, axes, unit_in_brackets(quantity), title, notes)
 
 
 def _from_sidpy(dataset) -> Field:
@@ -67,4 +79,7 @@ def _from_xarray(array) -> Field:
 
     axes = tuple(axis(name) for name in array.dims)
     unit, name = str(array.attrs.get("units", "")), str(array.name or "")
-    return Field(np.asarray(array), axes, unit, name, dict(array.attrs))
+    if others := [str(n) for n in array.coords if n not in array.dims]:
+        log.warning("%s: coordinates that are no axes are not used: %s", name, ", ".join(others))
+    values = unpacked(np.asarray(array), array.attrs, name)
+    return Field(values, axes, unit, name, dict(array.attrs))

@@ -1,25 +1,68 @@
 """Named data with units: what every reader gives back and what result files are made of."""
 
+import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+
+log = logging.getLogger(__name__)
 
 Pixel = float | int | Sequence[float | int]  # one size for both directions, or (dy, dx)
 
 PIXELS = "px"  # the unit of an image axis whose physical size is not known
 
-_NM = {"pm": 1e-3, "Å": 0.1, "angstrom": 0.1, "nm": 1.0, "um": 1e3, "mm": 1e6, "cm": 1e7, "m": 1e9}
 # the ampere is "A" in these files, so the ångström is never abbreviated by it
-_SPELLINGS = {"nanometer": "nm", "micrometer": "um", "micron": "um", "meter": "m", "meters": "m"}
+_NM = {"pm": 1e-3, "Å": 0.1, "nm": 1.0, "um": 1e3, "mm": 1e6, "cm": 1e7, "m": 1e9}
+_SPELT_OUT = {
+    "angstrom": "Å",
+    "picometer": "pm",
+    "nanometer": "nm",
+    "micrometer": "um",
+    "micron": "um",
+    "millimeter": "mm",
+    "centimeter": "cm",
+    "meter": "m",
+}
 
 
 def nm_per(unit: str) -> float | None:
-    """How many nanometres a unit is; None for a unit which is not a length."""
+    """How many nanometres a unit is; None for a unit which is not a length.
+
+    Case counts in a symbol (mm is no Mm, nm no Nm) and not in a word (Nanometers, micron).
+    """
     # three characters are in use for the angstrom sign and the micro sign
     plain = unit.strip().replace("\u212b", "Å").replace("\u00b5", "u").replace("\u03bc", "u")
-    return _NM.get(_SPELLINGS.get(plain.lower(), plain), _NM.get(plain.lower()))
+    word = plain.lower().replace("metre", "meter").removesuffix("s")
+    return _NM.get(_SPELT_OUT.get(word, plain))
+
+
+def _numbers(values, what: str, kinds: str) -> np.ndarray:
+    """An array of one of the kinds, what is masked in it NaN.
+
+    **Raises:** ValueError for another kind: dates, texts, objects, complex coordinates.
+    """
+    if np.ma.is_masked(values):
+        values = np.ma.filled(values.astype(np.result_type(values.dtype, np.float32)), np.nan)
+    array = np.asarray(values)
+    if array.dtype.kind not in kinds:
+        raise ValueError(f"{what}: values of kind {array.dtype}, which are no numbers for it")
+    return array
+
+
+def unpacked(values: np.ndarray, attrs: Mapping[str, Any], name: str) -> np.ndarray:
+    """Packed numbers as netCDF's conventions (CF) have it: scaled, moved, what is missing NaN."""
+    missing = [attrs[key] for key in ("_FillValue", "missing_value") if key in attrs]
+    scale, offset = (attrs.get(key) for key in ("scale_factor", "add_offset"))
+    if not missing and scale is None and offset is None:
+        return values
+    log.info("%s: packed numbers, unpacked as the file says", name)
+    numbers = np.asarray(values, np.float64)
+    gaps = np.isin(values, np.ravel(missing))
+    numbers = numbers * (1.0 if scale is None else scale) + (0.0 if offset is None else offset)
+    return np.where(gaps, np.nan, numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +75,7 @@ class Axis:
     - `values`: coordinates, shape `(n,)`, in `unit`; they need not be evenly spaced or ascending.
     - `unit`: unit of the coordinates, `px` where only the index is known, `""` for a plain number.
 
-    **Raises:** ValueError where the values are not one-dimensional.
+    **Raises:** ValueError where the values are no real numbers or not one-dimensional.
     """
 
     name: str
@@ -40,7 +83,8 @@ class Axis:
     unit: str
 
     def __post_init__(self):
-        object.__setattr__(self, "values", np.asarray(self.values, dtype=np.float64))
+        values = _numbers(self.values, f"axis {self.name}", "biuf")
+        object.__setattr__(self, "values", values.astype(np.float64, copy=False))
         if self.values.ndim != 1:
             raise ValueError(f"axis {self.name}: values of shape {self.values.shape}, not (n,)")
 
@@ -58,13 +102,14 @@ class Field:
     **Arguments:**
 
     - `data`: the values in `unit`, one dimension per axis; images are `[iy, ix]`, y down the rows.
-      Kept as float64, complex128 or bool.
+      Kept as float64, complex128 or bool; what is masked is NaN.
     - `axes`: one `Axis` per dimension, so `(y, x)` for an image.
     - `unit`: unit of the values.
     - `name`: the channel.
     - `metadata`: whatever else the file says.
 
-    **Raises:** ValueError where the axes do not fit the data, or two axes share a name.
+    **Raises:** ValueError where the data are no numbers, the axes do not fit them, or two axes
+    share a name.
     """
 
     data: np.ndarray
@@ -74,7 +119,7 @@ class Field:
     metadata: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        data = np.asarray(self.data)
+        data = _numbers(self.data, self.name, "biufc")
         kind = {"b": bool, "c": np.complex128}.get(data.dtype.kind, np.float64)
         object.__setattr__(self, "data", data.astype(kind, copy=False))
         object.__setattr__(self, "axes", tuple(self.axes))
@@ -97,8 +142,10 @@ class Field:
     def to_nm(self) -> np.ndarray:
         """The values in nm, for a height or any other length.
 
-        **Raises:** ValueError where the unit is not a length.
+        **Raises:** ValueError where the values are not real numbers, or their unit is not a length.
         """
+        if self.data.dtype.kind != "f":
+            raise ValueError(f"{self.name}: {self.data.dtype} values are not a length")
         scale = nm_per(self.unit)
         if scale is None:
             raise ValueError(f"{self.name}: values in {self.unit or 'no unit'!r} are not a length")
@@ -110,6 +157,8 @@ def _pixel_of(image: Field, name: str) -> float:
     if axis is None:
         named = ", ".join(a.name for a in image.axes)
         raise ValueError(f"{image.name}: no axis {name}, so no pixel size; its axes are ({named})")
+    if axis.unit == PIXELS:
+        raise ValueError(f"{image.name}: no pixel size in the file, give --set pixel_nm=...")
     scale = nm_per(axis.unit)
     if scale is None:
         raise ValueError(
@@ -124,21 +173,26 @@ def _pixel_of(image: Field, name: str) -> float:
 
 
 def image_axes(
-    shape: tuple[int, ...], pixel: tuple[float, float] = (1.0, 1.0), unit: str = PIXELS
+    shape: tuple[int, ...],
+    pixel: tuple[float, float] = (1.0, 1.0),
+    unit: str = PIXELS,
+    origin: tuple[float, float] = (0.0, 0.0),
 ) -> tuple[Axis, ...]:
     """Axes of an image, or of a stack of images, whose last two dimensions are y and x.
 
     **Arguments:**
 
-    - `shape`: shape of the data, at least two dimensions.
+    - `shape`: shape of the data; of a single dimension, it is called `axis0`.
     - `pixel`: spacing `(dy, dx)` in `unit`.
     - `unit`: unit of y and x; pixels if not given.
+    - `origin`: coordinates `(y, x)` of the first pixel in `unit`.
 
-    **Returns:** one axis per dimension; coordinates start at 0.
+    **Returns:** one axis per dimension.
     """
-    stack = tuple(Axis(f"axis{i}", np.arange(n), "") for i, n in enumerate(shape[:-2]))
-    names = zip("yx", shape[-2:], pixel, strict=True)
-    return stack + tuple(Axis(name, step * np.arange(n), unit) for name, n, step in names)
+    rest = shape if len(shape) < 2 else shape[:-2]
+    stack = tuple(Axis(f"axis{i}", np.arange(n), "") for i, n in enumerate(rest))
+    along = zip("yx", shape[-2:], pixel, origin, strict=True) if len(shape) > 1 else ()
+    return stack + tuple(Axis(name, at + step * np.arange(n), unit) for name, n, step, at in along)
 
 
 def as_pixel(pixel_nm: Pixel) -> tuple[float, float]:
@@ -153,18 +207,18 @@ def as_pixel(pixel_nm: Pixel) -> tuple[float, float]:
 
 
 def with_pixel(image: Field, pixel_nm: Pixel) -> Field:
-    """The same image with y and x in nm.
+    """The same field with y and x in nm, where they were in pixels (px).
 
     **Arguments:**
 
-    - `image`: a field with axes y and x.
+    - `image`: a field.
     - `pixel_nm`: pixel size, one number or `(dy, dx)`.
 
-    **Returns:** a field whose y and x start at 0 and grow by the pixel size.
+    **Returns:** a field whose y and x grow by the pixel size.
     """
     steps = dict(zip("yx", as_pixel(pixel_nm), strict=True))
     axes = tuple(
-        Axis(a.name, steps[a.name] * np.arange(a.values.size), "nm") if a.name in steps else a
+        Axis(a.name, steps[a.name] * a.values, "nm") if a.name in steps and a.unit == PIXELS else a
         for a in image.axes
     )
     return replace(image, axes=axes)

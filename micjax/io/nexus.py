@@ -14,23 +14,24 @@ import contextlib
 import difflib
 import importlib.metadata
 import json
+import logging
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from micjax.io.fields import Axis, Field, by_name
+from micjax.core.hdf5 import MOST_STEPS, File, Node, opened
+from micjax.io.fields import PIXELS, Axis, Field, by_name, unpacked
+
+log = logging.getLogger(__name__)
 
 _RESERVED = ("data", "data_errors", "title")  # the other datasets of an NXdata group
-
-
-def text(value) -> str:
-    """A string attribute or dataset of HDF5, whichever way it was stored."""
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def write_nexus(
@@ -208,50 +209,92 @@ def read_nexus(path: str | os.PathLike) -> dict[str, Field]:
     **Returns:** fields by the name of their group; `metadata["errors"]` are the standard
     deviations where there are any, `metadata["default"]` marks the one viewers open first.
     """
-    with h5py.File(path, "r") as file:
+    with opened(path) as file:
         return by_name(nexus_fields(file))
 
 
-def nexus_fields(file: h5py.File) -> list[Field]:
-    """The NXdata groups of an open file, in its order."""
-    groups: list[h5py.Group] = []
-
-    def collect(_, node):
-        if isinstance(node, h5py.Group) and text(node.attrs.get("NX_class", "")) == "NXdata":
-            if isinstance(node.get(text(node.attrs.get("signal", ""))), h5py.Dataset):
-                groups.append(node)
-
-    file.visititems(collect)
-    default = _default(file)
-    return [_nexus_field(group, group.name == default) for group in groups]
-
-
-def _default(file: h5py.File) -> str:
-    node = file
-    while isinstance(node, h5py.Group) and "default" in node.attrs:
-        node = node.get(text(node.attrs["default"]))
-    return "" if node is None else node.name
+def nexus_fields(file: File) -> list[Field]:
+    """The NXdata groups of a file, in its order, each with its auxiliary signals."""
+    default, fields = _default(file), []
+    for group in file.nodes():
+        if group.links is None or group.attrs.get("NX_class") != "NXdata":
+            continue
+        signals = [group.attrs.get("signal", ""), *_names(group.attrs.get("auxiliary_signals", ()))]
+        for i, name in enumerate(signals):
+            data = file.get(name, group) if isinstance(name, str) and name else None
+            if data is None or data.shape is None:
+                log.warning("%s: its signal %r is not there, it is not read", group.path, name)
+                continue
+            fields.append(_nexus_field(file, group, data, name, i, group is default))
+    return fields
 
 
-def _nexus_field(group: h5py.Group, is_default: bool) -> Field:
-    signal = text(group.attrs["signal"])
-    data = group[signal]
-    values = np.asarray(data[()])
-    values = values.astype(bool) if data.attrs.get("is_mask", False) else values
-    names = [text(a) for a in np.atleast_1d(group.attrs.get("axes", []))]
-    names += ["."] * (data.ndim - len(names))
-    axes = tuple(_nexus_axis(group, n, i, data.shape[i]) for i, n in enumerate(names[: data.ndim]))
-    metadata = {"default": True} if is_default else {}
-    if f"{signal}_errors" in group:
-        metadata["errors"] = group[f"{signal}_errors"][()]
-    if "title" in group:
-        metadata["title"] = text(group["title"][()])
-    name = group.name.rpartition("/")[2]
-    return Field(values, axes, text(data.attrs.get("units", "")), name, metadata)
+def _default(file: File) -> Node:
+    """What viewers open first: from the root along the attributes `default`."""
+    node = file.root
+    for _ in range(MOST_STEPS):
+        wanted = node.attrs.get("default")
+        following = file.get(wanted, node) if isinstance(wanted, str) else None
+        if following is None or following is node:
+            return node
+        node = following
+    raise ValueError("the attributes `default` go round in circles")
 
 
-def _nexus_axis(group: h5py.Group, name: str, i: int, size: int) -> Axis:
-    # "." is how NeXus says that a dimension has no axis
-    if name == "." or name not in group or group[name].shape != (size,):
-        return Axis(f"axis{i}" if name == "." else name, np.arange(size), "")
-    return Axis(name, group[name][()], text(group[name].attrs.get("units", "")))
+def _nexus_field(
+    file: File, group: Node, data: Node, signal: str, which: int, is_default: bool
+) -> Field:
+    values = _values(file, group, data, signal)
+    names = _names(group.attrs.get("axes", ()))
+    names += ["."] * (values.ndim - len(names))
+    axes = tuple(_nexus_axis(file, group, names[i], i, n) for i, n in enumerate(values.shape))
+    metadata: dict[str, Any] = {"default": True} if is_default and not which else {}
+    for name in (f"{signal}_errors", *(("errors",) if not which else ())):
+        if (errors := file.get(name, group)) is not None and errors.kind:
+            metadata["errors"] = file.read(errors)
+            break
+    if (title := file.get("title", group)) is not None and title.kind == "text":
+        metadata["title"] = file.read(title)
+    name = f"{group.name} {signal}" if which else group.name
+    return Field(values, axes, str(data.attrs.get("units", "")), name, metadata)
+
+
+def _values(file: File, group: Node, data: Node, signal: str) -> np.ndarray:
+    """The numbers of a dataset, with the scale and the offset that the group states."""
+    values = file.read(data)
+    if not isinstance(values, np.ndarray):
+        raise ValueError(f"{data.path} holds text, not numbers")
+    if data.attrs.get("is_mask", False):
+        return values.astype(bool)
+    for names, operation in (
+        (("scaling_factor", f"{signal}_scaling_factor"), np.multiply),
+        (("offset", f"{signal}_offset"), np.add),
+    ):
+        for stated in filter(None, (file.get(name, group) for name in names)):
+            values = operation(values, file.read(stated))
+    return unpacked(values, data.attrs, data.path)
+
+
+def _nexus_axis(file: File, group: Node, name: str, i: int, size: int) -> Axis:
+    """Coordinates along a dimension; the index where the file has none."""
+    if name == ".":  # how NeXus says that a dimension has no axis
+        return Axis(f"axis{i}", np.arange(size), PIXELS)
+    if np.ravel(group.attrs.get(f"{name}_indices", i))[:1] != [i]:
+        raise ValueError(f"{group.path}: axes and {name}_indices are in another order")
+    node = file.get(name, group)
+    values = file.read(node) if node is not None and node.kind else None
+    if isinstance(values, np.ndarray) and values.ndim == 1:
+        unit = str(node.attrs.get("units", ""))
+        if values.size == size:
+            return Axis(name, unpacked(values, node.attrs, node.path), unit)
+        if values.size == size + 1:  # the borders of bins
+            return Axis(name, (values[1:] + values[:-1]) / 2, unit)
+    log.warning("%s: the axis %s does not fit the data, pixels are counted", group.path, name)
+    return Axis(name, np.arange(size), PIXELS)
+
+
+def _names(value: Any) -> list[str]:
+    """Names in a list, or in one text between colons or commas."""
+    if isinstance(value, str):
+        return re.split("[:,]", value.strip("[]")) if value else []
+    return list(value) if all(isinstance(v, str) for v in value) else []

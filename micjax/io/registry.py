@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from micjax.io import arrays, hdf5, spm
-from micjax.io.fields import PIXELS, Field, Pixel, as_pixel, with_pixel
+from micjax.io import arrays, gwy, hdf5, spm, tiff
+from micjax.io.fields import Field, Pixel, as_pixel, with_pixel
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +27,9 @@ class Format(NamedTuple):
 
 
 def _read_tiff(path: Path) -> Mapping[str, Field]:
-    if arrays.is_park(path):
+    if tiff.is_park(path):
         return spm.read_topography(path, ".tiff")
-    return arrays.read_tiff(path)
+    return tiff.read_tiff(path)
 
 
 def formats() -> dict[str, Format]:
@@ -46,7 +46,7 @@ def formats() -> dict[str, Format]:
         ".npy": Format("NumPy array", arrays.read_npy),
         ".npz": Format("NumPy archive", arrays.read_npz),
         **dict.fromkeys((".tif", ".tiff"), Format("TIFF (plain, Park)", _read_tiff)),
-        ".gwy": Format("Gwyddion", spm.read_gwy),
+        ".gwy": Format("Gwyddion", gwy.read_gwy),
     }
     for extension, (family, _, _) in spm.TOPOGRAPHY_READERS.items():
         reader = partial(spm.read_topography, extension=extension)
@@ -103,9 +103,14 @@ def channels(path: str | os.PathLike) -> dict[str, str]:
     return {name: item.unit for name, item in _load(path).items()}
 
 
+def speaks_of_height(channel: str) -> bool:
+    """Whether the name of a channel is one of those that makers give to heights."""
+    return _HEIGHT.search(channel) is not None
+
+
 def _choose(path: Path, fields: Mapping[str, Field]) -> str:
     """The channel that is meant when none is named; see `read`."""
-    heights = [name for name in fields if _HEIGHT.search(name)]
+    heights = [name for name in fields if speaks_of_height(name)]
     marked = [name for name, item in fields.items() if item.metadata.get("default")]
     retraces = [name for name in heights if name.startswith("HeightRetrace")]
     chosen = marked or retraces or heights or (list(fields) if len(fields) == 1 else [])
@@ -119,7 +124,6 @@ def read(
     path: str | os.PathLike,
     channel: str | None = None,
     pixel_nm: Pixel | None = None,
-    scaled: bool = True,
 ) -> Field:
     """Read one channel of a microscope's file.
 
@@ -131,15 +135,15 @@ def read(
 
     - `path`: a file of one of the `formats()`.
     - `channel`: name of the channel, one of `channels(path)`.
-    - `pixel_nm`: pixel size in nm, one number or `(dy, dx)`. A bare array needs it; for a file
+    - `pixel_nm`: pixel size in nm, one number or `(dy, dx)`, where the file states none; for a file
       which states its own it is a check.
-    - `scaled`: whether a pixel size is needed; if not, axes may be in pixels (px).
 
-    **Returns:** the field, `[iy, ix]`, y down the rows.
+    **Returns:** the field; an image is `[iy, ix]`, y down the rows. What a file does not state is
+    not made up: values have the unit `""`, y and x are in pixels (px), and `Field.pixel_nm` raises.
 
     **Raises:** FileNotFoundError, IsADirectoryError. ImportError where an optional package is
-    missing. ValueError for an empty, damaged or unknown file, an unknown channel, no pixel size,
-    or one that differs by more than 0.1 % from the file's.
+    missing. ValueError for an empty, damaged or unknown file, an unknown channel, or a pixel size
+    that differs by more than 0.1 % from the file's.
     """
     path = Path(path)
     fields = _load(path)
@@ -148,14 +152,10 @@ def read(
         near = difflib.get_close_matches(name, fields, n=1, cutoff=0.4)
         hint = f" (nearest: {near[0]})" if near else ""
         raise ValueError(f"{path}: no channel {name!r}{hint}; there are {', '.join(fields)}")
-    image = fields[name]
-    unscaled = any(a.name in ("x", "y") and a.unit == PIXELS for a in image.axes)
-    if unscaled and pixel_nm is None and scaled:
-        raise ValueError(f"{path}: no pixel size in the file, give --set pixel_nm=...")
-    if unscaled and pixel_nm is not None:
-        return with_pixel(image, pixel_nm)
-    if pixel_nm is not None:
-        _check_pixel(path, image.pixel_nm, as_pixel(pixel_nm))
+    if pixel_nm is None:
+        return fields[name]
+    image = with_pixel(fields[name], pixel_nm)
+    _check_pixel(path, image.pixel_nm, as_pixel(pixel_nm))
     return image
 
 

@@ -1,18 +1,23 @@
-"""Native files of scanning-probe microscopes, read by SurfaceTopography and gwyfile.
+"""Native files of scanning-probe microscopes, read by SurfaceTopography.
 
-Both give the image as the vendor's program and Gwyddion show it: the first row is the top one.
+It gives the image as the vendor's program and Gwyddion show it: the first row is the top one.
 SurfaceTopography holds `[ix, iy]` and is transposed here. Igor waves (.ibw) are stored with y up;
 igor2 alone would give them upside down.
 """
 
+import logging
+import math
 import re
-import struct
 from pathlib import Path
 
 import numpy as np
 
+from micjax.core.limits import check_size
 from micjax.io.fields import Field, by_name, image_axes
 from micjax.io.packages import third_party
+from micjax.io.tiff import whole_tiff
+
+log = logging.getLogger(__name__)
 
 TOPOGRAPHY_READERS = {  # extension: (family, module, class)
     ".ibw": ("Asylum Igor wave", "IBW", "IBWReader"),
@@ -63,9 +68,15 @@ def read_topography(path: Path, extension: str) -> dict[str, Field]:
     **Returns:** fields by channel, `[iy, ix]`; pixels without a value are NaN.
     """
     _, module, reader = TOPOGRAPHY_READERS[extension]
+    if extension == ".jpk":  # a TIFF of a page a channel, of which some may be missing
+        with whole_tiff(path):
+            pass
+    if extension in (".nid", ".jpk"):
+        log.info("%s: of such files the height channels are read", path)
     with third_party(f"SurfaceTopography.IO.{module}", extension) as readers:
         channels = [c for c in getattr(readers, reader)(str(path)).channels if c.dim == 2]
         names = [c.name for c in channels]
+        check_size(path, 8 * sum(math.prod(c.nb_grid_pts) for c in channels))
         fields = []
         for channel in channels:
             surface = channel.topography()
@@ -75,37 +86,4 @@ def read_topography(path: Path, extension: str) -> dict[str, Field]:
             axes = image_axes(data.shape, (float(size_y) / ny, float(size_x) / nx), lateral)
             label = _label(channel, repeated=names.count(channel.name) > 1)
             fields.append(Field(data, axes, unit, label, dict(channel.info)))
-    return by_name(fields)
-
-
-def _check_gwy_length(path: Path) -> None:
-    # gwyfile takes whatever bytes are left for the object which the header announces
-    content = path.read_bytes()
-    if content[:4] != b"GWYP":
-        raise ValueError("it does not begin with GWYP")
-    start = content.index(b"\0") + 5
-    (length,) = struct.unpack("<I", content[start - 4 : start])
-    if len(content) < start + length:
-        raise ValueError(f"{len(content)} bytes of {start + length}: the file is cut short")
-
-
-def read_gwy(path: Path) -> dict[str, Field]:
-    """Every data field of a Gwyddion file, of any unit."""
-    _check_gwy_length(path)
-    with third_party("gwyfile", ".gwy") as gwyfile:
-        container = gwyfile.load(str(path))
-        numbers = sorted(
-            int(found.group(1)) for key in container if (found := re.match(r"/(\d+)/data$", key))
-        )
-        fields = []
-        for number in numbers:
-            image = container[f"/{number}/data"]
-            data = np.array(image.data)
-            pixel = (image["yreal"] / data.shape[0], image["xreal"] / data.shape[1])
-            lateral, unit = (
-                image[key].unitstr if key in image else "" for key in ("si_unit_xy", "si_unit_z")
-            )
-            title = container.get(f"/{number}/data/title", f"Channel {number}")
-            meta = dict(container.get(f"/{number}/meta", {}))
-            fields.append(Field(data, image_axes(data.shape, pixel, lateral), unit, title, meta))
     return by_name(fields)

@@ -1,6 +1,7 @@
-"""Atoms in a periodic box with right angles.
+"""Atoms in a box with right angles.
 
-Positions are (x, y, z) in Å as in ase; the beam travels along +z.
+Positions are (x, y, z) in Å as in ase; the beam travels along +z. The box repeats itself along x
+and y, along the beam it does not: there a specimen has two faces.
 """
 
 from collections.abc import Iterable
@@ -14,19 +15,23 @@ from jaxtyping import Array, Float, Int
 
 from micjax.core.problem import parameter
 
+WRAP = 1e-6  # of a cell: an atom so little above its first face lies on it, not on the last
+STICKS_OUT_A = 1.0  # of the box at most, along the beam: a displaced atom may, by its motion
+
 
 class Atoms(eqx.Module):
-    """Atoms in a periodic box with right angles.
+    """Atoms in a box with right angles, periodic along x and y.
 
     **Arguments:**
 
     - `numbers`: atomic numbers, static.
-    - `position_A`: `[n, 3]`, (x, y, z); outside the box they are wrapped.
+    - `position_A`: `[n, 3]`, (x, y, z); outside the box they are wrapped along x and y.
     - `box_A`: its edges along x, y, z.
     - `u_A2`: mean square displacement B / (8 pi^2), along any axis `[n]` or along each `[n, 3]`.
     - `occupancy`: `[n]`.
 
-    **Raises:** `ValueError` for shapes that do not fit, numbers that are not finite, or no atoms.
+    **Raises:** `ValueError` for shapes that do not fit, numbers that are not finite, a displacement
+    or an occupancy below 0, or no atoms.
     """
 
     position_A: Float[Array, "n 3"] = parameter()
@@ -54,6 +59,8 @@ class Atoms(eqx.Module):
         self.u_A2 = jnp.broadcast_to(u[:, None] if u.ndim == 1 and u.size == n else u, (n, 3))
         self.occupancy = jnp.broadcast_to(jnp.asarray(occupancy, float), (n,))
         _finite("position_A", self.position_A)
+        _not_negative("u_A2", self.u_A2)
+        _not_negative("occupancy", self.occupancy)
         if not isinstance(self.box_A, jax.core.Tracer) and not np.all(np.asarray(self.box_A) > 0.0):
             raise ValueError(f"box_A = {np.asarray(self.box_A)}: edges are positive")
 
@@ -78,8 +85,30 @@ class Atoms(eqx.Module):
         )
 
 
-def atoms_of(structure: Any, u_A2: Any = 0.0) -> Atoms:
-    """From an `ase.Atoms` (or anything with `numbers`, `positions` and `cell`).
+def heights_A(atoms: Atoms) -> Float[np.ndarray, "n"]:
+    """z of each atom, which has to be known.
+
+    **Raises:** `ValueError` for atoms above or below the box.
+    """
+    z, height = np.asarray(atoms.position_A, float)[:, 2], float(atoms.box_A[2])
+    if z.min() < -STICKS_OUT_A or z.max() > height + STICKS_OUT_A:
+        raise ValueError(
+            f"atoms from z = {z.min():.4g} to {z.max():.4g} Å in a box of {height:.4g} Å: along "
+            "the beam it does not repeat itself, so they have to lie within"
+        )
+    return z
+
+
+def atoms_of(structure: Any, u_A2: Any = None) -> Atoms:
+    """From an `ase.Atoms` (or anything with `numbers`, `positions` and `cell`), with its arrays
+    "occupancy" and "u_A2" where it has them.
+
+    A structure that is periodic along z is cut at the faces of its cell: atoms beyond them move by
+    whole cells. One that is not (`pbc`) has to lie within its cell.
+
+    **Arguments:**
+
+    - `u_A2`: as in `Atoms`, instead of that of the structure.
 
     **Raises:** `ValueError` for a cell whose angles are not right ones, or that is flat.
     """
@@ -87,12 +116,18 @@ def atoms_of(structure: Any, u_A2: Any = 0.0) -> Atoms:
     lengths = np.linalg.norm(cell, axis=1)
     if not np.allclose(cell, np.diag(np.diag(cell)), atol=1e-6 * lengths.max()):
         raise ValueError(
-            f"the cell {cell.tolist()} has no right angles along x, y, z; make an orthogonal one "
-            "first (for instance with ase.build.cut or ase.build.surface)"
+            f"the cell {cell.tolist()} has no right angles along x, y, z: make an orthogonal one "
+            "(`micjax.io.orthogonal`; micjax simulate: orthogonal=true)"
         )
     if not np.all(np.diag(cell) > 0.0):
         raise ValueError(f"the cell {np.diag(cell).tolist()} is flat; give it a size with vacuum")
-    return Atoms(structure.numbers, structure.positions, np.diag(cell), u_A2=u_A2)
+    positions, height = np.array(structure.positions, float), cell[2, 2]
+    if getattr(structure, "pbc", (True,) * 3)[2]:
+        positions[:, 2] -= height * np.floor(positions[:, 2] / height + WRAP)
+    told = getattr(structure, "arrays", {})
+    u_A2 = told.get("u_A2", 0.0) if u_A2 is None else u_A2
+    occupancy = told.get("occupancy", 1.0)
+    return Atoms(structure.numbers, positions, np.diag(cell), u_A2=u_A2, occupancy=occupancy)
 
 
 def _shaped(name: str, values: Any, shape: tuple[int, ...]) -> Array:
@@ -105,3 +140,9 @@ def _shaped(name: str, values: Any, shape: tuple[int, ...]) -> Array:
 def _finite(name: str, values: Array) -> None:
     if not isinstance(values, jax.core.Tracer) and not np.all(np.isfinite(np.asarray(values))):
         raise ValueError(f"{name} holds numbers that are not finite")
+
+
+def _not_negative(name: str, values: Array) -> None:
+    _finite(name, values)
+    if not isinstance(values, jax.core.Tracer) and np.any(np.asarray(values) < 0.0):
+        raise ValueError(f"{name} goes down to {np.min(values):g}: 0 and more is allowed")

@@ -15,6 +15,8 @@ from micjax.physics.optics import Angles
 Patterns = Float[Array, "... ny nx"]
 Mask = Bool[Array, "ny nx"]
 
+SAME = 1e-5  # relative: a pixel on an edge lies beyond it, whichever way its angle is rounded
+
 
 def diffraction(waves: Complex[Array, "... ny nx"]) -> Patterns:
     """|FFT(wave)|^2."""
@@ -30,7 +32,7 @@ def annulus(angles: Angles, inner_mrad: float, outer_mrad: float) -> Mask:
     if not 0.0 <= inner_mrad < outer_mrad:
         raise ValueError(f"a detector from {inner_mrad} to {outer_mrad} mrad is empty")
     angle = jnp.hypot(*angles)
-    return (angle >= inner_mrad) & (angle < outer_mrad)
+    return (angle >= (1.0 - SAME) * inner_mrad) & (angle < (1.0 - SAME) * outer_mrad)
 
 
 def segments(
@@ -45,7 +47,7 @@ def segments(
     towards y."""
     edges = np.linspace(inner_mrad, outer_mrad, rings + 1)
     azimuth = jnp.mod(jnp.arctan2(*jnp.broadcast_arrays(*angles)) - rotation_rad, 2.0 * jnp.pi)
-    sector = jnp.minimum(jnp.floor(azimuth / (2.0 * jnp.pi / sectors)), sectors - 1)
+    sector = jnp.mod(jnp.floor(azimuth / (2.0 * jnp.pi / sectors) + SAME), sectors)
     return jnp.stack(
         [
             jnp.stack([annulus(angles, a, b) & (sector == i) for i in range(sectors)])
@@ -61,8 +63,9 @@ def beam_stop(
     reaches the edge in this direction, from x towards y."""
     y, x = angles
     c, s = np.cos(direction_rad), np.sin(direction_rad)
-    arm = (jnp.abs(c * y - s * x) < 0.5 * arm_mrad) & (c * x + s * y > 0.0)
-    return (jnp.hypot(y, x) >= radius_mrad) & ~arm
+    angle = jnp.hypot(y, x)
+    arm = jnp.abs(c * y - s * x) < 0.5 * (1.0 - SAME) * arm_mrad
+    return (angle >= (1.0 - SAME) * radius_mrad) & ~(arm & (c * x + s * y > SAME * angle))
 
 
 def collected(patterns: Patterns, masks: Bool[Array, "*masks ny nx"]) -> Float[Array, "..."]:
@@ -82,11 +85,11 @@ def rings(patterns: Patterns, angles: Angles, step_mrad: float) -> Float[Array, 
     **Raises:** `ValueError` for a ring wider than the patterns.
     """
     reach = highest_annulus_mrad(angles)
-    if not 0.0 < step_mrad <= reach:
+    if not 0.0 < step_mrad <= (1.0 + SAME) * reach:
         raise ValueError(f"the patterns reach {reach:.4g} mrad: no ring of {step_mrad} mrad fits")
     angle = np.hypot(*map(np.asarray, angles))
-    count = int(np.floor(reach / step_mrad + 1e-9))
-    edges = (step_mrad * np.arange(1, count + 1)).astype(angle.dtype)
+    count = int(np.floor((1.0 + SAME) * reach / step_mrad))
+    edges = (1.0 - SAME) * step_mrad * np.arange(1, count + 1)
     ring = np.digitize(angle, edges)
     sums = jnp.zeros((*patterns.shape[:-2], count + 1), patterns.dtype).at[..., ring].add(patterns)
     return sums[..., :count]
@@ -107,11 +110,11 @@ def pixelated(patterns: Patterns, angles: Angles, outer_mrad: float) -> Float[Ar
     **Raises:** `ValueError` for an angle that the pattern does not reach.
     """
     reach = highest_annulus_mrad(angles)
-    if not 0.0 < outer_mrad <= reach:
+    if not 0.0 < outer_mrad <= (1.0 + SAME) * reach:
         raise ValueError(f"the patterns reach {reach:.4g} mrad; {outer_mrad} mrad was asked for")
     for axis, along in zip((-2, -1), angles, strict=True):
         pixel = float(np.asarray(along).ravel()[1])
-        half = int(np.floor(outer_mrad / pixel + 1e-9))
+        half = int(np.floor((1.0 + SAME) * outer_mrad / pixel))
         half = min(half, (patterns.shape[axis] - 1) // 2)
         patterns = jnp.roll(patterns, half, axis)
         patterns = jax.lax.slice_in_dim(patterns, 0, 2 * half + 1, axis=axis)

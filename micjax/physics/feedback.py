@@ -9,18 +9,31 @@ in DTMicroscope (pycroscopy, MIT licence), whose integral gain is 1e4 times I.
 
 Where the surface is flat z comes to h + s, and to a slope of c a sample the loop answers with the
 error -c / (P + window I), as long as that is above -s. P alone takes the share 1 - P of an error to
-the next sample; I alone is stable below 2 sin^2(pi / 2 window), 3.1e-3 for a window of 40.
+the next sample; I alone is stable below 2 sin^2(pi / 2 window), 3.1e-3 for a window of 40, and
+`stable` says it of both together.
 
 `micjax.physics.scanner.feedback` is the linear controller of the textbooks, one step a pixel.
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 Scalar = Float[ArrayLike, ""]
 
 WINDOW = 40  # samples, as in DTMicroscope
+
+
+def stable(proportional: float, integral: float, window: int = WINDOW) -> bool:
+    """Whether an error dies away: every root of the recursion lies within the unit circle,
+
+    z^w = (1 - P) z^(w-1) - I (z^(w-1) + z^(w-2) + ... + 1).
+    """
+    coefficients = np.full(window + 1, float(integral))
+    coefficients[0] = 1.0
+    coefficients[1] -= 1.0 - float(proportional)
+    return bool(np.all(np.abs(np.roots(coefficients)) < 1.0))
 
 
 def follow(

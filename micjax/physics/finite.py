@@ -7,6 +7,7 @@ functions,
     w = (erf((z1 - z) / (sqrt(2) s)) - erf((z0 - z) / (sqrt(2) s))) / 2,  s^2 = b / (8 pi^2) + u_z
 
 so that slices are smooth in the heights of the atoms, their own borders and the thermal motion.
+What sticks out of the box at the two faces of a specimen counts in the first and in the last slice.
 The wide Gaussians reach many slices, but have low frequencies only, and are summed only there.
 """
 
@@ -19,11 +20,12 @@ from jax.scipy.special import erf
 from jaxtyping import Array, Complex, Float, Int
 
 from micjax.physics import structure_factors
-from micjax.physics.atoms import Atoms
+from micjax.physics.atoms import Atoms, heights_A
 from micjax.physics.scattering import table
 
 REACH = 6.0  # standard deviations: 2e-9 of a Gaussian lies farther away, at which it is 1.5e-8
-IMAGES = 4  # boxes above and below from which atoms may reach into this one
+MOVES = 6.0  # standard deviations of thermal motion for which there is room: none is larger
+ROUNDING_A = 1e-3  # for which there is room as well
 
 
 class Gaussian(NamedTuple):
@@ -49,12 +51,20 @@ def gaussians(elements: tuple[int, ...]) -> list[Gaussian]:
 
 
 def rooms(
-    atoms: Atoms, thickness_A: Float[Array, "slices"], spare: float = 1.0
+    atoms: Atoms,
+    thickness_A: Float[Array | np.ndarray, "slices"],
+    spare: float = 1.0,
 ) -> tuple[Room, ...]:
-    """What each Gaussian needs, `spare` times as many atoms."""
+    """What each Gaussian needs, thermal motion included, `spare` times as many atoms.
+
+    **Raises:** `ValueError` for atoms that are not in the box.
+    """
+    heights_A(atoms)
 
     def room(gaussian: Gaussian) -> Room:
-        *_, ends = _reaching(atoms, thickness_A, gaussian)
+        own = np.flatnonzero(np.asarray(atoms.numbers) == gaussian.number)
+        moves_A = MOVES * np.sqrt(np.asarray(atoms.u_A2)[own, 2].max())
+        *_, ends = _reaching(atoms, thickness_A, gaussian, moves_A + ROUNDING_A)
         highest = REACH * np.sqrt(2.0 / gaussian.b_A2)  # exp(-b k^2 / 4): deviation sqrt(2 / b)
         ky, kx = (int(np.ceil(highest * float(atoms.box_A[axis]))) for axis in (1, 0))
         return Room(int(np.ceil(spare * np.ptp(np.asarray(ends), axis=1).max())), (ky, kx))
@@ -79,7 +89,8 @@ def members(
     )
     places = jnp.minimum(places, len(z) - 1)
     atom, z, width = atom[places], z[places], jnp.sqrt(2.0) * deviation[places]
-    share = 0.5 * (erf((border[1:, None] - z) / width) - erf((border[:-1, None] - z) / width))
+    above, below = (erf((b[:, None] - z) / width) for b in (border[:-1], border[1:]))
+    share = 0.5 * (below.at[-1].set(1.0) - above.at[0].set(-1.0))  # with what sticks out
     return atom, jnp.where(there, share * atoms.occupancy[atom], 0.0)
 
 
@@ -94,22 +105,16 @@ def spectrum(
     return jnp.concatenate([low[: (ny + 1) // 2], between, low[(ny + 1) // 2 :]])
 
 
-def _reaching(atoms: Atoms, thickness_A, gaussian: Gaussian):
-    """The images of the atoms along z in order: whose, at which height, how wide; the borders of
-    the slices; and from which image to which they reach each slice."""
+def _reaching(atoms: Atoms, thickness_A, gaussian: Gaussian, farther_A: float = 0.0):
+    """The atoms along z in order: which, at which height, how wide; the borders of the slices; and
+    from which to which they reach each slice, or would if they reached so much farther."""
     own = np.flatnonzero(np.asarray(atoms.numbers) == gaussian.number)
-    height, u = atoms.box_A[2], atoms.u_A2[own, 2]
+    z, u = atoms.position_A[own, 2], atoms.u_A2[own, 2]
     deviation = jnp.sqrt(gaussian.b_A2 / (8.0 * np.pi**2) + u)
-    reach = REACH * jnp.max(deviation)
-    height = eqx.error_if(
-        height,
-        reach > IMAGES * height,
-        f"an atom reaches farther than {IMAGES} boxes along z: repeat the box",
-    )
-    boxes = jnp.arange(-IMAGES, IMAGES + 1.0)[:, None] * height
-    z = (jnp.mod(atoms.position_A[own, 2], height) + boxes).ravel()
+    reach = REACH * jnp.max(deviation) + farther_A
     order = jnp.argsort(z)
-    z, whose = z[order], order % len(own)
     border = jnp.concatenate([jnp.zeros(1), jnp.cumsum(thickness_A)])
     ends = jnp.stack([border[:-1] - reach, border[1:] + reach], axis=1)
-    return jnp.asarray(own)[whose], z, deviation[whose], border, jnp.searchsorted(z, ends)
+    ends = ends.at[0, 0].set(-jnp.inf).at[-1, 1].set(jnp.inf)  # what sticks out is in them
+    z = z[order]
+    return jnp.asarray(own)[order], z, deviation[order], border, jnp.searchsorted(z, ends)

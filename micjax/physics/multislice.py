@@ -27,6 +27,7 @@ MEMORY = ("store", "segment", "reversible")
 
 CUTOFF = 2.0 / 3.0  # of the highest frequency of the coarser axis
 TAPER = 0.02  # of the same, inside the cutoff
+MOST_TILT_MRAD = 60.0  # for which the propagator of a tilted beam holds
 
 
 def frequencies_inv_A(
@@ -66,6 +67,8 @@ def propagator(
     **Arguments:**
 
     - `tilt_mrad`: of the beam against the normal of the slices, (y, x); small (Chen et al. 1997).
+
+    **Raises:** `ValueError` for a tilt that is not small.
     """
     turns = _turns_per_A(shape, sampling_A, energy_keV, tilt_mrad)
     return cis(-2.0 * jnp.pi * _fraction(thickness_A * turns))
@@ -73,6 +76,9 @@ def propagator(
 
 def _turns_per_A(shape, sampling_A, energy_keV, tilt_mrad) -> Float[Array, "ny nx"]:
     """By how many turns a wave of each frequency falls behind, for each Å."""
+    known = [float(a) for a in tilt_mrad if not isinstance(a, jax.core.Tracer)]
+    if not all(abs(a) <= MOST_TILT_MRAD for a in known):
+        raise ValueError(f"a tilt of {known} mrad: up to {MOST_TILT_MRAD:g}, for small angles")
     ky, kx = frequencies_inv_A(shape, sampling_A)
     tan_y, tan_x = (jnp.tan(1e-3 * jnp.asarray(a)) for a in tilt_mrad)
     return 0.5 * wavelength_A(energy_keV) * (ky**2 + kx**2) + ky * tan_y + kx * tan_x

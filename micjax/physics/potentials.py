@@ -14,17 +14,16 @@ Lengths are in Å, potentials in V Å, images `[iy, ix]` with the corner as orig
 """
 
 import functools
-from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from micjax.physics import finite, structure_factors
 from micjax.physics.atoms import Atoms as Atoms
 from micjax.physics.atoms import atoms_of as atoms_of
+from micjax.physics.atoms import heights_A
 from micjax.physics.multislice import frequencies_inv_A
 from micjax.physics.scattering import VOLT_A2, scattering_factors_A
 
@@ -34,24 +33,27 @@ SUMS = {
     "abtem": structure_factors.splat,
 }
 PROJECTIONS = (*SUMS, "finite")
-EDGE_A = 1e-9  # an atom on the border of two slices lies in the upper one
+EDGE = 1e-3  # of a slice: far above the rounding of a height, far below what scattering can tell
+
+Layers = tuple[tuple[int, ...], ...]  # the atoms of each slice
 
 
-def capacities(
-    atoms: Atoms,
-    thickness_A: Float[np.ndarray, "slices"],
-    spare: float = 1.0,
-    projection: str = "exact",
-) -> tuple[Any, ...]:
-    """The most atoms of each element in one slice, times `spare` for those that move about; for the
-    finite projection the `finite.Room` of each Gaussian."""
-    thickness_A = jnp.asarray(thickness_A, float)
-    if projection == "finite":
-        return finite.rooms(atoms, thickness_A, spare)
-    index = np.asarray(_slice_of(atoms, thickness_A))
-    numbers, count = np.asarray(atoms.numbers), len(thickness_A)
-    most = (np.bincount(index[numbers == z], minlength=count).max() for z in atoms.elements)
-    return tuple(int(np.ceil(spare * m)) for m in most)
+def layers(atoms: Atoms, thickness_A: Float[np.ndarray, "slices"]) -> Layers:
+    """Which atoms lie in each slice, decided of atoms at rest, whose heights are known.
+
+    An atom on the border of two slices lies in the lower one, the one that the beam reaches later,
+    whichever way its height is rounded. Along the beam a specimen does not repeat itself: what
+    sticks out of the box lies in the first or the last slice.
+
+    **Raises:** `ValueError` for atoms that are not in the box, or slices that do not fill it.
+    """
+    z = heights_A(atoms)
+    _fills(atoms, thickness_A)
+    thickness = np.asarray(thickness_A, float)
+    borders = np.cumsum(thickness)[:-1] - EDGE * thickness.min()
+    index = np.searchsorted(borders, z, side="right")
+    found = (np.flatnonzero(index == i).tolist() for i in range(len(thickness)))
+    return tuple(map(tuple, found))
 
 
 def potential_VA(
@@ -61,7 +63,8 @@ def potential_VA(
     *,
     table: str = "lobato",
     projection: str = "exact",
-    capacity: tuple[Any, ...] | None = None,
+    slices: Layers | None = None,
+    rooms: tuple[finite.Room, ...] | None = None,
 ) -> Float[Array, "slices ny nx"]:
     """The potential of each slice, projected along z.
 
@@ -76,36 +79,36 @@ def potential_VA(
         smooth in the heights of the atoms and the borders of the slices as well (table "peng"
         only). "abtem": as "exact", but atoms are spread over four pixels first as abTEM 1.0 does
         (for comparison only: not smooth, and too low at high angles).
-    - `capacity`: room for so many atoms in a slice (`capacities`, of the same projection); needed
-        under `jit`, where the positions are not known yet. More atoms than that are an error.
+    - `slices`: the atoms of each (`layers` of those at rest); needed under `jit`, where heights are
+        not known. Displaced atoms stay in the slice in which they are at rest.
+    - `rooms`: of `finite.rooms`, which a finite projection needs instead. More atoms than there is
+        room for are an error.
 
     **Raises:** `ValueError` for another projection, a table without Gaussians for a finite one,
-    slices that do not fill the box, no capacity.
+    slices that do not fill the box or lack an atom, or what is needed under `jit`.
     """
     if projection not in PROJECTIONS:
         raise ValueError(f"projection {projection!r}; there are {', '.join(PROJECTIONS)}")
     if projection == "finite" and table != "peng":
         raise ValueError(f"a finite projection needs table 'peng', all Gaussians; not {table!r}")
     _fills(atoms, thickness_A)
-    thickness_A = jnp.asarray(thickness_A, float)
-    if capacity is None:
-        if isinstance(atoms.position_A, jax.core.Tracer):
-            raise ValueError("under jit the capacity has to be given: see `capacities`")
-        capacity = capacities(atoms, np.asarray(thickness_A), projection=projection)
+    if (rooms if projection == "finite" else slices) is None and _traced(atoms, thickness_A):
+        raise ValueError("under jit the slices (see `layers`) or the finite rooms have to be given")
     sampling = (atoms.box_A[1] / shape[0], atoms.box_A[0] / shape[1])
     ky, kx = frequencies_inv_A(shape, sampling)
     kx = kx[:, : shape[1] // 2 + 1]
     if projection == "finite":
-        terms = list(zip(finite.gaussians(atoms.elements), capacity, strict=True))
+        thickness_A = jnp.asarray(thickness_A, float)
+        rooms = finite.rooms(atoms, thickness_A) if rooms is None else rooms
+        terms = list(zip(finite.gaussians(atoms.elements), rooms, strict=True))
         groups = [finite.members(atoms, thickness_A, *term) for term in terms]
         spectra = [functools.partial(finite.spectrum, atoms, shape, *term) for term in terms]
     else:
-        total = SUMS[projection]
+        slices = layers(atoms, thickness_A) if slices is None else slices
+        _whole(atoms, thickness_A, slices)
         factors = scattering_factors_A(atoms.elements, ky**2 + kx**2, table)
-        groups = [
-            _members(atoms, thickness_A, z, room)
-            for z, room in zip(atoms.elements, capacity, strict=True)
-        ]
+        groups = [_members(atoms, slices, z) for z in atoms.elements]
+        total = SUMS[projection]
         spectra = [lambda m, f=f: f * total(atoms, shape, m) for f in factors]
     volts = shape[0] * shape[1] * VOLT_A2 / (atoms.box_A[0] * atoms.box_A[1])
 
@@ -116,37 +119,26 @@ def potential_VA(
     return jax.lax.map(one, groups)
 
 
-def layers(atoms: Atoms, thickness_A: Float[np.ndarray, "slices"]) -> tuple[tuple[int, ...], ...]:
-    """Which atoms lie in each slice; their heights have to be known."""
-    index = np.asarray(_slice_of(atoms, jnp.asarray(thickness_A, float)))
-    found = (np.flatnonzero(index == i).tolist() for i in range(len(thickness_A)))
-    return tuple(tuple(one) for one in found)
+def _members(atoms: Atoms, slices: Layers, element: int):
+    """For each slice the atoms of an element in it, `[slices, most]`, and how much of each."""
+    own = [[i for i in one if atoms.numbers[i] == element] for one in slices]
+    most, any_one = max(map(len, own)), atoms.numbers.index(element)
+    atom = np.array([one + [any_one] * (most - len(one)) for one in own])
+    there = np.arange(most) < np.array([[len(one)] for one in own])
+    return jnp.asarray(atom), jnp.where(there, atoms.occupancy[atom], 0.0)
 
 
-def _slice_of(atoms: Atoms, thickness_A: Float[Array, "slices"]) -> Int[Array, "n"]:
-    """In which slice each atom lies."""
-    z = jnp.mod(atoms.position_A[:, 2], atoms.box_A[2])
-    found = jnp.searchsorted(jnp.cumsum(thickness_A) - EDGE_A, z, side="right")
-    return jnp.minimum(found, len(thickness_A) - 1)
+def _whole(atoms: Atoms, thickness_A, slices: Layers) -> None:
+    """**Raises:** `ValueError` for slices of other atoms or another thickness."""
+    if len(slices) != len(thickness_A):
+        raise ValueError(f"atoms of {len(slices)} slices, thicknesses of {len(thickness_A)}")
+    if sorted(i for one in slices for i in one) != list(range(len(atoms.numbers))):
+        raise ValueError(f"each of {len(atoms.numbers)} atoms has to be in exactly one slice")
 
 
-def _members(atoms: Atoms, thickness_A, element: int, room: int):
-    """For each slice the atoms of an element in it, `[slices, room]`, and how much of each."""
-    own = np.flatnonzero(np.asarray(atoms.numbers) == element)
-    index, slices = _slice_of(atoms, thickness_A), len(thickness_A)
-    order = jnp.argsort(index[own], stable=True)
-    where = index[own][order]
-    starts = jnp.searchsorted(where, jnp.arange(slices + 1))
-    places = starts[:-1, None] + jnp.arange(room)
-    there = places < starts[1:, None]
-    too_many = jnp.max(jnp.diff(starts)) > room
-    atom = jnp.asarray(own)[order][jnp.minimum(places, len(own) - 1)]
-    atom = eqx.error_if(
-        atom,
-        too_many,
-        f"more than {room} atoms of Z = {element} in a slice: more capacity is needed",
-    )
-    return atom, jnp.where(there, atoms.occupancy[atom], 0.0)
+def _traced(atoms: Atoms, thickness_A) -> bool:
+    known = (atoms.position_A, atoms.box_A, atoms.u_A2, thickness_A)
+    return any(isinstance(a, jax.core.Tracer) for a in known)
 
 
 def _fills(atoms: Atoms, thickness_A) -> None:

@@ -23,6 +23,7 @@ from micjax.physics.detectors import collected, diffraction
 from micjax.physics.multislice import Sampling, Tilt, propagate
 
 TOGETHER = 32  # probes at a time, for a matrix product instead of 32 sums
+TIE = 1e-3  # pixels: a probe between two pixels takes the next, whichever way its place is rounded
 
 
 class Beams(NamedTuple):
@@ -184,7 +185,7 @@ def _corners(positions_A, beams: Beams, sampling_A):
     known = not any(isinstance(a, jax.core.Tracer) for a in (positions_A, *sampling_A))
     xp = np if known else jnp
     pixel = xp.asarray(positions_A) / xp.asarray([float(d) if known else d for d in sampling_A])
-    return xp.round(pixel).astype(int) - np.asarray(beams.window) // 2
+    return xp.floor(pixel + (0.5 + TIE)).astype(int) - np.asarray(beams.window) // 2
 
 
 def _neighbours(corners, beams: Beams) -> tuple[int, tuple[int, int]]:

@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from micjax.physics.atoms import Atoms
 
+EDGE_A = 1e-4  # an atom on a face of a new box lies in it, whichever way its place is rounded
 ROUNDS = 1000  # in which atoms that are too close are drawn again
 G_PER_CM3 = 1.66053906892  # one atomic mass unit in an Å^3 (CODATA 2022)
 
@@ -41,7 +42,7 @@ def rotated(atoms: Atoms, about_x_rad: float, about_y_rad: float, box_A: Any) ->
     cells = np.stack(np.meshgrid(*(np.arange(-n, n) for n in reach), indexing="ij"), -1)
     everywhere = (cells.reshape(-1, 1, 3) * old + np.mod(position, old)).reshape(-1, 3)
     turned = Rotation.from_euler("xy", [about_x_rad, about_y_rad]).apply(everywhere) + 0.5 * box
-    (inside,) = np.nonzero(np.all((turned >= 0.0) & (turned < box), axis=1))
+    (inside,) = np.nonzero(np.all((turned >= -EDGE_A) & (turned < box - EDGE_A), axis=1))
     which = inside % len(position)
     return Atoms(
         np.asarray(atoms.numbers)[which],
@@ -111,12 +112,7 @@ def stacked(*layers: Atoms) -> Atoms:
     below = jnp.cumsum(heights) - heights
     return Atoms(
         sum((a.numbers for a in layers), ()),
-        jnp.concatenate(
-            [
-                a.position_A.at[:, 2].set(jnp.mod(a.position_A[:, 2], a.box_A[2]) + z)
-                for a, z in zip(layers, below, strict=True)
-            ]
-        ),
+        jnp.concatenate([a.position_A.at[:, 2].add(z) for a, z in zip(layers, below, strict=True)]),
         layers[0].box_A.at[2].set(jnp.sum(heights)),
         u_A2=jnp.concatenate([a.u_A2 for a in layers]),
         occupancy=jnp.concatenate([a.occupancy for a in layers]),

@@ -13,8 +13,8 @@ import scipy.stats.qmc
 from jaxtyping import Array, Float
 
 from micjax.core.problem import InverseProblem, Values, neg_log_joint
-from micjax.inference.lbfgs import flat, lbfgs, named, widths
-from micjax.inference.optimise import Fit
+from micjax.inference.optimise import Stage
+from micjax.inference.solvers.lbfgs import LBFGS
 from micjax.physics.phase_diversity import (
     KNOBS,
     NODES,
@@ -27,7 +27,8 @@ from micjax.physics.phase_diversity import (
 WIDE = [f"forward.aberrations_A.{n}" for n in KNOBS]  # along these there are many maxima
 DRIFT, ERROR = "forward.drift_A", "noise.model_error"
 SCREENED, BEGUN, KEPT = 1024, 8, 2  # points of the prior, fits from there, and those finished
-FIRST_STEPS, MORE_STEPS, STEPS = 15, 50, 150
+FIRST_STEPS, MORE_STEPS, STEPS = 20, 60, 180
+CHUNK = 10  # evaluations between two checkpoints
 APART = 0.25  # prior standard deviations between two starts
 TOLERANT = dist.LogNormal(np.log(0.3), 0.01)  # the model error while the others are far off
 FARTHEST = 4.0  # standard deviations of the drift
@@ -62,70 +63,60 @@ class PhaselessSeries(UnknownObjectSeries):
         return 0.5 * jnp.sum(self.weights() * (terms - jnp.sum(jnp.log(noise), axis=0)))
 
 
-def fitted(problem: InverseProblem, x: Series, y: Images, on_chunk=None) -> Fit:
-    """The best of several fits, from the likeliest defoci and two-fold astigmatisms.
+def stages() -> list[Stage]:
+    """Several fits, from the likeliest defoci and two-fold astigmatisms.
 
     First without the phases, which neither drift nor the lattice of a crystal leads astray; then
     registered, in both signs of the odd aberrations. While the aberrations are far from the truth
     the model is allowed to be wrong by 30 %: without that the likelihood is too rugged.
-    Interrupted, it gives the best of what is finished, or else where the last stage had come to.
     """
-    tolerant = problem.given({ERROR: TOLERANT}).at({ERROR: 0.3})
-    found: list[tuple[float, InverseProblem]] = []
-    reason, calls, latest = "converged", 0, problem
-
-    def descend(at: InverseProblem, steps: int):
-        nonlocal calls, latest
-        loss, there = descended(at, x, y, steps)
-        calls, latest = calls + 1, there
-        if on_chunk is not None:
-            on_chunk(calls, loss, there.values())
-        return loss, there
-
-    try:
-        mirrored = [
-            registered(tolerant.at(odd_times(sign, at)), x, y)
-            for _, at in without_phases(tolerant, x, y, descend)
-            for sign in (1.0, -1.0)
-        ]
-        begun = _best([(_loss(at, x, y), at) for at in mirrored], KEPT)
-        begun = [descend(at, FIRST_STEPS) for _, at in begun]
-        for _, at in _best(begun, KEPT):
-            # the better the aberrations are known, the better the images are registered
-            found.append(descend(problem.at(_findings(registered(at, x, y))), STEPS))
-    except KeyboardInterrupt:
-        reason = "interrupted"
-    found = _best(found, KEPT) or [(np.nan, problem.at(_findings(latest)))]
-    losses = np.array([loss for loss, _ in found])
-    values = [at.values() for _, at in found]
-    # the stages have losses of their own, so there is no curve
-    return Fit(found[0][1], losses[0], np.empty(0), calls, reason, losses, values)
+    rough = {"given": without_phases, "local": (ERROR,), "keep": KEPT}
+    registered = {"given": tolerant, "local": (ERROR,), "keep": KEPT}
+    return [
+        Stage(LBFGS(), FIRST_STEPS, CHUNK, **rough),
+        # what the first fit finds out about the object serves everywhere
+        Stage(LBFGS(), FIRST_STEPS, CHUNK, starts=_everywhere, **rough),
+        Stage(LBFGS(), MORE_STEPS, CHUNK, **rough),
+        Stage(LBFGS(), FIRST_STEPS, CHUNK, starts=_mirrored, **registered),
+        # the better the aberrations are known, the better the images are registered
+        Stage(LBFGS(), STEPS, CHUNK, starts=_registered),
+    ]
 
 
-def _findings(at: InverseProblem) -> Values:
-    """The values but the model error, of which a tolerant stage knows nothing."""
-    return {n: v for n, v in at.values().items() if n != ERROR}
+def tolerant(problem: InverseProblem) -> InverseProblem:
+    """With a model that may be wrong by 30 %."""
+    return problem.given({ERROR: TOLERANT}).at({ERROR: 0.3})
 
 
-def without_phases(problem: InverseProblem, x: Series, y: Images, descend):
-    """(loss, problem) of the best fits to the power spectra alone; `descend(problem, steps)`."""
+def without_phases(problem: InverseProblem) -> InverseProblem:
+    """The tolerant problem with the power spectra alone."""
+    problem = tolerant(problem)
     fields = {f.name: getattr(problem.noise, f.name) for f in dataclasses.fields(problem.noise)}
     priors = {n: p for n, p in problem.priors.items() if n != DRIFT}
-    rough = InverseProblem(problem.forward, Phaseless(**fields), priors)
-    # what the first fit finds out about the object serves everywhere
-    begun = [descend(rough, FIRST_STEPS)]
-    begun += [descend(at, FIRST_STEPS) for at in everywhere(begun[0][1], x, y, BEGUN)]
-    return [descend(at, MORE_STEPS) for _, at in _best(begun, KEPT)]
+    return InverseProblem(problem.forward, Phaseless(**fields), priors)
 
 
-def descended(at: InverseProblem, x: Series, y: Images, steps: int):
-    """(loss, problem) after at most `steps` from its values."""
-    loss, theta = lbfgs(flat(at), at, x, y, steps, widths(at))
-    return loss, at.at(at.constrain(named(theta, at)))
+def _everywhere(problem: InverseProblem, x, y, candidates, key) -> list[Values]:
+    best = problem.at(_but_error(candidates[0].values))
+    starts = everywhere(best, x, y, BEGUN)
+    return [candidates[0].values, *(candidates[0].values | at.values() for at in starts)]
 
 
-def _best(fits, n: int):
-    return sorted(fits, key=lambda fit: float(fit[0]))[:n]
+def _mirrored(problem: InverseProblem, x, y, candidates, key) -> list[Values]:
+    """The likeliest of both signs of the odd aberrations."""
+    fits = [problem.at(_but_error(c.values)) for c in candidates]
+    mirrored = [registered(at.at(odd_times(sign, at)), x, y) for at in fits for sign in (1.0, -1.0)]
+    return [at.values() for at in sorted(mirrored, key=lambda at: float(_loss(at, x, y)))[:KEPT]]
+
+
+def _registered(problem: InverseProblem, x, y, candidates, key) -> list[Values]:
+    fits = [tolerant(problem).at(_but_error(c.values)) for c in candidates]
+    return [_but_error(registered(at, x, y).values()) for at in fits]
+
+
+def _but_error(values: Values) -> Values:
+    """The values but the model error, of which a tolerant stage knows nothing."""
+    return {n: v for n, v in values.items() if n != ERROR}
 
 
 def odd_times(sign: float, problem: InverseProblem) -> Values:

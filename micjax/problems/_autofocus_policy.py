@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from micjax.core.checks import positive
+from micjax.core.hdf5 import opened
 from micjax.core.problem import InverseProblem
 from micjax.physics.phase_diversity import Series, evidence, information
 from micjax.problems._autofocus_posterior import NAMES, Mode, Setting, in_prior, modes, series
@@ -239,14 +240,17 @@ class Record:
     def load(cls, path) -> "Record":
         if not pathlib.Path(path).is_file():
             raise FileNotFoundError(f"no record at {path}")
-        with h5py.File(path) as file:
-            return cls(
-                int(file.attrs["seed"]),
-                Rules(**json.loads(file.attrs["rules"])),
-                list(file["settings_A"][:]),
-                list(file["images"][:]),
-                [Decision(**json.loads(line)) for line in file["decisions"].asstr()[:]],
-            )
+        try:
+            with opened(path) as file:
+                return cls(
+                    int(file.root.attrs["seed"]),
+                    Rules(**json.loads(file.root.attrs["rules"])),
+                    list(file.array("settings_A")),
+                    list(file.array("images")),
+                    [Decision(**json.loads(line)) for line in file.read(file.get("decisions"))],
+                )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} is no record: {error}") from error
 
     def replayed(self, problem: InverseProblem) -> list[Decision]:
         """The decisions made again from the images and what was decided before them."""

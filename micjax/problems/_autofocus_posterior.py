@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats.qmc
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from micjax.core.problem import InverseProblem, neg_log_joint
+from micjax.core.problem import InverseProblem, Values, neg_log_joint
 from micjax.inference.laplace import laplace
-from micjax.inference.lbfgs import lbfgs, named
+from micjax.inference.optimise import Stage, StopReason, fit_stages
+from micjax.inference.solvers.lbfgs import LBFGS
 from micjax.physics.phase_diversity import KNOBS, Images, Series
 
 NAMES = [f"forward.aberrations_A.{knob}" for knob in KNOBS]
@@ -54,16 +54,31 @@ def modes(problem: InverseProblem, x: Series, y: Images, starts_A: Sequence[Sett
 
     The mirror image of the best start is tried too: one image cannot tell the two apart.
     """
-    everywhere = _unconstrained(problem, jnp.asarray(in_prior(problem, SCREENED), dtype=float))
-    likely = np.argsort(np.asarray(_losses(everywhere, problem, x, y)))[:BEGUN]
+    points_A = in_prior(problem, SCREENED)
+    likely = np.argsort(np.asarray(_losses(jnp.asarray(points_A, dtype=float), problem, x, y)))
     low, high = _limits_A(problem)
-    given_A = np.clip(np.reshape(starts_A, (-1, 3)), 0.99 * low, 0.99 * high)  # the ends are far
-    given = _unconstrained(problem, jnp.asarray(given_A, dtype=float))
-    begun = [lbfgs(theta, problem, x, y, FIRST_STEPS) for theta in [*everywhere[likely], *given]]
-    turned = _unconstrained(problem, -_physical(_best(begun, 1)[0][1][None], problem))
-    begun.append(lbfgs(turned[0], problem, x, y, FIRST_STEPS))
-    ended = [lbfgs(theta, problem, x, y, STEPS) for _, theta in _best(begun, KEPT)]
-    return _weighted(_best(ended, KEPT), problem, x, y)
+    middle, half = 0.5 * (low + high), 0.495 * (high - low)  # the ends are infinitely far
+    given_A = np.clip(np.reshape(starts_A, (-1, 3)), middle - half, middle + half)
+    begun = [_named(a) for a in [*points_A[likely[:BEGUN]], *given_A]]
+    stages = [
+        Stage(LBFGS(), FIRST_STEPS, FIRST_STEPS, starts=lambda *_: begun, keep=KEPT),
+        Stage(LBFGS(), FIRST_STEPS, FIRST_STEPS, starts=_with_mirror, keep=KEPT),
+        Stage(LBFGS(), STEPS, STEPS),
+    ]
+    ended = fit_stages(problem, x, y, stages)
+    if ended.stop_reason is StopReason.INTERRUPTED:
+        raise KeyboardInterrupt
+    fits = sorted(zip(ended.starts_losses, ended.starts_values, strict=True), key=lambda f: f[0])
+    return _weighted(fits, problem, x, y)
+
+
+def _named(aberrations_A: Setting) -> Values:
+    return {n: jnp.asarray(a, float) for n, a in zip(NAMES, aberrations_A, strict=True)}
+
+
+def _with_mirror(problem, x, y, candidates, key) -> list[Values]:
+    best = candidates[0].values
+    return [*(c.values for c in candidates), best | {n: -best[n] for n in NAMES}]
 
 
 def in_prior(problem: InverseProblem, n: int) -> Float[np.ndarray, "n 3"]:
@@ -78,19 +93,15 @@ def _limits_A(problem: InverseProblem) -> tuple[Setting, Setting]:
     return low, high
 
 
-def _best(fits, n: int):
-    return sorted(fits, key=lambda fit: fit[0])[:n]
-
-
 def _weighted(fits, problem: InverseProblem, x: Series, y: Images) -> list[Mode]:
     """The distinct ones among the fits, best first, weighed by their evidence."""
     found: list[tuple[float, InverseProblem, Setting, np.ndarray]] = []
-    for loss, theta in fits:
-        mean = np.asarray(_physical(theta[None], problem)[0], float)
+    for loss, values in fits:
+        mean = np.array([float(values[n]) for n in NAMES])
         close = [np.abs(mean - m) < 3 * np.sqrt(np.diag(c)) for _, _, m, c in found]
         if loss > fits[0][0] + NEAR or any(c.all() for c in close):
             continue
-        fitted = problem.at(problem.constrain(named(theta, problem)))
+        fitted = problem.at(values)
         draws = laplace(fitted, x, y).sample(jax.random.key(0), 256)
         found.append(
             (loss, fitted, mean, np.cov([draws[n] for n in NAMES]) + ROUNDING_A**2 * np.eye(3))
@@ -102,27 +113,11 @@ def _weighted(fits, problem: InverseProblem, x: Series, y: Images) -> list[Mode]
 
 
 @eqx.filter_jit
-def _losses(thetas, problem: InverseProblem, x: Series, y: Images):
-    return jax.lax.map(lambda t: neg_log_joint(named(t, problem), problem, x, y), thetas)
+def _losses(points_A: Float[Array, "n 3"], problem: InverseProblem, x: Series, y: Images):
+    """At each of the points, the other unknowns as they are."""
 
+    def loss(point_A):
+        at = problem.at(dict(zip(NAMES, point_A, strict=True)))
+        return neg_log_joint(at.unconstrain(at.values()), at, x, y)
 
-@eqx.filter_jit
-def _unconstrained(problem: InverseProblem, starts_A: Float[Array, "n 3"]):
-    """Flat unconstrained vectors of the problem with these aberrations."""
-
-    def one(start_A):
-        values = problem.values() | dict(zip(NAMES, start_A, strict=True))
-        return ravel_pytree(problem.unconstrain(values))[0]
-
-    return jax.vmap(one)(starts_A)
-
-
-@eqx.filter_jit
-def _physical(thetas, problem: InverseProblem) -> Float[Array, "n 3"]:
-    """The aberrations of flat unconstrained vectors."""
-
-    def one(theta):
-        values = problem.constrain(named(theta, problem))
-        return jnp.stack([values[n] for n in NAMES])
-
-    return jax.vmap(one)(thetas)
+    return jax.lax.map(loss, points_A)

@@ -26,7 +26,7 @@ def listed_places_A(given, count: int) -> np.ndarray:
 
     **Raises:** `ValueError` for another number of places, or what are no pairs of numbers.
     """
-    data = read(given, scaled=False).data if isinstance(given, str) else given
+    data = read(given).data if isinstance(given, str) else given
     try:
         places = np.asarray(data, float)
     except (TypeError, ValueError) as error:

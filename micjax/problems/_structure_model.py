@@ -59,7 +59,6 @@ class Crystal(eqx.Module):
     chosen: tuple[int, ...] = eqx.field(static=True)  # columns whose occupancy is not known
     shape: tuple[int, int] = eqx.field(static=True)  # of the wave
     layers: tuple[tuple[int, ...], ...] = eqx.field(static=True)  # atoms of each slice
-    capacity: tuple[int, ...] = eqx.field(static=True)
 
     @property
     def sampling_A(self) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -99,7 +98,7 @@ class Crystal(eqx.Module):
             atoms = Atoms(atoms.numbers, moved, atoms.box_A, occupancy=atoms.occupancy)
         thickness = jnp.full(self.slices, self.slice_A)
         fine = (CLOSER * self.shape[0], CLOSER * self.shape[1])
-        potential = potential_VA(atoms, fine, thickness, capacity=self.capacity)
+        potential = potential_VA(atoms, fine, thickness, slices=self.layers)
         return transmission(potential, energy_keV, self.limit)
 
     def mean_transmissions(self, energy_keV) -> Complex[Array, "slices ny nx"]:

@@ -21,13 +21,15 @@ from jaxtyping import Array, Float
 from micjax.core.checks import not_negative, positive
 from micjax.core.problem import InverseProblem, parameter
 from micjax.inference.attempt import attempt
+from micjax.inference.checkpoint import StopReason
 from micjax.inference.laplace import laplace
+from micjax.inference.optimise import fit_stages
 from micjax.inference.solution import Solution
 from micjax.io import read
 from micjax.physics import optics
 from micjax.physics.phase_diversity import KNOBS, Images, Series, UnknownObject
 from micjax.physics.stem import placed
-from micjax.problems._aberrations_fit import fitted, left_over
+from micjax.problems._aberrations_fit import left_over, stages
 from micjax.problems._autofocus_twin import clusters, nanoparticles
 from micjax.problems._focus import C10_changes_A
 from micjax.report.figures import captioned, image_row
@@ -327,16 +329,18 @@ def solve(
             f"images of the shape {y.shape} at {len(x.settings_A)} settings; the problem has "
             f"{expected}"
         )
-    found = fitted(problem, x, y, on_chunk)
-    if found.stop_reason == "interrupted":
+    run = {"key": key, "checkpoint": checkpoint, "resume": resume, "on_chunk": on_chunk}
+    found = fit_stages(problem, x, y, stages(), **run)
+    if found.stop_reason is StopReason.INTERRUPTED:
         return Solution(found.problem, fit=found)
     error = float(found.problem.noise.model_error)
     # its own value where it is held
+    best_A = float(found.problem.forward.aberrations_A["C10"])
     C10_A = [float(problem.at(v).forward.aberrations_A["C10"]) for v in found.starts_values]
     others_A = [
         c
-        for c, loss in zip(C10_A[1:], found.starts_losses[1:], strict=True)
-        if loss < found.loss + NEAR and abs(c - C10_A[0]) > FAR_A
+        for c, loss in zip(C10_A, found.starts_losses, strict=True)
+        if loss < found.loss + NEAR and abs(c - best_A) > FAR_A
     ]
     return Solution(
         found.problem,
@@ -345,7 +349,7 @@ def solve(
         metrics={"model_error": error},
         statements=[
             *([UNEXPLAINED.format(error)] if error > WRONG else []),
-            *(AMBIGUOUS.format(c, C10_A[0]) for c in others_A),
+            *(AMBIGUOUS.format(c, best_A) for c in others_A),
         ],
     )
 

@@ -20,10 +20,11 @@ from jaxtyping import Array, Float
 from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, parameter
 from micjax.inference.attempt import attempt
+from micjax.inference.checkpoint import StopReason
 from micjax.inference.laplace import Laplace, laplace
-from micjax.inference.optimise import Fit
-from micjax.inference.scoring import expected_hessian, scored
+from micjax.inference.optimise import Stage, fit_stages
 from micjax.inference.solution import Solution
+from micjax.inference.solvers.gauss_newton import FisherScoring, expected_hessian
 from micjax.io import read
 from micjax.physics import optics
 from micjax.physics.grids import coarsest_A, shape_over
@@ -59,6 +60,7 @@ SRTIO3 = (
 )
 LEAST = 1.5 / ELASTIC  # of `elastic_mrad`: up to a per cent of the electrons go further
 LOST = 0.01  # of the electrons, which is told
+CHUNK = 3  # steps between two checkpoints
 EXPLAINED = 1.5  # chi^2 for each pixel: more than any noise of some hundred pixels
 UNEXPLAINED = (
     "The model does not explain the pattern (chi^2 per pixel {:.3g}): the errors are too small, "
@@ -337,7 +339,7 @@ def load(
     )
     given = {"numbers": numbers, "fractions": fractions, "cell_A": cell_A}
     atoms = atoms_from(structure, given)
-    field = read(file, channel, scaled=False)
+    field = read(file, channel)
     if field.data.ndim != 2 or min(field.data.shape) < 2:
         raise ValueError(
             f"{field.name}: shape {field.data.shape} is no diffraction pattern [my, mx]"
@@ -394,22 +396,19 @@ def solve(
 
     **Arguments:**
 
-    - `steps`: of Fisher's scoring, at most, for each start.
+    - `steps`: of Fisher scoring, at most, for each start.
     - `starts`: how many.
     """
     y = jnp.asarray(y, dtype=float)
-    fits: list[Fit] = []
-    for start in everywhere(problem, x, y, starts):
-        fits.append(scored(problem.at(start), x, y, steps, on_chunk))
-        if fits[-1].stop_reason == "interrupted":
-            break
-    best = min(fits, key=lambda fit: fit.loss)
-    found = dataclasses.replace(
-        best,
-        starts_losses=np.array([fit.loss for fit in fits]),
-        starts_values=[fit.problem.values() for fit in fits],
+    stage = Stage(
+        FisherScoring(),
+        steps,
+        CHUNK,
+        starts=lambda problem, x, y, candidates, key: everywhere(problem, x, y, starts),
     )
-    if found.stop_reason == "interrupted":
+    run = {"checkpoint": checkpoint, "resume": resume, "on_chunk": on_chunk}
+    found = fit_stages(problem, x, y, [stage], **run)
+    if found.stop_reason is StopReason.INTERRUPTED:
         return Solution(found.problem, fit=found)
     errors = attempt("Laplace errors", _errors, found.problem, x, y)
     vague = [n for n, ok in errors.identified.items() if not ok] if errors else []

@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from micjax import Gaussian, InverseProblem, parameter
+from micjax.core.checks import positive
 
 
 class EdgeScan(eqx.Module):
@@ -21,6 +22,7 @@ class EdgeScan(eqx.Module):
 
 
 def problem(edge_nm=0.0, width_nm=1.0, sigma=0.05) -> InverseProblem:
+    positive(width_nm=width_nm, sigma=sigma)
     return InverseProblem(
         forward=EdgeScan(edge_nm, width_nm),
         noise=Gaussian(sigma),

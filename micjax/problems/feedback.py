@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import optax
 from jaxtyping import Array, Float, Int
 
 from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, parameter
 from micjax.inference.optimise import fit
 from micjax.inference.solution import Solution
+from micjax.inference.solvers.first_order import Adam
 from micjax.io import Axis, Field
-from micjax.physics.feedback import trace_and_retrace
+from micjax.physics.feedback import stable, trace_and_retrace
 from micjax.physics.noise import Gaussian
 from micjax.physics.priors import Curvature
 from micjax.problems.tip import particles
@@ -76,11 +76,15 @@ def problem(
     - `sigma_nm`: rms noise of the heights.
     - `curvature_nm`: typical curvature of the surface, nm per pixel^2; 60 sigma if not given.
 
-    **Raises:** `ValueError` for numbers that are not positive.
+    **Raises:** `ValueError` for numbers that are not positive, and gains of a loop that is not
+    stable.
     """
     if curvature_nm is None:
         curvature_nm = 60 * sigma_nm
     positive(
+        frames=frames,
+        ny=ny,
+        nx=nx,
         proportional=proportional,
         integral=integral,
         set_point_nm=set_point_nm,
@@ -88,6 +92,7 @@ def problem(
         sigma_nm=sigma_nm,
         curvature_nm=curvature_nm,
     )
+    _check_gains(proportional, integral)
     shape = (frames, ny, nx)
     forward = FeedbackScan(np.zeros(shape), proportional, integral, set_point_nm, samples_per_pixel)
     return InverseProblem(
@@ -99,6 +104,14 @@ def problem(
             "forward.integral": dist.LogNormal(np.log(integral), 1.0),
         },
     )
+
+
+def _check_gains(proportional: float, integral: float) -> None:
+    if not stable(proportional, integral):
+        raise ValueError(
+            f"a loop of the gains proportional = {proportional:g} and integral = {integral:g} is "
+            "not stable: an error would grow from sample to sample; lower ones are"
+        )
 
 
 def example(key, ny: int = 32, nx: int = 96) -> tuple[InverseProblem, Int[Array, " n"], Pairs]:
@@ -132,14 +145,17 @@ def solve(
     **Arguments:**
 
     - `steps`: of Adam, whose rate falls from 0.1 nm to nothing.
+
+    **Raises:** `ValueError` when the loop of the gains to start from is not stable.
     """
+    _check_gains(float(problem.forward.proportional), float(problem.forward.integral))
     y = jnp.asarray(y, dtype=float)
     start = {"forward.surface_nm": problem.forward.surface_nm.at[x].set(y.mean(axis=1))}
     found = fit(
         problem.at(start),
         x,
         y,
-        optax.adam(optax.cosine_decay_schedule(0.1, steps)),
+        Adam(0.1, steps),
         steps=steps,
         checkpoint=checkpoint,
         resume=resume,

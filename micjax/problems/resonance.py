@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, Values
+from micjax.inference.attempt import attempt
 from micjax.inference.laplace import laplace
 from micjax.inference.optimise import fit
 from micjax.inference.solution import Solution
@@ -48,7 +49,7 @@ def problem(
     """
     if not 0 < low_kHz < f0_kHz < high_kHz:
         raise ValueError(f"f0_kHz = {f0_kHz} is not between {low_kHz} and {high_kHz}")
-    positive(Q=Q, amplitude=amplitude, sigma=sigma)
+    positive(Q=Q, amplitude=amplitude, sigma=sigma, high_kHz=high_kHz)
     return InverseProblem(
         Oscillator(f0_kHz, Q, amplitude),
         Gaussian(sigma),
@@ -90,7 +91,8 @@ def load(file) -> tuple[dict[str, Any], Frequencies, Response]:
         "Q": Q,
         "amplitude": np.sqrt(power.max()) / Q,
         # neighbours differ by the noise, but for the few on the resonance
-        "sigma": np.median(np.abs(np.diff(y[np.argsort(f)], axis=0))) / 0.954 + 1e-12,
+        "sigma": np.median(np.abs(np.diff(y[np.argsort(f)], axis=0))) / 0.954
+        + 1e-9 * np.sqrt(power.max()),  # made-up data have no noise
         "low_kHz": max(f.min() - step, step / 2),
         "high_kHz": f.max() + step,
     }
@@ -143,29 +145,29 @@ def solve(
         resume=resume,
         on_chunk=on_chunk,
     )
-    errors = laplace(found.problem, x, y)
+    errors = attempt("Laplace errors", laplace, found.problem, x, y)
+    vague = [n for n, ok in errors.identified.items() if not ok] if errors else []
     rms = float(jnp.sqrt(jnp.mean((y - found.problem.forward(x)) ** 2)))
     return Solution(
         found.problem,
         fit=found,
         laplace=errors,
         metrics={"residual_rms": rms},
-        statements=[
-            f"{n} is not identified by these data." for n, ok in errors.identified.items() if not ok
-        ],
+        statements=[f"{n} is not identified by these data." for n in vague],
     )
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
     """f0, amplitude and phase against the truth, beside what the largest response says."""
-    true, best, sd = truth.values(), solution.problem.values(), solution.laplace.sd()
+    true, best = truth.values(), solution.problem.values()
+    sd = {} if solution.laplace is None else solution.laplace.sd()
     classical = largest(truth, x, y)
     return [
         {
             "quantity": n.partition(".")[2],
             "truth": float(true[n]),
             "estimate": float(best[n]),
-            "sd": float(sd[n]),
+            "sd": float(sd.get(n, np.nan)),
             "largest response, true Q": float(classical[n]),
         }
         for n in ("forward.f0_kHz", "forward.amplitude", "forward.phase_rad")

@@ -18,16 +18,18 @@ from jaxtyping import Array, Float
 from micjax.core.checks import not_negative, positive
 from micjax.core.problem import InverseProblem
 from micjax.inference.attempt import attempt
+from micjax.inference.checkpoint import StopReason
 from micjax.inference.laplace import Laplace, laplace
+from micjax.inference.optimise import Stage, fit_stages
 from micjax.inference.sample import nuts
-from micjax.inference.scoring import expected_hessian, scored
 from micjax.inference.solution import Solution
+from micjax.inference.solvers.gauss_newton import FisherScoring, expected_hessian
 from micjax.io import read
 from micjax.physics import optics
 from micjax.physics.grids import coarsest_A, shape_over
 from micjax.physics.multislice import CUTOFF, highest_angle_mrad
 from micjax.physics.noise import Poisson
-from micjax.physics.potentials import Atoms, capacities, layers
+from micjax.physics.potentials import Atoms, layers
 from micjax.physics.scattering import scattering_factors_A
 from micjax.problems._specimen import atoms_from, only_full, start_u_A2
 from micjax.problems._structure_data import grid_A, listed_places_A, scan_from, series_from
@@ -58,6 +60,7 @@ NEIGHBOURS = (
     "Only {:.1f} % of the probe lies within half of the box: it meets its neighbours. More tiles "
     "along x and y would keep them apart."
 )
+CHUNK = 2  # steps between two checkpoints
 EXPLAINED = 1.5  # chi^2 for each pixel
 UNEXPLAINED = (
     "The model does not explain the data (chi^2 per pixel {:.3g}): the errors are too small, and "
@@ -174,7 +177,6 @@ def problem(
         chosen,
         _shape(kind, box, sampling_A, energy_keV, semiangle_mrad, reach_mrad),
         layers(at_rest, thickness),
-        capacities(at_rest, thickness),
     )
     aberrations_A = {"C10": 0.0, **(aberrations_A or {})}
     if strange := sorted(set(aberrations_A) - set(optics.CARTESIAN)):
@@ -345,7 +347,7 @@ def load(
         raise ValueError(f"tile = {tile}: boxes along x, y and z")
     cell = {"numbers": numbers, "position_A": position_A, "box_A": box_A}
     atoms = atoms_from(structure, cell)
-    field = read(file, channel, scaled=False)
+    field = read(file, channel)
     listed = places_A is not None
     if field.data.ndim not in ((3,) if listed else (3, 4)) or np.iscomplexobj(field.data):
         raise ValueError(
@@ -406,7 +408,7 @@ def solve(
     warmup: int = 300,
     chains: int = 1,
 ) -> Solution:
-    """Fisher's scoring from the starting structure; Laplace errors, or draws of the posterior.
+    """Fisher scoring from the starting structure; Laplace errors, or draws of the posterior.
 
     **Arguments:**
 
@@ -420,9 +422,10 @@ def solve(
     expected = _shape_of(problem, x)
     if y.shape != expected:
         raise ValueError(f"the data have the shape {y.shape}, the model {expected}")
-    found = scored(problem, x, y, steps, on_chunk)
+    run = {"checkpoint": checkpoint, "resume": resume, "on_chunk": on_chunk}
+    found = fit_stages(problem, x, y, [Stage(FisherScoring(), steps, CHUNK)], **run)
     best = found.problem
-    if found.stop_reason == "interrupted":
+    if found.stop_reason is StopReason.INTERRUPTED:
         return Solution(best, fit=found)
     errors = attempt("Laplace errors", _errors, best, x, y)
     posterior = None

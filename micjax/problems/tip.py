@@ -15,16 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import optax
 from jaxtyping import Array, Float, Int
 
+from micjax.core.checks import not_negative, positive
 from micjax.core.problem import InverseProblem, parameter
 from micjax.core.progress import progress
+from micjax.inference.attempt import attempt
 from micjax.inference.laplace import laplace
 from micjax.inference.optimise import fit
 from micjax.inference.sample import nuts
 from micjax.inference.solution import Solution
+from micjax.inference.solvers.first_order import Adam
 from micjax.io import Axis, Field, check_image, read
+from micjax.io.fields import with_pixel
 from micjax.physics.blind_tip import BlindTip, blind
 from micjax.physics.noise import Gaussian
 from micjax.physics.priors import Curvature
@@ -32,6 +35,7 @@ from micjax.physics.scanner import add_lines
 from micjax.physics.tip import certain, dilate, erode, touching_tip_pixels
 from micjax.physics.tip_evidence import admissible, misfit, noise_sigma_nm
 from micjax.physics.tip_shapes import AbstractTip, Double, FreeForm, size_pair
+from micjax.problems._heights import heights_nm
 from micjax.problems._tip_figures import figures as figures
 
 log = logging.getLogger("micjax")
@@ -87,22 +91,22 @@ def problem(
     - `curvature_nm`: typical curvature of the surface, nm per pixel^2; 10 sigma if not given.
     - `line_sigma_nm`: rms of line offsets to be fitted; 0 if the lines stand at one height.
 
-    **Raises:** `ValueError` for even tip sizes, tips larger than the image, wrong pixel sizes.
+    **Raises:** `ValueError` for even tip sizes, tips larger than the image, sizes and noise that
+    are not positive.
     """
     pixel = np.broadcast_to(np.asarray(pixel_nm, float), (2,))
-    if not (np.isfinite(pixel).all() and (pixel > 0).all()):
-        raise ValueError(f"pixel_nm = {pixel_nm}: must be positive, a number or [dy, dx]")
-    if not sigma_nm > 0:
-        raise ValueError(f"sigma_nm = {sigma_nm}: must be positive")
+    if curvature_nm is None:
+        curvature_nm = 10 * sigma_nm
+    positive(frames=frames, ny=ny, nx=nx, pixel_nm=pixel_nm)
+    positive(sigma_nm=sigma_nm, curvature_nm=curvature_nm)
+    not_negative(line_sigma_nm=line_sigma_nm)
     known = tip_heights_nm is not None
     size = size_pair(np.shape(tip_heights_nm) if known else tip_size)
     if size[0] > ny or size[1] > nx:
         raise ValueError(f"the tip of {size} pixels is larger than the image of {(ny, nx)}")
     shape = (frames, ny, nx)
     priors: dict[str, dist.Distribution] = {
-        "forward.surface_nm": Curvature(
-            10 * sigma_nm if curvature_nm is None else curvature_nm, sigma_nm, shape
-        ),
+        "forward.surface_nm": Curvature(curvature_nm, sigma_nm, shape),
         "noise.sigma": dist.LogNormal(np.log(sigma_nm), 0.5),
     }
     if known:
@@ -183,6 +187,7 @@ def load(
     tip_channel: str | None = None,
     sigma_nm: float | None = None,
     tip_reflected: bool = False,
+    height_unit: str | None = None,
 ) -> tuple[dict[str, Any], Int[Array, " n"], Float[Array, "n ny nx"]]:
     """The height image of a microscope's file.
 
@@ -196,12 +201,13 @@ def load(
     - `sigma_nm`: rms noise; estimated from the image if not given.
     - `tip_reflected`: the known tip is a blind estimate of Gwyddion or another program in
         Villarrubia's frame, turned by 180 degrees against the tip itself.
+    - `height_unit`: of the values where the file states none; nm if they can be that.
 
     **Raises:** `ValueError` for NaN or constant images, pixel sizes that differ, tips that do not
     fit, besides what `micjax.io.read` raises.
     """
     field = check_image(read(file, channel, pixel_nm))
-    heights = field.to_nm()
+    heights = heights_nm(field, height_unit)
     pixel = field.pixel_nm
     ny, nx = heights.shape
     # where the sample stands means nothing; its slope is part of the surface
@@ -220,7 +226,7 @@ def load(
     log.info("noise %.3g nm rms%s", options["sigma_nm"], " (estimated)" if sigma_nm is None else "")
     if known_tip is not None:
         options["tip_heights_nm"] = _known_tip(
-            known_tip, tip_channel, pixel, heights.shape, tip_reflected
+            known_tip, tip_channel, pixel, heights.shape, tip_reflected, height_unit
         )
     else:
         fits = min(ny, nx) // 3 // 2 * 2 - 1
@@ -230,15 +236,15 @@ def load(
     return options, jnp.arange(1), y
 
 
-def _known_tip(path, channel, pixel, image_shape, reflected: bool) -> list:
-    bare = str(path).lower().endswith(".npy")  # no pixel size of its own
-    tip = check_image(read(path, channel, list(pixel) if bare else None))
+def _known_tip(path, channel, pixel, image_shape, reflected: bool, height_unit) -> list:
+    # one without a pixel size of its own has the image's
+    tip = check_image(with_pixel(read(path, channel), pixel))
     if not np.allclose(tip.pixel_nm, pixel, rtol=1e-3):
         raise ValueError(
             f"{path}: pixels of {tip.pixel_nm} nm, the image has {pixel}; resample the tip first "
             "(micjax.physics.tip_shapes.FreeForm.resample)"
         )
-    heights = tip.to_nm()
+    heights = heights_nm(tip, None if tip.unit else height_unit)
     size_pair(heights.shape)
     if heights.shape[0] > image_shape[0] or heights.shape[1] > image_shape[1]:
         raise ValueError(
@@ -372,12 +378,11 @@ def _describe(found) -> str:
 def _fit_surface(problem, x, y, steps, checkpoint, resume, on_chunk):
     """The surface (and line offsets) below the tip and noise as they are."""
     unknown = {"forward.surface_nm", "forward.line_offsets_nm"}
-    rate = optax.cosine_decay_schedule(0.5 * float(problem.noise.sigma), steps)
     fitted = fit(
         problem.given({n: None for n in problem.priors if n not in unknown}),
         x,
         y,
-        optax.adam(rate),
+        Adam(0.5 * problem.noise.sigma, steps),
         steps=steps,
         chunk=min(50, steps),
         checkpoint=checkpoint,
@@ -399,9 +404,10 @@ def _tip_posterior(problem, x, y, kind, found, key) -> dict[str, Any]:
         names += ["forward.tip.shape.offset_nm", "forward.tip.shape.drop_nm"]
     names = [n for n in names if n in problem.priors]
     if kind == "laplace":
-        return {"laplace": laplace(problem, x, y, names)}
+        return {"laplace": attempt("Laplace errors", laplace, problem, x, y, names)}
     given = problem.given({n: None for n in problem.priors if n not in names})
-    return {"posterior": nuts(given, x, y, key, samples=300, warmup=300)}
+    counts = {"samples": 300, "warmup": 300}
+    return {"posterior": attempt("posterior draws", nuts, given, x, y, key, **counts)}
 
 
 def _outputs(problem, x, y, found) -> dict[str, Any]:

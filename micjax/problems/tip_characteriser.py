@@ -9,7 +9,6 @@ about the others.
 """
 
 import dataclasses
-import functools
 import logging
 from typing import Any
 
@@ -18,21 +17,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from micjax.core.checks import positive
+from micjax.core.checks import not_negative, positive
 from micjax.core.problem import InverseProblem, Values, parameter
-from micjax.inference.finite import NonFiniteError
+from micjax.inference.attempt import attempt
 from micjax.inference.laplace import laplace
 from micjax.inference.optimise import Fit, fit
 from micjax.inference.sample import Posterior, nuts
 from micjax.inference.solution import Solution
+from micjax.inference.solvers.first_order import Adam
 from micjax.inference.start import draw_starts
 from micjax.io import Axis, Field, check_image, read
 from micjax.physics.noise import Gaussian
 from micjax.physics.tip import contacts, dilate
 from micjax.physics.tip_shapes import Double, size_pair
+from micjax.problems._heights import heights_nm
 from micjax.problems._tip_characteriser_figures import figures as figures
 
 log = logging.getLogger("micjax")
@@ -104,7 +104,10 @@ def problem(
     are not positive, and a characteriser of another shape or pixel size.
     """
     pixel = np.broadcast_to(np.asarray(pixel_nm, float), (2,))
+    not_negative(registration_nm=registration_nm)
     positive(
+        ny=ny,
+        nx=nx,
         pixel_nm=pixel_nm,
         sigma_nm=sigma_nm,
         pitch_nm=pitch_nm,
@@ -143,7 +146,7 @@ def _known_surface(file: str, shape: tuple[int, int], pixel: np.ndarray) -> np.n
             f"{file}: {field.data.shape} pixels, the scan has {shape}; the characteriser must be "
             "given on the pixels of the scan"
         )
-    heights = field.to_nm()
+    heights = heights_nm(field)
     return heights - heights.min()
 
 
@@ -169,6 +172,7 @@ def load(
     channel: str | None = None,
     pixel_nm: float | list | None = None,
     registration_nm: float = 1.0,
+    height_unit: str | None = None,
 ) -> tuple[dict[str, Any], Int[Array, " n"], Float[Array, "n ny nx"]]:
     """A levelled scan of a known surface, and that surface on the same pixels.
 
@@ -178,11 +182,12 @@ def load(
     - `channel`: which image of the scan's file; the height if not given.
     - `pixel_nm`: pixel size where the scan's file does not state one.
     - `registration_nm`: how well the two are laid upon each other, rms.
+    - `height_unit`: of the scan's values where its file states none; nm if they can be that.
 
     **Raises:** `ValueError` for NaN or constant images, besides what `micjax.io.read` raises.
     """
     field = check_image(read(file, channel, pixel_nm))
-    heights, pixel = field.to_nm(), np.asarray(field.pixel_nm, float)
+    heights, pixel = heights_nm(field, height_unit), np.asarray(field.pixel_nm, float)
     surface = _known_surface(characteriser, heights.shape, pixel)
     # the zero of a scan means nothing; the ground is where the tip loses least
     heights = heights - np.median(heights) + np.median(surface)
@@ -234,7 +239,7 @@ def solve(
         problem,
         x,
         y,
-        _solver(steps),
+        Adam(0.1, steps),
         steps=steps,
         starts=drawn,
         checkpoint=checkpoint,
@@ -246,7 +251,8 @@ def solve(
 
     posterior = None
     if chains and found.stop_reason != "interrupted":
-        posterior = _sample(found, good, x, y, spread_key, sample_key, chains, samples, warmup)
+        keys, counts = (spread_key, sample_key), (chains, samples, warmup)
+        posterior = attempt("posterior draws", _sample, found, good, x, y, *keys, *counts)
     best = found.problem
     if posterior is not None:
         best = best.at({n: v.astype(float) for n, v in posterior.mean().items()})
@@ -264,11 +270,6 @@ def solve(
         },
         **_outputs(best, posterior, x, y),
     )
-
-
-@functools.cache  # one object for each number of steps, so that fits share their compilation
-def _solver(steps: int) -> optax.GradientTransformation:
-    return optax.adam(optax.cosine_decay_schedule(0.1, steps))
 
 
 def screened_starts(key: Array, problem: InverseProblem, x, y, draws: int, n: int) -> list[Values]:
@@ -335,23 +336,17 @@ def _flat(problem: InverseProblem, values: Values, names: list[str]) -> np.ndarr
     return np.concatenate([np.ravel(theta[n]).astype(float) for n in names])
 
 
-def _sample(found, good, x, y, spread_key, sample_key, chains, samples, warmup) -> Posterior | None:
-    try:
-        return nuts(
-            found.problem,
-            x,
-            y,
-            sample_key,
-            samples=samples,
-            warmup=warmup,
-            chains=chains,
-            starts=spread_starts(found, good, x, y, spread_key, chains),
-        )
-    except NonFiniteError as error:
-        log.warning("no posterior draws: %s", error)
-    except KeyboardInterrupt:  # in the warm-up; the fits are worth keeping
-        log.warning("no posterior draws: interrupted before the first")
-    return None
+def _sample(found, good, x, y, spread_key, sample_key, chains, samples, warmup) -> Posterior:
+    return nuts(
+        found.problem,
+        x,
+        y,
+        sample_key,
+        samples=samples,
+        warmup=warmup,
+        chains=chains,
+        starts=spread_starts(found, good, x, y, spread_key, chains),
+    )
 
 
 def _statements(found: Fit, good, posterior: Posterior | None) -> list[str]:

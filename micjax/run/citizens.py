@@ -2,18 +2,15 @@
 
 import ast
 import importlib
-import importlib.metadata
-import importlib.util
 import pathlib
-import pkgutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import micjax.problems
+from micjax.core.modules import GROUP, agree, defined, references, source_of
 from micjax.run.names import unknown_name
 
-GROUP = "micjax.problems"  # of entry points: name = the name of the problem, value = its module
 REQUIRED, OPTIONAL = ("problem", "example"), ("load", "solve", "figures", "compare")
 
 
@@ -26,6 +23,11 @@ class Citizen(NamedTuple):
     @property
     def reference(self) -> str:
         return self.module.__name__
+
+    @property
+    def ours(self) -> bool:
+        """Whether its words have the meaning of micjax (see `micjax.core.ranges`)."""
+        return self.reference.startswith(f"{GROUP}.")
 
     @property
     def short(self) -> str:
@@ -53,18 +55,16 @@ def first_line(doc: str | None) -> str:
     return (doc or "").strip().partition("\n")[0]
 
 
-def references() -> dict[str, str]:
-    """The module of every problem known by a short name; a built-in name cannot be taken."""
-    table = {p.name: p.value for p in importlib.metadata.entry_points(group=GROUP)}
-    built_in = [m.name for m in pkgutil.iter_modules(micjax.problems.__path__)]
-    built_in = [name for name in built_in if not name.startswith("_")]
-    return table | {name: f"{micjax.problems.__name__}.{name}" for name in built_in}
-
-
-def find(name: str) -> Citizen:
+def find(name: str, trusted: Collection[str] | None = None) -> Citizen:
     """The problem module called `name`: a short name of `references()`, or `package.module`.
 
-    **Raises:** `ValueError` when there is none, it cannot be imported, or it is no problem module.
+    **Arguments:**
+
+    - `trusted`: of a name that stands in a file, the packages which the user has agreed to run
+        besides those of `micjax.core.modules.agree`. None: the name is the user's own word.
+
+    **Raises:** `ValueError` when there is none, it may not or cannot be imported, or it is no
+    problem module.
     """
     known = references()
     reference = known.get(name, name)
@@ -72,22 +72,35 @@ def find(name: str) -> Citizen:
         module = pathlib.PurePath(name).with_suffix("").as_posix().strip("./").replace("/", ".")
         raise ValueError(f"a problem is a module, not a path: try {module}")
     try:
-        module = importlib.import_module(reference)
+        if reference not in sys.modules:  # else all of it has run already
+            _read(reference, trusted)
     except ModuleNotFoundError as error:
-        # is it the module itself that is missing, or something which it imports?
-        if name in known or not (reference + ".").startswith(f"{error.name}."):
+        if name in known:
             raise ValueError(f"problem {name!r} cannot be imported: {error}") from error
         raise ValueError(
             unknown_name("problem", name, known) + "; or a module on the path, package.module"
         ) from error
+    try:
+        module = importlib.import_module(reference)
     except Exception as error:
         raise ValueError(
             f"problem {name!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    missing = [f"{f}()" for f in REQUIRED if not callable(getattr(module, f, None))]
+    _complete(reference, {n for n in REQUIRED if callable(getattr(module, n, None))})
+    return Citizen(name, module)
+
+
+def _read(reference: str, trusted: Collection[str] | None) -> None:
+    """**Raises:** `ValueError` for a module that is no problem, told before it is imported."""
+    names = defined(agree(reference, trusted))
+    if "*" not in names:
+        _complete(reference, names)
+
+
+def _complete(reference: str, names: Collection[str]) -> None:
+    missing = [f"{name}()" for name in REQUIRED if name not in names]
     if missing:
         raise ValueError(f"{reference} is no problem module: it has no {' and no '.join(missing)}")
-    return Citizen(name, module)
 
 
 def listed() -> list[Listed]:
@@ -97,21 +110,10 @@ def listed() -> list[Listed]:
 
 def _listed(name: str, reference: str) -> Listed:
     try:
-        spec = importlib.util.find_spec(reference)
-        source = pathlib.Path(spec.origin).read_text(encoding="utf-8")
-        tree = ast.parse(source)
+        path = source_of(reference)
+        names = defined(path)
+        doc = ast.get_docstring(ast.parse(path.read_bytes()))
     except Exception as error:  # one broken package must not hide the other problems
         return Listed(name, reference, f"(not readable: {type(error).__name__}: {error})", ())
-    names = {n for node in tree.body for n in _defined(node)}
     functions = tuple(f for f in REQUIRED + OPTIONAL if f in names)
-    return Listed(name, reference, first_line(ast.get_docstring(tree)), functions)
-
-
-def _defined(node: ast.stmt) -> list[str]:
-    if isinstance(node, ast.FunctionDef):
-        return [node.name]
-    if isinstance(node, ast.ImportFrom | ast.Import):
-        return [a.asname or a.name for a in node.names]
-    if isinstance(node, ast.Assign):
-        return [t.id for t in node.targets if isinstance(t, ast.Name)]
-    return []
+    return Listed(name, reference, first_line(doc), functions)

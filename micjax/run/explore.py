@@ -1,12 +1,13 @@
 """An exploration: a plan of what to measure, as a campaign of a learner in a run folder."""
 
 import contextlib
-import json
+import copy
 import math
 import os
 import pathlib
+import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -18,23 +19,25 @@ from micjax.active.cost import Cost
 from micjax.active.learner import ID, Learner
 from micjax.active.looking import SIDE, looking_model
 from micjax.active.snapshot import Snapshots
+from micjax.core.modules import agree_to_function
+from micjax.core.ranges import check_ranges
 from micjax.instruments import Guard, Instrument, Journal
-from micjax.instruments.journal import LINES
+from micjax.instruments.journal import LINES, spent_of
 from micjax.run.citizens import find
-from micjax.run.folder import RunFolder, new_folder
+from micjax.run.folder import RunFolder, new_path
 from micjax.run.job import fingerprint
-from micjax.run.names import unknown_name
+from micjax.run.names import plain_name, unknown_name
+from micjax.run.settings import checked, settings_of
 from micjax.run.sources import (
     Source,
     device_of,
     image_of,
+    imported,
     open_file,
     open_function,
     open_instrument,
 )
 from micjax.run.yamls import parse
-
-TINY = 1e-300  # a budget that is used up
 
 
 class _Strict(pydantic.BaseModel):
@@ -113,13 +116,40 @@ class ExplorePlan(_Strict):
     seed: pydantic.NonNegativeInt = 0
     out: str | None = None
 
+    @pydantic.field_validator("outcome")
+    @classmethod
+    def _one_word(cls, value: str) -> str:
+        return plain_name(value)  # of a column, and of the run folder
+
+    @pydantic.field_validator("axes")
+    @classmethod
+    def _words(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {plain_name(name): axis for name, axis in value.items()}
+
 
 def make_explore_plan(given: Mapping[str, Any], where: str) -> ExplorePlan:
-    """**Raises:** `ValueError` that names every key which is unknown or of another kind."""
+    """**Raises:** `ValueError` that names every key which is unknown or of another kind, or the
+    first number that is out of its range."""
     try:
-        return ExplorePlan.model_validate(dict(given))
+        plan = ExplorePlan.model_validate(dict(given))
     except pydantic.ValidationError as error:
         raise ValueError(f"{where}: " + "; ".join(map(_fault, error.errors()))) from error
+    _check_numbers(plan, where)
+    return plan
+
+
+def _check_numbers(plan: ExplorePlan, where: str) -> None:
+    """Settings have physical ranges; what the user has named himself has only to be a number."""
+    own = ("axes", "at", "options")
+    for name, value in plan.model_dump(exclude={*own, "mean"}).items():
+        check_ranges(name, value, where=f"{where}: ")
+    if plan.mean is not None:
+        check_ranges("y_scale", plan.mean.y_scale, where=f"{where}: mean.")
+    for name in own:
+        for key, value in getattr(plan, name).items():
+            value = value.model_dump() if isinstance(value, AxisPlan) else value
+            for part, number in value.items() if isinstance(value, dict) else [("it", value)]:
+                check_ranges(part, number, False, f"{where}: {name}.{key}: ")
 
 
 def _fault(error: Any) -> str:
@@ -136,7 +166,7 @@ def with_assignments(given: Mapping[str, Any], assignments: list[str]) -> dict[s
 
     **Raises:** `ValueError` for text that is no assignment.
     """
-    plan = json.loads(json.dumps(given))
+    plan = copy.deepcopy(dict(given))
     for text in assignments:
         name, equals, value = text.partition("=")
         *parents, last = name.strip().split(".")
@@ -154,6 +184,30 @@ def with_assignments(given: Mapping[str, Any], assignments: list[str]) -> dict[s
 # --- what a plan stands for --------------------------------------------------------------------
 
 
+def check_code(plan: ExplorePlan, trusted: Collection[str] | None = ()) -> None:
+    """Whether the user has agreed to the code that the plan names; nothing of it is imported.
+
+    **Arguments:**
+
+    - `trusted`: packages that may be named besides those of `micjax.core.modules.agree`.
+
+    **Raises:** `ValueError` for what may not be imported, or is no function or instrument.
+    """
+    if plan.mean is not None:
+        find(plan.mean.problem, trusted)
+    if not _is_code(plan):
+        return
+    if str(pathlib.Path.cwd()) not in sys.path:
+        sys.path.append(str(pathlib.Path.cwd()))
+    module = agree_to_function(plan.measure, trusted)
+    if module.partition(".")[0] == "micjax" and not hasattr(imported(plan.measure), "acquire"):
+        raise ValueError(f"{plan.measure} is no instrument, and of micjax nothing else is measured")
+
+
+def _is_code(plan: ExplorePlan) -> bool:
+    return plan.mode is not None or (":" in plan.measure and not os.path.exists(plan.measure))
+
+
 def source_of(plan: ExplorePlan, device: Instrument | None = None) -> Source:
     """**Raises:** `ValueError`, `OSError` for what cannot be opened or has no axes."""
     axes = {name: axis.model_dump(exclude_unset=True) for name, axis in plan.axes.items()}
@@ -161,7 +215,7 @@ def source_of(plan: ExplorePlan, device: Instrument | None = None) -> Source:
         return open_instrument(device, plan.mode, plan.channel, plan.signal, axes, plan.at)
     if plan.at or plan.options:
         raise ValueError("`at` and `options` are for instruments, which have a `mode`")
-    if ":" in plan.measure and not os.path.exists(plan.measure):
+    if _is_code(plan):
         return open_function(plan.measure, plan.signal, axes)
     if axes:
         raise ValueError(f"{plan.measure} brings its own axes; `axes` is for functions")
@@ -213,7 +267,10 @@ def _model(plan: ExplorePlan, source: Source) -> Model:
         )
     if plan.mean is None:
         return plain_model(source.space)
-    physics = find(plan.mean.problem).module.problem(**plan.mean.options)
+    citizen = find(plan.mean.problem)
+    allowed = settings_of(citizen.module.problem)
+    options = checked(f"option of {citizen.name}", plan.mean.options, allowed, citizen.ours)
+    physics = citizen.module.problem(**options)
     return physical_model(source.space, physics, y_scale=plan.mean.y_scale)
 
 
@@ -292,8 +349,10 @@ class Exploration:
 
     - `in_doubt`: what becomes of a measurement that was broken off and cannot be repeated: "skip"
         leaves it out, "again" measures it again all the same.
+    - `trusted`: packages whose code the plan may name, as of `check_code`.
 
-    **Raises:** `JournalError` for a journal of another plan, `InDoubt` for steps in doubt.
+    **Raises:** `ValueError` for code that nobody has agreed to, `JournalError` for a journal of
+    another plan, `InDoubt` for steps in doubt.
     """
 
     def __init__(
@@ -303,7 +362,9 @@ class Exploration:
         *,
         resume: bool = False,
         in_doubt: str | None = None,
+        trusted: Collection[str] | None = (),
     ):
+        check_code(plan, trusted)
         self.plan, self._open = plan, contextlib.ExitStack()
         self.stop_reason, self.finished = "interrupted", False
         with self._open:
@@ -371,15 +432,13 @@ class Exploration:
         """Around the instrument: the limits of the plan, and what is left of its budgets."""
         given, source = self.plan.guard, self.source
         limits = {a.name: (float(a.lower), float(a.upper)) for a in source.space.axes}
-        each = source.instrument.modes[source.mode].cost()
-        done = sum(not (s.result or {}).get("again") for s in self.journal.steps)
-        left = [
-            math.inf if total is None else max(total - done * cost, TINY)
-            for total, cost in zip((given.seconds, given.dose), each, strict=True)
-        ]
+        spent = spent_of(self.journal.lines, source.instrument.modes[source.mode].cost())
+        seconds, dose = (given.seconds or math.inf, given.dose or math.inf)
         # nobody knows how long a function takes
         patience = given.patience or (math.inf if self.plan.mode is None else 5.0)
-        return Guard(source.instrument, limits, seconds=left[0], dose=left[1], patience=patience)
+        return Guard(
+            source.instrument, limits, seconds=seconds, dose=dose, spent=spent, patience=patience
+        )
 
     def _signals(self) -> contextlib.AbstractContextManager:
         if threading.current_thread() is not threading.main_thread():  # only there can one listen
@@ -390,15 +449,15 @@ class Exploration:
 # --- its folder --------------------------------------------------------------------------------
 
 
-def open_exploration(plan: ExplorePlan, resume: bool) -> RunFolder:
-    """The folder of `plan.out`, or a new one in `runs/`.
+def folder_of_exploration(plan: ExplorePlan, resume: bool) -> RunFolder:
+    """The folder of `plan.out`, or a new one in `runs/`; the journal makes it.
 
     **Raises:** `ValueError` when the folder holds something else, or nothing to go on from.
     """
     if plan.out is None:
         if resume:
             raise ValueError("--resume needs --out DIR, the exploration to go on with")
-        return new_folder(None, f"explore-{plan.outcome}")
+        return RunFolder(new_path(f"explore-{plan.outcome}"))
     folder = RunFolder(pathlib.Path(plan.out).expanduser())
     if folder.path.exists() and not folder.path.is_dir():
         raise ValueError(f"--out {folder.path} is a file; a folder is wanted")
@@ -408,5 +467,4 @@ def open_exploration(plan: ExplorePlan, resume: bool) -> RunFolder:
     if not resume and folder.path.exists() and any(folder.path.iterdir()):
         hint = "give --resume to go on with it, or another --out" if begun else "give another --out"
         raise ValueError(f"--out {folder.path} is not empty; {hint}")
-    folder.path.mkdir(parents=True, exist_ok=True)
     return folder

@@ -117,9 +117,12 @@ def _maps(exploration: Exploration) -> Maps:
 
 def _along(exploration: Exploration, i: int) -> np.ndarray:
     axis = exploration.source.space.axes[i]
-    if axis.whole:
+    along = np.linspace(axis.lower, axis.upper, ACROSS)
+    if not axis.whole:
+        return along
+    if axis.upper - axis.lower < ACROSS:
         return np.arange(axis.lower, axis.upper + 1.0)
-    return np.linspace(axis.lower, axis.upper, ACROSS)
+    return np.unique(np.round(along))
 
 
 def _solution(exploration: Exploration, maps: Maps | None) -> Solution:

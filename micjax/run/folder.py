@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from micjax.core.plain import dumps
 from micjax.run.job import Job
 
 RUNS = "runs"
@@ -29,7 +30,7 @@ class RunFolder:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """All of the file or none: a reader may look while the run goes on."""
         temporary = self / f".{name}.tmp"
-        temporary.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+        temporary.write_text(dumps(content, indent=2) + "\n", encoding="utf-8")
         os.replace(temporary, self / name)
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -37,7 +38,7 @@ class RunFolder:
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         with open(self / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(dumps(row) + "\n")
 
 
 def now() -> str:
@@ -49,22 +50,28 @@ def new_folder(out: str | None, what: str) -> RunFolder:
 
     **Raises:** `ValueError` where there is something already.
     """
-    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{what}"
-    path, count = pathlib.Path(out or pathlib.Path(RUNS) / stem).expanduser(), 1
-    if out is not None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    path = new_path(what) if out is None else pathlib.Path(out).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"--out {path} is there already, and not an empty folder")
-    while out is None and path.exists():  # two runs in one second
-        count += 1
-        path = pathlib.Path(RUNS) / f"{stem}-{count}"
     path.mkdir(parents=True, exist_ok=True)
     return RunFolder(path)
+
+
+def new_path(what: str) -> pathlib.Path:
+    """A folder in `runs/` that is not there yet."""
+    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{what}"
+    path, count = pathlib.Path(RUNS) / stem, 1
+    while path.exists():  # two runs in one second
+        count += 1
+        path = pathlib.Path(RUNS) / f"{stem}-{count}"
+    return path
 
 
 def identity(job: Job) -> dict[str, Any]:
     """What makes two runs the same: the resolved plan without `out`, and what is in the inputs."""
     plan = job.plan.model_dump(exclude={"out", "file"})
     same = {"plan": plan, "inputs": _hashes(job.inputs)}
-    return json.loads(json.dumps(same, default=str))
+    return json.loads(dumps(same))
 
 
 def _hashes(inputs: Mapping[str, Any]) -> dict[str, str]:
@@ -85,7 +92,8 @@ def open_folder(job: Job, resume: bool) -> RunFolder:
     if job.plan.out is None:
         if resume:
             raise ValueError("--resume needs --out DIR, the run to go on with")
-        return _made(_new_path(job, same))
+        digest = hashlib.sha256(dumps(same, sort_keys=True).encode()).hexdigest()[:8]
+        return _made(new_path(f"{job.citizen.short}-{digest}"))
     path = pathlib.Path(job.plan.out)
     if path.exists() and not path.is_dir():
         raise ValueError(f"--out {path} is a file; a folder is wanted")
@@ -95,16 +103,6 @@ def open_folder(job: Job, resume: bool) -> RunFolder:
         return _made(path)
     _check_same(path, same, resume)
     return _made(path)
-
-
-def _new_path(job: Job, same: Mapping[str, Any]) -> pathlib.Path:
-    digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]
-    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{job.citizen.short}-{digest}"
-    path, count = pathlib.Path(RUNS) / stem, 1
-    while path.exists():  # two runs in one second
-        count += 1
-        path = pathlib.Path(RUNS) / f"{stem}-{count}"
-    return path
 
 
 def _made(path: pathlib.Path) -> RunFolder:

@@ -5,21 +5,22 @@ import hashlib
 import inspect
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
+from micjax.core.plain import plain
 from micjax.core.problem import InverseProblem, neg_log_joint
+from micjax.core.ranges import check_ranges
 from micjax.core.tree import array_of, named_leaves
 from micjax.run.citizens import Citizen, find
 from micjax.run.names import unknown_name
 from micjax.run.plan import Plan
-from micjax.run.priors import parse_prior
+from micjax.run.priors import check_prior, parse_prior
 from micjax.run.settings import NO_DEFAULT, Setting, checked, settings_of, takes_anything
 from micjax.run.solve import default_solve
 
@@ -48,15 +49,26 @@ class Job:
         return self.citizen.function("solve") or default_solve
 
 
-def prepare(plan: Plan) -> Job:
+def prepare(plan: Plan, trusted: Collection[str] | None = ()) -> Job:
     """Find the problem, check every name of the plan, read the data, build the problem.
+
+    **Arguments:**
+
+    - `trusted`: packages whose code the plan may name, see `micjax.run.citizens.find`.
 
     **Raises:** `ValueError`, `OSError` or `ImportError` with one line on what is wrong.
     """
-    citizen = find(plan.problem)
+    citizen = find(plan.problem, trusted)
+    check_ranges("seed", plan.seed)
     of_engine = engine_settings(citizen)
-    engine = checked("engine setting", plan.engine, of_engine)
+    ours = citizen.ours or citizen.function("solve") is None
+    engine = checked("engine setting", plan.engine, of_engine, ours)
     priors = {n: None if text is None else parse_prior(text) for n, text in plan.priors.items()}
+    for name, value in plan.values.items():
+        check_ranges(f"values.{name}", value, citizen.ours)
+    for name, prior in priors.items():
+        if prior is not None:
+            check_prior(name, prior, citizen.ours)
     example_key, key = jax.random.split(jax.random.key(plan.seed))
     if plan.file is None:
         options, problem_options, (truth, x, y) = _example(citizen, plan, example_key)
@@ -122,7 +134,7 @@ def _example(citizen: Citizen, plan: Plan, key: Array):
     for name in plan.options:
         if name not in allowed and load is not None and name in settings_of(load):
             raise ValueError(f"option {name!r} is for reading a file, and no file is given")
-    given = checked(f"option of {plan.problem}", plan.options, allowed)
+    given = checked(f"option of {plan.problem}", plan.options, allowed, citizen.ours)
     for_problem, for_example = (
         {n: v for n, v in given.items() if n in names} for names in (of_problem, of_example)
     )
@@ -141,23 +153,16 @@ def _file(citizen: Citizen, plan: Plan):
     if takes_anything(load):
         of_load |= {n: _ANY for n in plan.options if n not in allowed}
         allowed |= of_load
-    given = checked(f"option of {plan.problem}", plan.options, allowed)
+    given = checked(f"option of {plan.problem}", plan.options, allowed, citizen.ours)
     if not pathlib.Path(plan.file).exists():
         raise FileNotFoundError(f"no such file: {plan.file}")
     for_load = {n: v for n, v in given.items() if n in of_load}
     for_problem = {n: v for n, v in given.items() if n not in of_load}
     problem_options, x, y = load(plan.file, **for_load)
+    for name, value in problem_options.items():
+        check_ranges(name, value, citizen.ours, f"{plan.file}: ")
     options = _resolved(given, of_load | {n: of_problem[n] for n in for_problem})
     return options, {**problem_options, **for_problem}, (None, x, y)
-
-
-def plain(value: Any) -> Any:
-    """Numbers and lists of Python for those of NumPy and JAX, so that JSON can hold them."""
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return np.asarray(value).tolist()
-    if isinstance(value, pathlib.PurePath):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
 
 
 def float_leaves(problem: InverseProblem) -> dict[str, Array]:

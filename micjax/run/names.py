@@ -1,6 +1,7 @@
 """Names a user may have mistyped, and the message that helps."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -11,3 +12,13 @@ def unknown_name(what: str, name: str, allowed: Iterable[str]) -> str:
     hint = f" (nearest: {near[0]})" if near else ""
     listed = ", ".join(allowed[:30]) + (", ..." if len(allowed) > 30 else "")
     return f"no {what} {name!r}{hint}; " + (f"there are {listed}" if allowed else "there are none")
+
+
+def plain_name(name: str) -> str:
+    """`name`, which may become part of the name of a file.
+
+    **Raises:** `ValueError` for a path, signs that cannot be seen, or nothing.
+    """
+    if not re.fullmatch(r"[^/\\\x00-\x1f\x7f]{1,100}", name) or name.startswith("."):
+        raise ValueError(f"{name[:100]!r} is no name: 1 to 100 signs, no path")
+    return name

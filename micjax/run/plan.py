@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pydantic
 
 from micjax.run.names import unknown_name
-from micjax.run.yamls import parse
+from micjax.run.yamls import MOST_CHARACTERS, parse
 
 SECTIONS = ("options", "engine", "priors", "values")
 
@@ -68,6 +68,8 @@ def read_plan(path: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such plan: {path}")
+    if path.stat().st_size > 4 * MOST_CHARACTERS:  # of four bytes at most
+        raise ValueError(f"{path}: {path.stat().st_size} bytes are too many for a plan")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -2,9 +2,13 @@
 
 import ast
 import inspect
+import warnings
 
+import jax
+import numpy as np
 import numpyro.distributions as dist
 
+from micjax.core.ranges import check_ranges
 from micjax.run.names import unknown_name
 
 DISTRIBUTIONS = {
@@ -13,7 +17,7 @@ DISTRIBUTIONS = {
     if inspect.isclass(thing)
     and issubclass(thing, dist.Distribution)
     and thing is not dist.Distribution
-}
+} | {"TruncatedNormal": dist.TruncatedNormal, "TruncatedCauchy": dist.TruncatedCauchy}
 
 COMMON = (  # what a message lists: densities of one real number
     "Normal LogNormal HalfNormal Uniform LogUniform Exponential Gamma InverseGamma Beta "
@@ -24,17 +28,40 @@ COMMON = (  # what a message lists: densities of one real number
 def parse_prior(text: str) -> dist.Distribution:
     """The NumPyro distribution `Name(numbers)` or `Name(name=number)`.
 
-    **Raises:** `ValueError` for anything else, an unknown name or arguments that do not fit.
+    **Raises:** `ValueError` for anything else, an unknown name, arguments that do not fit, or a
+    distribution without a density.
     """
     name, numbers, keywords = _call(text)
     if name not in DISTRIBUTIONS:
         raise ValueError(f"prior {text!r}: {unknown_name('distribution', name, COMMON)}")
     try:
-        return DISTRIBUTIONS[name](*numbers, **keywords, validate_args=True)
+        prior = DISTRIBUTIONS[name](*numbers, **keywords, validate_args=True)
     except Exception as error:
-        wanted = inspect.signature(DISTRIBUTIONS[name].__init__).parameters
+        wanted = inspect.signature(DISTRIBUTIONS[name]).parameters
         named = [n for n in wanted if n not in ("self", "validate_args", "kwargs")]
         raise ValueError(f"prior {text!r}: {name}({', '.join(named)}): {error}") from error
+    draw = prior.sample(jax.random.key(0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a draw may lie beside a support without an inside
+        density = prior.log_prob(draw)
+    if not (np.isfinite(draw).all() and np.isfinite(density).all()):
+        raise ValueError(
+            f"prior {text!r}: there is no density at its draws: too wide, or ends out of order"
+        )
+    return prior
+
+
+def check_prior(name: str, prior: dist.Distribution, ours: bool) -> None:
+    """**Raises:** `ValueError` when the middle of the prior is no value that `name` may have."""
+    try:
+        middle = prior.icdf(0.5)
+    except (NotImplementedError, ImportError):  # some need another package for their quantiles
+        try:
+            middle = prior.mean
+        except (NotImplementedError, ZeroDivisionError):
+            return
+    if not np.isnan(middle).any():  # as the mean of heavy tails
+        check_ranges(name, np.asarray(middle), ours, "the middle of the prior of ")
 
 
 def _call(text: str) -> tuple[str, list[float], dict[str, float]]:
@@ -58,4 +85,5 @@ def _number(text: str, node: ast.expr) -> float:
         value = None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"prior {text!r}: {ast.unparse(node)} is not a number")
+    check_ranges("a number", value, where=f"prior {text!r}: ")
     return float(value)

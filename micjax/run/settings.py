@@ -9,9 +9,11 @@ from typing import Any
 
 import pydantic
 
+from micjax.core.ranges import check_ranges
 from micjax.run.names import unknown_name
 
 NO_DEFAULT = inspect.Parameter.empty
+FINITE = pydantic.ConfigDict(allow_inf_nan=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +42,37 @@ def takes_anything(function: Callable[..., Any]) -> bool:
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
-def checked(what: str, given: Mapping[str, Any], allowed: Mapping[str, Setting]) -> dict[str, Any]:
-    """`given` with every value of the kind that its setting wants.
+def checked(
+    what: str, given: Mapping[str, Any], allowed: Mapping[str, Setting], ours: bool = True
+) -> dict[str, Any]:
+    """`given` with every value of the kind that its setting wants, and within its range.
 
-    **Raises:** `ValueError` for an unknown name (with the nearest) or a value of another kind.
+    The range is that of `micjax.core.ranges`, unless the annotation states limits of its own:
+    `Annotated[float, pydantic.Field(ge=0.1)]`. A default is the word of the function.
+
+    **Arguments:**
+
+    - `ours`: whether the function is one of micjax, where every word has the meaning of the table.
+
+    **Raises:** `ValueError` for an unknown name (with the nearest), a value of another kind or one
+    that is out of range.
     """
     for name in given:
         if name not in allowed:
             raise ValueError(unknown_name(what, name, allowed))
-    return {name: _as_kind(what, value, allowed[name]) for name, value in given.items()}
+    values = {name: _as_kind(what, value, allowed[name]) for name, value in given.items()}
+    for name, value in values.items():
+        if not _has_limits(allowed[name].kind) and not _same(value, allowed[name].default):
+            check_ranges(name, value, ours, f"{what}: ")
+    return values
+
+
+def _has_limits(kind: Any) -> bool:
+    return typing.get_origin(kind) is typing.Annotated
+
+
+def _same(value: Any, default: Any) -> bool:
+    return type(value) is type(default) and isinstance(value, int | float) and value == default
 
 
 def _as_kind(what: str, value: Any, setting: Setting) -> Any:
@@ -56,7 +80,8 @@ def _as_kind(what: str, value: Any, setting: Setting) -> Any:
     if kind is NO_DEFAULT or (value is None and setting.default is None):
         return value  # `channel: str = None` is common, and a resolved plan says null
     try:
-        return pydantic.TypeAdapter(kind).validate_python(value)
+        config = FINITE if _has_limits(kind) else None
+        return pydantic.TypeAdapter(kind, config=config).validate_python(value)
     except pydantic.ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise ValueError(f"{what} {setting.name!r} is {value!r}: {reason}") from error
@@ -79,7 +104,7 @@ def _kind_of_default(default: Any) -> Any:
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(function, include_extras=True)
     except Exception:  # shapes in quotes, or names imported for the type checker only
         return {}
 

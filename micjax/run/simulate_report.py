@@ -16,7 +16,8 @@ from micjax.report.figures import captioned, image_panel, image_row, new_figure
 from micjax.report.page import Page, write_page
 from micjax.report.pictures import save_pictures
 from micjax.run.folder import RunFolder
-from micjax.run.simulate import Simulated, SimulatePlan
+from micjax.run.simulate import Simulated
+from micjax.run.simulate_plan import SimulatePlan
 
 FLOOR = 1e-7  # of the brightest pixel: below it a pattern is black
 
@@ -43,8 +44,15 @@ def conclude(plan: SimulatePlan, found: Simulated, folder: RunFolder, facts: dic
         pictures=pictures,
         provenance=facts,
         plan=given,
+        log=_log_of(folder),
     )
     write_page(folder / "report.html", page)
+
+
+def _log_of(folder: RunFolder) -> str:
+    """What was said, such as what the structure file tells and nobody uses."""
+    path = folder / "log.txt"
+    return path.read_text(encoding="utf-8", errors="replace")[-20_000:] if path.exists() else ""
 
 
 def _table(fields: dict[str, Field]) -> list[dict[str, Any]]:
@@ -64,6 +72,8 @@ def _figures(plan: SimulatePlan, fields: dict[str, Field]) -> dict[str, Callable
     if plan.what == "cbed":
         return {"Diffraction": partial(_patterns, fields)}
     some = next(iter(fields.values()))
+    if some.data.ndim == 1:
+        return {"Places": partial(_along, fields)}
     pixel = tuple(float(np.diff(a.values[:2])[0]) if a.values.size > 1 else 1.0 for a in some.axes)
     images = {n: f.data for n, f in fields.items()}
     return {
@@ -86,3 +96,13 @@ def _patterns(fields: dict[str, Field]) -> Figure:
         ax.set_xlabel("x (mrad)", fontsize=8)
         ax.set_ylabel("y (mrad)", fontsize=8)
     return captioned(figure, f"Logarithms; {FLOOR:g} of the brightest pixel and below are black.")
+
+
+def _along(fields: dict[str, Field]) -> Figure:
+    shown = {n: f for n, f in fields.items() if not n.startswith("place_")}
+    figure, axes = new_figure(1, len(shown), 3.6 * len(shown), 3.0)
+    for ax, (name, field) in zip(axes.flat, shown.items(), strict=True):
+        ax.plot(field.axes[0].values, field.data, "o-", markersize=3)
+        ax.set_title(name.replace("_", " "), fontsize=9)
+        ax.set_xlabel("place", fontsize=8)
+    return captioned(figure, "Place by place, in the order of places_A.")

@@ -7,23 +7,23 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-import optax
 from jaxtyping import Array
 
 from micjax.core.problem import InverseProblem
 from micjax.inference.attempt import attempt
+from micjax.inference.checkpoint import StopReason
 from micjax.inference.laplace import Laplace, laplace
 from micjax.inference.optimise import Fit, fit
 from micjax.inference.sample import Posterior, nuts
 from micjax.inference.solution import Solution
+from micjax.inference.solvers.first_order import Adam
 from micjax.inference.start import draw_starts
 from micjax.run.fields import comparison
 
 log = logging.getLogger("micjax")
 
 MAX_DENSE = 500  # unknown numbers, above which a dense Hessian is not worth its time
-LATELY, SETTLED = 100, 1e-3  # steps; nats, as the default tolerance
-ADAM_RATE = 2e-2  # of `fit` itself; the same object compiles once
+SETTLED = 1e-3  # nats in 100 steps
 
 
 def default_solve(
@@ -36,7 +36,7 @@ def default_solve(
     resume: bool = False,
     on_chunk: Callable[..., Any] | None = None,
     steps: int = 3000,
-    learning_rate: float = ADAM_RATE,
+    learning_rate: float = 2e-2,
     tolerance: float = SETTLED,
     starts: int = 1,
     sampler: Literal["none", "nuts"] = "none",
@@ -62,7 +62,7 @@ def default_solve(
         problem,
         x,
         y,
-        None if learning_rate == ADAM_RATE else optax.adam(learning_rate),
+        Adam(learning_rate),
         steps=steps,
         tolerance=tolerance,
         starts=draw_starts(start_key, problem, starts) if starts > 1 else None,
@@ -70,7 +70,7 @@ def default_solve(
         resume=resume,
         on_chunk=on_chunk,
     )
-    best, interrupted = found.problem, found.stop_reason == "interrupted"
+    best, interrupted = found.problem, found.stop_reason is StopReason.INTERRUPTED
     curvature = None if interrupted else _laplace(best, x, y)
     posterior = None
     if sampler == "nuts" and not interrupted:
@@ -122,17 +122,11 @@ def _statements(found: Fit, curvature: Laplace | None, posterior: Posterior | No
 
 
 def _how_it_ended(found: Fit) -> str:
-    settled = found.stop_reason == "steps" and _last_gain(found.losses) < SETTLED
-    if settled or found.stop_reason in ("tolerance", "converged"):
-        return f"The fit converged after {found.steps} steps."
-    if found.stop_reason == "steps":
-        fell = _last_gain(found.losses)
-        so = f": the last {LATELY} lowered the loss by {fell:.2g} nats" if np.isfinite(fell) else ""
-        return f"The fit used all of its {found.steps} steps and may not have converged{so}."
-    return f"The fit stopped after {found.steps} steps: {found.stop_reason}."
-
-
-def _last_gain(losses: np.ndarray) -> float:
-    """By how much the best loss fell in the last `LATELY` steps."""
-    best = np.fmin.accumulate(np.fmin.reduce(np.atleast_2d(losses), axis=0))
-    return float(best[-1 - LATELY] - best[-1]) if len(best) > LATELY else float("inf")
+    steps = f"after {found.steps} steps"
+    if found.stop_reason in (StopReason.TOLERANCE, StopReason.CONVERGED):
+        return f"The fit converged {steps}."
+    if found.stop_reason is StopReason.STALLED:
+        return f"The fit stopped {steps}: no step lowers the loss, which need not be its minimum."
+    if found.stop_reason is StopReason.STEPS:
+        return f"The fit used all of its {found.steps} steps and may not have converged."
+    return f"The fit stopped {steps}: {found.stop_reason}{found.fault and ', '}{found.fault}."

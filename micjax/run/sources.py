@@ -2,8 +2,6 @@
 
 import dataclasses
 import importlib
-import os
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -140,11 +138,11 @@ def _within(name: str, given: dict[str, Any], there: Range) -> Axis:
 def imported(what: str) -> Any:
     """The thing at `package.module:name`; the module may lie in the current folder.
 
+    Importing runs it: `micjax.run.explore` asks first whether the user agrees to that.
+
     **Raises:** `ValueError` when it cannot be imported.
     """
     module, _, name = what.rpartition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -189,6 +187,8 @@ def image_of(what: str, channel: str | None, signal_name: str, logarithm: bool) 
 def _reduced(field: Field, signal_name: str) -> np.ndarray:
     """The data with a curve at each point replaced by its signal."""
     data = field.data
+    if data.dtype.kind == "c":
+        raise ValueError(f"{field.name}: complex values; their size or their phase is explored")
     if data.ndim not in (1, 2, 3):
         raise ValueError(f"{field.name}: {data.ndim} axes; an image or one of curves is wanted")
     if data.ndim < 3:

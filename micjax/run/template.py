@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import yaml
 
+from micjax.core.plain import plain
 from micjax.report.text import describe_prior
 from micjax.run.citizens import Citizen
-from micjax.run.job import engine_settings, plain
+from micjax.run.job import engine_settings
 from micjax.run.priors import parse_prior
 from micjax.run.settings import Setting, settings_of
 

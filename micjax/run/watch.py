@@ -5,6 +5,7 @@ It may be opened, closed and opened again while the campaign goes on in another 
 
 import os
 import pathlib
+import tempfile
 import webbrowser
 from collections.abc import Mapping
 
@@ -14,10 +15,10 @@ from micjax.active.campaign import ID, request_stop
 from micjax.active.snapshot import STATE
 from micjax.instruments import Record
 from micjax.instruments.journal import LINES, being_written, journal_lines, record_of, steps_of
+from micjax.report.gate import address_of, open_gate
 from micjax.report.live import Curve, View, fill
 from micjax.run.status import status
 
-HERE = "127.0.0.1"  # nobody else may stop the instrument
 MOST = 3  # curves of the last measurement
 
 
@@ -64,30 +65,30 @@ def view_of(path: pathlib.Path) -> View:
     )
 
 
-def serve(folder: str | os.PathLike, port: int, show: bool):
+def serve(folder: str | os.PathLike, port: int, token: str, show: bool):
     """The server of the page, which has begun to listen; `server.run_until_shutdown()` waits.
 
-    **Raises:** `JournalError` for a folder without a journal; `OSError` where the port is taken;
-    `ImportError` without bokeh.
+    **Raises:** `JournalError` for a folder without a journal; `OSError` where the port is taken.
     """
-    from bokeh.server.server import Server
-
     journal_lines(folder)
-    server = Server(
-        {"/": lambda document: fill(document, Folder(folder).look, lambda: request_stop(folder))},
-        address=HERE,
-        port=port,
-        # other pages in the browser may not press the button
-        allow_websocket_origin=[f"{HERE}:{port}", f"localhost:{port}"],
+    server = open_gate(
+        lambda document: fill(document, Folder(folder).look, lambda: request_stop(folder)),
+        port,
+        token,
     )
-    server.start()
     if show:
-        server.io_loop.add_callback(webbrowser.open, address_of(port))
+        server.io_loop.add_callback(_show, server.io_loop, address_of(port, token))
     return server
 
 
-def address_of(port: int) -> str:
-    return f"http://{HERE}:{port}/"
+def _show(loop, address: str) -> None:
+    """Opens a browser. It is handed a file that only this user can read: the address itself, an
+    argument of its process, could be read by all."""
+    handle, name = tempfile.mkstemp(suffix=".html", prefix="micjax-")
+    with os.fdopen(handle, "w") as file:
+        file.write(f'<meta http-equiv="refresh" content="0; url={address}">')
+    webbrowser.open(pathlib.Path(name).as_uri())
+    loop.call_later(60.0, pathlib.Path(name).unlink, True)
 
 
 def _changed(path: pathlib.Path) -> tuple[int, int]:

@@ -1,0 +1,91 @@
+"""Ctrl-C at some moment and --resume: the same answer as undisturbed, for every problem."""
+
+import json
+import pathlib
+import pkgutil
+
+import h5py
+import numpy as np
+import pytest
+
+import micjax.problems
+from micjax.__main__ import main
+from micjax.run.folder import RunFolder
+
+# settings under which a problem is solved in seconds, and after how many chunks it is interrupted
+QUICK = {
+    "edge": (["engine.steps=300", "engine.tolerance=0"], 2),
+    "resonance": (["engine.steps=300"], 2),
+    "feedback": (["engine.steps=200"], 1),
+}
+LONG = {
+    "aberrations": ([], 7),
+    "autofocus": ([], 2),
+    "cbed": ([], 2),
+    "structure": ([], 1),
+    "tip": (["engine.steps=100", "engine.tip_steps=20"], 1),
+    "tip_characteriser": (["engine.steps=200", "engine.starts=3", "engine.chains=0"], 1),
+}
+
+
+def problems():
+    names = {m.name for m in pkgutil.iter_modules(micjax.problems.__path__)}
+    for name in sorted(n for n in names if not n.startswith("_")):
+        marks = [] if name in QUICK else [pytest.mark.slow]
+        yield pytest.param(name, marks=marks)
+
+
+def values(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    found = {}
+    with h5py.File(folder / "values.h5") as file:
+        file.visititems(
+            lambda name, node: found.update(
+                {name: node[()]} if isinstance(node, h5py.Dataset) else {}
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", problems())
+def test_ctrl_c_and_resume_give_the_same_answer(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings, chunks = (QUICK | LONG)[name]
+    run = ["demo", name, *(w for s in settings for w in ("--set", s))]
+    assert main([*run, "--out", "whole"]) == 0
+
+    add = RunFolder.add_metrics
+    rows = []
+
+    def interrupt(self, row):
+        add(self, row)
+        rows.append(row)
+        if len(rows) == chunks:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "add_metrics", interrupt)
+        assert main([*run, "--out", "part"]) == 130
+    assert main([*run, "--out", "part", "--resume"]) == 0
+    told = [json.loads(line)["steps"] for line in open("part/metrics.jsonl")]
+    # it went on, and did not begin anew
+    assert told == sorted(told) and len(set(told)) == len(told) > chunks
+    whole, part = values(tmp_path / "whole"), values(tmp_path / "part")
+    assert whole.keys() == part.keys()
+    for n, value in whole.items():
+        np.testing.assert_array_equal(part[n], value, err_msg=n)
+
+
+def test_what_follows_a_fit_does_not_cost_it(tmp_path, monkeypatch, capsys):
+    def out_of_memory(*args, **options):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("micjax.run.solve.laplace", out_of_memory)
+    assert main(["demo", "edge", "--out", "r", "--set", "engine.steps=20"]) == 0
+    assert {"values.h5", "report.html", "metrics.jsonl"} <= {
+        p.name for p in (tmp_path / "r").iterdir()
+    }
+    assert (
+        "no Laplace errors: RuntimeError: RESOURCE_EXHAUSTED"
+        in (tmp_path / "r/log.txt").read_text()
+    )
