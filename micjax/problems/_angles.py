@@ -37,7 +37,7 @@ def axes_mrad(
     return [p * np.asarray(a.values) for p, a in zip(per, axes, strict=True)]
 
 
-def centred(along: list[np.ndarray], centre_px: list[float]) -> list[Float[np.ndarray, "m"]]:
+def centred(along: list[np.ndarray], centre_px: list) -> list[Float[np.ndarray, "m"]]:
     """The same angles, 0 at the pixel (row, column).
 
     **Raises:** `ValueError` for a pixel that is not on the camera.
