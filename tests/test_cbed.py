@@ -297,6 +297,7 @@ GOOD = np.full((9, 9), 5.0)
         (GOOD, "mrad", dict.fromkeys(IRON), "which specimen.* found: none of them"),
         (GOOD, "mrad", {"structure": "a.cif"}, "found: numbers, fractions, cell_A, structure"),
         (GOOD, "mrad", {"mrad_per_px": [1.0, 2.0, 3.0]}, "two numbers"),
+        (GOOD, "mrad", {"centre_px": [4, 9]}, "not on a camera of"),
         (GOOD, "mrad", {"dose": -1.0}, "dose = -1.0: must be positive"),
         (np.full((5, 5), 5.0), "mrad", {}, "in the direct disc"),
         (np.full((1, 9), 5.0), "mrad", {}, "is no diffraction pattern"),

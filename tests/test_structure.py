@@ -479,7 +479,8 @@ def test_a_plain_array_needs_sizes_only(tmp_path):
 
 
 def test_a_scan_begins_where_its_axes_do_and_may_be_turned(tmp_path):
-    axes = [Axis("y", [0.1, 0.13, 0.16, 0.19], "nm"), Axis("x", [0.12, 0.15, 0.18], "nm")]
+    axes = [Axis("y", np.array([0.1, 0.13, 0.16, 0.19]), "nm")]
+    axes += [Axis("x", np.array([0.12, 0.15, 0.18]), "nm")]
     axes += [Axis(n, 2.0 * np.arange(-20, 21), "mrad") for n in ("ky", "kx")]
     write_nexus(tmp_path / "scan.nxs", {"scan": Field(GOOD, tuple(axes), "electrons", "scan")})
     given = {"file": tmp_path / "scan.nxs", "energy_keV": 80.0, **CELL}

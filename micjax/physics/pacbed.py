@@ -229,13 +229,14 @@ def rocking(
     def curve(travel):
         """Of one beam: its reflections behind each cell, and all that is left of it."""
 
+        def through_a_slice(spectrum, t):
+            return jnp.fft.fft2(t * jnp.fft.ifft2(spectrum)) * travel, None
+
         @jax.checkpoint
         def through_a_cell(spectrum, _):
             intensity = spectrum.real**2 + spectrum.imag**2
             found = intensity[gy[:, None], gx], jnp.sum(intensity)
-            for t in transmissions:
-                spectrum = jnp.fft.fft2(t * jnp.fft.ifft2(spectrum)) * travel
-            return spectrum, found
+            return jax.lax.scan(through_a_slice, spectrum, transmissions)[0], found
 
         start = jnp.zeros((ny, nx), transmissions.dtype).at[0, 0].set(1.0)
         return jax.lax.scan(through_a_cell, start, length=cells + 1)[1]

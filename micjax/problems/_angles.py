@@ -37,6 +37,18 @@ def axes_mrad(
     return [p * np.asarray(a.values) for p, a in zip(per, axes, strict=True)]
 
 
+def centred(along: list[np.ndarray], centre_px: list) -> list[Float[np.ndarray, "m"]]:
+    """The same angles, 0 at the pixel (row, column).
+
+    **Raises:** `ValueError` for a pixel that is not on the camera.
+    """
+    pixels = both("centre_px", centre_px)
+    shape = tuple(len(a) for a in along)
+    if not all(0.0 <= c <= n - 1 for c, n in zip(pixels, shape, strict=True)):
+        raise ValueError(f"centre_px = {centre_px}: not on a camera of {shape} pixels")
+    return [a - np.interp(c, np.arange(len(a)), a) for a, c in zip(along, pixels, strict=True)]
+
+
 def _mrad_per(unit: str, energy_keV: float) -> float | None:
     """None for a unit of no angle."""
     mrad_A = 1e3 * float(optics.wavelength_A(energy_keV))

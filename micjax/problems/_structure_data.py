@@ -6,7 +6,7 @@ import numpy as np
 from micjax.io import Axis, Field, read
 from micjax.io.fields import nm_per
 from micjax.physics import optics
-from micjax.problems._angles import axes_mrad, both
+from micjax.problems._angles import axes_mrad, both, centred
 from micjax.problems._focus import C10_changes_A
 from micjax.problems._structure_model import Scan, Series
 
@@ -127,8 +127,7 @@ def _angles_mrad(field: Field, mean, mrad_per_px, centre_px, energy_keV) -> list
             float(np.average(np.arange(n), weights=mean.sum(1 - axis)))
             for axis, n in enumerate(mean.shape)
         ]
-    centre = both("centre_px", centre_px)
-    return [a - np.interp(c, np.arange(len(a)), a) for a, c in zip(along, centre, strict=True)]
+    return centred(along, centre_px)
 
 
 def _binned(values: np.ndarray, n: int, axis: int) -> np.ndarray:

@@ -47,7 +47,7 @@ from micjax.physics.pacbed import (
     seen,
 )
 from micjax.physics.potentials import Atoms
-from micjax.problems._angles import axes_mrad, both
+from micjax.problems._angles import axes_mrad, centred
 from micjax.problems._cbed_data import brightest_disc, cell_of
 from micjax.problems._cbed_fit import everywhere
 from micjax.problems._specimen import atoms_from
@@ -58,8 +58,8 @@ SRTIO3 = (
     [38, 22, 8, 8, 8],
     [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0]],
 )
-LEAST = 1.5 / ELASTIC  # of the angle up to which a mean wave is scattered; LOST are beyond it
-LOST = 0.01  # of the electrons, at most
+LEAST = 1.5 / ELASTIC  # of `elastic_mrad`: up to a per cent of the electrons go further
+LOST = 0.01  # of the electrons, which is told
 CHUNK = 3  # steps between two checkpoints
 EXPLAINED = 1.5  # chi^2 for each pixel: more than any noise of some hundred pixels
 UNEXPLAINED = (
@@ -357,12 +357,7 @@ def load(
     steps = [float(abs(a[1] - a[0])) for a in axes]
     if mrad_per_px is not None and centre_px is None:
         centre_px = brightest_disc(counts, [semiangle_mrad / s for s in steps])
-    if centre_px is not None:
-        axes = [
-            a - np.interp(c, np.arange(len(a)), a)
-            for a, c in zip(axes, both("centre_px", centre_px), strict=True)
-        ]
-    y, x = axes
+    y, x = axes if centre_px is None else centred(axes, centre_px)
     fits = float(min(-y.min(), y.max(), -x.min(), x.max()))
     if not fits > semiangle_mrad:
         raise ValueError(f"the pattern ends {fits:.4g} mrad from its middle, in the direct disc")
