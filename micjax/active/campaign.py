@@ -224,13 +224,16 @@ class Campaign:
         if self._failures >= TOO_MANY:
             raise InstrumentError(f"{TOO_MANY} points in a row could not be measured")
 
+    def _place(self, point: Point) -> Point:
+        return _exact(self._target(_exact({n: v for n, v in point.items() if n != ID})))
+
     def _acquired(self, point: Point) -> Record:
         """Goes to a point and measures.
 
         **Raises:** `MoveError` and `LimitError` for a point that cannot be had; `NotReady` for an
         instrument that could be had nowhere.
         """
-        place = self._target({n: v for n, v in point.items() if n != ID})
+        place = self._place(point)
         before = self.instrument.read()
         self._others_allow(before, place)
         try:
@@ -245,13 +248,13 @@ class Campaign:
             self._record = error.record  # which is in the journal, and not measured again
             raise
 
-    def _others_allow(self, now: Mapping[str, float], place: Mapping[str, float]) -> None:
+    def _others_allow(self, now: Mapping[str, float], place: Point) -> None:
         try:
             check_standing(self.instrument.axes, now, but=place)
         except LimitError as error:  # no point is to blame
             raise NotReady(str(error)) from error
 
-    def _stands(self, before: Mapping[str, float], place: Mapping[str, float]) -> bool:
+    def _stands(self, before: Mapping[str, float], place: Point) -> bool:
         """Whether all axes that were to move are where they were."""
         now, axes = self.instrument.read(), self.instrument.axes
         apart = {n: axes[n].tolerance for n in place if n in axes}
@@ -259,8 +262,7 @@ class Campaign:
 
     def _learnt_at(self, point: Point, at: Mapping[str, float]) -> Point:
         """The point with the readbacks before its measurement in place of what was asked for."""
-        place = self._target({n: v for n, v in point.items() if n != ID})
-        found = dict(point)
+        place, found = self._place(point), dict(point)
         for name in set(point) & set(place) & set(self.instrument.axes):
             if place[name] == point[name] and math.isfinite(at[name]):  # in the same unit
                 axis = self.instrument.axes[name]  # beyond whose ends it may be by a tolerance
