@@ -431,7 +431,8 @@ def test_a_record_is_not_lost_by_what_it_holds(inst, tmp_path, monkeypatch):
         Recorded(inst, journal).acquire("pixel")
     monkeypatch.undo()
     ((_, record),) = records(tmp_path / "run")
-    assert record.meta["(1, 2)"] == 3 and record.meta["7 (int)"] == {"a": 0.5}
+    assert record.meta["(1, 2)"] == 3 and record.meta["7"] == {"a": 0.5}
+    assert record.meta["7 (str)"] == "b'seven'"
     assert record.meta["list"] == [True] and record.meta["c"] == "(1+2j)"
     assert record.coords["names"][0].tolist() == ["here", "3", "None"]
     np.testing.assert_array_equal(record.coords["counts"][0], [1, 2, 3])
