@@ -211,12 +211,15 @@ class Campaign:
             self.instrument.note("suggested", points=_exact(points))
             self._open = points
         point = self._open[0]
+        place, before = self._place(point), self.instrument.read()
         try:
             if self._record is None:
-                self._record = self._acquired(point)
+                self._record = self._acquired(place, before)
         except (LimitError, MoveError) as error:
             if self._requested.is_set():  # where it was halted is no place that it cannot reach
                 raise Aborted("the move was stopped") from error
+            if isinstance(error, MoveError) and self._stands(before, place):
+                raise  # a dead stage can be had nowhere
             self.instrument.note("unreachable", point=_exact(point), reason=str(error))
             self._not_measured(point, str(error))
         else:
@@ -227,21 +230,9 @@ class Campaign:
     def _place(self, point: Point) -> Point:
         return _exact(self._target(_exact({n: v for n, v in point.items() if n != ID})))
 
-    def _acquired(self, point: Point) -> Record:
-        """Goes to a point and measures.
-
-        **Raises:** `MoveError` and `LimitError` for a point that cannot be had; `NotReady` for an
-        instrument that could be had nowhere.
-        """
-        place = self._place(point)
-        before = self.instrument.read()
+    def _acquired(self, place: Point, before: Mapping[str, float]) -> Record:
         self._others_allow(before, place)
-        try:
-            self.instrument.move(place)
-        except MoveError as error:
-            if self._stands(before, place):
-                raise NotReady(f"it does not move: {error}") from error
-            raise
+        self.instrument.move(place)
         try:
             return self.instrument.acquire(self._mode, self._over)
         except Aborted as error:
