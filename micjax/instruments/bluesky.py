@@ -44,7 +44,7 @@ def as_bluesky(instrument: Instrument, name: str = "") -> Devices:
     """The axes and modes of an instrument as devices for the plans of Bluesky.
 
     A move that is out of range or does not arrive, and a measurement that fails, end the run with
-    exit status "fail" and the reason. When a run ends or pauses while something goes on, all devices
+    exit status "fail" and the reason. When a run ends or pauses while something goes on, devices
     that were moved are stopped, and so the instrument is, and what waits for its turn does not
     begin. What it has measured all the same is read when the plan goes on.
 
