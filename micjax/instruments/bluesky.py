@@ -198,8 +198,14 @@ class Detector:
     def _when_measured(self, say: Callable[[], Any]) -> Any:
         """What there is to say: now, or an awaitable of it while the measurement goes on, as after
         a pause that has broken off the waiting for it."""
-        going = self._turn is not None and not self._turn.done()
-        return self._later(say) if going else say()
+        if self._turn is None or self._turn.done():
+            return say()
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # nobody could await it
+            concurrent.futures.wait([self._turn])
+            return say()
+        return self._later(say)
 
     async def _later(self, say: Callable[[], Any]) -> Any:
         await asyncio.wait([asyncio.wrap_future(self._turn)])

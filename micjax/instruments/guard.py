@@ -235,6 +235,7 @@ class Guard:
     # --- one at a time, and stopped ------------------------------------------------------------
 
     def _begin(self, what: str) -> None:
+        self._alive()
         if not self._turn.acquire(blocking=False):
             raise NotReady(f"{what} cannot begin: {self._doing} still goes on")
         self._doing = what
