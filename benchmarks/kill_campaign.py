@@ -46,7 +46,7 @@ REFUSED = 2  # the exit status of a command that cannot begin
 COMMANDS = {
     "solve": (
         ["demo", "edge", "--set", "engine.steps=1500", "--set", "engine.tolerance=0"],
-        ["demo", "resonance", "--set", "engine.steps=1500", "--set", "engine.tolerance=0"],
+        ["demo", "resonance"],
     ),
     "simulate": (
         ["simulate", "cbed", "{crystal}", "--set", "tile=[2,2,2]", "--set", "phonons=4"]

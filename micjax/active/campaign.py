@@ -211,12 +211,15 @@ class Campaign:
             self.instrument.note("suggested", points=_exact(points))
             self._open = points
         point = self._open[0]
+        place, before = self._place(point), self.instrument.read()
         try:
             if self._record is None:
-                self._record = self._acquired(point)
+                self._record = self._acquired(place, before)
         except (LimitError, MoveError) as error:
             if self._requested.is_set():  # where it was halted is no place that it cannot reach
                 raise Aborted("the move was stopped") from error
+            if isinstance(error, MoveError) and self._stands(before, place):
+                raise  # a dead stage can be had nowhere
             self.instrument.note("unreachable", point=_exact(point), reason=str(error))
             self._not_measured(point, str(error))
         else:
@@ -224,34 +227,25 @@ class Campaign:
         if self._failures >= TOO_MANY:
             raise InstrumentError(f"{TOO_MANY} points in a row could not be measured")
 
-    def _acquired(self, point: Point) -> Record:
-        """Goes to a point and measures.
+    def _place(self, point: Point) -> Point:
+        return _exact(self._target(_exact({n: v for n, v in point.items() if n != ID})))
 
-        **Raises:** `MoveError` and `LimitError` for a point that cannot be had; `NotReady` for an
-        instrument that could be had nowhere.
-        """
-        place = self._target({n: v for n, v in point.items() if n != ID})
-        before = self.instrument.read()
+    def _acquired(self, place: Point, before: Mapping[str, float]) -> Record:
         self._others_allow(before, place)
-        try:
-            self.instrument.move(place)
-        except MoveError as error:
-            if self._stands(before, place):
-                raise NotReady(f"it does not move: {error}") from error
-            raise
+        self.instrument.move(place)
         try:
             return self.instrument.acquire(self._mode, self._over)
         except Aborted as error:
             self._record = error.record  # which is in the journal, and not measured again
             raise
 
-    def _others_allow(self, now: Mapping[str, float], place: Mapping[str, float]) -> None:
+    def _others_allow(self, now: Mapping[str, float], place: Point) -> None:
         try:
             check_standing(self.instrument.axes, now, but=place)
         except LimitError as error:  # no point is to blame
             raise NotReady(str(error)) from error
 
-    def _stands(self, before: Mapping[str, float], place: Mapping[str, float]) -> bool:
+    def _stands(self, before: Mapping[str, float], place: Point) -> bool:
         """Whether all axes that were to move are where they were."""
         now, axes = self.instrument.read(), self.instrument.axes
         apart = {n: axes[n].tolerance for n in place if n in axes}
@@ -259,8 +253,7 @@ class Campaign:
 
     def _learnt_at(self, point: Point, at: Mapping[str, float]) -> Point:
         """The point with the readbacks before its measurement in place of what was asked for."""
-        place = self._target({n: v for n, v in point.items() if n != ID})
-        found = dict(point)
+        place, found = self._place(point), dict(point)
         for name in set(point) & set(place) & set(self.instrument.axes):
             if place[name] == point[name] and math.isfinite(at[name]):  # in the same unit
                 axis = self.instrument.axes[name]  # beyond whose ends it may be by a tolerance

@@ -112,10 +112,11 @@ class Axis:
         if not self.single:
             return value
         near = np.float32(value)
-        for towards in (-np.inf, np.inf):  # float32(0.3) is 0.3000000119
-            beyond = near > self.hi if towards < 0.0 else near < self.lo
-            near = np.nextafter(near, np.float32(towards)) if beyond else near
-        if not self.lo <= near <= self.hi:
+        if float(near) > self.hi:  # float32(0.3) is 0.3000000119
+            near = np.nextafter(near, np.float32(-np.inf))
+        elif float(near) < self.lo:
+            near = np.nextafter(near, np.float32(np.inf))
+        if not self.lo <= float(near) <= self.hi:
             raise LimitError(
                 f"it takes float32, of which none lies from {self.lo} to {self.hi} {self.unit}"
             )

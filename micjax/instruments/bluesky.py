@@ -44,9 +44,9 @@ def as_bluesky(instrument: Instrument, name: str = "") -> Devices:
     """The axes and modes of an instrument as devices for the plans of Bluesky.
 
     A move that is out of range or does not arrive, and a measurement that fails, end the run with
-    exit status "fail" and the reason. When a run is broken off while something goes on, or pauses
-    while something moves, the instrument is stopped, and what waits for its turn does not begin. A
-    measurement goes on through a pause.
+    exit status "fail" and the reason. When a run ends or pauses while something goes on, devices
+    that were moved are stopped, and so the instrument is, and what waits for its turn does not
+    begin. What it has measured all the same is read when the plan goes on.
 
     **Arguments:**
 
@@ -71,20 +71,21 @@ class _Turns:
     def __init__(self, instrument: Instrument):
         self.instrument = instrument
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "instrument")
-        self._open: dict[concurrent.futures.Future, bool] = {}  # and whether it moves
+        self._open: set[concurrent.futures.Future] = set()
 
     def take(self, verb: Callable, *arguments) -> concurrent.futures.Future:
         future = self._worker.submit(verb, *arguments)
-        self._open[future] = verb == self.instrument.move
-        future.add_done_callback(lambda done: self._open.pop(done, None))
+        self._open.add(future)
+        future.add_done_callback(self._open.discard)
         return future
 
     def stop(self, success: bool) -> None:
         """A RunEngine calls it after every plan, a good one too: then nothing is open, and a guard
-        must not be latched. When it pauses, with `success`, a measurement that has begun goes on to
-        its end: it may not be repeatable, and its record is not lost."""
-        begun = [moves for future, moves in list(self._open.items()) if not future.cancel()]
-        if any(begun) or not success:
+        must not be latched."""
+        waiting = list(self._open)
+        for future in waiting:
+            future.cancel()  # one that has begun goes on until the instrument stops
+        if waiting or not success:
             self.instrument.stop()
 
 
@@ -190,14 +191,21 @@ class Detector:
         try:
             self._record = self._turns.instrument.acquire(self._mode, self._over)
         except Aborted as error:
-            self._record = error.record
-            raise
+            self._record = error.record  # whole, though it was stopped
+            if error.record is None:
+                raise
 
     def _when_measured(self, say: Callable[[], Any]) -> Any:
         """What there is to say: now, or an awaitable of it while the measurement goes on, as after
         a pause that has broken off the waiting for it."""
-        going = self._turn is not None and not self._turn.done()
-        return self._later(say) if going else say()
+        if self._turn is None or self._turn.done():
+            return say()
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:  # nobody could await it
+            concurrent.futures.wait([self._turn])
+            return say()
+        return self._later(say)
 
     async def _later(self, say: Callable[[], Any]) -> Any:
         await asyncio.wait([asyncio.wrap_future(self._turn)])

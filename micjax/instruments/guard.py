@@ -139,12 +139,11 @@ class Guard:
             seconds, dose = asked.cost(over)
             self._affordable(mode, seconds, dose)
             self._check_swept(mode, asked, over)
-            thread, box = self._measuring(lambda: self.instrument.acquire(mode, over), mode)
         except BaseException:
             self._turn.release()
             raise
-        with self._charged(seconds, dose):
-            return self._result(thread, box, mode, seconds)
+        with self._charged(seconds, dose), self._stopped_by_interrupts():
+            return self._watched(lambda: self.instrument.acquire(mode, over), mode, seconds)
 
     def stop(self) -> None:
         self._stopped.set()
@@ -236,6 +235,7 @@ class Guard:
     # --- one at a time, and stopped ------------------------------------------------------------
 
     def _begin(self, what: str) -> None:
+        self._alive()
         if not self._turn.acquire(blocking=False):
             raise NotReady(f"{what} cannot begin: {self._doing} still goes on")
         self._doing = what
@@ -275,10 +275,10 @@ class Guard:
             self.stop()
             raise
 
-    def _measuring(
-        self, measure: Callable[[], Record], mode: str
-    ) -> tuple[threading.Thread, list[tuple[bool, Any]]]:
-        """A thread of its own, which can be given up when it hangs; the turn is over when it is."""
+    def _watched(self, measure: Callable[[], Record], mode: str, seconds: float) -> Record:
+        """In a thread of its own, which is given up when it hangs, and whose turn ends with it."""
+        waits = math.isfinite(self._patience)
+        limit = self._patience * seconds + GRACE_S if waits else None
         box: list[tuple[bool, Any]] = []
 
         def body():
@@ -290,16 +290,12 @@ class Guard:
                 self._turn.release()
 
         thread = threading.Thread(target=body, name=f"acquire {mode}", daemon=True)
-        thread.start()
-        return thread, box
-
-    def _result(
-        self, thread: threading.Thread, box: list[tuple[bool, Any]], mode: str, seconds: float
-    ) -> Record:
-        waits = math.isfinite(self._patience)
-        limit = self._patience * seconds + GRACE_S if waits else None
-        with self._stopped_by_interrupts():
-            thread.join(limit)
+        try:
+            thread.start()
+        except RuntimeError:  # there are too many
+            self._turn.release()
+            raise
+        thread.join(limit)
         if not box:
             self.stop()
             raise LinkError(f"{mode} has not ended after {limit:g} s and was stopped")

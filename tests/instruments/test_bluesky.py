@@ -22,6 +22,7 @@ from micjax.instruments import (
     MoveError,
     NotReady,
     OphydAsync,
+    Record,
     Replay,
     as_bluesky,
     check_instrument,
@@ -273,6 +274,52 @@ def test_a_pause_does_not_repeat_what_changes_the_sample():
     detectors = as_bluesky(inner).detectors
     assert all_safe_rewind([detectors["pixel"], detectors["spectrum"]])
     assert not all_safe_rewind([detectors["pixel"], detectors["poling"]])
+
+
+class Poler(Watched):
+    """Changes the sample each time, and takes a while."""
+
+    def __init__(self):
+        super().__init__()
+        self.modes = {"pole": Mode("point", {"d": "V"}, repeatable=False)}
+        self.begun, self.done = 0, 0
+
+    def acquire(self, mode, over=None):
+        self.begun += 1
+        time.sleep(0.2)
+        self.done += 1
+        now, d = time.time(), np.array(float(self.done))
+        return Record({"d": d}, {"d": ()}, {"d": "V"}, {}, self.read(), now, now)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("wrap", [lambda inst: inst, Guard])
+def test_an_immediate_pause_loses_no_measurement_and_takes_none_twice(engine, wrap, moves):
+    poler = Poler()
+    inst = wrap(poler)
+    devices = as_bluesky(inst)
+    pole, x = devices.detectors["pole"], devices.axes["x"]
+
+    def pause():
+        until = time.monotonic() + 30.0
+        while poler.begun < 2 and time.monotonic() < until:
+            time.sleep(0.005)
+        engine.run.request_pause()
+
+    threading.Thread(target=pause, daemon=True).start()
+    plan = plans.scan([pole], x, X[1], X[3], 3) if moves else plans.count([pole], 3)
+    with pytest.raises(bluesky.utils.RunEngineInterrupted):
+        engine(plan)
+    while poler.done < 2:
+        time.sleep(0.01)
+    if wrap is Guard:
+        while inst._turn.locked():
+            time.sleep(0.01)
+        inst.resume()  # somebody has looked at it
+    engine.run.resume()
+    assert poler.begun == 3 and (poler.stops > 0) == moves
+    assert [event["data"]["pole_d"] for event in engine.of("event")] == [1.0, 2.0, 3.0]
+    assert engine.of("stop")[0]["exit_status"] == "success"
 
 
 # --- a learner in bluesky-adaptive ----------------------------------------------------------------

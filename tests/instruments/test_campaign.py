@@ -1,5 +1,6 @@
 """The loop from end to end, broken off at each of its stages and taken up again."""
 
+import decimal
 import threading
 
 import numpy as np
@@ -299,3 +300,45 @@ def test_one_number_after_the_other_that_is_none(tmp_path):
 def test_no_raster(counts, message):
     with pytest.raises(ValueError, match=message):
         Raster(guarded().axes, counts)
+
+
+class Numpy(RandomPolicy):
+    """Suggests what a table of NumPy holds."""
+
+    made_of = staticmethod(lambda point: point)
+
+    def suggest(self, num_points=None):
+        return [self.made_of(p) for p in super().suggest(num_points)]
+
+
+KINDS = {
+    "numbers of NumPy": lambda p: {"_id": np.int64(p["_id"])} | {n: np.float32(p[n]) for n in "xy"},
+    "arrays of one number": lambda p: {n: np.array(v) for n, v in p.items()},
+    "ids of several parts": lambda p: p | {"_id": ("a", np.int8(p["_id"]), np.float64("nan"))},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_points_of_any_kind_of_number_are_taken_up(tmp_path, kind):
+    def policy(inst):
+        found = Numpy(inst.axes, seed=1)
+        found.made_of = KINDS[kind]
+        return found
+
+    inst = guarded()
+    with begun(tmp_path) as journal:
+        campaign(journal, policy(inst), inst).run(2)
+    with begun(tmp_path, resume=True) as journal:
+        loop = campaign(journal, policy(inst), inst)
+        assert len(loop.points) == 2
+        loop.run(3)
+
+
+def test_a_point_that_could_not_be_taken_up_is_not_measured(tmp_path):
+    inst = guarded()
+    policy = Numpy(inst.axes)
+    policy.made_of = lambda p: p | {"x": decimal.Decimal("3e-7")}
+    with begun(tmp_path) as journal:
+        with pytest.raises(JournalError, match="Decimal, which JSON does not hold"):
+            campaign(journal, policy, inst).run(2)
+        assert journal.lines == []

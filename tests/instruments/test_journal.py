@@ -25,6 +25,7 @@ from micjax.instruments import (
     consolidate,
     records,
 )
+from micjax.instruments.journal import being_written
 from micjax.io import read_nexus
 
 CONFIGURATION = {"file": "made up", "limits": {"x": [0.0, 1.0]}}
@@ -323,3 +324,138 @@ def test_killed_at_every_write_no_result_is_lost(tmp_path):
             np.testing.assert_array_equal(old.data["height"], new.data["height"])
     # one step more is safe after every four writes: intent, arrays, their folder, result
     assert told == sorted(told) and told[0] == 0 and told[-1] == 3
+
+
+# --- what is lost, changed, or cannot be written --------------------------------------------------
+
+
+def three(folder):
+    with begun(folder) as journal:
+        recorded = Recorded(Replay(fields()), journal)
+        for x in (2e-7, 4e-7, 8e-7):
+            recorded.move({"x": x})
+            recorded.acquire("pixel")
+    return journal.path
+
+
+DAMAGES = {
+    "a line is missing": lambda lines: lines[:3] + lines[4:],
+    "a step is missing": lambda lines: lines[:3] + lines[5:],
+    "lines are missing at the end": lambda lines: lines[:-2],
+    "the first line is missing": lambda lines: lines[1:],
+    "two lines are exchanged": lambda lines: [*lines[:3], lines[4], lines[3], *lines[5:]],
+    "a line is there twice": lambda lines: [*lines[:2], lines[1], *lines[2:]],
+    "another place": lambda lines: [line.replace(b"4e-07", b"5e-07") for line in lines],
+    "another configuration": lambda lines: [line.replace(b"made up", b"made in") for line in lines],
+    "a line without a checksum": lambda lines: [
+        *lines,
+        b'{"kind": "unreachable", "reason": "no"}\n',
+    ],
+    "no checksums": lambda lines: [b"%s}\n" % line.rpartition(b', "chain"')[0] for line in lines],
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_journal_that_was_changed_is_told(tmp_path, what):
+    path = three(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(DAMAGES[what](lines)))
+    for looks in (lambda: begun(tmp_path, resume=True), lambda: list(records(tmp_path / "run"))):
+        with pytest.raises(JournalError):
+            looks()
+    path.write_bytes(b"".join(lines))
+    assert len(list(records(tmp_path / "run"))) == 3
+    begun(tmp_path, resume=True).close()
+
+
+def test_a_journal_of_before_there_were_checksums_goes_on_with_them(tmp_path, caplog):
+    path = three(tmp_path)
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"".join(b"%s}\n" % line.rpartition(b', "chain"')[0] for line in lines))
+    path.with_suffix(".end").unlink()
+    with begun(tmp_path, resume=True) as journal:
+        assert "the first 7 lines are of before there were checksums" in caplog.text
+        Recorded(Replay(fields()), journal).acquire("pixel")
+    assert len(list(records(tmp_path / "run"))) == 4
+    path.write_bytes(path.read_bytes().replace(b"4e-07", b"5e-07"))
+    with pytest.raises(JournalError, match="line 8: its checksum"):
+        begun(tmp_path, resume=True)
+
+
+def test_no_second_writer_whatever_is_removed(inst, tmp_path):
+    with begun(tmp_path) as journal:
+        for path in (tmp_path / "run").iterdir():
+            if path.is_file() and path.name != "journal.jsonl":
+                path.unlink()
+        with pytest.raises(JournalError, match="another process writes"):
+            begun(tmp_path, resume=True)
+        assert being_written(tmp_path / "run")
+        recorded = Recorded(inst, journal)
+        recorded.acquire("pixel")
+        journal.path.rename(tmp_path / "moved")
+        with pytest.raises(JournalError, match="was removed or replaced"):
+            recorded.acquire("pixel")
+        assert inst.stopped == 1
+    assert not being_written(tmp_path / "run")
+
+
+class Unprintable:
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def test_a_record_is_not_lost_by_what_it_holds(inst, tmp_path, monkeypatch):
+    """Keys that are no text, numbers of NumPy, objects, what has no end."""
+    endless = {}
+    endless["self"] = endless
+    names = np.array(["here", 3, None], dtype=object)
+    counts = np.array([1, 2, 3], dtype=object)
+    measure, old = inst.acquire, {}
+
+    def with_more(mode, over=None):
+        old["record"] = record = measure(mode, over)
+        meta = {(1, 2): np.int64(3), np.int64(7): 1, 7: {"a": np.float32(0.5)}, "7": b"seven"} | {
+            "endless": endless,
+            "bad": Unprintable(),
+            "c": 1 + 2j,
+            "list": (np.bool_(True),),
+        }
+        coords = {"names": (names, ""), "counts": (counts, "m"), "rows": ([[1], [2, 3]], "")}
+        at = {n: np.float32(v) for n, v in record.at.items()}
+        changed = dataclasses.replace(record)
+        changed.__dict__.update(meta=meta, coords=coords, at=at)  # as an adapter may have them
+        return changed
+
+    monkeypatch.setattr(inst, "acquire", with_more)
+    with begun(tmp_path) as journal:
+        Recorded(inst, journal).acquire("pixel")
+    monkeypatch.undo()
+    ((_, record),) = records(tmp_path / "run")
+    assert record.meta["(1, 2)"] == 3 and record.meta["7"] == {"a": 0.5}
+    assert record.meta["7 (str)"] == "b'seven'"
+    assert record.meta["list"] == [True] and record.meta["c"] == "(1+2j)"
+    assert record.coords["names"][0].tolist() == ["here", "3", "None"]
+    np.testing.assert_array_equal(record.coords["counts"][0], [1, 2, 3])
+    assert record.data["height"] == old["record"].data["height"]
+    with begun(tmp_path, resume=True) as journal:
+        Recorded(inst, journal).acquire("pixel")
+    assert consolidate(tmp_path / "run", tmp_path / "all.nxs") == 2
+
+
+def test_whatever_keeps_a_record_from_the_disk_stops_the_instrument(inst, tmp_path, monkeypatch):
+    def breaks(*arguments, **options):
+        raise MemoryError("no room")
+
+    with begun(tmp_path) as journal:
+        recorded = Recorded(inst, journal)
+        monkeypatch.setattr(np, "savez", breaks)
+        with pytest.raises(MemoryError):
+            recorded.acquire("pixel")
+        assert inst.stopped == 1
+        with pytest.raises(JournalError, match="take it up anew"):
+            recorded.acquire("pixel")
+
+
+def test_a_configuration_with_NaN_is_the_same_again(tmp_path):
+    Journal(tmp_path / "run", {"level": float("nan")}, seed=3).close()
+    Journal(tmp_path / "run", {"level": float("nan")}, seed=3, resume=True).close()

@@ -344,3 +344,28 @@ def test_nobody_is_there(faulty):
     with pytest.raises(LinkError, match="refused.*is unknown"):
         inst.read()
     inst.stop()
+
+
+def test_a_time_out_is_for_all_of_an_answer():
+    """Each part comes in time, and the whole does not."""
+
+    class Trickling(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps({n: [-1.0, 1.0] for n in "xyzab"}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for byte in body:
+                    self.wfile.write(bytes([byte]))
+                    self.wfile.flush()
+                    time.sleep(0.1)
+
+        def log_message(self, *_):
+            pass
+
+    with serving(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Trickling)) as url:
+        begun = time.monotonic()
+        with pytest.raises(LinkError, match="timed out"):
+            Temscript(url, stage={"x": 1e-9}, timeout_s=0.4)
+        assert time.monotonic() - begun < 3.0
