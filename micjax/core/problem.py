@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from micjax.core.tree import array_of, named_leaves, parameters_under, replace
 
@@ -153,3 +153,25 @@ def check_data(problem: InverseProblem, x, y) -> None:
     expected = tuple(law.batch_shape) + tuple(law.event_shape)
     if jnp.shape(y) != expected:
         raise ValueError(f"the data have the shape {jnp.shape(y)}, the prediction {expected}")
+
+
+def on_edge(prior: dist.Distribution, value: ArrayLike) -> Bool[Array, "..."]:
+    """Which elements lie on an end of what the prior allows: in unconstrained coordinates that is
+    infinitely far, and no gradient leads away from it."""
+    support = prior.support
+    while not hasattr(support, "lower_bound") and hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    low = getattr(support, "lower_bound", -jnp.inf)
+    high = getattr(support, "upper_bound", jnp.inf)
+    return (value <= low) | (value >= high)
+
+
+def check_start(problem: InverseProblem, values: Mapping[str, ArrayLike]) -> None:
+    """**Raises:** `ValueError` for values on the edge of their prior."""
+    for name, prior in problem.unknowns().items():
+        value = jnp.asarray(values[name])
+        if bool(jnp.any(on_edge(prior, value) & prior.support(value))):
+            raise ValueError(
+                f"{name} starts on the edge of what its prior allows ({prior.support}); "
+                "start inside it"
+            )

@@ -14,10 +14,10 @@ class NonFiniteError(ValueError):
 def non_finite(theta: Theta, problem: InverseProblem, x, y) -> str:
     """The leaves whose value, log prior or gradient at `theta` is not finite, in one line.
 
-    Only the first fault that there is anywhere is told, the next ones follow from it.
+    Only the first of the three that fails anywhere is told, the next ones follow from it.
     """
     leaves, parts = jax.device_get(_finite(theta, problem, x, y))
-    lines = _first_fault(leaves, "on the edge of its prior", "value", "log prior", "gradient")
+    lines = _first_fault(leaves, "value", "log prior", "gradient")
     if not parts["prediction"]:
         lines.append("the prediction")
     elif not parts["likelihood"]:
@@ -40,8 +40,6 @@ def _finite(theta: Theta, problem: InverseProblem, x, y):
     prediction = at.forward(x)
     leaves = {
         n: {
-            # there the unconstrained coordinate is infinite, and nothing leads away from it
-            "on the edge of its prior": ~jnp.any(jnp.isinf(theta[n])),
             "value": jnp.all(jnp.isfinite(v)),
             "log prior": jnp.all(jnp.isfinite(unknowns[n].log_prob(v))),
             "gradient": jnp.all(jnp.isfinite(gradient[n])),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike
 
-from micjax.core.problem import InverseProblem, Theta, Values
+from micjax.core.problem import InverseProblem, Theta, Values, check_start, on_edge
 
 
 def draw_starts(key: Array, problem: InverseProblem, n: int) -> list[Values]:
@@ -22,7 +22,13 @@ def _drawn(key: Array, problem: InverseProblem) -> Values:
     unknowns = problem.unknowns()
     keys = jax.random.split(key, len(unknowns) + 1)  # one too many: there may be no unknowns
     draws = {n: prior_draws(p, k) for k, (n, p) in zip(keys, unknowns.items(), strict=False)}
-    return problem.values() | {n: v for n, v in draws.items() if v is not None}
+    values = problem.values()
+    inside = {
+        n: jnp.where(on_edge(unknowns[n], v), values[n], v)
+        for n, v in draws.items()
+        if v is not None
+    }
+    return values | inside
 
 
 def prior_draws(prior: dist.Distribution, key: Array, shape: tuple[int, ...] = ()) -> Array | None:
@@ -40,7 +46,10 @@ def stacked_starts(problem: InverseProblem, starts: Sequence[Mapping[str, ArrayL
     """
     if not starts:
         raise ValueError("starts is empty; leave it out to start from the current values")
-    thetas = [problem.unconstrain(_completed(problem, i, s)) for i, s in enumerate(starts)]
+    completed = [_completed(problem, i, s) for i, s in enumerate(starts)]
+    for start in completed:
+        check_start(problem, start)
+    thetas = [problem.unconstrain(start) for start in completed]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *thetas)
 
 
@@ -54,7 +63,9 @@ def started(
     """
     held = {n: v for n, v in start.items() if n in problem.unknowns()}
     own = {n: v for n, v in start.items() if n not in held or n in stage.unknowns()}
-    return stage.at(held | _completed(stage, i, own))
+    full = _completed(stage, i, own)
+    check_start(stage, full)
+    return stage.at(held | full)
 
 
 def _completed(problem: InverseProblem, i: int, start: Mapping[str, ArrayLike]) -> Values:
