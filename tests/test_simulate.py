@@ -9,11 +9,12 @@ from micjax.__main__ import main
 from micjax.io import read
 from micjax.physics import optics
 from micjax.physics.detectors import annulus, collected, diffraction, source_blurred
+from micjax.physics.grids import quick_size
 from micjax.physics.multislice import multislice
 from micjax.physics.phonons import averaged, displaced
 from micjax.physics.potentials import Atoms, layers, potential_VA
 from micjax.physics.stem import placed
-from micjax.run.simulate import make_simulate_plan, prepare, quick_size, simulate
+from micjax.run.simulate import make_simulate_plan, prepare, simulate
 
 pytest.importorskip("ase", reason="reading structures needs micjax[structures]")
 import ase  # noqa: E402
@@ -220,7 +221,7 @@ def test_nothing_to_average():
 
 
 def test_sizes_that_an_fft_likes():
-    assert [quick_size(n) for n in (1.0, 7.0, 101.0, 128.0)] == [2, 8, 108, 128]
+    assert [quick_size(n, multiple_of=2) for n in (1.0, 7.0, 101.0, 128.0)] == [2, 8, 108, 128]
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ from micjax.physics.optics import wavelength_A
 SLOW = 512  # rows of a multiple of 4096 bytes compete for the same lines of a cache
 
 
-def quick_size(least: float) -> int:
+def quick_size(least: float, multiple_of: int = 1) -> int:
     """The next number of pixels whose FFT is quick: of factors 2, 3 and 5, no multiple of 512."""
-    n = max(1, int(np.ceil(least * (1.0 - 1e-6))))
-    while (n := scipy.fft.next_fast_len(n, real=True)) % SLOW == 0:
+    n = max(1, int(np.ceil(least / multiple_of * (1.0 - 1e-6))))
+    while (n := scipy.fft.next_fast_len(n, real=True)) * multiple_of % SLOW == 0:
         n += 1
-    return n
+    return n * multiple_of
 
 
 def coarsest_A(highest_mrad: float, energy_keV: float) -> float:

@@ -33,7 +33,6 @@ from micjax.run.simulate_plan import SimulatePlan
 from micjax.run.simulate_plan import make_simulate_plan as make_simulate_plan
 from micjax.run.simulate_setup import Setup, scan_size_A
 from micjax.run.simulate_setup import prepare as prepare
-from micjax.run.simulate_setup import quick_size as quick_size
 from micjax.run.simulate_sums import Kept, Sums, summed
 
 

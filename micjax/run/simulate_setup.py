@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.fft
 from jax.sharding import Mesh
 from scipy.spatial import cKDTree
 
@@ -21,6 +20,7 @@ from micjax.io.orthogonal import orthogonal
 from micjax.io.structures import read_structure
 from micjax.physics import devices, finite, optics
 from micjax.physics.detectors import annulus
+from micjax.physics.grids import quick_size
 from micjax.physics.multislice import band_limit, highest_angle_mrad, propagator
 from micjax.physics.phonons import displaced
 from micjax.physics.potentials import Atoms, Layers, atoms_of, layers, potential_VA
@@ -64,7 +64,7 @@ def prepare(plan: SimulatePlan) -> Setup:
         atoms = cell.repeated(*plan.tile)
         cell_A, box_A = (np.asarray(a.box_A) for a in (cell, atoms))
         _sensible(plan, atoms, cell_A)
-        shape = tuple(quick_size(edge / plan.sampling_A) for edge in box_A[1::-1])
+        shape = tuple(quick_size(edge / plan.sampling_A, multiple_of=2) for edge in box_A[1::-1])
         sampling = (float(box_A[1] / shape[0]), float(box_A[0] / shape[1]))
         slices = int(np.ceil(cell_A[2] / plan.slice_A - 1e-9))
         thickness = np.full(plan.tile[2] * slices, cell_A[2] / slices)
@@ -99,11 +99,6 @@ def prepare(plan: SimulatePlan) -> Setup:
         moments,
         devices.row() if jax.local_device_count() > 1 else None,
     )
-
-
-def quick_size(least: float) -> int:
-    """The next even number without a prime factor above 5, which an FFT likes."""
-    return 2 * scipy.fft.next_fast_len(max(1, int(np.ceil(0.5 * least - 1e-9))), real=True)
 
 
 def scan_size_A(plan: SimulatePlan, cell_A: np.ndarray) -> tuple[float, float]:
