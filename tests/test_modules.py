@@ -138,15 +138,17 @@ def test_a_result_is_given_its_module(result):
     "change, message",
     [
         (lambda f: f.attrs.update(options="{"), "its options are no JSON"),
-        (lambda f: f.attrs.update(options="[1]"), "names no problem, options and values"),
-        (lambda f: f.attrs.update(reference=3.0), "names no problem, options and values"),
+        (lambda f: f.attrs.update(options="[1]"), "names no problem and options"),
+        (lambda f: f.attrs.update(reference=3.0), "names no problem and options"),
         (lambda f: f.attrs.update(options='{"wdth_nm": 1}'), "does not fit"),
         (lambda f: f.attrs.update(options='{"width_nm": -1}'), "width_nm is -1: numbers from"),
         (lambda f: f.attrs.update(options='{"sigma": NaN}'), "sigma is nan"),
-        (lambda f: _replaced(f, h5py.ExternalLink("/etc/hostname", "/")), "no array of this file"),
-        (lambda f: _replaced(f, h5py.SoftLink("/values/noise.sigma")), "no array of this file"),
-        (lambda f: _external(f), "no array of this file"),
-        (lambda f: f.move("values", "others"), "names no problem, options and values"),
+        (
+            lambda f: _replaced(f, h5py.ExternalLink("/etc/hostname", "/")),
+            "a link out of the file, which is",
+        ),
+        (lambda f: _external(f), "is external storage: other files"),
+        (lambda f: f.move("values", "others"), "there is no group 'values'"),
     ],
 )
 def test_a_result_that_is_something_else(result, change, message):
@@ -185,13 +187,13 @@ def test_numbers_of_numpy_and_jax_stay_numbers():
     found = json.loads(dumps(given))
     assert found["a"] == 0.5 and found["b"] == 3 and found["c"] is True and found["d"] == [0, 1]
     assert found["e"] == [1.0, [2]] and found["3"] == [[1.5]] and found["4"] == "x"
-    assert found['["p", 1]'] is None and found["null"] == {"1.5": 2}
+    assert found["('p', 1)"] is None and found["None"] == {"1.5": 2}
 
 
 def test_what_is_not_finite_is_null_and_the_rest_is_text():
     text = dumps({"loss": np.float32(np.nan), "top": [math.inf], "who": {"b", "a"}, "z": 1 + 2j})
     assert json.loads(text, parse_constant=pytest.fail) == {
-        "loss": None, "top": [None], "who": ["a", "b"], "z": "(1+2j)",
+        "loss": None, "top": [None], "who": "['a', 'b']", "z": "(1+2j)",
     }  # fmt: skip
     assert "Array" in json.loads(dumps([jax.random.key(0)]))[0]
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from micjax.core.plain import exact
 from micjax.core.progress import progress
 from micjax.instruments import (
     Aborted,
@@ -35,7 +36,6 @@ from micjax.instruments import (
 from micjax.instruments.arrival import check_standing
 from micjax.instruments.base import Over, check_over, layers, nearest
 from micjax.instruments.journal import being_written
-from micjax.instruments.plain import exact
 
 log = logging.getLogger("micjax")
 

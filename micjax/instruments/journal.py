@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from micjax.core.plain import plain, storable
 from micjax.instruments.base import (
     Aborted,
     Axis,
@@ -49,7 +50,6 @@ from micjax.instruments.chain import (
     same_file,
     write_end,
 )
-from micjax.instruments.plain import plain, storable
 
 log = logging.getLogger("micjax")
 
