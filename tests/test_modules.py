@@ -145,7 +145,7 @@ def test_a_result_is_given_its_module(result):
         (lambda f: f.attrs.update(options='{"sigma": NaN}'), "sigma is nan"),
         (
             lambda f: _replaced(f, h5py.ExternalLink("/etc/hostname", "/")),
-            "a link out of the file, which is",
+            "a link out of the file",
         ),
         (lambda f: _external(f), "is external storage: other files"),
         (lambda f: f.move("values", "others"), "there is no group 'values'"),
