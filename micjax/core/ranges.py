@@ -43,9 +43,10 @@ def _whole(low: int, high: int) -> Range:
 
 NAMES: dict[str, Range] = {
     # --- how long an engine works; no step, draw or chain at all gives the start back as a result
-    "steps tip_steps chunk": _whole(1, 10_000_000),
-    "samples draws chains": _whole(1, 10_000_000),
-    "warmup": _whole(0, 10_000_000),
+    "steps chunk": _whole(1, 10_000_000),
+    "samples draws": _whole(1, 10_000_000),
+    # none: the tip keeps its parameters, the fits are all there is
+    "tip_steps chains warmup": _whole(0, 10_000_000),
     "starts": _whole(1, 100_000),
     "learning_rate": Range(1e-12, 1e3),
     "tolerance": Range(0.0, HUGE),  # of a loss or of an outcome; 0 never stops
@@ -68,7 +69,8 @@ NAMES: dict[str, Range] = {
     "tile": _whole(1, 1000),
     "finer": _whole(1, 16),
     "phonons": _whole(0, 100_000),
-    "moments sets": _whole(1, 10_000),
+    "sets": _whole(1, 10_000),
+    "moments": _whole(0, 10_000),  # 0 damps the potential
     # --- atoms
     "numbers": _whole(1, 118),  # the tables of scattering factors say where they end
     "vacant": _whole(0, 10_000_000),  # indices of atoms
