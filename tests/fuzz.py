@@ -28,7 +28,7 @@ import numpy as np
 
 import micjax
 import micjax.io as mio
-from micjax.inference.checkpoint import load_checkpoint, save_checkpoint
+from micjax.inference.checkpoint import Candidate, Snapshot, load_snapshot, save_snapshot
 from micjax.inference.result import load_posterior, save
 from micjax.inference.sample import Posterior
 from micjax.io import Axis, Field
@@ -38,7 +38,12 @@ from micjax.run.plan import make_plan, read_plan
 
 HERE = pathlib.Path(micjax.__file__).parent
 MOST_SECONDS, MOST_WAIT, MOST_BYTES = 10.0, 60.0, 1_000_000_000
-CARRY = {"x": jnp.zeros(3), "n": jnp.asarray(2)}
+SNAPSHOT = Snapshot(
+    [Candidate({"forward.x": jnp.zeros(3)})],
+    carry={"x": jnp.zeros(3), "n": jnp.asarray(2)},
+    losses=[np.zeros(4)],
+)
+DATA = (np.zeros(2), np.zeros(2))
 HEIGHTS = np.add.outer(np.arange(6.0) ** 2, np.sin(np.arange(8.0)))
 
 # --- valid files --------------------------------------------------------------------------------
@@ -175,7 +180,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], None]] = {
     "a.nxs": write_nxs,
     "a.h5": write_pynsid,
     "values.h5": write_values,
-    "checkpoint.h5": lambda p: save_checkpoint(p, CARRY, [np.zeros(4)], None),
+    "checkpoint.h5": lambda p: save_snapshot(p, SNAPSHOT, None, *DATA),
     "plan.yaml": lambda p: p.write_text(PLAN),
     "a.cif": lambda p: p.write_text(CIF),
     "a.xyz": lambda p: p.write_text(XYZ),
@@ -298,7 +303,7 @@ def read(path: pathlib.Path) -> None:
         micjax.load(path)
         load_posterior(path)
     elif path.name.endswith("checkpoint.h5"):
-        load_checkpoint(path, CARRY, [], None)
+        load_snapshot(path, SNAPSHOT, *DATA)
     elif path.suffix == ".yaml":
         make_plan(read_plan(path), str(path))
     elif path.suffix in (".cif", ".xyz") or path.name.endswith("POSCAR"):

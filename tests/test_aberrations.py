@@ -207,7 +207,7 @@ def test_a_file_in_any_unit_tells_its_noise(tmp_path):
         ({"unit": "px"}, {}, "no pixel size in the file"),
         ({"dx": 0.03}, {}, "are not square"),
         ({}, {"semiangle_mrad": 60.0}, "are no counted electrons"),
-        ({"unit": "px"}, {"pixel_nm": 0.09}, "needs pixels"),
+        ({"unit": "px"}, {"pixel_nm": 0.09}, "the file states pixels"),
     ],
 )
 def test_bad_files_are_named(tmp_path, given, options, message):

@@ -159,7 +159,7 @@ def test_another_plan_or_a_changed_journal_is_refused(folder, capsys, unreported
     entry["points"][0]["u"] += 0.25
     path.write_text("\n".join([first, json.dumps(entry), *lines]) + "\n")
     assert main(["explore", plan, "--out", "run", "--resume"]) == 2
-    assert "policy, seed or version are not the same" in capsys.readouterr().err
+    assert "line 2: its checksum is another one" in capsys.readouterr().err
 
 
 def test_an_instrument_that_always_fails_ends_the_run(folder, capsys):

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import micjax
+from micjax.inference.checkpoint import StopReason
 from micjax.inference.solution import Solution
 from micjax.problems import edge
 from micjax.report import figures
@@ -173,7 +174,9 @@ def _full(*_):
 def test_a_fit_that_never_began(tmp_path, solved):
     """Ctrl-C during the first compilation: no losses, an infinite loss."""
     found = solved[3]
-    empty = micjax.Fit(found.problem, np.inf, np.empty(0), 0, "interrupted", np.array([np.inf]), [])
+    empty = micjax.Fit(
+        found.problem, np.inf, np.empty(0), 0, StopReason.INTERRUPTED, np.array([np.inf]), []
+    )
     page = page_of(Solution(found.problem, fit=empty), provenance={"status": "interrupted"})
     text = write_page(tmp_path / "r.html", page).read_text(encoding="utf-8")
     assert "lowest loss ∞" in text and "badge alert" in text

@@ -232,7 +232,7 @@ def test_sizes_that_an_fft_likes():
         (["stem", "skewed.xyz"], "no right angles"),
         (["stem", "double.xyz"], "less than 0.5 Å apart"),
         (["stem", "sto.cif", "--set", "sampling_A=0.15"], "sampling_A="),
-        (["cbed", "sto.cif", "--set", "semiangle_mrad=500"], "scatters up to"),
+        (["cbed", "sto.cif", "--set", "semiangle_mrad=190"], "scatters up to"),
         (["cbed", "sto.cif", "--set", "energy=200"], "no setting 'energy' (nearest: energy_keV"),
         (["cbed", "sto.cif", "--set", "phonons=-1"], "phonons is -1"),
         (["cbed", "sto.cif", "--set", "phonons=2"], "phonons=2 of atoms that do not move"),

@@ -37,10 +37,13 @@ Point = Float[ArrayLike, "d"] | Sequence[float | int]
 
 
 def double(function: Callable) -> Callable:
-    """`function` run in float64, whatever the precision around it."""
+    """`function` run in float64, whatever the precision around it; inside a transformation of JAX
+    in the precision of that."""
 
     @functools.wraps(function)
     def in_double(*args, **kwargs):
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs))):
+            return function(*args, **kwargs)
         with jax.enable_x64(True):
             args, kwargs = in_float64((args, kwargs))
             return function(*args, **kwargs)

@@ -214,7 +214,8 @@ class Learner:
             if len(y) >= 2:
                 key = jax.random.fold_in(jax.random.key(self.settings.seed), len(y))
                 before, self._belief = self._belief, self.model(points, y, self._belief, key)
-                if self._belief.singular and not (before is not None and before.singular):
+                singular = self._belief is not None and self._belief.singular
+                if singular and not (before is not None and before.singular):
                     log.warning(
                         "the kernel matrix of %d data is singular: distrust the smallest "
                         "uncertainties",

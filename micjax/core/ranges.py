@@ -106,6 +106,7 @@ NAMES: dict[str, Range] = {
     "phi[0-9][0-9]": Range(-10.0, 10.0),  # rad: a turn either way
     # --- counts of an image or a pixel, and noise in units of the data
     "dose mean_counts": Range(1e-9, 1e18),
+    "dose_sd": Range(1e-9, 10.0),  # a fraction
     "counts_per_unit sigma y_scale": Range(TINY, HUGE),
     "diffuse diffuse_share diffuse_sd": Range(0.0, 100.0),
     "particles atoms": Range(TINY, HUGE),
