@@ -31,6 +31,7 @@ import micjax.io as mio
 from micjax.inference.checkpoint import Candidate, Snapshot, load_snapshot, save_snapshot
 from micjax.inference.result import load_posterior, save
 from micjax.inference.sample import Posterior
+from micjax.inference.solvers.driver import Carry
 from micjax.io import Axis, Field
 from micjax.io.structures import read_structure
 from micjax.problems import edge
@@ -38,11 +39,9 @@ from micjax.run.plan import make_plan, read_plan
 
 HERE = pathlib.Path(micjax.__file__).parent
 MOST_SECONDS, MOST_WAIT, MOST_BYTES = 10.0, 60.0, 1_000_000_000
-SNAPSHOT = Snapshot(
-    [Candidate({"forward.x": jnp.zeros(3)})],
-    carry={"x": jnp.zeros(3), "n": jnp.asarray(2)},
-    losses=[np.zeros(4)],
-)
+THETA = {"forward.x": jnp.zeros(3)}
+CARRY = Carry(THETA, (), THETA, jnp.asarray(1.0), jnp.asarray(0))
+SNAPSHOT = Snapshot([Candidate(THETA)], carry=CARRY, losses=[np.zeros(4)])
 DATA = (np.zeros(2), np.zeros(2))
 HEIGHTS = np.add.outer(np.arange(6.0) ** 2, np.sin(np.arange(8.0)))
 
