@@ -122,6 +122,7 @@ def test_inducing_points_and_outliers_in_any_unit(unit):
     np.testing.assert_array_equal(chosen, at_one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 def test_particles_of_processes_and_laws_in_any_unit(unit):
     def found(u):
@@ -153,6 +154,7 @@ def line(unit, x_unit=1.0):
     return micjax.InverseProblem(Line(0.0, 0.0), micjax.Gaussian(0.1 * unit), priors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", UNITS)
 def test_particles_of_a_law_and_its_information_in_any_unit(unit):
     """Offset and slope in units that are 1e12 and more apart, too."""
@@ -183,7 +185,7 @@ def test_particles_of_a_law_and_its_information_in_any_unit(unit):
 # --- acquisitions ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", [1e12, pytest.param(1e-12, marks=pytest.mark.slow)])
 def test_acquisitions_in_any_unit(unit):
     rng = np.random.default_rng(1)
     mean, sd, draws = rng.normal(size=6), rng.uniform(0.1, 1.0, 6), rng.normal(size=(32, 6))
@@ -270,7 +272,7 @@ def test_a_learner_suggests_the_same_in_any_unit(unit):
         space = Space([Axis("x", 0.0, x_unit)])
         learner = Learner(space, seed=1, initial=5)
         learner.ingest(
-            [{"x": x_unit * float(x), "y": u * float(y)} for (x,), y in zip(X, Y, strict=True)]
+            [{"x": x_unit * float(x), "y": u * float(y)} for (x,), y in zip(X, NOISY, strict=True)]
         )
         near = learner.reckoned(x_unit * GRID)
         return learner.suggest()[0]["x"] / x_unit, near.median / u, near.upper / u, learner

@@ -325,6 +325,7 @@ def test_what_the_model_does_not_explain_is_told(solved):
     assert any("does not explain" in text for text in again.statements)
 
 
+@pytest.mark.slow
 def test_few_electrons_say_nothing_about_a_column(stem):
     problem, _, x, y = stem
     poor = problem.given({"noise.dose": dist.LogNormal(np.log(2.0), 0.05)}).at({"noise.dose": 2.0})
