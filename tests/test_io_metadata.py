@@ -158,7 +158,8 @@ def test_a_bare_pattern_is_a_pattern(tmp_path, suffix, caplog):
     path = tmp_path / f"pattern{suffix}"
     write = {".npy": np.save, ".npz": lambda p, a: np.savez(p, pattern=a), ".tif": tifffile.imwrite}
     write[suffix](path, pattern.astype("f4"))
-    _, camera, counts = cbed.load(path, mrad_per_px=2.0, semiangle_mrad=16.0)
+    cell = {"numbers": [14], "fractions": [[0.0, 0.0, 0.0]], "cell_A": 4.0}
+    _, camera, counts = cbed.load(path, mrad_per_px=2.0, semiangle_mrad=16.0, **cell)
     assert counts.sum() > 0 and float(camera.pixel_mrad) == 2.0
     assert "height" not in caplog.text and "nm" not in caplog.text
 
