@@ -42,7 +42,6 @@ MOST_SECONDS, MOST_WAIT, MOST_BYTES = 10.0, 60.0, 1_000_000_000
 THETA = {"forward.x": jnp.zeros(3)}
 CARRY = Carry(THETA, (), THETA, jnp.asarray(1.0), jnp.asarray(0))
 SNAPSHOT = Snapshot([Candidate(THETA)], carry=CARRY, losses=[np.zeros(4)])
-DATA = (np.zeros(2), np.zeros(2))
 HEIGHTS = np.add.outer(np.arange(6.0) ** 2, np.sin(np.arange(8.0)))
 
 # --- valid files --------------------------------------------------------------------------------
@@ -179,7 +178,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], None]] = {
     "a.nxs": write_nxs,
     "a.h5": write_pynsid,
     "values.h5": write_values,
-    "checkpoint.h5": lambda p: save_snapshot(p, SNAPSHOT, None, *DATA),
+    "checkpoint.h5": lambda p: save_snapshot(p, SNAPSHOT, None, "data"),
     "plan.yaml": lambda p: p.write_text(PLAN),
     "a.cif": lambda p: p.write_text(CIF),
     "a.xyz": lambda p: p.write_text(XYZ),
@@ -302,7 +301,7 @@ def read(path: pathlib.Path) -> None:
         micjax.load(path)
         load_posterior(path)
     elif path.name.endswith("checkpoint.h5"):
-        load_snapshot(path, SNAPSHOT, *DATA)
+        load_snapshot(path, SNAPSHOT, "data")
     elif path.suffix == ".yaml":
         make_plan(read_plan(path), str(path))
     elif path.suffix in (".cif", ".xyz") or path.name.endswith("POSCAR"):

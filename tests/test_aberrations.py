@@ -176,11 +176,11 @@ def test_bad_options_are_named(options, message):
         aberrations.problem(**options)
 
 
-def stack(tmp_path, data, focus=("defocus", "nm"), unit="nm", dx=0.02):
+def stack(tmp_path, data, focus=("defocus", "nm"), unit="nm", dx=0.02, dy=0.02):
     count, ny, nx = data.shape
     axes = (
         Axis(focus[0], 5.0 * np.arange(count) - 5.0, focus[1]),
-        Axis("y", 0.02 * np.arange(ny), unit),
+        Axis("y", dy * np.arange(ny), unit),
         Axis("x", dx * np.arange(nx), unit),
     )
     write_nexus(tmp_path / "stack.nxs", {"haadf": Field(data, axes, "", "haadf")})
@@ -207,7 +207,7 @@ def test_a_file_in_any_unit_tells_its_noise(tmp_path):
         ({"unit": "px"}, {}, "no pixel size in the file"),
         ({"dx": 0.03}, {}, "are not square"),
         ({}, {"semiangle_mrad": 60.0}, "are no counted electrons"),
-        ({"unit": "px"}, {"pixel_nm": 0.09}, "the file states pixels"),
+        ({"unit": "px", "dx": 1.0, "dy": 1.0}, {"pixel_nm": 0.09}, "needs pixels"),
     ],
 )
 def test_bad_files_are_named(tmp_path, given, options, message):

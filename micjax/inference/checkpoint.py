@@ -92,14 +92,14 @@ def solver_name(solver) -> str:
     return type(solver).__name__
 
 
-def save_snapshot(path: Path, state: Snapshot, solver, x, y) -> None:
+def save_snapshot(path: Path, state: Snapshot, solver, data: str) -> None:
     """Write `state`. A failure is a warning: the fit is worth more than the file."""
 
     def write(file: h5py.File) -> None:
         file.attrs.update(
             format=FORMAT,
             solver=solver_name(solver),
-            data=_digest((x, y)),
+            data=data,
             stage=state.stage,
             rounds=state.rounds,
             steps=state.steps,
@@ -141,7 +141,7 @@ def _read_candidates(file: File, path: str) -> list[Candidate]:
     return [_read_candidate(file, f"{path}/{i}") for i in range(len(group.links) if group else 0)]
 
 
-def load_snapshot(path: Path, state: Snapshot, x, y) -> Snapshot:
+def load_snapshot(path: Path, state: Snapshot, data: str) -> Snapshot:
     """The state as it was saved; `state` if there is no file yet.
 
     **Raises:** `ValueError` when the file is no checkpoint, or that of a fit to other data.
@@ -158,7 +158,7 @@ def load_snapshot(path: Path, state: Snapshot, x, y) -> Snapshot:
             carry = {file.get(f"carry/{i}").attrs["name"]: a for i, a in numbered.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a micjax checkpoint: {error}") from error
-    if attributes["data"] != _digest((x, y)):
+    if attributes["data"] != data:
         raise ValueError(f"{path} is the checkpoint of another fit: its data are not these")
     wanted, saved = set(state.candidates[0].values), set(groups["candidates"][0].values)
     if wanted != saved:
@@ -208,15 +208,15 @@ def _differences(saved: dict[str, np.ndarray], name: str, solver, wanted) -> str
     return "; ".join(lines)
 
 
-def _digest(tree: PyTree) -> str:
+def digest(tree: PyTree) -> str:
     """Of the numbers in a tree, so that a fit does not go on with other data."""
-    digest = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
         if eqx.is_array_like(leaf):
             array = np.ascontiguousarray(_raw(leaf) if eqx.is_array(leaf) else leaf)
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            digest.update(array.tobytes())
-    return digest.hexdigest()
+            sha256.update(f"{array.dtype}{array.shape}".encode())
+            sha256.update(array.tobytes())
+    return sha256.hexdigest()
 
 
 def _arrays(carry: Any) -> dict[str, jax.Array]:

@@ -24,6 +24,7 @@ from micjax.inference.checkpoint import (
     Candidate,
     Snapshot,
     StopReason,
+    digest,
     load_snapshot,
     restored,
     save_snapshot,
@@ -175,15 +176,16 @@ def fit_stages(
     check_data(problem, x, y)
     key = jax.random.key(0) if key is None else key
     state = Snapshot([Candidate(problem.values())])
+    data = "" if checkpoint is None else digest((x, y))
     if checkpoint is not None and resume:
-        state = load_snapshot(checkpoint, state, x, y)
+        state = load_snapshot(checkpoint, state, data)
     with until_interrupted() as interruption, progress("fit", 0) as show:
         while True:
             for best in _fits(stages, problem, x, y, key, state):
                 part = f"stage {state.stage + 1} of {len(stages)}, " if len(stages) > 1 else ""
                 show(state.steps, f"steps, {part}loss {best.loss:.6g}")
                 if checkpoint is not None:
-                    save_snapshot(checkpoint, state, stages[state.stage].solver, x, y)
+                    save_snapshot(checkpoint, state, stages[state.stage].solver, data)
                 if on_chunk is not None:
                     on_chunk(state.steps, best.loss, best.values)
             if state.stage == len(stages) - 1:

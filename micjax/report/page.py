@@ -224,7 +224,7 @@ def _convergence(page: Page) -> Iterator[str]:
     yield "<h2>Convergence</h2>"
     yield (
         f"<p>{found.steps} steps, lowest loss {_e(number(found.loss, 7))} nats; "
-        f"stop reason: {_e(found.stop_reason)}.</p>"
+        f"stop reason: {_e(': '.join(filter(None, (found.stop_reason, found.fault))))}.</p>"
     )
     for picture in page.pictures:
         if picture.title == CONVERGENCE:
