@@ -98,14 +98,10 @@ class FisherScoring(Solver):
         return Step(jnp.where(finite, local.loss, jnp.nan), theta, ahead, state, status)
 
 
+@eqx.filter_jit
 def expected_hessian(problem: InverseProblem, x, y) -> Float[Array, "d d"]:
     """Of -log p(theta | y) in the unconstrained coordinates at the current values, the unknowns in
     the order of `problem.unknowns()`: what `laplace` takes in place of its own."""
-    return _expected(problem, x, y)
-
-
-@eqx.filter_jit
-def _expected(problem: InverseProblem, x, y):
     coordinates = Coordinates(problem)
     here = _local(coordinates.vector(), problem, x, y)
     volume = jax.hessian(coordinates.log_volume)(coordinates.vector())
