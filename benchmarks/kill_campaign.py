@@ -11,8 +11,8 @@ pipe. Lost is what it told of and the journal has not.
 on with by `--resume`. Lost is a run that begins anew where it had a checkpoint, or whose values in
 the end are not those of one that nobody has disturbed.
 
-Every process is a fork of one that has imported everything and has begun no thread. Prints one JSON
-line for each kind.
+Every process is a fork of one that has imported everything and has begun no thread; what one has
+compiled the next one reads. Prints one JSON line for each kind.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from collections.abc import Callable
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import h5py
+import jax
 import numpy as np
 
 import micjax.__main__ as command_line
@@ -218,6 +219,8 @@ def commanded(root: pathlib.Path, kind: str, kills: int, rng) -> dict[str, int]:
     found, crystal = dict.fromkeys(names, 0), root / "crystal.xyz"
     crystal.write_text(CRYSTAL)
     commands = [[a.format(crystal=crystal) for a in argv] for argv in COMMANDS[kind]]
+    jax.config.update("jax_compilation_cache_dir", str(root / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     whole, seconds = [], []
     for i, argv in enumerate(commands):
         for _ in range(2):  # the second time nothing is compiled
