@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy
 
-from micjax.physics.feedback import WINDOW, follow
+from micjax.physics.probes.loop import WINDOW, follow
 from micjax.problems import feedback as problem
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))

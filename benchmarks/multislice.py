@@ -36,11 +36,11 @@ import numpy as np  # noqa: E402
 import specimen  # noqa: E402
 from specimen import EDGE_A, ENERGY_KEV, SEMIANGLE_MRAD, SLICE_A  # noqa: E402
 
-from micjax.physics import optics, prism  # noqa: E402
-from micjax.physics.detectors import annulus, diffraction  # noqa: E402
-from micjax.physics.multislice import band_limit, multislice, propagate, transmission  # noqa: E402
-from micjax.physics.potentials import Atoms, layers, potential_VA  # noqa: E402
-from micjax.physics.stem import placed, scanned  # noqa: E402
+from micjax.physics.electrons import optics, prism  # noqa: E402
+from micjax.physics.electrons.detectors import annulus, diffraction  # noqa: E402
+from micjax.physics.electrons.multislice import band_limit, multislice, propagate, transmission  # noqa: E402
+from micjax.physics.electrons.potentials.layers import Atoms, layers, potential_VA  # noqa: E402
+from micjax.physics.electrons.stem import placed, scanned  # noqa: E402
 
 Call = Callable[[], float]  # seconds
 # pixels, waves, slices; beside the powers of two sizes that the FFT of XLA does better on a CPU

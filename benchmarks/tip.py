@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy
 
-from micjax.physics import scanner, tip
+from micjax.physics.probes import lines as scanner
+from micjax.physics.tips import dilation as tip
 
 GWYREF = pathlib.Path(__file__).parents[2] / "shared/bench/spm/gwyref.py"
 

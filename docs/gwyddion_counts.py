@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from micjax.physics.tip import certain, dilate, erode
+from micjax.physics.tips.dilation import certain, dilate, erode
 
 jax.config.update("jax_enable_x64", True)
 SURFACES = ("spheres", "pillars", "steps", "rough", "spikes", "tgt")

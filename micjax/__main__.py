@@ -19,27 +19,27 @@ import micjax
 from micjax.core.modules import trusted_source
 from micjax.instruments import InDoubt, InstrumentError, LinkError, NotReady, consolidate
 from micjax.report.text import plain_table, unknown_rows
-from micjax.run.citizens import find, listed
-from micjax.run.execute import Outcome, run
-from micjax.run.explore import (
+from micjax.run.folder import RunFolder, now, open_folder
+from micjax.run.info import info
+from micjax.run.jobs.execute import Outcome, run
+from micjax.run.jobs.explore import (
     Exploration,
     folder_of_exploration,
     make_explore_plan,
     measured_file,
     with_assignments,
 )
-from micjax.run.explore_report import conclude
-from micjax.run.folder import RunFolder, now, open_folder
-from micjax.run.info import info
-from micjax.run.job import Job, prepare
+from micjax.run.jobs.explore_report import conclude
+from micjax.run.jobs.job import Job, prepare
+from micjax.run.jobs.simulate.job import make_simulate_plan
+from micjax.run.jobs.simulate.job import prepare as prepare_simulation
+from micjax.run.jobs.simulate.run import SimulationRun
 from micjax.run.logs import Logs, logs
-from micjax.run.plan import make_plan, read_plan, with_settings
+from micjax.run.plans.plan import make_plan, read_plan, with_settings
+from micjax.run.plans.template import template
 from micjax.run.provenance import surroundings
-from micjax.run.simulate import make_simulate_plan
-from micjax.run.simulate import prepare as prepare_simulation
-from micjax.run.simulate_run import SimulationRun
+from micjax.run.registry import find, listed
 from micjax.run.status import status
-from micjax.run.template import template
 
 log = logging.getLogger("micjax")
 

@@ -29,13 +29,13 @@ import numpy as np
 import micjax
 import micjax.io as mio
 from micjax.inference.checkpoint import Candidate, Snapshot, load_snapshot, save_snapshot
+from micjax.inference.errors.nuts import Posterior
 from micjax.inference.result import load_posterior, save
-from micjax.inference.sample import Posterior
 from micjax.inference.solvers.driver import Carry
 from micjax.io import Axis, Field
-from micjax.io.structures import read_structure
+from micjax.io.readers.structures import read_structure
 from micjax.problems import edge
-from micjax.run.plan import make_plan, read_plan
+from micjax.run.plans.plan import make_plan, read_plan
 
 HERE = pathlib.Path(micjax.__file__).parent
 MOST_SECONDS, MOST_WAIT, MOST_BYTES = 10.0, 60.0, 1_000_000_000

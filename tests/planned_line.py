@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from micjax import Gaussian, InverseProblem, parameter
-from micjax.active.fisher import d_gain
+from micjax.active.design.fisher import d_gain
 
 KEY = jax.random.key(0)
 SIGMA = 0.5

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from micjax.core.coordinates import Coordinates
-from micjax.inference.laplace import laplace
-from micjax.inference.optimise import fit, fit_stages
+from micjax.inference.errors.laplace import laplace
+from micjax.inference.solve import fit, fit_stages
 from micjax.inference.solvers.lbfgs import LBFGS
 from micjax.io import Axis, Field, write_nexus
-from micjax.physics import optics
+from micjax.physics.electrons import optics
 from micjax.problems import aberrations
-from micjax.problems._aberrations_fit import (
+from micjax.problems.aberrations.fit import (
     CHUNK,
     DRIFT,
     ERROR,

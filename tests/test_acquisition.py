@@ -8,8 +8,8 @@ import pytest
 import scipy.integrate
 import scipy.stats
 
-from micjax.active import acquisition as A
-from micjax.active.search import Box, maximise
+from micjax.active.acquire import values as A
+from micjax.active.acquire.search import Box, maximise
 
 N = scipy.stats.norm
 

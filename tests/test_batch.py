@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from micjax.active import gp
-from micjax.active import hypervolume as H
-from micjax.active.acquisition import log_expected_improvement, upper_confidence_bound
-from micjax.active.batch import (
+from micjax.active.acquire import hypervolume as H
+from micjax.active.acquire.batch import (
     fantasy_batch,
     fantasy_batch_in,
     greedy_improvement,
@@ -18,7 +16,12 @@ from micjax.active.batch import (
     positive,
     thompson,
 )
-from micjax.active.cost import (
+from micjax.active.acquire.paths import draw_paths, draw_values, peaks
+from micjax.active.acquire.search import Box
+from micjax.active.acquire.values import log_expected_improvement, upper_confidence_bound
+from micjax.active.gp import process as gp
+from micjax.active.gp.kernels import RBF, Linear, Matern, Periodic
+from micjax.active.learner.cost import (
     Budget,
     Cost,
     affordable_tour,
@@ -27,9 +30,6 @@ from micjax.active.cost import (
     tour,
     travel_s,
 )
-from micjax.active.kernels import RBF, Linear, Matern, Periodic
-from micjax.active.paths import draw_paths, draw_values, peaks
-from micjax.active.search import Box
 
 N = scipy.stats.norm
 improvement = jax.jit(log_improvement)

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micjax.physics.blind_tip import blind, free_form
-from micjax.physics.tip import dilate
-from micjax.physics.tip_candidates import finer, single_tips, tried
-from micjax.physics.tip_evidence import admissible, misfit, noise_sigma_nm
-from micjax.physics.tip_shapes import Double, SphereCone
-from micjax.physics.villarrubia import villarrubia
+from micjax.physics.tips.blind.candidates import finer, single_tips, tried
+from micjax.physics.tips.blind.search import blind, free_form
+from micjax.physics.tips.dilation import dilate
+from micjax.physics.tips.evidence import admissible, misfit, noise_sigma_nm
+from micjax.physics.tips.shapes import Double, SphereCone
+from micjax.physics.tips.villarrubia import villarrubia
 from micjax.problems.tip import example, particles
 
 

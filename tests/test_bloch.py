@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micjax.physics import optics
-from micjax.physics.detectors import diffraction
-from micjax.physics.multislice import multislice
-from micjax.physics.potentials import Atoms, potential_VA
-from micjax.physics.scattering import scattering_factors_A
+from micjax.physics.electrons import optics
+from micjax.physics.electrons.detectors import diffraction
+from micjax.physics.electrons.multislice import multislice
+from micjax.physics.electrons.potentials.layers import Atoms, potential_VA
+from micjax.physics.electrons.scattering import scattering_factors_A
 
 pytestmark = pytest.mark.usefixtures("double")
 CELL_A, NUMBERS = 3.905, (38, 22, 8, 8, 8)

@@ -10,13 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micjax.inference import laplace
+from micjax.inference.errors import laplace
 from micjax.io import Axis, Field, write_nexus
-from micjax.physics import optics
-from micjax.physics.detectors import diffraction
-from micjax.physics.grids import quick_size
-from micjax.physics.multislice import band_limit, highest_angle_mrad, propagate, transmission
-from micjax.physics.pacbed import (
+from micjax.physics.electrons import optics
+from micjax.physics.electrons.detectors import diffraction
+from micjax.physics.electrons.grids import quick_size
+from micjax.physics.electrons.multislice import (
+    band_limit,
+    highest_angle_mrad,
+    propagate,
+    transmission,
+)
+from micjax.physics.electrons.pacbed import (
     CLOSER,
     between,
     camera,
@@ -28,11 +33,11 @@ from micjax.physics.pacbed import (
     rocking,
     seen,
 )
-from micjax.physics.potentials import Atoms, potential_VA
-from micjax.physics.scattering import scattering_factors_A
+from micjax.physics.electrons.potentials.layers import Atoms, potential_VA
+from micjax.physics.electrons.scattering import scattering_factors_A
 from micjax.problems import cbed
-from micjax.run.job import prepare
-from micjax.run.plan import make_plan
+from micjax.run.jobs.job import prepare
+from micjax.run.plans.plan import make_plan
 
 ENERGY_KEV, TILT_MRAD, SEMIANGLE_MRAD = 200.0, (3.0, -2.0), 7.0
 BOX_A, N, FINER = np.array([3.905, 3.6, 3.905]), 18, 3

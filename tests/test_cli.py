@@ -14,7 +14,7 @@ import yaml
 import micjax
 from micjax.__main__ import main
 from micjax.io import read_nexus
-from micjax.run import execute
+from micjax.run.jobs import execute
 
 TOY = '''
 """A plane through an image."""

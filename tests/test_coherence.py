@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micjax.physics import optics
-from micjax.physics.detectors import source_blurred
+from micjax.physics.electrons import optics
+from micjax.physics.electrons.detectors import source_blurred
 
 pytestmark = pytest.mark.usefixtures("double")
 

@@ -11,8 +11,8 @@ from numpyro.infer.util import log_density, potential_energy
 
 from micjax import Gaussian, InverseProblem, free, neg_log_joint, parameter
 from micjax.core.tree import named_leaves, replace
-from micjax.inference.density import in_float64, potential
-from micjax.inference.sample import model
+from micjax.inference.errors.density import in_float64, potential
+from micjax.inference.errors.nuts import model
 from micjax.problems import edge
 
 

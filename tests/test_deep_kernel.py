@@ -6,8 +6,9 @@ import pytest
 import scipy.stats
 from flax import nnx
 
-from micjax.active import deep_kernel, gp
-from micjax.active.kernels import Linear, Matern, Over
+from micjax.active.gp import deep as deep_kernel
+from micjax.active.gp import process as gp
+from micjax.active.gp.kernels import Linear, Matern, Over
 from micjax.core.problem import neg_log_joint
 from micjax.inference.finite import NonFiniteError
 

@@ -7,10 +7,10 @@ import pytest
 from planned_line import KEY, PRIOR, SIGMA, Line, X, line, line_gain, line_information
 
 from micjax import Gaussian, InverseProblem
-from micjax.active.design import expected, gains, limits, plan
-from micjax.active.fisher import a_gain, d_gain
-from micjax.active.particles import start, update
-from micjax.active.search import Box
+from micjax.active.acquire.search import Box
+from micjax.active.design.fisher import a_gain, d_gain
+from micjax.active.design.particles import start, update
+from micjax.active.design.plan import expected, gains, limits, plan
 
 
 def test_the_best_designs_of_a_line():

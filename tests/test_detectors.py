@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micjax.physics import optics
-from micjax.physics.detectors import (
+from micjax.physics.electrons import optics
+from micjax.physics.electrons.detectors import (
     annulus,
     beam_stop,
     blurred,

@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from micjax.core import devices
 from micjax.io import read
-from micjax.physics import devices, optics
-from micjax.physics.detectors import annulus, collected
-from micjax.physics.finite import Room
-from micjax.physics.multislice import band_limit, multislice, transmission
-from micjax.physics.phonons import averaged, displaced
-from micjax.physics.potentials import Atoms, potential_VA
-from micjax.physics.stem import scanned
-from micjax.run import simulate
+from micjax.physics.electrons import optics
+from micjax.physics.electrons.detectors import annulus, collected
+from micjax.physics.electrons.multislice import band_limit, multislice, transmission
+from micjax.physics.electrons.phonons import averaged, displaced
+from micjax.physics.electrons.potentials.finite import Room
+from micjax.physics.electrons.potentials.layers import Atoms, potential_VA
+from micjax.physics.electrons.stem import scanned
+from micjax.run.jobs.simulate import job as simulate
 
 DEVICES = 3
 SHAPE, SAMPLING_A, DZ_A, ENERGY_KEV = (16, 18), (0.25, 0.25), 1.5, 200.0

@@ -12,8 +12,8 @@ import pytest
 import micjax
 from micjax.__main__ import main, parser
 from micjax.io import formats
-from micjax.run.job import prepare
-from micjax.run.plan import Plan
+from micjax.run.jobs.job import prepare
+from micjax.run.plans.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "experiments/README.md"])

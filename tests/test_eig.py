@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 from planned_line import KEY, X, line, line_draws, line_gain
 
 from micjax import Gaussian, InverseProblem, Poisson, parameter
-from micjax.active.eig import expected_information, pce
-from micjax.active.fisher import d_gain, information, prior_information
-from micjax.active.particles import start
+from micjax.active.design.eig import expected_information, pce
+from micjax.active.design.fisher import d_gain, information, prior_information
+from micjax.active.design.particles import start
 from micjax.problems import resonance
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from micjax.physics import optics
-from micjax.physics.detectors import annulus, collected, diffraction
-from micjax.physics.finite import rooms
-from micjax.physics.multislice import multislice
-from micjax.physics.potentials import Atoms, potential_VA
-from micjax.physics.stem import placed
+from micjax.physics.electrons import optics
+from micjax.physics.electrons.detectors import annulus, collected, diffraction
+from micjax.physics.electrons.multislice import multislice
+from micjax.physics.electrons.potentials.finite import rooms
+from micjax.physics.electrons.potentials.layers import Atoms, potential_VA
+from micjax.physics.electrons.stem import placed
 
 pytestmark = pytest.mark.usefixtures("double")
 

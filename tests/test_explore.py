@@ -14,17 +14,17 @@ import yaml
 
 from micjax.__main__ import main
 from micjax.active.campaign import request_stop
-from micjax.active.signals import SIGNALS, signal
-from micjax.active.space import Axis as LearnerAxis
+from micjax.active.learner.signals import SIGNALS, signal
+from micjax.active.learner.space import Axis as LearnerAxis
 from micjax.instruments import records
 from micjax.io import Axis, Field, write_nexus
-from micjax.run.explore import (
+from micjax.run.jobs.explore import (
     Exploration,
     make_explore_plan,
     source_of,
     with_assignments,
 )
-from micjax.run.explore_report import _along
+from micjax.run.jobs.explore_report import _along
 
 HILL = """
 import pathlib

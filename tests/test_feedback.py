@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from micjax.physics import feedback
+from micjax.physics.probes import loop as feedback
 from micjax.problems import feedback as gains_problem
 
 follow = jax.jit(feedback.follow, static_argnames="window")

@@ -7,10 +7,10 @@ import pytest
 from jax.test_util import check_grads
 from scipy.special import erf
 
-from micjax.physics.finite import rooms
-from micjax.physics.multislice import multislice
-from micjax.physics.potentials import Atoms, potential_VA
-from micjax.physics.scattering import VOLT_A2, table
+from micjax.physics.electrons.multislice import multislice
+from micjax.physics.electrons.potentials.finite import rooms
+from micjax.physics.electrons.potentials.layers import Atoms, potential_VA
+from micjax.physics.electrons.scattering import VOLT_A2, table
 
 pytestmark = pytest.mark.usefixtures("double")
 

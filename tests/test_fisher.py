@@ -10,7 +10,7 @@ from planned_line import PRIOR, SIGMA, Line, X, line, line_information
 
 import micjax
 from micjax import Gaussian, HeteroscedasticGaussian, InverseProblem, parameter
-from micjax.active.fisher import (
+from micjax.active.design.fisher import (
     a_gain,
     d_gain,
     data_information,

@@ -8,9 +8,11 @@ import scipy.special
 import scipy.stats
 
 import micjax
-from micjax.active import acquisition, algebra, gp
-from micjax.active.evidence import fit_evidence
-from micjax.active.kernels import (
+from micjax.active.acquire import values as acquisition
+from micjax.active.gp import algebra
+from micjax.active.gp import process as gp
+from micjax.active.gp.evidence import fit_evidence
+from micjax.active.gp.kernels import (
     RBF,
     Categorical,
     Coregionalised,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from micjax.physics.potentials import Atoms, layers, potential_VA
+from micjax.physics.electrons.potentials.layers import Atoms, layers, potential_VA
 
 pytestmark = pytest.mark.usefixtures("double")
 BOX = (7.0, 9.0, 4.0)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from micjax.io import Axis, Field
-from micjax.io.arrays import bare
+from micjax.io.readers.arrays import bare
 from micjax.problems import tip, tip_characteriser
-from micjax.problems._heights import heights_nm
+from micjax.problems.shared.heights import heights_nm
 
 SCAN = np.random.default_rng(0).normal(0.0, 5.0, (24, 30))
 GREY = np.round(100 + 9 * SCAN).astype("u1")

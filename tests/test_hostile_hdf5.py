@@ -8,7 +8,7 @@ import pytest
 
 import micjax
 import micjax.io as mio
-from micjax.core import hdf5, limits
+from micjax.core.foreign import hdf5, limits
 from micjax.inference.result import save
 from micjax.io import Axis, Field
 from micjax.problems import edge

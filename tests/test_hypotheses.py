@@ -9,7 +9,8 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 import micjax
-from micjax.active import gp, hypotheses
+from micjax.active import hypotheses
+from micjax.active.gp import process as gp
 
 CANDIDATES = np.linspace(0.0, 2.0, 21)[:, None]
 SIGMA, SLOPE = 0.2, 1.5

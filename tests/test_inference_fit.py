@@ -16,8 +16,8 @@ import scipy.optimize
 from flax import nnx
 
 import micjax
+import micjax.inference.errors.svi as variational
 import micjax.inference.solvers.driver as driver
-import micjax.inference.variational as variational
 from micjax import (
     Gaussian,
     InverseProblem,
@@ -29,8 +29,8 @@ from micjax import (
     neg_log_joint,
     parameter,
 )
-from micjax.inference.density import potential
-from micjax.inference.optimise import Stage, fit_stages
+from micjax.inference.errors.density import potential
+from micjax.inference.solve import Stage, fit_stages
 from micjax.inference.solvers.first_order import Adam
 from micjax.inference.solvers.gauss_newton import FisherScoring
 from micjax.inference.solvers.lbfgs import LBFGS

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 import pytest
 
 import micjax
-import micjax.inference.sample as sample
+import micjax.inference.errors.nuts as sample
 from micjax import Gaussian, InverseProblem, Posterior, free, laplace, nuts, parameter, svi
 from micjax.inference.result import load_posterior
 from micjax.problems import edge

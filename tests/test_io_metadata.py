@@ -10,7 +10,7 @@ import pytest
 import micjax.io as mio
 from micjax.io import Axis, Field
 from micjax.problems import cbed
-from micjax.run.sources import open_file
+from micjax.run.jobs.sources import open_file
 
 IMAGE = np.arange(48.0).reshape(6, 8)
 MASKED = np.ma.masked_less(IMAGE, 3)

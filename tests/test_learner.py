@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
-from micjax.active import gp
-from micjax.active import learner as learner_module
-from micjax.active.acquisition import log_expected_improvement
-from micjax.active.belief import physical_model, plain_model
-from micjax.active.cost import Cost
+from micjax.active.acquire.values import log_expected_improvement
+from micjax.active.gp import process as gp
 from micjax.active.identity import told_apart
-from micjax.active.learner import SCORES, Learner
-from micjax.active.scalarise import scale_of
-from micjax.active.space import Axis, Space
+from micjax.active.learner import learner as learner_module
+from micjax.active.learner.belief import physical_model, plain_model
+from micjax.active.learner.cost import Cost
+from micjax.active.learner.learner import SCORES, Learner
+from micjax.active.learner.scalarise import scale_of
+from micjax.active.learner.space import Axis, Space
 from micjax.problems import edge
 
 GRID = np.stack(np.meshgrid(np.linspace(0, 1, 9), np.linspace(0, 1, 9)), -1).reshape(-1, 2)
@@ -296,8 +296,8 @@ def test_a_checkpoint_of_another_experiment_is_refused(what, tmp_path):
 def test_what_a_checkpoint_says_of_a_model_is_the_same_in_another_process():
     program = (
         "from micjax.active.identity import told_apart\n"
-        "from micjax.active.belief import plain_model\n"
-        "from micjax.active.space import Axis, Space\n"
+        "from micjax.active.learner.belief import plain_model\n"
+        "from micjax.active.learner.space import Axis, Space\n"
         "print(told_apart(plain_model(Space([Axis('u', 0.0, 1.0), Axis('v', 0.0, 1.0)]))))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "12345"}

@@ -3,10 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micjax.active import deep_kernel, gp
-from micjax.active.learner import Learner
-from micjax.active.looking import Patches, looking_model
-from micjax.active.space import Axis, Space
+from micjax.active.gp import deep as deep_kernel
+from micjax.active.gp import process as gp
+from micjax.active.learner.learner import Learner
+from micjax.active.learner.looking import Patches, looking_model
+from micjax.active.learner.space import Axis, Space
 
 SHAPE, SIDE = (12, 15), 3
 IMAGE = np.random.default_rng(0).normal(size=SHAPE)

@@ -4,9 +4,11 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from micjax.active import gp, low_rank, student
-from micjax.active.evidence import fit_evidence
-from micjax.active.kernels import Categorical, Matern
+from micjax.active.gp import features as low_rank
+from micjax.active.gp import process as gp
+from micjax.active.gp import student
+from micjax.active.gp.evidence import fit_evidence
+from micjax.active.gp.kernels import Categorical, Matern
 from micjax.core.problem import log_likelihood
 
 COUNT = 40

@@ -100,7 +100,7 @@ def test_what_is_installed_below_the_current_folder_is_not_here(here):
 
 def test_the_built_in_problems_are_known_without_an_import():
     known = modules.references()
-    assert known["edge"] == "micjax.problems.edge" and "_focus" not in known
+    assert known["edge"] == "micjax.problems.edge" and "shared" not in known
     assert {"problem", "example"} <= set(modules.defined(modules.source_of(known["tip"])))
 
 

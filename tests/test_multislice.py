@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from micjax.physics import optics, prism
-from micjax.physics.cis import cis
-from micjax.physics.detectors import (
+from micjax.physics.electrons import optics, prism
+from micjax.physics.electrons.cis import cis
+from micjax.physics.electrons.detectors import (
     annulus,
     centre_of_mass_mrad,
     collected,
@@ -19,7 +19,7 @@ from micjax.physics.detectors import (
     pixelated,
     segments,
 )
-from micjax.physics.multislice import (
+from micjax.physics.electrons.multislice import (
     MEMORY,
     band_limit,
     highest_angle_mrad,
@@ -28,9 +28,9 @@ from micjax.physics.multislice import (
     propagator,
     transmission,
 )
-from micjax.physics.potentials import Atoms, atoms_of, layers, potential_VA
-from micjax.physics.scattering import TABLES, VOLT_A2, scattering_factors_A, table
-from micjax.physics.stem import scanned
+from micjax.physics.electrons.potentials.layers import Atoms, atoms_of, layers, potential_VA
+from micjax.physics.electrons.scattering import TABLES, VOLT_A2, scattering_factors_A, table
+from micjax.physics.electrons.stem import scanned
 
 pytestmark = pytest.mark.usefixtures("double")
 ENERGY_KEV = 200.0

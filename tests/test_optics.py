@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from micjax.physics import optics
+from micjax.physics.electrons import optics
 
 LAMBDA_A = optics.wavelength_A(200.0)
 ANGLES = optics.angles_mrad((48, 40), np.array([0.3, 0.35]), LAMBDA_A)

@@ -12,7 +12,7 @@ from planned_line import KEY, PRIOR, SIGMA, Line, line, line_draws, line_informa
 
 import micjax
 from micjax import Gaussian, InverseProblem, parameter
-from micjax.active.particles import adopt, choose, row_log_likelihood, start, update
+from micjax.active.design.particles import adopt, choose, row_log_likelihood, start, update
 
 
 def measured(problem, x, truth, key=KEY):

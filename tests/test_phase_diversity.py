@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micjax.physics.phase_diversity import Probes, Series, UnknownObject, evidence, information
+from micjax.physics.electrons.phase_diversity import (
+    Probes,
+    Series,
+    UnknownObject,
+    evidence,
+    information,
+)
 
 SHAPE = (12, 10)
 X = Series(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micjax.physics import prism
+from micjax.physics.electrons import prism
 
 pytestmark = pytest.mark.usefixtures("double")
 SHAPE, SAMPLING, SEMIANGLE_MRAD, ENERGY_KEV = (36, 24), (0.2, 0.25), 25.0, 200.0

@@ -10,15 +10,15 @@ import pytest
 
 from micjax.__main__ import main
 from micjax.core.ranges import ANY, NAMES, check_ranges, range_of
-from micjax.physics.feedback import WINDOW, stable
+from micjax.physics.probes.loop import WINDOW, stable
 from micjax.problems import feedback
-from micjax.run.citizens import find, listed
-from micjax.run.explore import ExplorePlan, make_explore_plan
-from micjax.run.job import engine_settings, float_leaves, prepare
-from micjax.run.plan import make_plan
-from micjax.run.priors import check_prior, parse_prior
-from micjax.run.settings import checked, settings_of
-from micjax.run.simulate import SimulatePlan, make_simulate_plan
+from micjax.run.jobs.explore import ExplorePlan, make_explore_plan
+from micjax.run.jobs.job import engine_settings, float_leaves, prepare
+from micjax.run.jobs.simulate.job import SimulatePlan, make_simulate_plan
+from micjax.run.plans.plan import make_plan
+from micjax.run.plans.priors import check_prior, parse_prior
+from micjax.run.plans.settings import checked, settings_of
+from micjax.run.registry import find, listed
 
 PROBLEMS = [p.name for p in listed()]
 BY_UNIT_ONLY = ("amplitude",)  # in units of the data, of either sign: any number float32 can hold

@@ -15,16 +15,16 @@ from micjax.inference.solution import Solution
 from micjax.io import Axis, Field, read_nexus
 from micjax.problems import edge
 from micjax.report.text import describe_prior
-from micjax.run import citizens
-from micjax.run.execute import run
+from micjax.run import registry as citizens
 from micjax.run.folder import open_folder
 from micjax.run.info import extras
-from micjax.run.job import prepare
-from micjax.run.plan import make_plan, read_plan, with_settings
-from micjax.run.priors import parse_prior
+from micjax.run.jobs.execute import run
+from micjax.run.jobs.job import prepare
+from micjax.run.plans.plan import make_plan, read_plan, with_settings
+from micjax.run.plans.priors import parse_prior
+from micjax.run.plans.settings import checked, settings_of, takes_anything
+from micjax.run.plans.yamls import parse
 from micjax.run.provenance import git_state
-from micjax.run.settings import checked, settings_of, takes_anything
-from micjax.run.yamls import parse
 
 # --- plans -------------------------------------------------------------------------------------
 

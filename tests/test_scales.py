@@ -8,24 +8,26 @@ import numpyro.distributions as dist
 import pytest
 
 import micjax
-from micjax.active import (
-    acquisition,
-    eig,
-    fisher,
-    gp,
-    low_rank,
-    particles,
-    smc,
-    student,
+from micjax.active import smc
+from micjax.active.acquire import hypervolume as H
+from micjax.active.acquire import values as acquisition
+from micjax.active.acquire.batch import greedy_improvement
+from micjax.active.design import eig, fisher, particles
+from micjax.active.gp import features as low_rank
+from micjax.active.gp import process as gp
+from micjax.active.gp import student
+from micjax.active.gp.evidence import fit_evidence
+from micjax.active.learner.belief import physical_model
+from micjax.active.learner.cost import (
+    Cost,
+    _nearest_neighbours,
+    per_second_of_detour,
+    tour,
+    travel_s,
 )
-from micjax.active import hypervolume as H
-from micjax.active.batch import greedy_improvement
-from micjax.active.belief import physical_model
-from micjax.active.cost import Cost, _nearest_neighbours, per_second_of_detour, tour, travel_s
-from micjax.active.evidence import fit_evidence
-from micjax.active.learner import Learner
-from micjax.active.scalarise import scale_of, spread
-from micjax.active.space import Axis, Space
+from micjax.active.learner.learner import Learner
+from micjax.active.learner.scalarise import scale_of, spread
+from micjax.active.learner.space import Axis, Space
 
 UNITS = [1e-12, 1e12]
 X = np.sort(np.random.default_rng(0).uniform(size=(20, 1)), axis=0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from micjax.physics import scanner
+from micjax.physics.probes import lines as scanner
 
 feedback = jax.jit(scanner.feedback)
 drift = jax.jit(scanner.drift)

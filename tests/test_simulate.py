@@ -7,14 +7,14 @@ import pytest
 
 from micjax.__main__ import main
 from micjax.io import read
-from micjax.physics import optics
-from micjax.physics.detectors import annulus, collected, diffraction, source_blurred
-from micjax.physics.grids import quick_size
-from micjax.physics.multislice import multislice
-from micjax.physics.phonons import averaged, displaced
-from micjax.physics.potentials import Atoms, layers, potential_VA
-from micjax.physics.stem import placed
-from micjax.run.simulate import make_simulate_plan, prepare, simulate
+from micjax.physics.electrons import optics
+from micjax.physics.electrons.detectors import annulus, collected, diffraction, source_blurred
+from micjax.physics.electrons.grids import quick_size
+from micjax.physics.electrons.multislice import multislice
+from micjax.physics.electrons.phonons import averaged, displaced
+from micjax.physics.electrons.potentials.layers import Atoms, layers, potential_VA
+from micjax.physics.electrons.stem import placed
+from micjax.run.jobs.simulate.job import make_simulate_plan, prepare, simulate
 
 pytest.importorskip("ase", reason="reading structures needs micjax[structures]")
 import ase  # noqa: E402
@@ -165,8 +165,8 @@ def test_projections(folder, monkeypatch, projection, many, expected):
         used.update(options)
         return jnp.zeros((len(thickness_A), *shape))
 
-    monkeypatch.setattr("micjax.run.simulate_setup.potential_VA", potential)
-    monkeypatch.setattr("micjax.run.simulate_setup.MANY", many)
+    monkeypatch.setattr("micjax.run.jobs.simulate.setup.potential_VA", potential)
+    monkeypatch.setattr("micjax.run.jobs.simulate.setup.MANY", many)
     setup = prepare(plan("cbed", sampling_A=0.4, projection=projection, table="peng"))
     assert used["projection"] == expected
     if expected != "finite":

@@ -6,11 +6,11 @@ import logging
 import numpy as np
 import pytest
 
-import micjax.run.simulate_sums as sums
+import micjax.run.jobs.simulate.sums as sums
 from micjax.__main__ import main
 from micjax.io import read
-from micjax.run import simulate as module
-from micjax.run.simulate import make_simulate_plan, simulate
+from micjax.run.jobs.simulate import job as module
+from micjax.run.jobs.simulate.job import make_simulate_plan, simulate
 
 pytest.importorskip("ase", reason="reading structures needs micjax[structures]")
 import ase  # noqa: E402

@@ -7,12 +7,12 @@ import pytest
 
 from micjax.__main__ import main
 from micjax.io import read_nexus
-from micjax.physics import optics, prism
-from micjax.physics.detectors import annulus, pixelated, rings, segments
-from micjax.physics.finite import rooms
-from micjax.physics.phonons import displaced
-from micjax.physics.potentials import Atoms, layers, potential_VA
-from micjax.physics.specimen import rotated, stacked
+from micjax.physics.electrons import optics, prism
+from micjax.physics.electrons.detectors import annulus, pixelated, rings, segments
+from micjax.physics.electrons.phonons import displaced
+from micjax.physics.electrons.potentials.finite import rooms
+from micjax.physics.electrons.potentials.layers import Atoms, layers, potential_VA
+from micjax.physics.electrons.potentials.specimen import rotated, stacked
 
 
 @pytest.mark.parametrize("double", [False, True])

@@ -5,7 +5,9 @@ import numpyro.distributions as dist
 import pytest
 
 import micjax
-from micjax.active import acquisition, gp, smc
+from micjax.active import smc
+from micjax.active.acquire import values as acquisition
+from micjax.active.gp import process as gp
 from micjax.core.problem import log_likelihood
 
 POINTS = np.linspace(0.0, 1.0, 17)[:, None]

@@ -7,10 +7,10 @@ import pytest
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import pdist
 
-from micjax.physics.detectors import diffraction
-from micjax.physics.multislice import multislice
-from micjax.physics.potentials import Atoms, potential_VA
-from micjax.physics.specimen import amorphous, rotated, stacked, voxels_VA
+from micjax.physics.electrons.detectors import diffraction
+from micjax.physics.electrons.multislice import multislice
+from micjax.physics.electrons.potentials.layers import Atoms, potential_VA
+from micjax.physics.electrons.potentials.specimen import amorphous, rotated, stacked, voxels_VA
 
 
 def cell(**options):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 
-from micjax.physics.spectra import Oscillator, oscillator
+from micjax.physics.probes.oscillator import Oscillator, oscillator
 from micjax.problems import resonance
 
 

@@ -8,18 +8,18 @@ import numpyro.distributions as dist
 import pytest
 
 from micjax import InverseProblem, laplace, neg_log_joint, parameter
-from micjax.inference.optimise import fit
+from micjax.inference.solve import fit
 from micjax.inference.solvers.gauss_newton import FisherScoring, expected_hessian
 from micjax.io import Axis, Field, write_nexus
-from micjax.physics import optics
-from micjax.physics.detectors import diffraction
-from micjax.physics.multislice import band_limit, lowest, multislice, propagate
+from micjax.physics.electrons import optics
+from micjax.physics.electrons.detectors import diffraction
+from micjax.physics.electrons.multislice import band_limit, lowest, multislice, propagate
+from micjax.physics.electrons.potentials.layers import Atoms, potential_VA
+from micjax.physics.electrons.stem import placed
 from micjax.physics.noise import Poisson
-from micjax.physics.potentials import Atoms, potential_VA
-from micjax.physics.stem import placed
 from micjax.problems import structure
-from micjax.problems._structure_model import dealt, normal_numbers, pixels, shares
-from micjax.problems._structure_peaks import peaks
+from micjax.problems.structure.model import dealt, normal_numbers, pixels, shares
+from micjax.problems.structure.peaks import peaks
 
 SMALL = {"tile": [1, 1, 1], "dose": 1e5, "sampling_A": 0.2, "reach_mrad": 60.0, "slice_A": 3.2}
 BOX_A = np.array(structure.MOS2[2])

@@ -5,16 +5,16 @@ import logging
 import numpy as np
 import pytest
 
-from micjax.physics.potentials import atoms_of, layers, potential_VA
+from micjax.physics.electrons.potentials.layers import atoms_of, layers, potential_VA
 
 pytest.importorskip("ase", reason="reading structures needs micjax[structures]")
 import ase  # noqa: E402
 import ase.io  # noqa: E402
 from ase.build import bulk, mx2  # noqa: E402
 
-from micjax.io.orthogonal import orthogonal  # noqa: E402
-from micjax.io.structures import read_structure  # noqa: E402
-from micjax.run.simulate import make_simulate_plan, prepare  # noqa: E402
+from micjax.io.readers.orthogonal import orthogonal  # noqa: E402
+from micjax.io.readers.structures import read_structure  # noqa: E402
+from micjax.run.jobs.simulate.job import make_simulate_plan, prepare  # noqa: E402
 
 A = 3.95
 CIF = """data_mixed

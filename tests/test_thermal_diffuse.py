@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micjax.physics import optics
-from micjax.physics.detectors import diffraction
-from micjax.physics.multislice import multislice
-from micjax.physics.phonons import averaged
-from micjax.physics.potentials import Atoms, layers, potential_VA
-from micjax.physics.stem import placed
+from micjax.physics.electrons import optics
+from micjax.physics.electrons.detectors import diffraction
+from micjax.physics.electrons.multislice import multislice
+from micjax.physics.electrons.phonons import averaged
+from micjax.physics.electrons.potentials.layers import Atoms, layers, potential_VA
+from micjax.physics.electrons.stem import placed
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments/thermal_diffuse"
 NAMES = ("crystals", "patterns", "baselines", "run")

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from micjax.physics import tip as physics
-from micjax.physics.tip_shapes import FreeForm, Paraboloid, ReflectedTip
+from micjax.physics.tips import dilation as physics
+from micjax.physics.tips.shapes import FreeForm, Paraboloid, ReflectedTip
 
 dilate = jax.jit(physics.dilate, static_argnames="edge")
 erode = jax.jit(physics.erode, static_argnames="edge")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import micjax
-from micjax.inference.laplace import laplace
-from micjax.physics.tip import dilate
-from micjax.physics.tip_shapes import Double
+from micjax.inference.errors.laplace import laplace
+from micjax.physics.tips.dilation import dilate
+from micjax.physics.tips.shapes import Double
 from micjax.problems import tip_characteriser as tc
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import micjax
-from micjax.physics.tip import dilate, erode
-from micjax.physics.tip_shapes import SphereCone
+from micjax.physics.tips.dilation import dilate, erode
+from micjax.physics.tips.shapes import SphereCone
 from micjax.problems import tip as module
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micjax.physics.tip import dilate
-from micjax.physics.tip_shapes import (
+from micjax.physics.tips.dilation import dilate
+from micjax.physics.tips.shapes import (
     Cone,
     Double,
     Ellipsoid,

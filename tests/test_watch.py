@@ -20,10 +20,10 @@ from tornado.websocket import websocket_connect
 
 from micjax.__main__ import main
 from micjax.active.campaign import STOP, Campaign, RandomPolicy
-from micjax.active.learner import Learner
-from micjax.active.snapshot import Snapshots
-from micjax.active.space import Axis as LearnerAxis
-from micjax.active.space import Space
+from micjax.active.learner.learner import Learner
+from micjax.active.learner.snapshot import Snapshots
+from micjax.active.learner.space import Axis as LearnerAxis
+from micjax.active.learner.space import Space
 from micjax.instruments import Axis, Function, Guard, Journal, JournalError
 from micjax.report.access import address_of
 from micjax.report.live import fill

@@ -23,12 +23,13 @@ import numpy as np  # noqa: E402
 import specimen  # noqa: E402
 from specimen import EDGE_A, ENERGY_KEV, SEMIANGLE_MRAD, SLICE_A  # noqa: E402
 
-from micjax.physics import devices, optics  # noqa: E402
-from micjax.physics.detectors import annulus  # noqa: E402
-from micjax.physics.multislice import band_limit, multislice, transmission  # noqa: E402
-from micjax.physics.phonons import averaged, displaced  # noqa: E402
-from micjax.physics.potentials import Atoms, layers, potential_VA  # noqa: E402
-from micjax.physics.stem import scanned  # noqa: E402
+from micjax.core import devices  # noqa: E402
+from micjax.physics.electrons import optics  # noqa: E402
+from micjax.physics.electrons.detectors import annulus  # noqa: E402
+from micjax.physics.electrons.multislice import band_limit, multislice, transmission  # noqa: E402
+from micjax.physics.electrons.phonons import averaged, displaced  # noqa: E402
+from micjax.physics.electrons.potentials.layers import Atoms, layers, potential_VA  # noqa: E402
+from micjax.physics.electrons.stem import scanned  # noqa: E402
 
 PIXELS, SLICES, PROBES, MOMENTS = 256, 20, 64, 8
 

@@ -24,9 +24,9 @@ import jax
 import numpy as np
 from scipy.stats import norm
 
-from micjax.inference.optimise import fit_stages
+from micjax.inference.solve import fit_stages
 from micjax.problems import aberrations
-from micjax.problems._aberrations_fit import odd_times, stages
+from micjax.problems.aberrations.fit import odd_times, stages
 
 HERE = pathlib.Path(__file__).parent
 BAR_A, PART = 5.0, 0.02

@@ -3,10 +3,10 @@
 import os
 
 from micjax.active.campaign import Campaign, Policy
-from micjax.active.learner import Learner
-from micjax.active.signals import reduced
-from micjax.active.snapshot import Snapshots
-from micjax.active.space import Axis, Space
+from micjax.active.learner.learner import Learner
+from micjax.active.learner.signals import reduced
+from micjax.active.learner.snapshot import Snapshots
+from micjax.active.learner.space import Axis, Space
 from micjax.instruments import Guard, Instrument, Journal
 
 

@@ -28,8 +28,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import jax
 import numpy as np
 
-from micjax.active.learner import Learner
-from micjax.active.space import Axis, Space
+from micjax.active.learner.learner import Learner
+from micjax.active.learner.space import Axis, Space
 from micjax.problems.autofocus import Record, Rules, autofocus, microscope, problem
 
 HERE = pathlib.Path(__file__).parent

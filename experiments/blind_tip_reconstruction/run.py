@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from micjax.physics.tip import dilate, erode
-from micjax.physics.tip_evidence import noise_sigma_nm
+from micjax.physics.tips.dilation import dilate, erode
+from micjax.physics.tips.evidence import noise_sigma_nm
 from micjax.problems import tip as problem_tip
 
 FRAMES, PIXEL_NM, TIP_SIZE = 20, 1.5, 13

@@ -14,9 +14,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import jax
 import numpy as np
 
-from micjax.physics.multislice import band_limit, highest_angle_mrad, propagator
-from micjax.physics.pacbed import mean_transmission, planes
-from micjax.physics.potentials import Atoms
+from micjax.physics.electrons.multislice import band_limit, highest_angle_mrad, propagator
+from micjax.physics.electrons.pacbed import mean_transmission, planes
+from micjax.physics.electrons.potentials.layers import Atoms
 
 FACES = [[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
 QUARTERS = [[x + 0.25 for x in place] for place in FACES]

@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from micjax.physics import optics
-from micjax.physics.detectors import diffraction
-from micjax.physics.multislice import band_limit, propagate, transmission
-from micjax.physics.pacbed import camera
-from micjax.physics.phonons import displaced
-from micjax.physics.potentials import Atoms, layers, potential_VA
+from micjax.physics.electrons import optics
+from micjax.physics.electrons.detectors import diffraction
+from micjax.physics.electrons.multislice import band_limit, propagate, transmission
+from micjax.physics.electrons.pacbed import camera
+from micjax.physics.electrons.phonons import displaced
+from micjax.physics.electrons.potentials.layers import Atoms, layers, potential_VA
 from micjax.problems import cbed
 
 HERE = pathlib.Path(__file__).parent

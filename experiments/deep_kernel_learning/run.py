@@ -26,11 +26,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import spearmanr
 
-from micjax.active import acquisition, deep_kernel, gp
-from micjax.active.evidence import fit_evidence
-from micjax.active.learner import Learner
-from micjax.active.looking import looking_model
-from micjax.active.space import Axis, Space
+from micjax.active.acquire import values as acquisition
+from micjax.active.gp import deep as deep_kernel
+from micjax.active.gp import process as gp
+from micjax.active.gp.evidence import fit_evidence
+from micjax.active.learner.learner import Learner
+from micjax.active.learner.looking import looking_model
+from micjax.active.learner.space import Axis, Space
 
 HERE = pathlib.Path(__file__).parent
 DATA = HERE.parents[2] / "shared" / "data" / "afm" / "BEPS_PTO_50x50.h5"

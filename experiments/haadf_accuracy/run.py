@@ -28,11 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from micjax.physics import optics
-from micjax.physics.detectors import annulus
-from micjax.physics.multislice import band_limit, transmission
-from micjax.physics.potentials import Atoms, potential_VA
-from micjax.physics.stem import scanned
+from micjax.physics.electrons import optics
+from micjax.physics.electrons.detectors import annulus
+from micjax.physics.electrons.multislice import band_limit, transmission
+from micjax.physics.electrons.potentials.layers import Atoms, potential_VA
+from micjax.physics.electrons.stem import scanned
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results.json"

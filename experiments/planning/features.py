@@ -13,9 +13,9 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from micjax import Gaussian, InverseProblem, parameter
-from micjax.active.search import Box
-from micjax.physics.tip import dilate
-from micjax.physics.tip_shapes import sphere_cone_depth_nm
+from micjax.active.acquire.search import Box
+from micjax.physics.tips.dilation import dilate
+from micjax.physics.tips.shapes import sphere_cone_depth_nm
 
 PIXELS, REACH = 64, 20  # of a line, of 1 nm each; of the tip to either side
 WALL_NM = 1.0  # over which a wall rises

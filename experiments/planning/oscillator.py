@@ -6,7 +6,7 @@ phase. The answer at resonance is about 120, fifteen times the noise, but the li
 
 import numpy as np
 
-from micjax.active.search import Box
+from micjax.active.acquire.search import Box
 from micjax.problems import resonance
 
 TITLE = "Drive frequency (kHz) for the resonance of an oscillator"

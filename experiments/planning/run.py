@@ -31,9 +31,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from micjax.active.design import limits, plan
-from micjax.active.particles import start, update
-from micjax.active.search import Box
+from micjax.active.acquire.search import Box
+from micjax.active.design.particles import start, update
+from micjax.active.design.plan import limits, plan
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results.jsonl"

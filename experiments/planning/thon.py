@@ -16,8 +16,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from micjax import InverseProblem, parameter
-from micjax.active.search import Box
-from micjax.physics.optics import angular_envelope, chi, focal_envelope, wavelength_A
+from micjax.active.acquire.search import Box
+from micjax.physics.electrons.optics import angular_envelope, chi, focal_envelope, wavelength_A
 
 ENERGY_keV, FOCAL_SPREAD_A, ANGULAR_SPREAD_mrad = 200.0, 60.0, 0.2
 RINGS, SECTORS, LOWEST, HIGHEST = 56, 4, 0.06, 0.4  # 1/Å

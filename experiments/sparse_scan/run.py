@@ -3,9 +3,10 @@
     python experiments/sparse_scan/run.py [--figure]
 
 The amplitude image of PTO_Funakubo0004.h5 (DTMicroscope), whole and in quadrants, is measured along
-lines of one pixel and filled in by biharmonic inpainting (scikit-image). A route takes
-`micjax.active.cost.travel_s`: both axes have the same rate and move together, so a diagonal of n
-pixels takes as long as a row of n. Every 4th row is the reference; all others get 60 % of its time.
+lines of one pixel and filled in by biharmonic inpainting (scikit-image). A route takes the time of
+`micjax.active.learner.cost.travel_s`: both axes have the same rate and move together, so a diagonal
+of n pixels takes as long as a row of n. Every 4th row is the reference; all others get 60 % of its
+time.
 
     rows        rows, wider apart
     down, up    diagonals: y grows with x, or falls
@@ -28,8 +29,8 @@ from skimage.metrics import peak_signal_noise_ratio
 from skimage.restoration import inpaint_biharmonic
 
 from micjax import io
-from micjax.active import gp
-from micjax.active.evidence import fit_evidence
+from micjax.active.gp import process as gp
+from micjax.active.gp.evidence import fit_evidence
 
 HERE = pathlib.Path(__file__).parent
 DATA = HERE.parents[2] / "shared" / "data" / "afm" / "PTO_Funakubo0004.h5"
@@ -80,7 +81,7 @@ def family(name: str, allowed: np.ndarray, spacing: float, phase: float) -> list
 
 def seconds(lines: list[np.ndarray]) -> float:
     """Of the way along all lines, one after the other, at one pixel a second: as
-    `micjax.active.cost.travel_s`, without a compilation for each length."""
+    `micjax.active.learner.cost.travel_s`, without a compilation for each length."""
     return float(np.abs(np.diff(np.concatenate(lines), axis=0)).max(axis=1).sum())
 
 

@@ -26,11 +26,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from micjax.physics import optics
-from micjax.physics.detectors import diffraction
-from micjax.physics.stem import placed
+from micjax.physics.electrons import optics
+from micjax.physics.electrons.detectors import diffraction
+from micjax.physics.electrons.stem import placed
 from micjax.problems import structure
-from micjax.problems._structure_model import shares
+from micjax.problems.structure.model import shares
 
 HERE = pathlib.Path(__file__).parent
 NAMES = ("shift_A", "occupancy", "u_A2")

@@ -28,8 +28,9 @@ import optimistix
 from jaxtyping import Array
 
 import micjax
-from micjax.active import gp, hypotheses, smc
-from micjax.active.acquisition import best_allowed
+from micjax.active import hypotheses, smc
+from micjax.active.acquire.values import best_allowed
+from micjax.active.gp import process as gp
 from micjax.problems import edge
 
 # --- an edge under drift ------------------------------------------------------------------------

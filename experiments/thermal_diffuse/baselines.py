@@ -11,7 +11,7 @@ from crystals import Settings, drawn
 from jaxtyping import Float
 from patterns import AXIS, ENERGY_KEV, PIXEL_MRAD, factors, moving, recorded, simulated
 
-from micjax.physics.optics import wavelength_A
+from micjax.physics.electrons.optics import wavelength_A
 
 Images = Float[np.ndarray, "n ky kx"]
 ANGLE_MRAD = PIXEL_MRAD * np.hypot(AXIS[:, None], AXIS)

@@ -13,18 +13,18 @@ import numpy as np
 from crystals import EDGE_A, Crystal, Settings
 from jaxtyping import Array, Complex, Float
 
-from micjax.physics import optics
-from micjax.physics.atoms import Atoms
-from micjax.physics.multislice import (
+from micjax.physics.electrons import optics
+from micjax.physics.electrons.multislice import (
     band_limit,
     frequencies_inv_A,
     highest_angle_mrad,
     propagator,
     transmission,
 )
-from micjax.physics.scattering import VOLT_A2, scattering_factors_A
-from micjax.physics.stem import placed
-from micjax.physics.structure_factors import exact
+from micjax.physics.electrons.potentials.atoms import Atoms
+from micjax.physics.electrons.potentials.exact import exact
+from micjax.physics.electrons.scattering import VOLT_A2, scattering_factors_A
+from micjax.physics.electrons.stem import placed
 
 ENERGY_KEV, SEMIANGLE_MRAD = 200.0, 30.0
 SIDE, PIXEL_MRAD, PIXEL_A = 64, 1.91, 0.2  # of patterns and Z maps

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from micjax.io import read
-from micjax.physics.tip import dilate, erode
-from micjax.physics.tip_evidence import noise_sigma_nm
+from micjax.physics.tips.dilation import dilate, erode
+from micjax.physics.tips.evidence import noise_sigma_nm
 from micjax.problems import tip as problem_tip
 
 HERE = pathlib.Path(__file__).parent

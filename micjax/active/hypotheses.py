@@ -17,7 +17,7 @@ from jax.scipy.stats import norm
 from jaxtyping import Array, ArrayLike, Float
 
 from micjax.active import smc
-from micjax.active.gp import Observed, Point, double
+from micjax.active.gp.process import Observed, Point, double
 from micjax.core.problem import InverseProblem
 
 # of the outcomes: panels between these distances from each mean, in standard deviations, and a

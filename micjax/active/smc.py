@@ -18,12 +18,13 @@ from jax.flatten_util import ravel_pytree
 from jax.nn import logsumexp
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from micjax.active import acquisition, gp
-from micjax.active.gp import Observed, State, Tracked, double
+from micjax.active.acquire import values as acquisition
+from micjax.active.gp import process as gp
+from micjax.active.gp.process import Observed, State, Tracked, double
 from micjax.core.problem import InverseProblem, log_likelihood
+from micjax.inference.errors.nuts import Posterior
 from micjax.inference.finite import NonFiniteError, non_finite
-from micjax.inference.sample import Posterior
-from micjax.inference.start import prior_draws
+from micjax.inference.starts.draw import prior_draws
 
 ENOUGH = 0.7  # of the particles: with fewer effective ones they are drawn anew
 SURPRISED = 0.2  # with still fewer the datum is let in by degrees

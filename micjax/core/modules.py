@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator
 
 GROUP = "micjax.problems"  # of entry points: name = the name of the problem, value = its module
 PROBLEMS = pathlib.Path(__file__).parents[1] / "problems"
+SHARED = "shared"  # among the problems: the room of what several of them need
 INSTALLED = ("site-packages", "dist-packages")
 MOST_STEPS = 10  # from one module to the next that a name is imported from
 
@@ -24,8 +25,8 @@ MOST_STEPS = 10  # from one module to the next that a name is imported from
 def references() -> dict[str, str]:
     """The module of every problem known by a short name; a built-in name cannot be taken."""
     table = {p.name: p.value for p in importlib.metadata.entry_points(group=GROUP)}
-    built_in = [m.name for m in pkgutil.iter_modules([str(PROBLEMS)])]
-    return table | {n: f"{GROUP}.{n}" for n in built_in if not n.startswith("_")}
+    built_in = [m.name for m in pkgutil.iter_modules([str(PROBLEMS)]) if m.name != SHARED]
+    return table | {n: f"{GROUP}.{n}" for n in built_in}
 
 
 def source_of(module: str) -> pathlib.Path:

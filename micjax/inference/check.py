@@ -16,10 +16,10 @@ from numpyro.infer.util import log_density
 
 from micjax.core.problem import InverseProblem, neg_log_joint
 from micjax.core.tree import array_of, named_leaves
-from micjax.inference.density import in_float64
+from micjax.inference.errors.density import in_float64
+from micjax.inference.errors.nuts import model
 from micjax.inference.result import load, save
-from micjax.inference.sample import model
-from micjax.inference.start import prior_draws
+from micjax.inference.starts.draw import prior_draws
 
 EPS = 1e-6  # of finite differences: max() has kinks, a larger step would cross them
 DIRECTIONS = 20  # so many derivatives are compared, however many unknowns there are

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from micjax.core.hdf5 import File, opened
+from micjax.core.foreign.hdf5 import File, opened
 from micjax.core.problem import Values
 from micjax.inference.result import Path, write_atomically
 from micjax.inference.solvers.driver import Carry

@@ -14,11 +14,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from micjax.core.hdf5 import File, opened
+from micjax.core.foreign.hdf5 import File, opened
 from micjax.core.modules import GROUP, references
 from micjax.core.problem import InverseProblem
 from micjax.core.ranges import check_ranges
-from micjax.inference.sample import Posterior
+from micjax.inference.errors.nuts import Posterior
 
 FORMAT = "micjax result 1"
 Path = str | os.PathLike

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from micjax.core.problem import InverseProblem
-from micjax.inference.laplace import Laplace
-from micjax.inference.optimise import Fit
-from micjax.inference.sample import Posterior
+from micjax.inference.errors.laplace import Laplace
+from micjax.inference.errors.nuts import Posterior
+from micjax.inference.solve import Fit
 
 
 @dataclasses.dataclass(frozen=True)

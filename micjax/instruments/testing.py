@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from micjax.instruments import nanonis_wire as wire
+from micjax.instruments.adapters import nanonis_wire as wire
 
 SIGNALS = ("Current (A)", "Bias (V)", "Z (m)")
 

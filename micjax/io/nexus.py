@@ -26,7 +26,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from micjax.core.hdf5 import MOST_STEPS, File, Node, opened
+from micjax.core.foreign.hdf5 import MOST_STEPS, File, Node, opened
 from micjax.io.fields import PIXELS, Axis, Field, by_name, unpacked
 
 log = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from micjax.io import arrays, gwy, hdf5, spm, tiff
 from micjax.io.fields import Field, Pixel, as_pixel, with_pixel
+from micjax.io.readers import arrays, gwy, hdf5, spm, tiff
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""One file here is one inverse problem; see docs/write-your-own.md."""
+"""One file or folder here is one inverse problem; see docs/write-your-own.md."""

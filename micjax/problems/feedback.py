@@ -18,13 +18,13 @@ from jaxtyping import Array, Float, Int
 
 from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, parameter
-from micjax.inference.optimise import fit
 from micjax.inference.solution import Solution
+from micjax.inference.solve import fit
 from micjax.inference.solvers.first_order import Adam
 from micjax.io import Axis, Field
-from micjax.physics.feedback import stable, trace_and_retrace
 from micjax.physics.noise import Gaussian
-from micjax.physics.priors import Curvature
+from micjax.physics.probes.loop import stable, trace_and_retrace
+from micjax.physics.regularisers import Curvature
 from micjax.problems.tip import particles
 from micjax.report.figures import captioned, line_profiles
 
@@ -162,7 +162,9 @@ def solve(
         on_chunk=on_chunk,
     )
     apart = float(jnp.sqrt(jnp.mean((y[:, 0] - y[:, 1]) ** 2) / 2))
-    said = ["The gains are those of the recursion of micjax.physics.feedback, without error bars."]
+    said = [
+        "The gains are those of the recursion of micjax.physics.probes.loop, without error bars."
+    ]
     noise = float(problem.noise.sigma)
     if apart < 1.5 * noise:
         said.insert(

@@ -15,11 +15,11 @@ from jaxtyping import Array, Float
 from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, Values
 from micjax.inference.attempt import attempt
-from micjax.inference.laplace import laplace
-from micjax.inference.optimise import fit
+from micjax.inference.errors.laplace import laplace
 from micjax.inference.solution import Solution
+from micjax.inference.solve import fit
 from micjax.physics.noise import Gaussian
-from micjax.physics.spectra import Oscillator
+from micjax.physics.probes.oscillator import Oscillator
 from micjax.report.figures import captioned, curve_with_residual
 
 Frequencies = Float[Array, " n"]

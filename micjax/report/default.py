@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from micjax.core.problem import InverseProblem
 from micjax.inference.solution import Solution
-from micjax.inference.start import prior_draws
+from micjax.inference.starts.draw import prior_draws
 from micjax.report import figures
 
 CONVERGENCE = "Convergence"

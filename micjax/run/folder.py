@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from micjax.core.plain import dumps
-from micjax.run.job import Job
+from micjax.run.jobs.job import Job
 
 RUNS = "runs"
 

@@ -7,7 +7,7 @@ import re
 
 import jax
 
-from micjax.run.plan import Plan
+from micjax.run.plans.plan import Plan
 from micjax.run.provenance import PACKAGES, version
 
 

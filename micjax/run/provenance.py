@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 import micjax
-from micjax.run.job import Job, fingerprint
+from micjax.run.jobs.job import Job, fingerprint
 
 PACKAGES = ("micjax", "jax", "jaxlib", "flax", "optax", "numpyro", "equinox", "optimistix", "numpy")
 VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")

@@ -31,9 +31,9 @@ from micjax.instruments import (
 )
 from micjax.io import Axis as FieldAxis
 from micjax.io import Field
-from micjax.physics.feedback import trace_and_retrace
-from micjax.physics.tip import dilate
-from micjax.physics.tip_shapes import FreeForm, Paraboloid
+from micjax.physics.probes.loop import trace_and_retrace
+from micjax.physics.tips.dilation import dilate
+from micjax.physics.tips.shapes import FreeForm, Paraboloid
 from micjax.problems import feedback as gains_problem
 
 KEY = jax.random.key(7)

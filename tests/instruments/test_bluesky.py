@@ -8,9 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from micjax.active.learner import Learner
-from micjax.active.space import Axis as LearnerAxis
-from micjax.active.space import Space
+from micjax.active.learner.learner import Learner
+from micjax.active.learner.space import Axis as LearnerAxis
+from micjax.active.learner.space import Space
 from micjax.instruments import (
     Aborted,
     Axis,

@@ -9,9 +9,9 @@ import pytest
 from test_instruments import fields
 
 from micjax.active.campaign import Campaign, RandomPolicy, Raster, request_stop
-from micjax.active.learner import Learner
-from micjax.active.space import Axis as LearnerAxis
-from micjax.active.space import Space
+from micjax.active.learner.learner import Learner
+from micjax.active.learner.space import Axis as LearnerAxis
+from micjax.active.learner.space import Space
 from micjax.instruments import (
     Aborted,
     Guard,

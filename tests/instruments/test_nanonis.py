@@ -26,8 +26,8 @@ from micjax.instruments import (
     Recorded,
     check_instrument,
     consolidate,
-    nanonis_wire,
 )
+from micjax.instruments.adapters import nanonis_wire
 from micjax.instruments.testing import Controller, nanonis_server
 from micjax.io import read_nexus
 

@@ -177,7 +177,7 @@ def test_stop_blanks_the_beam_until_it_is_unblanked(url, microscope):
 
 
 def test_a_stop_that_got_no_answer_is_obeyed_after_the_exposure(url, microscope, monkeypatch):
-    monkeypatch.setattr("micjax.instruments.temscript.STOP_S", 0.05)
+    monkeypatch.setattr("micjax.instruments.adapters.temscript.STOP_S", 0.05)
     microscope.exposure_s = 0.5
     inst = connected(url)
     with stopped_when_busy(microscope, inst), pytest.raises(Aborted):

@@ -1,0 +1,638 @@
+"""A learner: it suggests where to measure next, and takes in what came back.
+
+The protocol is that of an optimiser of bluesky-adaptive (suggest, ingest, get_best_points,
+register_suggestions, register_failures, should_stop, checkpoint), so that a learner drives a plan
+there as it is. A suggestion is a pure function of the seed, the number of suggestions before, and
+the data in their batches: a journal replays to the same suggestions.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+from jaxtyping import Array, Float
+from scipy.stats import qmc
+
+from micjax.active.acquire import values as acquisition
+from micjax.active.acquire.paths import draw_paths
+from micjax.active.acquire.search import maximise
+from micjax.active.gp import process as gp
+from micjax.active.identity import told_apart
+from micjax.active.learner import belief, predictive
+from micjax.active.learner.belief import Belief, Model, plain_model
+from micjax.active.learner.cost import Cost, tour, travel
+from micjax.active.learner.space import Number, Space, plain
+
+log = logging.getLogger("micjax")
+
+ID = "_id"
+FORMAT = "micjax learner 2"
+GOALS = {
+    "maximise": "log_ei",
+    "minimise": "log_ei",
+    "find": "among_best",
+    "map": "uncertainty",
+    "level": "straddle",
+}
+LOGARITHMIC = ("log_ei", "pi", "among_best", "uncertainty", "mes")
+ACQUISITIONS = (*LOGARITHMIC, "ucb", "thompson", "straddle")
+SPREAD = 512  # points over which the maxima of draws are looked for
+BEYOND = 0.1  # of its range: how far beyond an axis an instrument may arrive
+NINETY = 1.6449  # standard deviations on both sides hold 90 % of a normal distribution
+MAXIMA = 64  # draws of the maximum for the max-value entropy
+
+
+class Prediction(NamedTuple):
+    """The outcome at some points, in its own units: the median and a 90 % interval of a
+    measurement there, and the standard deviation of the function in the units of the model."""
+
+    median: Float[np.ndarray, "m"]
+    lower: Float[np.ndarray, "m"]
+    upper: Float[np.ndarray, "m"]
+    uncertainty: Float[np.ndarray, "m"]
+
+
+class Context(NamedTuple):
+    """What an acquisition asks beside the posterior: all arrays, so that nothing is compiled."""
+
+    sign: Float[Array, ""]  # -1 to minimise
+    best: Float[Array, ""]
+    level: Float[Array, ""]  # to straddle, or above which outcomes are among the best
+    paths: Any  # posterior draws, for Thompson and the maxima
+    maxima: Float[Array, "draws"]
+    position: Float[Array, "d"]
+    rates: Float[Array, "d"]
+    fixed_s: Float[Array, ""]  # settling and dwell; 1 where time does not count
+
+
+class Settings(NamedTuple):
+    """What decides a suggestion beside the data."""
+
+    outcome: str
+    goal: str
+    acquisition: str
+    level: float | None
+    wanted: int | None
+    initial: int
+    seed: int
+    budget: int | None
+    tolerance: float | None
+
+
+class Learner:
+    """Bayesian optimisation, search, mapping or level finding over the axes of `space`.
+
+    **Arguments:**
+
+    - `space`: the axes, with candidates if only these points can be measured.
+    - `outcome`: the key of the measured number in ingested points.
+    - `goal`: `maximise` or `minimise` the outcome, `find` as many as possible of the `wanted`
+        candidates where it is highest, `map` it, or find where it crosses `level`.
+    - `acquisition`: of `ACQUISITIONS`; by default what suits the goal.
+    - `initial`: how many points are spread evenly before the model is asked (default: 2 d + 1, at
+        least 5).
+    - `model`: how outcomes are modelled; by default two plain processes on robust scaled outcomes.
+    - `cost`: what a measurement takes: a logarithmic acquisition is then compared for each second,
+        from where the instrument is, and several points are suggested in the order of a short tour.
+    - `seed`: of all random numbers.
+    - `budget`: stop after so many measurements.
+    - `tolerance`: stop when the improvement still expected anywhere is below this fraction of the
+        standard deviation of the outcomes (goals `maximise` and `minimise`).
+    - `file`: where `checkpoint` writes and `restore` reads.
+
+    **Raises:** `ValueError` for an unknown goal or acquisition, or a level that is missing.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        outcome: str = "y",
+        goal: str = "maximise",
+        acquisition: str | None = None,
+        level: Number | None = None,
+        wanted: int | np.integer | None = None,
+        initial: int | np.integer | None = None,
+        model: Model | None = None,
+        cost: Cost | None = None,
+        seed: int | np.integer = 0,
+        budget: int | np.integer | None = None,
+        tolerance: Number | None = None,
+        file: str | os.PathLike | None = None,
+    ):
+        if goal not in GOALS:
+            raise ValueError(f"goal {goal!r}; there are {', '.join(GOALS)}")
+        chosen = GOALS[goal] if acquisition is None else acquisition
+        if chosen not in ACQUISITIONS:
+            raise ValueError(f"acquisition {chosen!r}; there are {', '.join(ACQUISITIONS)}")
+        if chosen == "straddle" and level is None:
+            raise ValueError("the goal 'level' needs the level")
+        if chosen == "among_best" and (space.candidates is None or not wanted or wanted < 1):
+            raise ValueError("the goal 'find' needs candidates and how many of them are wanted")
+        if outcome in space.names:
+            raise ValueError(f"the outcome has the name of an axis, {outcome!r}")
+        if cost is not None and chosen not in LOGARITHMIC:
+            raise ValueError(
+                f"acquisition {chosen!r} cannot be weighed by seconds; "
+                f"there are {', '.join(LOGARITHMIC)}"
+            )
+        if cost is not None and cost.rates.shape != (len(space.axes),):
+            raise ValueError(f"{cost.rates.size} rates for {len(space.axes)} axes")
+        initial = max(5, 2 * len(space.axes) + 1) if initial is None else initial
+        self.space, self.model = space, plain_model(space) if model is None else model
+        given = outcome, goal, chosen, level, wanted, initial, seed, budget, tolerance
+        self.settings = Settings(*map(plain, given))
+        self.cost = cost
+        self.file = None if file is None else pathlib.Path(file)
+        self._batches: list[list[tuple[Any, tuple[float, ...], float]]] = []
+        self._pending: dict[Any, tuple[float, ...]] = {}
+        self._failures: list[tuple[float, ...]] = []
+        self._suggested = 0
+        self._belief: Belief | None = None
+
+    # --- data in -------------------------------------------------------------------------------
+
+    def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
+        """Take in measured points: the axes (or the id of a suggestion) and the outcome of each.
+
+        An outcome that is NaN or infinite is a failure of that point and not a datum.
+
+        **Raises:** `ValueError` for a point off the axes or without its outcome; then none of the
+        batch is taken.
+        """
+        batch = [self._read(point) for point in points]
+        for identity, _, _ in batch:
+            self._pending.pop(identity, None)
+        bad = [numbers for _, numbers, y in batch if not math.isfinite(y)]
+        if bad:
+            log.warning(
+                "%d of %d outcomes are not finite: counted as failures", len(bad), len(batch)
+            )
+            self._failures += bad
+        self._take([entry for entry in batch if math.isfinite(entry[2])])
+
+    def _read(self, point: Mapping[str, Any]) -> tuple[Any, tuple[float, ...], float]:
+        identity, outcome = plain(point.get(ID)), self.settings.outcome
+        if outcome not in point:
+            raise ValueError(f"the point {dict(point)} has no outcome {outcome!r}")
+        if not isinstance(identity, str | int | float | None):
+            raise ValueError(f"the {ID} {identity!r} is neither a text nor a number")
+        if identity in self._pending and not set(self.space.names) <= set(point):
+            numbers = self._pending[identity]
+        else:
+            numbers = self.space.numbers(self._readbacks(identity, point))
+        try:
+            return identity, numbers, float(point[outcome])
+        except (TypeError, ValueError):
+            raise ValueError(f"outcome {outcome!r} is {point[outcome]!r}, no number") from None
+
+    def _readbacks(self, identity: Any, point: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Where a suggestion was measured: what can only be chosen is as it was suggested, and an
+        instrument that arrives a little beyond an end of an axis is at that end."""
+        if identity not in self._pending:
+            return point
+        found = self.space.settings(self._pending[identity])
+        if self.space.candidates is None:
+            for axis in (a for a in self.space.axes if not a.whole):
+                value, beyond = float(point[axis.name]), BEYOND * (axis.upper - axis.lower)
+                near = axis.lower - beyond <= value <= axis.upper + beyond
+                found[axis.name] = min(max(value, axis.lower), axis.upper) if near else value
+        return found
+
+    def _take(self, batch: list[tuple[Any, tuple[float, ...], float]]) -> None:
+        if batch:
+            self._batches.append(batch)
+            points, y = self.data
+            if len(y) >= 2:
+                key = jax.random.fold_in(jax.random.key(self.settings.seed), len(y))
+                before, self._belief = self._belief, self.model(points, y, self._belief, key)
+                singular = self._belief is not None and self._belief.singular
+                if singular and not (before is not None and before.singular):
+                    log.warning(
+                        "the kernel matrix of %d data is singular: distrust the smallest "
+                        "uncertainties",
+                        len(y),
+                    )
+
+    @property
+    def data(self) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n"]]:
+        """All measured points and their outcomes, in the order they came."""
+        rows = [entry for batch in self._batches for entry in batch]
+        points = np.asarray([numbers for _, numbers, _ in rows], float)
+        return points.reshape(-1, len(self.space.axes)), np.asarray([y for *_, y in rows], float)
+
+    def register_suggestions(
+        self, suggestions: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Make somebody else's points known as pending, each with an `_id`."""
+        return [self._registered(self.space.numbers(point)) for point in suggestions]
+
+    def _registered(self, numbers: Sequence[float]) -> dict[str, Any]:
+        identity, self._suggested = self._suggested, self._suggested + 1
+        self._pending[identity] = tuple(float(v) for v in numbers)
+        return {ID: identity} | self.space.settings(numbers)
+
+    def register_failures(self, suggestions: Sequence[Mapping[str, Any]]) -> None:
+        """These suggestions could not be measured: stay away from them, and from their neighbours.
+
+        **Raises:** `ValueError` for an id that is not pending and a point without its axes.
+        """
+        known = [(plain(s.get(ID)), s) for s in suggestions]
+        failed = [
+            self._pending[i] if i in self._pending else self.space.numbers(s) for i, s in known
+        ]
+        for identity, _ in known:
+            self._pending.pop(identity, None)
+        self._failures += failed
+
+    # --- suggestions out -----------------------------------------------------------------------
+
+    def suggest(self, num_points: int | None = None) -> list[dict[str, Any]]:
+        """The points to measure next, `{"_id": ..., axis: setting}` each.
+
+        **Raises:** `ValueError` when no candidate is left.
+        """
+        count = 1 if num_points is None else num_points
+        key = jax.random.fold_in(jax.random.key(self.settings.seed), 2**20 + self._suggested)
+        chosen: list[tuple[float, ...]] = []
+        while len(chosen) < count:
+            known = len(self.data[1]) + len(self._pending) + len(chosen)
+            if self._belief is None or known < self.settings.initial:
+                chosen.append(self._spread(self._suggested + len(chosen), chosen))
+            else:
+                key, now = jax.random.split(key)
+                chosen.append(self._chosen(now, chosen))
+        if self.cost is not None and len(chosen) > 1:
+            order = tour(np.asarray(chosen), self._position(), np.asarray(self.cost.rates))
+            chosen = [chosen[i] for i in order]
+        return [self._registered(numbers) for numbers in chosen]
+
+    def _position(self) -> Float[np.ndarray, "d"]:
+        """Where the instrument is after all that was suggested: at first in the middle."""
+        if self._pending:
+            return np.asarray(list(self._pending.values())[-1])
+        points, _ = self.data
+        return points[-1] if len(points) else 0.5 * (self.space.lower + self.space.upper)
+
+    def _spread(self, index: int, chosen: list[tuple[float, ...]]) -> tuple[float, ...]:
+        """The next point of a scrambled Sobol sequence, or the free candidate nearest to it."""
+        sequence = qmc.Sobol(len(self.space.axes), rng=self.settings.seed)
+        if index:
+            sequence.fast_forward(index)
+        unit = sequence.random(1)
+        if self.space.candidates is None:
+            with jax.enable_x64(True):
+                return tuple(np.asarray(self.space.box.uniform(jnp.asarray(unit)))[0].tolist())
+        width = self.space.upper - self.space.lower
+        distance = np.sum(((self.space.candidates - self.space.lower) / width - unit) ** 2, axis=1)
+        free = self._free(chosen)
+        return tuple(self.space.candidates[acquisition.best_allowed(-distance, free)[0]].tolist())
+
+    def _free(self, chosen: Sequence[tuple[float, ...]] = ()) -> np.ndarray:
+        """Which candidates are neither measured, nor pending, nor failed."""
+        taken = {*self._pending.values(), *self._failures, *chosen}
+        taken |= {tuple(row) for row in self.data[0].tolist()}
+        return np.asarray([tuple(row) not in taken for row in self.space.candidates.tolist()])
+
+    def _chosen(self, key: Array, chosen: list[tuple[float, ...]]) -> tuple[float, ...]:
+        states = self._with_fantasies([*self._pending.values(), *chosen])
+        draw, climb = jax.random.split(key)
+        context = self._context(states, draw)
+        score = SCORES[self.settings.acquisition]
+        if self.space.candidates is not None:
+            values = scores(score, self.space.candidates, states, context)
+            best = acquisition.best_allowed(values, self._free(chosen))[0]
+            return tuple(self.space.candidates[best].tolist())
+        point, value = maximise(score, self.space.box, climb, (states, context), near=self._near())
+        if not np.isfinite(float(value)):
+            raise ValueError(f"the acquisition {self.settings.acquisition} is finite nowhere")
+        return tuple(np.asarray(point).tolist())
+
+    def _with_fantasies(self, waiting: Sequence[tuple[float, ...]]) -> tuple[gp.State, ...]:
+        """The states as if what is waited for came out as predicted (Ginsbourger et al. 2010), and
+        what failed as the worst outcome so far: the process stays away from it, as far as the
+        function is known to be smooth."""
+        states = self.belief.states
+        extra = len(waiting) + len(self._failures)
+        states, worst = belief.with_room(states, extra), self._worst(states[0])
+        for numbers in self._failures:
+            states = belief.imagined(states, numbers, worst)
+        for numbers in waiting:
+            states = belief.imagined(states, numbers)
+        return states
+
+    def _worst(self, state: gp.State) -> float | None:
+        """None where no outcome is better than another."""
+        z, goal = np.asarray(state.y)[: state.count], self.settings.goal
+        low, high = float(z.min()), float(z.max())
+        return {"maximise": low, "find": low, "minimise": high}.get(goal)
+
+    def _context(self, states: tuple[gp.State, ...], key: Array) -> Context:
+        goal, points, free = self.settings.goal, self.data[0], self.cost is None
+        sign = -1.0 if goal == "minimise" else 1.0
+        observed = states[0].observed
+        mean, _ = mean_and_variance(states, np.asarray(observed.points))
+        present = np.asarray(observed.present) > 0
+        paths, maxima = None, np.zeros(1)
+        if self.settings.acquisition in ("thompson", "mes"):
+            first, second = jax.random.split(key)
+            draws = 1 if self.settings.acquisition == "thompson" else MAXIMA
+            paths = draw_paths(states[self._suggested % len(states)], first, draws)
+            some = self._some(second)
+            maxima = np.max(sign * np.asarray(paths_at(paths, some)), axis=1)
+        with jax.enable_x64(True):
+            return Context(
+                sign=jnp.asarray(sign),
+                best=jnp.asarray(np.max(sign * mean[present])),
+                level=jnp.asarray(self._level(states)),
+                paths=paths,
+                maxima=jnp.asarray(maxima, float),
+                position=jnp.asarray(self._position()),
+                rates=jnp.asarray(np.full(points.shape[1], np.inf) if free else self.cost.rates),
+                fixed_s=jnp.asarray(1.0 if free else self.cost.settle_s + self.cost.dwell_s),
+            )
+
+    def _level(self, states: tuple[gp.State, ...]) -> float:
+        """On the scale of the states; NaN where there is no need for it."""
+        if self.settings.acquisition == "among_best":
+            mean, variance = mean_and_variance(states, self.space.candidates, noisy=True)
+            free, known = self._free(), np.asarray(states[0].y)[: states[0].count]
+            return acquisition.level_of_best(
+                mean[free], np.sqrt(variance[free]), known, self.settings.wanted
+            )
+        level = math.nan if self.settings.level is None else self.settings.level
+        return float(self.belief.scale.apply(np.asarray([level]))[0])
+
+    def _some(self, key: Array) -> Float[np.ndarray, "m d"]:
+        """Points over which the maxima of draws are looked for."""
+        if self.space.candidates is not None:
+            return self.space.candidates
+        with jax.enable_x64(True):
+            unit = jax.random.uniform(key, (SPREAD, len(self.space.axes)))
+            return np.concatenate([np.asarray(self.space.box.uniform(unit)), self._near()])
+
+    def _near(self) -> Float[np.ndarray, "k d"]:
+        """The best points so far, about which the search looks closely."""
+        points, y = self.data
+        best = np.argsort(-y if self.settings.goal != "minimise" else y, kind="stable")[:3]
+        return points[np.resize(best, 3)]
+
+    # --- what is known -------------------------------------------------------------------------
+
+    @property
+    def belief(self) -> Belief:
+        """What the learner believes now.
+
+        **Raises:** `ValueError` before there are two data.
+        """
+        if self._belief is None:
+            raise ValueError(f"{len(self.data[1])} data are too few for a model; two are needed")
+        return self._belief
+
+    def predict(self, points: Sequence[Mapping[str, Any]] | np.ndarray) -> Prediction:
+        """What a measurement at these points would give; points as settings or `[m, d]` numbers."""
+        if not isinstance(points, np.ndarray):
+            points = np.asarray([self.space.numbers(point) for point in points])
+        parts = self.belief.predicts(points)
+        lower, median, upper = predictive.quantiles(parts, (0.05, 0.5, 0.95))
+        return Prediction(median, lower, upper, predictive.uncertainty(parts))
+
+    def reckoned(self, points: Float[np.ndarray, "m d"]) -> Prediction:
+        """What a suggestion reckons with at these points: quicker than `predict`, and surer of
+        itself, since the parameters of the process have their most probable values."""
+        states, scale = self.belief.states, self.belief.scale
+        mean, variance = mean_and_variance(states, points)
+        sd = NINETY * np.sqrt(mean_and_variance(states, points, noisy=True)[1])
+        median, lower, upper = (scale.invert(z) for z in (mean, mean - sd, mean + sd))
+        return Prediction(median, lower, upper, np.sqrt(variance))
+
+    def uncertainty(self, points: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "m"]:
+        """The standard deviation of the function that a suggestion reckons with, scaled."""
+        numbers = np.asarray([self.space.numbers(point) for point in points])
+        return np.sqrt(mean_and_variance(self.belief.states, numbers)[1])
+
+    def acquisition_at(self, points: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m"]:
+        """What the next measurement would be worth at these points."""
+        states = self._with_fantasies(list(self._pending.values()))
+        context = self._context(states, jax.random.key(self.settings.seed))
+        return scores(SCORES[self.settings.acquisition], points, states, context)
+
+    def get_best_points(self) -> list[tuple[Any, dict[str, Any], dict[str, float]]]:
+        """The best measured point: its id, its settings, its outcome."""
+        rows = [entry for batch in self._batches for entry in batch]
+        if not rows:
+            return []
+        sign = -1.0 if self.settings.goal == "minimise" else 1.0
+        identity, numbers, y = max(rows, key=lambda row: sign * row[2])
+        return [(identity, self.space.settings(numbers), {self.settings.outcome: y})]
+
+    def should_stop(self) -> tuple[bool, str | None]:
+        """Whether to stop now, and why."""
+        measured, budget = len(self.data[1]), self.settings.budget
+        if budget is not None and measured >= budget:
+            return True, f"the budget of {budget} measurements is used"
+        if self.space.candidates is not None and not self._free().any():
+            return True, "every candidate has been measured"
+        if self.settings.tolerance is None or self._belief is None:
+            return False, None
+        if measured < self.settings.initial or self.settings.goal not in ("maximise", "minimise"):
+            return False, None
+        gain = self._gain()
+        if gain < self.settings.tolerance:
+            return True, f"an improvement of {gain:.2g} standard deviations is expected at best"
+        return False, None
+
+    def _gain(self) -> float:
+        """The largest expected improvement, in standard deviations of the (scaled) outcomes."""
+        states, key = self.belief.states, jax.random.key(self.settings.seed)
+        context = self._context(states, key)
+        if self.space.candidates is not None:
+            values = scores(SCORES["log_ei"], self.space.candidates, states, context)
+            return float(np.exp(np.max(values[self._free()])))
+        _, value = maximise(
+            SCORES["log_ei"], self.space.box, key, (states, context), near=self._near()
+        )
+        return float(np.exp(value))
+
+    # --- keeping it ----------------------------------------------------------------------------
+
+    def checkpoint(self) -> None:
+        """Write data, pending points and failures to `file`: all of it, or the old one stays.
+
+        **Raises:** `ValueError` without a file; `OSError` when it cannot be written.
+        """
+        if self.file is None:
+            raise ValueError("the learner was made without a file to write to")
+        content = json.dumps(
+            {
+                "format": FORMAT,
+                "settings": self._identity(),
+                "suggested": self._suggested,
+                "batches": self._batches,
+                "pending": list(self._pending.items()),
+                "failures": self._failures,
+            }
+        )
+        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "w", encoding="utf-8") as handle:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, self.file)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def restore(self) -> None:
+        """Take up what `checkpoint` wrote: the same suggestions follow as would have then.
+
+        **Raises:** `FileNotFoundError`; `ValueError` for another file, or one of a learner with
+        other axes, candidates, cost, model or settings.
+        """
+        if self.file is None or not self.file.is_file():
+            raise FileNotFoundError(f"no such checkpoint: {self.file}")
+        try:
+            content = json.loads(self.file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self.file} is no checkpoint of a learner: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"{self.file} is no checkpoint of a learner")
+        was, now = content["settings"], json.loads(json.dumps(self._identity()))
+        if was != now:
+            other = sorted(k for k in {**was, **now} if was.get(k) != now.get(k))
+            differ = "; ".join(f"{k} is {now.get(k)} and was {was.get(k)}" for k in other)
+            names = ", ".join(other)
+            raise ValueError(f"{self.file} is of a learner with other {names}: {differ}")
+        self._batches, self._belief = [], None
+        self._failures = [tuple(row) for row in content["failures"]]
+        self._pending = {identity: tuple(row) for identity, row in content["pending"]}
+        self._suggested = content["suggested"]
+        for batch in content["batches"]:  # one by one: each belief starts from the last
+            self._take([(identity, tuple(numbers), y) for identity, numbers, y in batch])
+
+    def _identity(self) -> dict[str, Any]:
+        axes = [dataclasses.asdict(axis) for axis in self.space.axes]
+        whole = {"candidates": self.space.candidates, "cost": self.cost, "model": self.model}
+        return (
+            {"axes": axes} | {n: told_apart(v) for n, v in whole.items()} | self.settings._asdict()
+        )
+
+
+# --- acquisitions of the states ----------------------------------------------------------------
+
+
+def _mean_sd(points, states: tuple[gp.State, ...], context: Context):
+    mean, variance = belief.posterior(states, points)
+    return context.sign * mean, jnp.sqrt(variance)
+
+
+def _of_mixture(value, points, states, context):
+    """The logarithm of the mean over the states, each of which is a Gaussian: exact, where their
+    joint mean and variance would not be."""
+    each = [value(state, *_mean_sd(points, (state,), context)) for state in states]
+    return _per_second(logsumexp(jnp.stack(each), axis=0) - np.log(len(states)), points, context)
+
+
+def _log_ei(points, states, context):
+    def value(_, mean, sd):
+        return acquisition.log_expected_improvement(mean, sd, context.best)
+
+    return _of_mixture(value, points, states, context)
+
+
+def _log_pi(points, states, context):
+    def value(_, mean, sd):
+        return acquisition.log_probability_of_improvement(mean, sd, context.best)
+
+    return _of_mixture(value, points, states, context)
+
+
+def _among_best(points, states, context):
+    def value(state, mean, sd):
+        noisy = jnp.sqrt(sd**2 + belief.noise_variance((state,), points))
+        return acquisition.log_probability_of_improvement(mean, noisy, context.level)
+
+    return _of_mixture(value, points, states, context)
+
+
+def _uncertainty(points, states, context):
+    _, sd = _mean_sd(points, states, context)
+    return _per_second(jnp.log(sd), points, context)
+
+
+def _mes(points, states, context):
+    mean, sd = _mean_sd(points, states, context)
+    value = acquisition.max_value_entropy(mean, sd, context.maxima)
+    return _per_second(value, points, context)
+
+
+def _ucb(points, states, context):
+    mean, sd = _mean_sd(points, states, context)
+    return acquisition.upper_confidence_bound(mean, sd)
+
+
+def _straddle(points, states, context):
+    mean, sd = _mean_sd(points, states, context)
+    return acquisition.straddle(mean, sd, context.level)
+
+
+def _thompson(points, states, context):
+    return context.sign * context.paths(points)[0]
+
+
+def _per_second(value, points, context):
+    seconds = travel(context.position, points, context.rates) + context.fixed_s
+    return acquisition.per_second(value, seconds)
+
+
+SCORES = {
+    "log_ei": _log_ei,
+    "ucb": _ucb,
+    "pi": _log_pi,
+    "among_best": _among_best,
+    "uncertainty": _uncertainty,
+    "thompson": _thompson,
+    "mes": _mes,
+    "straddle": _straddle,
+}
+
+
+@gp.double
+def scores(score, points, states, context: Context) -> Float[np.ndarray, "m"]:
+    """An acquisition at all candidates."""
+    return np.asarray(_scores(score, jnp.asarray(points), states, context))
+
+
+@eqx.filter_jit
+def _scores(score, points, states, context):
+    return score(points, states, context)
+
+
+@gp.double
+def mean_and_variance(
+    states: tuple[gp.State, ...], points, noisy: bool = False
+) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """Of the function, or with `noisy` of a measurement, on the scale of the states."""
+    return jax.device_get(_mean_and_variance(states, jnp.asarray(points), noisy))
+
+
+@eqx.filter_jit
+def _mean_and_variance(states, points, noisy: bool):
+    mean, variance = belief.posterior(states, points)
+    return mean, variance + belief.noise_variance(states, points) if noisy else variance
+
+
+@gp.double
+def paths_at(paths, points) -> np.ndarray:
+    return np.asarray(eqx.filter_jit(paths)(jnp.asarray(points)))

@@ -1,0 +1,86 @@
+"""What a learner believes, in a file that others look at while it goes on: `state.npz`.
+
+Maps over two axes; over any other number, profiles along each axis through the best point.
+"""
+
+import logging
+import os
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from micjax.active.learner.learner import Learner
+
+log = logging.getLogger("micjax")
+
+STATE = "state.npz"
+ACROSS = 48  # places along an axis
+SHARE, LONGEST_S = 0.1, 5.0  # of the time for snapshots, and the longest without one
+
+
+class Snapshots:
+    """Writes them as often as a tenth of the time allows."""
+
+    def __init__(self, folder: str | os.PathLike, learner: Learner):
+        self.path, self._learner, self._not_before = pathlib.Path(folder) / STATE, learner, 0.0
+
+    def __call__(self) -> None:
+        if time.monotonic() >= self._not_before:
+            try:
+                self.write()
+            except OSError as error:  # nobody can look, and the campaign goes on
+                log.warning("%s cannot be written: %s", self.path, error)
+
+    def write(self) -> None:
+        """**Raises:** `OSError` when it cannot be written; nothing is written before two data."""
+        if len(self._learner.data[1]) < 2:
+            return
+        begun = time.monotonic()
+        temporary = self.path.with_name(f".{STATE}.tmp")
+        with open(temporary, "wb") as file:
+            np.savez(file, **believed(self._learner))
+        os.replace(temporary, self.path)
+        now = time.monotonic()
+        self._not_before = now + min((now - begun) / SHARE, LONGEST_S)
+
+
+def believed(learner: Learner) -> dict[str, Any]:
+    """The arrays of a snapshot.
+
+    `names`, `units` of the axes, `points` `[n, d]` and `outcomes` `[n]`; for two axes `along0`,
+    `along1`, and `median`, `uncertainty`, `acquisition` over them; else `along`, `median`, `lower`,
+    `upper` `[d, places]`.
+    """
+    space = learner.space
+    points, outcomes = learner.data
+    found = {
+        "names": np.array(space.names),
+        "units": np.array([axis.unit for axis in space.axes]),
+        "outcome": np.array(learner.settings.outcome),
+        "points": points,
+        "outcomes": outcomes,
+    }
+    along = np.stack(
+        [np.linspace(lo, hi, ACROSS) for lo, hi in zip(space.lower, space.upper, strict=True)]
+    )
+    return found | (_maps(learner, along) if len(along) == 2 else _profiles(learner, along))
+
+
+def _maps(learner: Learner, along: np.ndarray) -> dict[str, Any]:
+    grid = np.stack(np.meshgrid(*along, indexing="ij"), axis=-1).reshape(-1, 2)
+    now, worth = learner.reckoned(grid), learner.acquisition_at(grid)
+    maps = {"median": now.median, "uncertainty": now.uncertainty, "acquisition": worth}
+    maps = {n: np.asarray(v).reshape(ACROSS, ACROSS) for n, v in maps.items()}
+    return {"along0": along[0], "along1": along[1], **maps}
+
+
+def _profiles(learner: Learner, along: np.ndarray) -> dict[str, Any]:
+    best = np.asarray(learner.space.numbers(learner.get_best_points()[0][1]))
+    lines = np.repeat(best[None, None], len(along), axis=0).repeat(ACROSS, axis=1)
+    for i, places in enumerate(along):
+        lines[i, :, i] = places
+    now = learner.reckoned(lines.reshape(-1, len(along)))
+    bands = {"median": now.median, "lower": now.lower, "upper": now.upper}
+    return {"along": along} | {n: np.asarray(v).reshape(along.shape) for n, v in bands.items()}

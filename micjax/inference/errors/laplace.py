@@ -1,0 +1,164 @@
+"""Laplace: the Gaussian with the curvature of the posterior at the current values."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from micjax.core.coordinates import Coordinates
+from micjax.core.memory import check_memory
+from micjax.core.problem import InverseProblem, Values, check_data
+from micjax.inference.errors.density import in_float64, potential
+from micjax.inference.finite import NonFiniteError, non_finite
+from micjax.inference.starts.draw import prior_draws
+
+FLAT = 1e-10  # curvature relative to the unknown's own, below which float64 sees none
+COLUMNS = 8  # of the Hessian at a time
+PRIOR_RULES = 0.9  # a posterior this wide, in prior standard deviations, has learnt nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Laplace:
+    """A Gaussian in the unconstrained coordinates of some unknowns; the others are held.
+
+    An unknown is not `identified` when the data leave a direction without curvature in which it
+    takes part, or its standard deviation above 0.9 of the prior's.
+    """
+
+    problem: InverseProblem  # in float64, at the values it was made at
+    names: list[str]
+    mean: Float[np.ndarray, "d"]  # unconstrained, in the order of `names`
+    covariance: Float[np.ndarray, "d d"]  # of a flat direction: the prior's, or 0 if improper
+    unbounded: Bool[np.ndarray, "d"]  # these take part in a flat direction with an improper prior
+    identified: dict[str, bool]
+    flat_directions: list[dict[str, float]]  # {name: its part}, parts squared add up to 1
+
+    def sample(self, key: Array, n: int) -> dict[str, Float[np.ndarray, "n ..."]]:
+        """`n` draws of the physical values."""
+        with jax.enable_x64(True):
+            variances, directions = np.linalg.eigh(self.covariance)
+            root = directions * np.sqrt(np.maximum(variances, 0.0))
+            theta = self.mean + jax.random.normal(key, (n, len(self.mean))) @ root.T
+            return jax.device_get(_physical(self.problem, tuple(self.names), theta))
+
+    def sd(self) -> dict[str, Float[np.ndarray, "..."]]:
+        """Standard deviations of the physical values, to first order; infinite where a direction
+        is flat and its prior improper."""
+        with jax.enable_x64(True):
+            slope = jax.device_get(_slopes(self.problem, tuple(self.names), self.mean))
+        return {
+            n: np.where(
+                np.any((j != 0) & self.unbounded, axis=-1),
+                np.inf,
+                np.sqrt(np.einsum("...i,ik,...k->...", j, self.covariance, j)),
+            )
+            for n, j in slope.items()
+        }
+
+
+def laplace(
+    problem: InverseProblem,
+    x,
+    y,
+    names: Sequence[str] | None = None,
+    hessian: Float[ArrayLike, "d d"] | None = None,
+) -> Laplace:
+    """The Gaussian approximation of the posterior at the current values (make them the best first).
+
+    In float64, by a dense Hessian: d unknown numbers cost d gradients, and the memory of the larger
+    of 8 gradients and four matrices of d x d.
+
+    **Arguments:**
+
+    - `names`: the unknowns that take part (default: all); the others are held where they are.
+    - `hessian`: in place of the dense one, in the order of `names`; see
+        `micjax.inference.solvers.gauss_newton.expected_hessian`.
+
+    **Raises:** `ValueError` for a name that is no unknown, or data that do not fit the prediction;
+    `NonFiniteError` when the Hessian is not finite; `MemoryError` when there is no room for it.
+    """
+    with jax.enable_x64(True):
+        problem, x, y = in_float64((problem, x, y))
+        check_data(problem, x, y)
+        coordinates, unknowns = Coordinates(problem, names), problem.unknowns()
+        names = list(coordinates.names)
+        theta = problem.unconstrain(problem.values())
+        mean = coordinates.vector(theta)
+        check_memory(f"Laplace errors of {mean.size} unknown numbers", 4 * 8 * mean.size**2)
+        if hessian is None:
+            hessian = _hessian(mean, problem, tuple(names), x, y)
+        hessian = np.asarray(hessian, float)
+        if not np.isfinite(hessian).all():
+            raise NonFiniteError(f"the Hessian is not finite: {non_finite(theta, problem, x, y)}")
+        prior_sd = np.concatenate([_prior_sd(unknowns[n], theta[n]) for n in names])
+        owner = coordinates.owner
+    covariance, flat, unbounded = _invert(hessian, prior_sd)
+    wide = np.sqrt(np.diag(covariance)) > PRIOR_RULES * prior_sd
+    parts = [{n: float(np.sqrt(np.sum(v[owner == n] ** 2))) for n in names} for v in flat.T]
+    carried = [{n: part for n, part in direction.items() if part > 0.1} for direction in parts]
+    identified = {
+        n: not wide[owner == n].any() and not any(n in direction for direction in carried)
+        for n in names
+    }
+    return Laplace(problem, names, np.asarray(mean), covariance, unbounded, identified, carried)
+
+
+def _invert(hessian: np.ndarray, prior_sd: np.ndarray):
+    """The covariance, the flat directions as columns, and which elements nothing bounds.
+
+    Each unknown is measured in its own curvature, so that units do not decide what is flat.
+    """
+    own = np.abs(np.diag(hessian))
+    scale = np.where(own > 0, own, 1.0) ** -0.5
+    values, vectors = np.linalg.eigh(hessian * scale[:, None] * scale)
+    flat = values <= FLAT * max(values.max(initial=0.0), 1e-300)
+    # a flat direction is as wide as the prior makes it; an improper prior gives 1 / inf = 0
+    taking_part = np.where(np.abs(vectors) > 1e-6, vectors, 0.0)  # the rest is rounding
+    prior = ((scale[:, None] * taking_part / prior_sd[:, None]) ** 2).sum(axis=0)
+    precision = np.where(flat, prior, values)
+    variances = np.where(precision > 0, 1.0 / np.where(precision > 0, precision, 1.0), 0.0)
+    root = scale[:, None] * vectors * np.sqrt(variances)
+    directions = scale[:, None] * vectors[:, flat]
+    unbounded = (taking_part[:, flat & (prior == 0)] != 0).any(axis=1)
+    return root @ root.T, directions / np.linalg.norm(directions, axis=0), unbounded
+
+
+def _prior_sd(prior: dist.Distribution, theta: Array) -> np.ndarray:
+    """Standard deviation of the prior in unconstrained coordinates, from draws; inf if improper."""
+    draws = prior_draws(prior, jax.random.key(0), (1000,))
+    if draws is None:
+        return np.full(theta.size, np.inf)
+    return np.asarray(dist.biject_to(prior.support).inv(draws).std(axis=0)).ravel()
+
+
+@eqx.filter_jit
+def _hessian(mean: Array, problem: InverseProblem, names: tuple[str, ...], x, y) -> Array:
+    """Column by column, `COLUMNS` of them side by side: each needs the memory of a gradient."""
+    coordinates = Coordinates(problem, names)
+    gradient = jax.grad(lambda m: potential(coordinates.theta(m), problem, x, y))
+    directions = jnp.eye(mean.size, dtype=mean.dtype)
+    return jax.lax.map(
+        lambda direction: jax.jvp(gradient, (mean,), (direction,))[1],
+        directions,
+        batch_size=min(COLUMNS, mean.size),
+    )
+
+
+def _values(problem: InverseProblem, names: tuple[str, ...], flat: Array) -> Values:
+    values = Coordinates(problem, names).values(flat)
+    return {n: values[n] for n in names}
+
+
+@eqx.filter_jit
+def _physical(problem: InverseProblem, names: tuple[str, ...], flat: Array) -> Values:
+    return jax.vmap(lambda m: _values(problem, names, m))(flat)
+
+
+@eqx.filter_jit
+def _slopes(problem: InverseProblem, names: tuple[str, ...], mean: Array) -> Values:
+    return jax.jacfwd(lambda m: _values(problem, names, m))(jnp.asarray(mean))

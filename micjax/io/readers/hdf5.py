@@ -1,0 +1,79 @@
+"""HDF5: our own NeXus results and those of others, and pyNSID files of pycroscopy and sidpy."""
+
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+
+from micjax.core.foreign.hdf5 import File, Node, opened
+from micjax.io.fields import PIXELS, Axis, Field, by_name, nm_per, rows_first, unpacked
+from micjax.io.nexus import nexus_fields
+
+log = logging.getLogger(__name__)
+
+# pyNSID files made from Igor waves say "m" of every channel but phase and current
+_ASYLUM_UNITS = {"Phase": "deg", "UserIn": "V", "Potential": "V", "Frequency": "Hz"}
+
+
+def read_hdf5(path: Path) -> dict[str, Field]:
+    """Every dataset of a NeXus or pyNSID file.
+
+    **Returns:** fields by channel. Of a NeXus file the channel is the name of the NXdata group,
+    of a pyNSID file the quantity.
+    """
+    with opened(path) as file:
+        fields = nexus_fields(file) or nsid_fields(file)
+    if not fields:
+        raise ValueError("neither NeXus NXdata nor pyNSID datasets in it")
+    return by_name(fields)
+
+
+def nsid_fields(file: File) -> list[Field]:
+    """Every pyNSID dataset of a file, in its order.
+
+    pyNSID stores `[x, y, ...]`: the result is `[iy, ix, ...]`, with the file's own y along the
+    rows. In files made from Asylum's Igor waves this y points up, so that the same scan read from
+    the .ibw has its rows the other way round.
+    """
+    found = [n for n in file.nodes() if n.text("quantity") and n.shape and not n.is_scale]
+    readable = [n for n in found if n.kind not in ("", "text") or n.elsewhere]
+    if others := [n.path for n in found if n not in readable]:
+        log.warning("no numbers, not read: %s", ", ".join(others))
+    return [_nsid_field(file, dataset) for dataset in readable]
+
+
+def _nsid_field(file: File, dataset: Node) -> Field:
+    unit, name = dataset.text("units"), dataset.text("quantity")
+    values = unpacked(file.read(dataset), dataset.attrs, dataset.path)
+    axes = tuple(_nsid_axis(file, dataset, i, unit) for i in range(values.ndim))
+    plain = re.sub("^(Nap|DAC)", "", name)
+    if unit == "m":
+        unit = next((u for start, u in _ASYLUM_UNITS.items() if plain.startswith(start)), unit)
+        if unit != "m":
+            log.info("%s: the file says m, %s is in %s", dataset.path, name, unit)
+    notes = file.get(dataset.path.rpartition("/")[0] + "/original_metadata")
+    metadata = {
+        "data_type": dataset.text("data_type"),
+        "modality": dataset.text("modality"),
+        "original": {} if notes is None else {k: _plain(v) for k, v in notes.attrs.items()},
+    }
+    return rows_first(Field(values, axes, unit, name, metadata))
+
+
+def _nsid_axis(file: File, dataset: Node, i: int, data_unit: str) -> Axis:
+    label, at = dataset.dims[i]
+    label = label or f"axis{i}"
+    if at is None:
+        return Axis(label, np.arange(dataset.shape[i]), PIXELS)
+    scale = file.at(at)
+    unit = scale.text("units")
+    spatial = scale.text("dimension_type") == "SPATIAL"
+    # the same converter writes the channel's unit on x and y: a phase image is 1e-6 "deg" wide
+    if spatial and unit == data_unit and nm_per(unit) is None:
+        unit = "m"
+    return Axis(scale.text("name") or label, file.read(scale), unit)
+
+
+def _plain(value):
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,231 @@
+"""The tip that took some images, without knowing the surface.
+
+Every tip sharper than the true one that divides it passes `tip_evidence`, a needle always: the
+scan sets an outer bound, and the estimate is the *bluntest admissible* tip.
+
+Images are `[frames, iy, ix]` in nm, one tip for all frames.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Key
+
+from micjax.physics.tips.blind.candidates import (
+    Candidates,
+    finer,
+    heights_of_one,
+    single_tips,
+    tried,
+)
+from micjax.physics.tips.blind.second_apex import DOUBLE_ALLOWANCE, WORTH_RESHAPING, second_apex
+from micjax.physics.tips.dilation import opening
+from micjax.physics.tips.evidence import (
+    ALLOWANCE,
+    RESOLUTION,
+    Frames,
+    Kernel,
+    Scalar,
+    admissible,
+    misfit,
+    noise_residual,
+    spread,
+)
+from micjax.physics.tips.shapes import Double
+from micjax.physics.tips.villarrubia import villarrubia
+
+_STRICT = 1.05  # of a single tip: seeking the bluntest would use up any allowance
+_LENIENT = 1.4  # of the tip from which a second apex is sought
+_WORTHWHILE = 1.25  # how much blunter a reshaped tip must be to give up the one it started from
+_WORTH_FREEDOM = 3.0  # the same after a blunter start, of which untouched pixels stay as blunt
+_NO_TRACE = 0.1  # sigma taken off the image, below which the tip left no trace
+_HOPELESS = 6.0  # misfit / floor from which a descent that is a quarter through will not arrive
+
+
+class BlindTip(NamedTuple):
+    """The bluntest admissible tip of some images, and how it was found."""
+
+    heights_nm: Kernel  # T, the highest pixel at 0
+    shape: Double  # its parametric part
+    double: bool
+    free_form: bool  # whether heights_nm was reshaped pixel by pixel
+    passes: bool  # whether it is admissible: if not, no tip of this size and kind is
+    misfit: float
+    floor: float
+    bluntness: float
+    singles: Candidates
+    classical_nm: Kernel  # Villarrubia's estimate with the threshold asked for
+
+
+def blind(
+    images: Frames,
+    sigma_nm: Scalar,
+    pixel_nm,
+    size: tuple[int, int],
+    key: Key[Array, ""],
+    *,
+    steps: int = 300,
+    threshold_sigmas: float = 4.0,
+    radii: int = 18,
+    report=lambda share, text: None,
+) -> BlindTip:
+    """The bluntest admissible tip: sphere-cones first, then a second apex, then pixel by pixel.
+
+    **Arguments:**
+
+    - `steps`: of the free-form descents; 0 leaves the parametric tip.
+    - `threshold_sigmas`: of the classical estimate, which is the answer where it is admissible:
+        without noise.
+    - `radii`: how many radii are tried over three decades; with little noise only a narrow range
+        passes, and 45 are worth their time.
+    - `report`: called as `report(share of the work done, text)`.
+    """
+    height_nm = float(jnp.max(jnp.ptp(images, axis=(1, 2))))
+    depth_nm = 1.05 * height_nm
+    coarse = tried(images, single_tips(height_nm, pixel_nm, size, radii), sigma_nm, key)
+    singles = tried(images, finer(coarse.shape(coarse.best(_STRICT))), sigma_nm, key)
+    best = singles.best(_STRICT)
+    shape, double = singles.shape(best), False
+    starts = [heights_of_one(shape, depth_nm)]
+    report(0.2, f"single tip, radius {float(shape.radius_nm):.3g} nm")
+    blunter = coarse.shape(coarse.best(_LENIENT))
+    doubles = second_apex(
+        images, blunter, singles.bluntness[best], height_nm, sigma_nm, jax.random.fold_in(key, 1)
+    )
+    if doubles is not None:
+        best_double = doubles.best(_STRICT, DOUBLE_ALLOWANCE, WORTH_RESHAPING)
+        starts.append(heights_of_one(doubles.shape(best_double), depth_nm))
+        double = bool(
+            admissible(doubles.misfit[best_double], doubles.floor[best_double], DOUBLE_ALLOWANCE)
+            & (doubles.bluntness[best_double] > singles.bluntness[best])
+        )
+        shape = doubles.shape(best_double) if double else shape
+    report(0.5, "second apex found" if double else "no second apex")
+
+    parametric = heights_of_one(shape, depth_nm)
+    seen, floor, bluntness = map(float, misfit(images, parametric, sigma_nm, key))
+    classical, _ = villarrubia(images, size, float(threshold_sigmas * sigma_nm))
+    found = BlindTip(
+        parametric,
+        shape,
+        double,
+        False,
+        bool(admissible(seen, floor, DOUBLE_ALLOWANCE if double else ALLOWANCE)),
+        seen,
+        floor,
+        bluntness,
+        singles,
+        classical,
+    )
+    if steps == 0:
+        return found
+    found = _blunter(found, classical, images, sigma_nm, key)
+    if found.bluntness < _NO_TRACE:  # computed images are exact, where no shape of ours fits
+        everywhere = 4 * size[0] * size[1] * images.size < 1e8
+        exact, _ = villarrubia(images, size, 1e-6 * depth_nm, everywhere=everywhere)
+        found = _blunter(found, exact, images, sigma_nm, key)
+    # from blunter starts too, so that flanks that are no cones and unequal sides come out as well
+    descents = [(start, flatter) for start in starts for flatter in (1.0, 0.5, 0.15)]
+    for n, (start, flatter) in enumerate(descents):
+        heights, _ = free_form(
+            images,
+            flatter * start,
+            sigma_nm,
+            jax.random.fold_in(key, n),
+            steps=steps,
+            report=lambda done, text, n=n: report(
+                0.5 + 0.5 * (n + done / steps) / len(descents), "free form, " + text
+            ),
+        )
+        own = float(misfit(images, start, sigma_nm, key)[2])
+        at_least = _WORTH_FREEDOM * own if flatter < 1 else 0.0
+        found = _blunter(found, heights, images, sigma_nm, key, at_least)
+    return found
+
+
+def _blunter(
+    found: BlindTip, heights: Kernel, images, sigma_nm, key, at_least: float = 0.0
+) -> BlindTip:
+    """The free-form tip instead of the one found so far, if it is worth it."""
+    seen, floor, bluntness = map(float, misfit(images, heights, sigma_nm, key))
+    wanted = max(_WORTHWHILE * found.bluntness + 0.1, at_least)
+    worthwhile = bluntness > wanted or not found.passes
+    if not (worthwhile and bool(admissible(seen, floor))):
+        return found
+    return found._replace(
+        heights_nm=heights,
+        free_form=True,
+        passes=True,
+        misfit=seen,
+        floor=floor,
+        bluntness=bluntness,
+    )
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _descend(tip, state, images, sigma_nm, depth_nm, rate_nm, key, steps):
+    def excess(tip, key):
+        opened = jax.vmap(lambda i: opening(i, tip))(images)
+        seen = spread((images - opened) / sigma_nm, tip)
+        # without the floor's own gradient the descent would go on to fit the noise: to a needle
+        noise = noise_residual(lax.stop_gradient(opened), tip, sigma_nm, key)
+        expected = spread(noise / sigma_nm, tip)
+        return seen - expected, (seen, expected)
+
+    def step(carry, key):
+        tip, state = carry
+        gradient, seen = jax.grad(excess, has_aux=True)(tip, key)
+        update, state = optax.scale_by_adam().update(gradient, state)
+        tip = jnp.minimum(tip - rate_nm * update, 0.0)
+        tip = jnp.maximum(tip - jnp.max(tip), -depth_nm)  # the apex is 0; deeper is out of reach
+        return (tip, state), seen
+
+    (tip, state), (seen, expected) = lax.scan(step, (tip, state), jax.random.split(key, steps))
+    return tip, state, jnp.mean(seen), jnp.mean(expected)
+
+
+def free_form(
+    images: Frames,
+    start: Kernel,
+    sigma_nm: Scalar,
+    key: Key[Array, ""],
+    *,
+    steps: int = 300,
+    allowance: float = 1.05,
+    report=lambda done, text: None,
+) -> tuple[Kernel, bool]:
+    """Sharpen a too blunt tip, pixel by pixel, until it becomes admissible.
+
+    Gradient descent on misfit - floor from the blunt side (the opening loss of Matsunaga et al.
+    2023, Sci. Rep. 13, 129, made blind to noise by its bootstrap floor), stopped at the first tip
+    that passes: from there on the loss is flat and only leads to sharper tips.
+
+    **Arguments:**
+
+    - `start`: T (nm), blunter than the tip that is sought.
+    - `allowance`: stop at misfit <= allowance * floor.
+
+    **Returns:** `(tip, whether it passed)`.
+    """
+    chunk = 10
+    depth_nm = 1.05 * (jnp.max(images) - jnp.min(images))
+    tip = jnp.maximum(start - jnp.max(start), -depth_nm)
+    state = optax.scale_by_adam().init(tip)
+    seen, expected, _ = misfit(images, tip, sigma_nm, key)
+    if bool(admissible(seen, expected, allowance)):
+        return tip, True
+    for i in range(0, steps, chunk):
+        rate_nm = depth_nm * 0.01 * (1 - 0.8 * i / steps)
+        tip, state, seen, expected = _descend(
+            tip, state, images, sigma_nm, depth_nm, rate_nm, jax.random.fold_in(key, i), chunk
+        )
+        report(i + chunk, f"misfit {float(seen):.2f}, floor {float(expected):.2f}")
+        if i >= steps // 4 and seen > _HOPELESS * expected + RESOLUTION:
+            break
+        if bool(admissible(seen, expected, allowance)):
+            return tip, True
+    return tip, False

@@ -1,0 +1,92 @@
+"""What images say of a tip: whether it can have taken them, and how blunt it is.
+
+A tip T can have taken the image I only if I is T-open: opening(I, T) = I. With noise an image is
+open for no tip but the needle, so the misfit of the opening is held against its floor, the misfit
+that noise alone makes with the same tip (a parametric bootstrap). This replaces the threshold of
+the classical algorithm.
+
+Images are `[frames, iy, ix]` in nm, one tip for all frames.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Bool, Float, Key
+
+from micjax.physics.tips.dilation import dilate, erode, opening
+
+Frames = Float[Array, "frames ny nx"]
+Kernel = Float[Array, "ky kx"]
+Scalar = Float[ArrayLike, ""]
+
+ALLOWANCE = 1.1  # misfit / floor of an admissible tip; 1 without any error of the tip model
+RESOLUTION = 0.01  # misfits below this fraction of the noise variance are no evidence
+
+
+def noise_sigma_nm(images: Frames) -> Scalar:
+    """Noise level by the mask [1 -4 6 -4 1] x [1 -4 6 -4 1] and the median of its modulus.
+
+    The mask of Immerkaer 1996, Comput. Vis. Image Underst. 64, 300, squared: texture of the surface
+    at the scale of two pixels still counts as noise, but less. White noise is assumed.
+    """
+    fourth = jnp.diff(jnp.diff(images, n=4, axis=1), n=4, axis=2)
+    return jnp.median(jnp.abs(fourth)) / (70 * 0.6744897501960817)
+
+
+@jax.jit
+def misfit(
+    images: Frames, tip: Kernel, sigma_nm: Scalar, key: Key[Array, ""]
+) -> tuple[Scalar, Scalar, Scalar]:
+    """How far the images are from being open for `tip`.
+
+    **Returns:** `(misfit, floor, bluntness)`: the root mean fourth power of the opening residual
+    over sigma^2, the same of images that *were* taken with this tip, with fresh noise, and the mean
+    height that the tip takes off the images, less what it takes off noise alone, over sigma.
+    """
+    eroded = jax.vmap(lambda i: erode(i, tip))(images)
+    opened = jax.vmap(lambda s: dilate(s, tip))(eroded)
+    return (
+        spread((images - opened) / sigma_nm, tip),
+        spread(noise_residual(opened, tip, sigma_nm, key) / sigma_nm, tip),
+        jnp.mean(images - eroded) / sigma_nm - _carved_from_noise(images[0], tip / sigma_nm, key),
+    )
+
+
+def _carved_from_noise(image: Array, tip: Kernel, key: Key[Array, ""]) -> Scalar:
+    """What a tip (heights in sigma) takes off a plane with noise alone, in sigma."""
+    noise = jax.random.normal(jax.random.fold_in(key, 1), image.shape, image.dtype)
+    return jnp.mean(noise - erode(noise, tip))
+
+
+def mean_power(residual: Frames, tip: Kernel, power: int) -> Scalar:
+    """Without the pixels within half a tip of the border: there the tip may have touched what lies
+    outside the scan, which no surface inside can explain."""
+    (_, ny, nx), (hy, hx) = residual.shape, (n // 2 for n in tip.shape)
+    return jnp.mean(residual[:, hy : ny - hy, hx : nx - hx] ** power)
+
+
+def spread(residual: Frames, tip: Kernel) -> Scalar:
+    """Root of the mean fourth power: a blunt tip misses few features, but those by many sigma,
+    which the mean square of a large image would not show. `residual` in units of the noise."""
+    return jnp.sqrt(mean_power(residual, tip, 4) + 1e-12) - 1e-6  # the root has no gradient at 0
+
+
+def noise_residual(opened: Frames, tip: Kernel, sigma_nm: Scalar, key: Key[Array, ""]) -> Frames:
+    """The opening residual of images which `tip` did take, with fresh noise."""
+    again = opened + sigma_nm * jax.random.normal(key, opened.shape, opened.dtype)
+    return again - jax.vmap(lambda i: opening(i, tip))(again)
+
+
+def admissible(
+    misfit: Float[ArrayLike, "..."], floor: Float[ArrayLike, "..."], allowance: float = ALLOWANCE
+) -> Bool[ArrayLike, "..."]:
+    """Whether a tip of this misfit can have taken the images."""
+    return misfit < allowance * floor + RESOLUTION
+
+
+@jax.jit
+def misfits(
+    images: Frames, tips: Float[Array, "n ky kx"], sigma_nm: Scalar, key: Key[Array, ""]
+) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, " n"]]:
+    """`misfit` of many tips, one after the other in one compiled call."""
+    return lax.map(lambda tip: misfit(images, tip, sigma_nm, key), tips)

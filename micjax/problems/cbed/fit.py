@@ -1,0 +1,56 @@
+"""Where fits of `micjax.problems.cbed` start."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from micjax.core.problem import InverseProblem, Values
+from micjax.physics.electrons.pacbed import Camera
+
+Pixels = Float[Array, "my mx"]
+TILTS = 5  # of the search along each axis, from -2 to 2 sd
+
+
+def everywhere(problem: InverseProblem, x: Camera, y: Pixels, n: int) -> list[Values]:
+    """The `n` likeliest of all whole numbers of cells and a grid of tilts, far from one another."""
+    unknowns, forward = problem.unknowns(), problem.forward
+    tilts, height = np.asarray(forward.tilt_mrad)[None], float(forward.box_A[2])
+    if prior := unknowns.get("forward.tilt_mrad"):
+        axis = np.linspace(-2.0, 2.0, TILTS)
+        grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+        tilts = np.asarray(prior.mean) + grid * np.sqrt(np.asarray(prior.variance))
+    thickness = height * np.arange(forward.cells + 1)
+    allowed = thickness > 0
+    if prior := unknowns.get("forward.thickness_A"):
+        allowed = np.isfinite(dist.biject_to(prior.support).inv(jnp.asarray(thickness)))
+    table = np.array(_log_likelihoods(problem, jnp.asarray(tilts, dtype=float), x, y))
+    table[:, ~allowed] = -np.inf
+    apart = 1.1 * np.max(np.diff(tilts, axis=0), initial=0.0)
+    found = []
+    for _ in range(n):
+        i, j = np.unravel_index(np.argmax(table), table.shape)
+        if not np.isfinite(table[i, j]):
+            break
+        start = {"forward.thickness_A": thickness[j], "forward.tilt_mrad": tilts[i]}
+        found.append({name: jnp.asarray(v, float) for name, v in start.items() if name in unknowns})
+        near = np.hypot(*(tilts - tilts[i]).T) <= apart
+        table[np.ix_(near, np.abs(thickness - thickness[j]) < 4 * height)] = -np.inf
+    return found
+
+
+@eqx.filter_jit
+def _log_likelihoods(problem: InverseProblem, tilts, x, y) -> Float[Array, "tilts cells"]:
+    """Of each tilt and each number of cells."""
+
+    def at(tilt):
+        forward = problem.at({"forward.tilt_mrad": tilt}).forward
+        pixels = forward.on(x)
+        return jax.lax.map(
+            lambda curves: problem.noise(pixels(*curves)).log_prob(y).sum(),
+            forward.every_thickness(),
+        )
+
+    return jax.lax.map(at, tilts)

@@ -1,0 +1,470 @@
+"""An exploration: a plan of what to measure, as a campaign of a learner in a run folder."""
+
+import contextlib
+import copy
+import math
+import os
+import pathlib
+import sys
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+
+from micjax.active.campaign import STOPPED, Campaign
+from micjax.active.learner.belief import Model, physical_model, plain_model
+from micjax.active.learner.cost import Cost
+from micjax.active.learner.learner import ID, Learner
+from micjax.active.learner.looking import SIDE, looking_model
+from micjax.active.learner.snapshot import Snapshots
+from micjax.core.modules import trusted_function
+from micjax.core.names import plain_name, unknown_name
+from micjax.core.ranges import check_ranges
+from micjax.instruments import Guard, Instrument, Journal
+from micjax.instruments.journal import LINES, spent_of
+from micjax.run.folder import RunFolder, new_path
+from micjax.run.jobs.job import fingerprint
+from micjax.run.jobs.sources import (
+    Source,
+    device_of,
+    image_of,
+    imported,
+    open_file,
+    open_function,
+    open_instrument,
+)
+from micjax.run.plans.settings import checked, settings_of
+from micjax.run.plans.yamls import parse
+from micjax.run.registry import find
+
+
+class _Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class AxisPlan(_Strict):
+    """One axis of a function; a file brings its own."""
+
+    lower: float = 0.0
+    upper: float = 1.0
+    unit: str = ""
+    whole: bool = False
+    categories: tuple[str | int | float, ...] = ()
+
+
+class CostPlan(_Strict):
+    """What a measurement takes; what is left out is what the instrument says, else no time."""
+
+    rates: dict[str, pydantic.PositiveFloat] = {}  # units of the axis per second
+    settle_s: pydantic.NonNegativeFloat | None = None
+    dwell_s: pydantic.NonNegativeFloat | None = None
+    dose_per_s: pydantic.NonNegativeFloat = 0.0
+
+
+class MeanPlan(_Strict):
+    """A physical model as the mean of the process."""
+
+    problem: str
+    options: dict[str, Any] = {}
+    y_scale: pydantic.PositiveFloat = 1.0  # a typical discrepancy, in units of the outcome
+
+
+class LookPlan(_Strict):
+    """An image of the sample, taken before, for a deep kernel to look at."""
+
+    file: str | None = None  # by default the measured one
+    channel: str | None = None
+    signal: str = "first"  # of a curve at each pixel
+    logarithm: bool = False  # look at log10 of its size
+    side: pydantic.PositiveInt = SIDE  # of the patches, pixels
+    networks: pydantic.PositiveInt = 1
+
+
+class GuardPlan(_Strict):
+    """Bounds of an instrument, over all of the exploration."""
+
+    seconds: pydantic.PositiveFloat | None = None
+    dose: pydantic.PositiveFloat | None = None
+    patience: pydantic.PositiveFloat | None = None  # times what a measurement should take
+
+
+class ExplorePlan(_Strict):
+    """What to measure, in search of what, and how long."""
+
+    measure: str  # a file, package.module:function, or, with `mode`, package.module:instrument
+    mode: str | None = None  # of the instrument
+    options: dict[str, Any] = {}  # the instrument is made with
+    at: dict[str, float] = {}  # settings that stay
+    guard: GuardPlan = GuardPlan()
+    channel: str | None = None
+    signal: str = "mean"  # of a curve at each point
+    axes: dict[str, AxisPlan] = {}
+    outcome: str = "outcome"
+    goal: Literal["maximise", "minimise", "find", "map", "level"] = "maximise"
+    acquisition: str | None = None
+    level: float | None = None
+    wanted: pydantic.PositiveInt | None = None  # so many of the highest are to be found
+    initial: pydantic.PositiveInt | None = None
+    budget: pydantic.PositiveInt = 50
+    batch: pydantic.PositiveInt = 1
+    tolerance: pydantic.PositiveFloat | None = None
+    mean: MeanPlan | None = None
+    look: LookPlan | None = None
+    cost: CostPlan | None = None
+    seed: pydantic.NonNegativeInt = 0
+    out: str | None = None
+
+    @pydantic.field_validator("outcome")
+    @classmethod
+    def _one_word(cls, value: str) -> str:
+        return plain_name(value)  # of a column, and of the run folder
+
+    @pydantic.field_validator("axes")
+    @classmethod
+    def _words(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return {plain_name(name): axis for name, axis in value.items()}
+
+
+def make_explore_plan(given: Mapping[str, Any], where: str) -> ExplorePlan:
+    """**Raises:** `ValueError` that names every key which is unknown or of another kind, or the
+    first number that is out of its range."""
+    try:
+        plan = ExplorePlan.model_validate(dict(given))
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{where}: " + "; ".join(map(_fault, error.errors()))) from error
+    _check_numbers(plan, where)
+    return plan
+
+
+def _check_numbers(plan: ExplorePlan, where: str) -> None:
+    """Settings have physical ranges; what the user has named himself has only to be a number."""
+    own = ("axes", "at", "options")
+    for name, value in plan.model_dump(exclude={*own, "mean"}).items():
+        check_ranges(name, value, where=f"{where}: ")
+    if plan.mean is not None:
+        check_ranges("y_scale", plan.mean.y_scale, where=f"{where}: mean.")
+    for name in own:
+        for key, value in getattr(plan, name).items():
+            value = value.model_dump() if isinstance(value, AxisPlan) else value
+            for part, number in value.items() if isinstance(value, dict) else [("it", value)]:
+                check_ranges(part, number, False, f"{where}: {name}.{key}: ")
+
+
+def _fault(error: Any) -> str:
+    key = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return unknown_name("key", key, ExplorePlan.model_fields)
+    if error["type"] == "missing":
+        return f"the key {key!r} is missing"
+    return f"{key} is {error['input']!r}: {error['msg']}"
+
+
+def with_assignments(given: Mapping[str, Any], assignments: list[str]) -> dict[str, Any]:
+    """`given` with `cost.dwell_s=0.1`, `budget=70` and the like.
+
+    **Raises:** `ValueError` for text that is no assignment.
+    """
+    plan = copy.deepcopy(dict(given))
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        *parents, last = name.strip().split(".")
+        if not equals or not last:
+            raise ValueError(f"--set {text}: write name=value, as in budget=70")
+        inner = plan
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"--set {text}: {parent} is no section")
+        inner[last] = parse(value, f"--set {text}")
+    return plan
+
+
+# --- what a plan stands for --------------------------------------------------------------------
+
+
+def check_code(plan: ExplorePlan, trusted: Collection[str] | None = ()) -> None:
+    """Whether the user has agreed to the code that the plan names; nothing of it is imported.
+
+    **Arguments:**
+
+    - `trusted`: packages that may be named besides those of `micjax.core.modules.trusted_source`.
+
+    **Raises:** `ValueError` for what may not be imported, or is no function or instrument.
+    """
+    if plan.mean is not None:
+        find(plan.mean.problem, trusted)
+    if not _is_code(plan):
+        return
+    if str(pathlib.Path.cwd()) not in sys.path:
+        sys.path.append(str(pathlib.Path.cwd()))
+    module = trusted_function(plan.measure, trusted)
+    if module.partition(".")[0] == "micjax" and not hasattr(imported(plan.measure), "acquire"):
+        raise ValueError(f"{plan.measure} is no instrument, and of micjax nothing else is measured")
+
+
+def _is_code(plan: ExplorePlan) -> bool:
+    return plan.mode is not None or (":" in plan.measure and not os.path.exists(plan.measure))
+
+
+def source_of(plan: ExplorePlan, device: Instrument | None = None) -> Source:
+    """**Raises:** `ValueError`, `OSError` for what cannot be opened or has no axes."""
+    axes = {name: axis.model_dump(exclude_unset=True) for name, axis in plan.axes.items()}
+    if device is not None:
+        return open_instrument(device, plan.mode, plan.channel, plan.signal, axes, plan.at)
+    if plan.at or plan.options:
+        raise ValueError("`at` and `options` are for instruments, which have a `mode`")
+    if _is_code(plan):
+        return open_function(plan.measure, plan.signal, axes)
+    if axes:
+        raise ValueError(f"{plan.measure} brings its own axes; `axes` is for functions")
+    return open_file(plan.measure, plan.channel, plan.signal)
+
+
+def identity_of(plan: ExplorePlan) -> dict[str, Any]:
+    """What a journal is of: the plan, but for how long it goes on, and what is in its files."""
+    same = plan.model_dump(mode="json", exclude={"budget", "tolerance", "out", "guard", "seed"})
+    return same | {"sha256": {n: known["sha256"] for n, known in measured_file(plan).items()}}
+
+
+def measured_file(plan: ExplorePlan) -> dict[str, dict[str, Any]]:
+    """The fingerprints of the files that are measured and looked at."""
+    named = {"measure": plan.measure}
+    if plan.look is not None and plan.look.file is not None:
+        named["look"] = plan.look.file
+    paths = {name: pathlib.Path(what) for name, what in named.items()}
+    return {name: fingerprint(path) for name, path in paths.items() if path.is_file()}
+
+
+def learner_of(plan: ExplorePlan, source: Source) -> Learner:
+    """**Raises:** `ValueError` for rates of axes that do not exist, or settings that clash."""
+    space = source.space
+    return Learner(
+        space,
+        outcome=plan.outcome,
+        goal=plan.goal,
+        acquisition=plan.acquisition,
+        level=plan.level,
+        wanted=plan.wanted,
+        initial=plan.initial,
+        model=_model(plan, source),
+        cost=None if plan.cost is None else _cost(plan, source),
+        seed=plan.seed,
+        budget=plan.budget,
+        tolerance=plan.tolerance,
+    )
+
+
+def _model(plan: ExplorePlan, source: Source) -> Model:
+    if plan.mean is not None and plan.look is not None:
+        raise ValueError("`mean` and `look` are two models; give one of them")
+    if plan.look is not None:
+        look = plan.look
+        image = image_of(look.file or plan.measure, look.channel, look.signal, look.logarithm)
+        return looking_model(
+            source.space, image, side=look.side, members=look.networks, seed=plan.seed
+        )
+    if plan.mean is None:
+        return plain_model(source.space)
+    citizen = find(plan.mean.problem)
+    allowed = settings_of(citizen.module.problem)
+    options = checked(f"option of {citizen.name}", plan.mean.options, allowed, citizen.ours)
+    physics = citizen.module.problem(**options)
+    return physical_model(source.space, physics, y_scale=plan.mean.y_scale)
+
+
+def _cost(plan: ExplorePlan, source: Source) -> Cost:
+    """What is not given is what the instrument says."""
+    given, names, there = plan.cost, source.space.names, source.instrument
+    for name in given.rates:
+        if name not in names:
+            raise ValueError(unknown_name("axis", name, names))
+    rates = np.asarray([given.rates.get(name, there.axes[name].rate) for name in names])
+    seconds, _ = there.modes[source.mode].cost()
+    settle = max(there.axes[name].settle for name in names)
+    return Cost(
+        rates,
+        settle if given.settle_s is None else given.settle_s,
+        seconds if given.dwell_s is None else given.dwell_s,
+        given.dose_per_s,
+    )
+
+
+# --- the loop ----------------------------------------------------------------------------------
+
+
+class _Noted:
+    """A learner; beside each point, the doubt there was about it and what it has cost by then."""
+
+    def __init__(self, learner: Learner):
+        self.learner = learner
+        self.budget = learner.settings.budget
+        self.surprise: list[float] = []  # predicted sd of each point before it was measured
+        self.seconds: list[float] = []  # spent after each measurement
+        self._waiting: dict[Any, tuple[float, float]] = {}
+
+    def suggest(self, num_points: int | None = None) -> list[dict[str, Any]]:
+        points = self.learner.suggest(num_points)
+        told = zip(self._doubt(points), self._spent(points), strict=True)
+        self._waiting = {p[ID]: both for p, both in zip(points, told, strict=True)}
+        return points
+
+    def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
+        self.learner.ingest(points)
+        for point in points:
+            if math.isfinite(point[self.learner.settings.outcome]):
+                doubt, spent = self._waiting[point[ID]]
+                self.surprise.append(doubt)
+                self.seconds.append(spent)
+
+    def register_failures(self, suggestions: Sequence[Mapping[str, Any]]) -> None:
+        self.learner.register_failures(suggestions)
+
+    def should_stop(self) -> tuple[bool, str | None]:
+        return self.learner.should_stop()
+
+    def _doubt(self, points: list[dict[str, Any]]) -> list[float]:
+        try:
+            return self.learner.uncertainty(points).tolist()
+        except ValueError:  # too few data
+            return [math.nan] * len(points)
+
+    def _spent(self, points: list[dict[str, Any]]) -> list[float]:
+        cost = self.learner.cost
+        if cost is None:
+            return [math.nan] * len(points)
+        route = np.asarray([self.learner.space.numbers(p) for p in points])
+        known = self.learner.data[0]
+        before = known[-1:] if len(known) else route[:1]
+        legs = np.asarray(cost.seconds(np.concatenate([before, route[:-1]]), route))
+        so_far = self.seconds[-1] if self.seconds else 0.0
+        return (so_far + np.cumsum(legs)).tolist()
+
+
+class Exploration:
+    """A plan in progress, in a folder; what its journal holds is taken up at once.
+
+    **Arguments:**
+
+    - `in_doubt`: what becomes of a measurement that was broken off and cannot be repeated: "skip"
+        leaves it out, "again" measures it again all the same.
+    - `trusted`: packages whose code the plan may name, as of `check_code`.
+
+    **Raises:** `ValueError` for code that nobody has agreed to, `JournalError` for a journal of
+    another plan, `InDoubt` for steps in doubt.
+    """
+
+    def __init__(
+        self,
+        plan: ExplorePlan,
+        folder: str | os.PathLike,
+        *,
+        resume: bool = False,
+        in_doubt: str | None = None,
+        trusted: Collection[str] | None = (),
+    ):
+        check_code(plan, trusted)
+        self.plan, self._open = plan, contextlib.ExitStack()
+        self.stop_reason, self.finished = "interrupted", False
+        with self._open:
+            device = self._device()
+            self.source = source_of(plan, device)
+            self.learner = learner_of(plan, self.source)
+            self._policy = _Noted(self.learner)
+            self.journal = self._open.enter_context(
+                Journal(folder, identity_of(plan), seed=plan.seed, resume=resume)
+            )
+            for step in self.journal.in_doubt if in_doubt else ():
+                self.journal.fail(step.index, f"in doubt: {in_doubt}", again=in_doubt == "again")
+            self.guard = self._guard()
+            self._snapshots = Snapshots(folder, self.learner)
+            self._campaign = Campaign(
+                self.guard,
+                self._policy,
+                self.source.mode,
+                self.source.reduce,
+                self.journal,
+                outcome=plan.outcome,
+                batch=plan.batch,
+                target=self.source.target,
+                learnt=self._snapshots,
+            )
+            self._open = self._open.pop_all()  # nothing was raised: it stays open
+
+    @property
+    def surprise(self) -> list[float]:
+        return self._policy.surprise
+
+    @property
+    def seconds(self) -> list[float]:
+        return self._policy.seconds
+
+    def run(self) -> None:
+        """Measure until the learner has enough. Ctrl-C ends it; all results are in the journal."""
+        with self._signals():
+            try:
+                if self.plan.at:
+                    self.guard.move(self.plan.at)
+                self.stop_reason = self._campaign.run()
+                self.finished = self.stop_reason != STOPPED
+            finally:
+                self._snapshots.write()
+
+    def close(self) -> None:
+        self._open.close()
+
+    def __enter__(self) -> "Exploration":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _device(self) -> Instrument | None:
+        if self.plan.mode is None:
+            return None
+        device = device_of(self.plan.measure, self.plan.options)
+        if hasattr(device, "__exit__"):
+            self._open.enter_context(device)
+        return device
+
+    def _guard(self) -> Guard:
+        """Around the instrument: the limits of the plan, and what is left of its budgets."""
+        given, source = self.plan.guard, self.source
+        limits = {a.name: (float(a.lower), float(a.upper)) for a in source.space.axes}
+        spent = spent_of(self.journal.lines, source.instrument.modes[source.mode].cost())
+        seconds, dose = (given.seconds or math.inf, given.dose or math.inf)
+        # nobody knows how long a function takes
+        patience = given.patience or (math.inf if self.plan.mode is None else 5.0)
+        return Guard(
+            source.instrument, limits, seconds=seconds, dose=dose, spent=spent, patience=patience
+        )
+
+    def _signals(self) -> contextlib.AbstractContextManager:
+        if threading.current_thread() is not threading.main_thread():  # only there can one listen
+            return contextlib.nullcontext()
+        return self.guard.signals()
+
+
+# --- its folder --------------------------------------------------------------------------------
+
+
+def folder_of_exploration(plan: ExplorePlan, resume: bool) -> RunFolder:
+    """The folder of `plan.out`, or a new one in `runs/`; the journal makes it.
+
+    **Raises:** `ValueError` when the folder holds something else, or nothing to go on from.
+    """
+    if plan.out is None:
+        if resume:
+            raise ValueError("--resume needs --out DIR, the exploration to go on with")
+        return RunFolder(new_path(f"explore-{plan.outcome}"))
+    folder = RunFolder(pathlib.Path(plan.out).expanduser())
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"--out {folder.path} is a file; a folder is wanted")
+    begun = (folder / LINES).exists()
+    if resume and not begun:
+        raise ValueError(f"--resume: there is no exploration in {folder.path}")
+    if not resume and folder.path.exists() and any(folder.path.iterdir()):
+        hint = "give --resume to go on with it, or another --out" if begun else "give another --out"
+        raise ValueError(f"--out {folder.path} is not empty; {hint}")
+    return folder

@@ -1,0 +1,321 @@
+"""The end of an exploration: maps, tables, figures and the report of what the learner believes."""
+
+import csv
+import dataclasses
+import logging
+import pathlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import micjax.io as io
+from micjax.active.learner.space import Axis
+from micjax.inference.errors.laplace import Laplace, laplace
+from micjax.inference.finite import NonFiniteError
+from micjax.inference.solution import Solution
+from micjax.io import Field, write_nexus
+from micjax.report import exploration as figures
+from micjax.report.default import default_figures
+from micjax.report.page import Page, write_page
+from micjax.report.pictures import save_pictures
+from micjax.report.text import readable_length
+from micjax.run.folder import RunFolder
+from micjax.run.jobs.explore import Exploration
+
+log = logging.getLogger("micjax")
+
+ACROSS = 64  # points of a map or a profile along an axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """What is believed on a grid over two axes."""
+
+    axes: tuple[np.ndarray, np.ndarray]
+    median: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+    uncertainty: np.ndarray
+    acquisition: np.ndarray
+
+
+def conclude(exploration: Exploration, folder: RunFolder, facts: dict[str, Any]) -> Solution:
+    """Write measurements.csv, result.nxs, the figures and report.html.
+
+    **Raises:** `OSError` when something cannot be written; `ValueError` before there are two data.
+    """
+    write_measurements(exploration, folder / "measurements.csv")
+    maps = _maps(exploration) if len(exploration.source.space.axes) == 2 else None
+    solution = _solution(exploration, maps)
+    plan = exploration.plan.model_dump(mode="json")
+    if solution.results:
+        process = {"plan": plan, "provenance": facts, "metrics": dict(solution.metrics)}
+        write_nexus(
+            folder / "result.nxs", solution.results, title=_title(exploration), process=process
+        )
+    (folder / "figures").mkdir(exist_ok=True)
+    pictures = save_pictures(folder / "figures", _figures(exploration, maps, solution))
+    page = Page(
+        title=_title(exploration),
+        problem=exploration.plan.mean.problem if exploration.plan.mean else "Gaussian process",
+        data=exploration.plan.measure,
+        solution=solution,
+        truth=None,
+        pictures=pictures,
+        provenance=facts,
+        plan=plan,
+        log="",
+    )
+    write_page(folder / "report.html", page)
+    return solution
+
+
+def _title(exploration: Exploration) -> str:
+    goals = {
+        "maximise": "The highest",
+        "minimise": "The lowest",
+        "find": f"The {exploration.plan.wanted} highest",
+        "map": "A map of",
+    }
+    plan = exploration.plan
+    what = f"Where is {plan.outcome} {plan.level}" if plan.goal == "level" else ""
+    return what or f"{goals[plan.goal]} {plan.outcome}"
+
+
+def write_measurements(exploration: Exploration, path: pathlib.Path) -> None:
+    """All measured points as a table, in the order they came."""
+    names, (points, outcomes) = exploration.source.space.names, exploration.learner.data
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*names, exploration.plan.outcome, "predicted_sd_scaled", "spent_s"])
+        rows = zip(points, outcomes, exploration.surprise, exploration.seconds, strict=False)
+        for numbers, y, doubt, seconds in rows:
+            settings = exploration.source.space.settings(numbers)
+            writer.writerow([*settings.values(), y, doubt, seconds])
+
+
+# --- what is believed --------------------------------------------------------------------------
+
+
+def _maps(exploration: Exploration) -> Maps:
+    source = exploration.source
+    if source.shape is not None and len(source.shape) == 2:
+        grid, shape = source.space.candidates, source.shape
+        axes = (grid[:: shape[1], 0], grid[: shape[1], 1])
+    else:
+        axes = tuple(_along(axis) for axis in source.space.axes[:2])
+        shape = tuple(len(a) for a in axes)
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+    learner = exploration.learner
+    found = learner.predict(grid)
+    worth = learner.acquisition_at(grid)
+    return Maps(axes, *(v.reshape(shape) for v in (*found, worth)))
+
+
+def _along(axis: Axis) -> np.ndarray:
+    """Where something is drawn; of a billion whole numbers not at every one."""
+    along = np.linspace(axis.lower, axis.upper, ACROSS)
+    if not axis.whole:
+        return along
+    if axis.upper - axis.lower < ACROSS:
+        return np.arange(axis.lower, axis.upper + 1.0)
+    return np.unique(np.round(along))
+
+
+def _solution(exploration: Exploration, maps: Maps | None) -> Solution:
+    learner, plan = exploration.learner, exploration.plan
+    belief = learner.belief
+    problem = belief.states[0].problem
+    points, outcomes = learner.data
+    errors = _errors(problem, belief.states[0])
+    results = {} if maps is None else _fields(exploration, maps)
+    metrics = {"measurements": float(len(outcomes))}
+    if learner.get_best_points():
+        metrics["best"] = learner.get_best_points()[0][2][plan.outcome]
+    metrics |= _against_truth(exploration)
+    if np.isfinite(exploration.seconds).any():
+        metrics["time_s"] = float(np.nanmax(exploration.seconds))
+    return Solution(
+        problem=problem,
+        fit=None,
+        laplace=errors,
+        results=results,
+        metrics=metrics,
+        table=_table(exploration),
+        statements=_statements(exploration, errors),
+    )
+
+
+def _errors(problem, state) -> Laplace | None:
+    # the weights of a network are no parameters that one reads
+    names = [name for name in problem.unknowns() if name in problem.priors]
+    try:
+        return laplace(problem, state.observed, state.y, names)
+    except NonFiniteError as error:
+        log.warning("no Laplace errors: %s", error)
+        return None
+
+
+def _fields(exploration: Exploration, maps: Maps) -> dict[str, Field]:
+    axes = tuple(
+        io.Axis(axis.name, values, axis.unit)
+        for axis, values in zip(exploration.source.space.axes, maps.axes, strict=True)
+    )
+    outcome = exploration.plan.outcome
+    return {
+        name: Field(values, axes, "", f"{outcome}: {name}")
+        for name, values in {
+            "median": maps.median,
+            "uncertainty": maps.uncertainty,
+            "lower_5_percent": maps.lower,
+            "upper_95_percent": maps.upper,
+        }.items()
+    }
+
+
+def _against_truth(exploration: Exploration) -> dict[str, float]:
+    truth = exploration.source.truth
+    if truth is None:
+        return {}
+    found = exploration.learner.predict(exploration.source.space.candidates)
+    inside = np.mean((found.lower <= truth) & (truth <= found.upper))
+    _, outcomes = exploration.learner.data
+    metrics = {"coverage_of_90_percent": float(inside)}
+    if exploration.plan.goal in ("maximise", "minimise"):
+        sign = 1.0 if exploration.plan.goal == "maximise" else -1.0
+        metrics["regret"] = float(np.max(sign * truth) - np.max(sign * outcomes))
+    if exploration.plan.goal == "find":
+        metrics["found_of_wanted"] = float(np.sum(_wanted(exploration)))
+    return metrics
+
+
+def _wanted(exploration: Exploration) -> np.ndarray:
+    """Which measurements are among the highest that are to be found, where all are known."""
+    truth = exploration.source.truth
+    _, outcomes = exploration.learner.data
+    return outcomes >= np.sort(truth)[-min(exploration.plan.wanted, truth.size)]
+
+
+def _table(exploration: Exploration) -> list[dict[str, Any]]:
+    """The best five measurements."""
+    points, outcomes = exploration.learner.data
+    sign = -1.0 if exploration.plan.goal == "minimise" else 1.0
+    order = np.argsort(-sign * outcomes, kind="stable")[:5]
+    settings = exploration.source.space.settings
+    return [
+        {"measurement": int(i) + 1, **settings(points[i]), exploration.plan.outcome: outcomes[i]}
+        for i in order
+    ]
+
+
+def _statements(exploration: Exploration, errors: Laplace | None) -> list[str]:
+    learner, lines = exploration.learner, []
+    _, outcomes = learner.data
+    lines.append(f"{len(outcomes)} measurements; stopped: {exploration.stop_reason}.")
+    best = learner.get_best_points()
+    if best and exploration.plan.goal in ("maximise", "minimise", "find"):
+        _, settings, outcome = best[0]
+        where = ", ".join(f"{n} = {_short(v)}" for n, v in settings.items())
+        lines.append(f"Best {exploration.plan.outcome}: {_short(*outcome.values())} at {where}.")
+    belief = learner.belief
+    if belief.singular:
+        lines.append("The kernel matrix was nearly singular: distrust the smallest uncertainties.")
+    if exploration.plan.mean is not None and errors is not None:
+        vague = [n for n, ok in errors.identified.items() if not ok and "mean" in n]
+        lines += [f"{n} is not identified by these data." for n in vague]
+    return lines
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+# --- figures -----------------------------------------------------------------------------------
+
+
+def _figures(
+    exploration: Exploration, maps: Maps | None, solution: Solution
+) -> dict[str, Callable[[], Figure]]:
+    made: dict[str, Callable[[], Figure]] = {}
+    if maps is not None:
+        made["What is believed"] = partial(_map_figure, exploration, maps)
+    else:
+        made["What is believed"] = partial(_slice_figure, exploration)
+    made["How it went"] = partial(_course_figure, exploration)
+    return made | default_figures(solution, None, None, data=False)
+
+
+def _readable(axis: Axis) -> tuple[float, str]:
+    """What to multiply an axis by for a figure, and its label: metres become nm or um."""
+    scale, unit = readable_length(axis.unit, max(abs(axis.lower), abs(axis.upper)))
+    return scale, f"{axis.name} ({unit})" if unit else axis.name
+
+
+def _map_figure(exploration: Exploration, maps: Maps) -> Figure:
+    scales, labels = zip(*map(_readable, exploration.source.space.axes), strict=True)
+    y, x = (v * scale for v, scale in zip(maps.axes, scales, strict=True))
+    half = [0.5 * (v[-1] - v[0]) / max(len(v) - 1, 1) for v in (y, x)]
+    extent = (x[0] - half[1], x[-1] + half[1], y[-1] + half[0], y[0] - half[0])
+    outcome = exploration.plan.outcome
+    panels = {
+        f"{outcome}: predicted median": maps.median,
+        "uncertainty (scaled)": maps.uncertainty,
+        # of a logarithm the low half says nothing, and reaches to minus infinity
+        f"acquisition: {exploration.learner.settings.acquisition}": np.maximum(
+            maps.acquisition, np.median(maps.acquisition)
+        ),
+    }
+    if exploration.source.truth is not None:
+        panels[f"{outcome}: all of the file"] = exploration.source.truth.reshape(maps.median.shape)
+    points, _ = exploration.learner.data
+    following = np.unravel_index(int(np.nanargmax(maps.acquisition)), maps.acquisition.shape)
+    where = np.asarray([y[following[0]], x[following[1]]])
+    return figures.maps(panels, extent, labels, points * scales, where)
+
+
+def _slice_figure(exploration: Exploration) -> Figure:
+    learner, space = exploration.learner, exploration.source.space
+    points, outcomes = learner.data
+    best = np.asarray(space.numbers(learner.get_best_points()[0][1]))
+    profiles = []
+    scales, labels = zip(*map(_readable, space.axes), strict=True)
+    for i, scale in enumerate(scales):
+        along = _along(exploration.source.space.axes[i])
+        line = np.repeat(best[None], len(along), axis=0)
+        line[:, i] = along
+        found = learner.predict(line)
+        profiles.append(
+            {
+                "x": along * scale,
+                "median": found.median,
+                "lower": found.lower,
+                "upper": found.upper,
+                "points": points[:, i] * scale,
+                "outcomes": outcomes,
+            }
+        )
+    return figures.slices(profiles, labels, exploration.plan.outcome)
+
+
+def _course_figure(exploration: Exploration) -> Figure:
+    sign = -1.0 if exploration.plan.goal == "minimise" else 1.0
+    _, outcomes = exploration.learner.data
+    best = sign * np.maximum.accumulate(sign * outcomes)
+    truth, goal = exploration.source.truth, exploration.plan.goal
+    known = truth is not None and goal in ("maximise", "minimise")
+    optimum = float(sign * np.max(sign * truth)) if known else None
+    seconds = np.asarray(exploration.seconds)
+    label = "best outcome so far"
+    if truth is not None and goal == "find":
+        best = np.cumsum(_wanted(exploration))
+        label = f"found of the {exploration.plan.wanted} highest"
+    return figures.course(
+        best,
+        np.asarray(exploration.surprise),
+        seconds if np.isfinite(seconds).any() else None,
+        optimum,
+        label,
+    )

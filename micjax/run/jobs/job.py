@@ -1,0 +1,238 @@
+"""From a plan to all that a run needs, before anything is computed."""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import pathlib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from micjax.core.names import unknown_name
+from micjax.core.plain import plain
+from micjax.core.problem import InverseProblem, neg_log_joint
+from micjax.core.ranges import check_ranges
+from micjax.core.tree import array_of, named_leaves
+from micjax.run.jobs.solve import default_solve
+from micjax.run.plans.plan import Plan
+from micjax.run.plans.priors import check_prior, parse_prior
+from micjax.run.plans.settings import NO_DEFAULT, Setting, checked, settings_of, takes_anything
+from micjax.run.registry import Citizen, find
+
+GIVEN_BY_RUN = ("key", "checkpoint", "resume", "on_chunk")
+_ANY = Setting("", None, NO_DEFAULT, "")  # what `**options` of a load takes
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A plan with its problem built and its data read."""
+
+    plan: Plan  # resolved: every option and setting has its value
+    citizen: Citizen
+    problem: InverseProblem  # with the priors and values of the plan
+    as_built: InverseProblem  # without them: module.problem(**problem_options)
+    problem_options: dict[str, Any]
+    engine: dict[str, Any]  # the settings that were asked for; the solver has the others
+    x: Any
+    y: Any
+    truth: InverseProblem | None  # of an example
+    key: Array
+    inputs: dict[str, dict[str, Any]]  # {"file": {path, sha256, bytes}}
+
+    @property
+    def solve(self) -> Callable[..., Any]:
+        return self.citizen.function("solve") or default_solve
+
+
+def prepare(plan: Plan, trusted: Collection[str] | None = ()) -> Job:
+    """Find the problem, check every name of the plan, read the data, build the problem.
+
+    **Arguments:**
+
+    - `trusted`: packages whose code the plan may name, see `micjax.run.registry.find`.
+
+    **Raises:** `ValueError`, `OSError` or `ImportError` with one line on what is wrong.
+    """
+    citizen = find(plan.problem, trusted)
+    check_ranges("seed", plan.seed)
+    of_engine = engine_settings(citizen)
+    ours = citizen.ours or citizen.function("solve") is None
+    engine = checked("engine setting", plan.engine, of_engine, ours)
+    priors = {n: None if text is None else parse_prior(text) for n, text in plan.priors.items()}
+    for name, value in plan.values.items():
+        check_ranges(f"values.{name}", value, citizen.ours)
+    for name, prior in priors.items():
+        if prior is not None:
+            check_prior(name, prior, citizen.ours)
+    example_key, key = jax.random.split(jax.random.key(plan.seed))
+    if plan.file is None:
+        options, problem_options, (truth, x, y) = _example(citizen, plan, example_key)
+    else:
+        options, problem_options, (truth, x, y) = _file(citizen, plan)
+    as_built = citizen.module.problem(**problem_options)
+    problem = _with_priors(_with_values(as_built, plan.values), priors)
+    _check_start(problem, x, y)
+    plan = plan.model_copy(
+        update={
+            "file": None if plan.file is None else str(pathlib.Path(plan.file).absolute()),
+            "options": options,
+            "engine": _resolved(engine, of_engine),
+        }
+    )
+    return Job(
+        plan=plan,
+        citizen=citizen,
+        problem=problem,
+        as_built=as_built,
+        problem_options={n: plain(v) for n, v in problem_options.items()},
+        engine=engine,
+        x=x,
+        y=y,
+        truth=truth,
+        key=key,
+        inputs=inputs_of(plan),
+    )
+
+
+def engine_settings(citizen: Citizen) -> dict[str, Setting]:
+    """The keywords of the solver of this problem which are the user's.
+
+    **Raises:** `ValueError` when it does not take those which the run gives it.
+    """
+    solve = citizen.function("solve") or default_solve
+    missing = [n for n in GIVEN_BY_RUN if n not in inspect.signature(solve).parameters]
+    if missing and not takes_anything(solve):
+        raise ValueError(f"{citizen.reference}.solve does not take {', '.join(missing)}")
+    return settings_of(solve, skip=GIVEN_BY_RUN)
+
+
+def _resolved(given: Mapping[str, Any], allowed: Mapping[str, Setting]) -> dict[str, Any]:
+    """`given` and the defaults of all others, as far as JSON can hold them."""
+    values = {n: plain(given.get(n, s.default)) for n, s in allowed.items()}
+    return {n: v for n, v in values.items() if _is_json(v)}
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _example(citizen: Citizen, plan: Plan, key: Array):
+    """Made-up data; an option may be one of `problem`, of `example`, or of both."""
+    of_problem = settings_of(citizen.module.problem)
+    of_example = settings_of(citizen.module.example)
+    allowed = of_example | of_problem
+    load = citizen.function("load")
+    for name in plan.options:
+        if name not in allowed and load is not None and name in settings_of(load):
+            raise ValueError(f"option {name!r} is for reading a file, and no file is given")
+    given = checked(f"option of {plan.problem}", plan.options, allowed, citizen.ours)
+    for_problem, for_example = (
+        {n: v for n, v in given.items() if n in names} for names in (of_problem, of_example)
+    )
+    return _resolved(given, allowed), for_problem, citizen.module.example(key, **for_example)
+
+
+def _file(citizen: Citizen, plan: Plan):
+    """The user's data; an option may be one of `load`, or of `problem` if `load` has it not."""
+    load = citizen.function("load")
+    if load is None:
+        raise ValueError(
+            f"{plan.problem} reads no files: {citizen.reference} has no load(file, **options)"
+        )
+    of_load, of_problem = settings_of(load), settings_of(citizen.module.problem)
+    allowed = of_problem | of_load
+    if takes_anything(load):
+        of_load |= {n: _ANY for n in plan.options if n not in allowed}
+        allowed |= of_load
+    given = checked(f"option of {plan.problem}", plan.options, allowed, citizen.ours)
+    if not pathlib.Path(plan.file).exists():
+        raise FileNotFoundError(f"no such file: {plan.file}")
+    for_load = {n: v for n, v in given.items() if n in of_load}
+    for_problem = {n: v for n, v in given.items() if n not in of_load}
+    problem_options, x, y = load(plan.file, **for_load)
+    for name, value in problem_options.items():
+        check_ranges(name, value, citizen.ours, f"{plan.file}: ")
+    options = _resolved(given, of_load | {n: of_problem[n] for n in for_problem})
+    return options, {**problem_options, **for_problem}, (None, x, y)
+
+
+def float_leaves(problem: InverseProblem) -> dict[str, Array]:
+    """Every float array of the problem by name, known or not, without those of the priors."""
+    leaves = {n: array_of(leaf) for n, leaf in named_leaves(problem).items()}
+    return {
+        n: leaf
+        for n, leaf in leaves.items()
+        if not n.startswith("priors.") and eqx.is_inexact_array(leaf)
+    }
+
+
+def _with_values(problem: InverseProblem, values: Mapping[str, Any]) -> InverseProblem:
+    leaves, new = float_leaves(problem), {}
+    for name, value in values.items():
+        if name not in leaves:
+            raise ValueError(unknown_name("value", name, leaves))
+        try:
+            array = jnp.asarray(value, dtype=float)
+            new[name] = jnp.broadcast_to(array, leaves[name].shape)
+        except (TypeError, ValueError) as error:
+            shape = leaves[name].shape
+            raise ValueError(f"value {name!r} does not fit the shape {shape}: {error}") from error
+    return problem.at(new)
+
+
+def _with_priors(problem: InverseProblem, priors: Mapping[str, Any]) -> InverseProblem:
+    for name, prior in priors.items():
+        if prior is None and name not in problem.priors:
+            raise ValueError(unknown_name("prior", name, problem.priors))
+    return problem.given(priors)
+
+
+def _check_start(problem: InverseProblem, x, y) -> None:
+    """The values must be allowed by their priors, and the prediction comparable with the data."""
+    if not problem.priors:
+        raise ValueError("nothing is unknown: every prior is null")
+    for name, prior in problem.unknowns().items():
+        value = problem.values()[name]
+        if prior.support is None:
+            raise ValueError(f"the prior of {name} states no support: {type(prior).__name__}")
+        if not bool(jnp.all(prior.support(value))):
+            shown = f"{float(value):.6g}" if value.size == 1 else "its starting array"
+            raise ValueError(
+                f"{name} starts at {shown}, which its prior does not allow; "
+                f"set values.{name} to another value"
+            )
+    theta = problem.unconstrain(problem.values())
+    try:
+        eqx.filter_eval_shape(neg_log_joint, theta, problem, x, y)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"the problem does not fit the data: {reason}") from error
+
+
+def inputs_of(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Every file the plan names: the data, and options which are the path of a file."""
+    named = {"file": plan.file} | {f"options.{n}": v for n, v in plan.options.items()}
+    paths = {n: pathlib.Path(v) for n, v in named.items() if isinstance(v, str) and v}
+    return {n: fingerprint(path) for n, path in paths.items() if _is_file(path)}
+
+
+def _is_file(path: pathlib.Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a long text is no path
+        return False
+
+
+def fingerprint(path: pathlib.Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"path": str(path.absolute()), "sha256": digest, "bytes": path.stat().st_size}

@@ -1,0 +1,197 @@
+"""What an exploration measures: a recorded file, a Python function, or an instrument."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from micjax.active.learner.signals import reduced, signal
+from micjax.active.learner.space import Axis, Space
+from micjax.instruments import Axis as Range
+from micjax.instruments import Function, Instrument, Record
+from micjax.instruments.base import nearest
+from micjax.io import Field, read
+
+Point = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where outcomes come from.
+
+    **Arguments:**
+
+    - `space`: of the learner. `instrument`, `mode`: what is measured at each of its points.
+    - `reduce`: the outcome of a record.
+    - `shape`: of the candidates, when they are a grid. `truth`: the outcomes of all candidates,
+        when they are known.
+    """
+
+    space: Space
+    instrument: Instrument
+    mode: str
+    reduce: Callable[[Record], float]
+    shape: tuple[int, ...] | None = None
+    truth: np.ndarray | None = None
+
+    def target(self, point: Point) -> dict[str, float]:
+        """Where the instrument goes; of a category, its number."""
+        return dict(zip(self.space.names, self.space.numbers(point), strict=True))
+
+
+def open_file(what: str, channel: str | None, signal_name: str) -> Source:
+    """An image, or a curve at each of its points, as an instrument that has seen all of it.
+
+    **Raises:** `ValueError`, `OSError` for what cannot be opened.
+    """
+    field = read(what, channel)
+    truth, axes = _reduced(field, signal_name), field.axes[:2]
+    named = [Axis(a.name, a.values.min(), a.values.max(), a.unit) for a in axes]
+    grid = np.stack(np.meshgrid(*(a.values for a in axes), indexing="ij"), axis=-1)
+    candidates = grid.reshape(-1, len(axes))
+    rows = {tuple(row): i for i, row in enumerate(candidates.tolist())}
+    data = field.data.reshape(len(candidates), *field.data.shape[2:])
+
+    def measure(**place: float):
+        return data[rows[tuple(place[a.name] for a in axes)]]
+
+    instrument = Function(
+        measure,
+        _ranges(named),
+        coords={a.name: (np.asarray(a.values), a.unit) for a in field.axes[2:]},
+        channel=field.name,
+        unit=field.unit,
+    )
+    reduce = reduced(signal_name)
+    return Source(
+        Space(named, candidates), instrument, "measure", reduce, truth.shape, truth.ravel()
+    )
+
+
+def open_function(what: str, signal_name: str, axes: Mapping[str, Mapping[str, Any]]) -> Source:
+    """`package.module:function`, of settings by the names of `axes`.
+
+    **Raises:** `ValueError` for what cannot be imported, or no axes.
+    """
+    if not axes:
+        raise ValueError(f"{what} needs `axes`: their names, lower and upper")
+    function = imported(what)
+    space = Space([Axis(n, **dict(given)) for n, given in axes.items()])
+
+    def measure(**numbers: float):
+        return function(**space.settings([numbers[n] for n in space.names]))
+
+    instrument = Function(measure, _ranges(space.axes))
+    return Source(space, instrument, "measure", reduced(signal_name))
+
+
+def open_instrument(
+    device: Instrument,
+    mode: str,
+    channel: str | None,
+    signal_name: str,
+    axes: Mapping[str, Mapping[str, Any]],
+    fixed: Mapping[str, float],
+) -> Source:
+    """An instrument in one of its modes.
+
+    **Arguments:**
+
+    - `axes`: those which the learner sets, with `lower` and `upper` where they are narrower than
+        the instrument's; by default all but the `fixed` ones.
+
+    **Raises:** `ValueError` for a mode, a channel or an axis that it has not.
+    """
+    if mode not in device.modes:
+        raise ValueError(nearest("mode", mode, device.modes))
+    if device.modes[mode].kind != "point":
+        raise ValueError(f"mode {mode} goes over a {device.modes[mode].kind}; points are explored")
+    channels = device.modes[mode].channels
+    if channel is None and len(channels) > 1:
+        raise ValueError(f"one channel of {', '.join(channels)} has to be named")
+    if channel is not None and channel not in channels:
+        raise ValueError(nearest("channel", channel, channels))
+    for name in [*axes, *fixed]:
+        if name not in device.axes:
+            raise ValueError(nearest("axis", name, device.axes))
+    free = [n for n, a in device.axes.items() if n not in fixed and a.lo < a.hi]
+    free.sort(key=lambda n: n == "x")  # a map has x along its rows, as an image has
+    chosen = axes or {n: {} for n in free}
+    learnt = [_within(name, dict(given), device.axes[name]) for name, given in chosen.items()]
+    return Source(Space(learnt), device, mode, reduced(signal_name, channel))
+
+
+def _within(name: str, given: dict[str, Any], there: Range) -> Axis:
+    if given.get("unit", there.unit) != there.unit or given.get("categories"):
+        raise ValueError(f"axis {name} of the instrument is in {there.unit or 'no unit'}: {given}")
+    return Axis(
+        name,
+        given.get("lower", there.lo),
+        given.get("upper", there.hi),
+        there.unit,
+        given.get("whole", False),
+    )
+
+
+def imported(what: str) -> Any:
+    """The thing at `package.module:name`; the module may lie in the current folder.
+
+    Importing runs it: `micjax.run.jobs.explore` asks first whether the user agrees to that.
+
+    **Raises:** `ValueError` when it cannot be imported.
+    """
+    module, _, name = what.rpartition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{what} cannot be imported: {error}") from error
+
+
+def device_of(what: str, options: Mapping[str, Any]) -> Instrument:
+    """The instrument at `package.module:name`, or what this makes of the options.
+
+    **Raises:** `ValueError` for what is no instrument; whatever making it raises.
+    """
+    found = imported(what)
+    if isinstance(found, type) or not isinstance(found, Instrument):
+        if not callable(found):
+            raise ValueError(f"{what} is neither an instrument nor a function that makes one")
+        found = found(**options)
+    if not isinstance(found, Instrument):
+        raise ValueError(f"{what} gave a {type(found).__name__}, which is no instrument")
+    return found
+
+
+def _ranges(axes) -> dict[str, Range]:
+    return {a.name: Range(a.unit, float(a.lower), float(a.upper)) for a in axes}
+
+
+def image_of(what: str, channel: str | None, signal_name: str, logarithm: bool) -> np.ndarray:
+    """An image `[ny, nx]` that is known before anything is measured.
+
+    **Raises:** `ValueError`, `OSError` for what cannot be opened or is no image.
+    """
+    image = _reduced(read(what, channel), signal_name)
+    if image.ndim != 2:
+        raise ValueError(f"{what}: shape {image.shape} is no image to look at")
+    if not logarithm:
+        return image
+    size = np.abs(image)
+    if not np.any(size > 0.0):
+        raise ValueError(f"{what}: an image of zeros has no logarithm")
+    return np.log10(np.maximum(size, size[size > 0.0].min()))
+
+
+def _reduced(field: Field, signal_name: str) -> np.ndarray:
+    """The data with a curve at each point replaced by its signal."""
+    data = field.data
+    if data.dtype.kind == "c":
+        raise ValueError(f"{field.name}: complex values; their size or their phase is explored")
+    if data.ndim not in (1, 2, 3):
+        raise ValueError(f"{field.name}: {data.ndim} axes; an image or one of curves is wanted")
+    if data.ndim < 3:
+        return data
+    along, reduce = field.axes[2].values, signal(signal_name)
+    return np.asarray([[reduce(curve, along) for curve in row] for row in data])
