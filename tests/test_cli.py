@@ -269,7 +269,7 @@ def test_help_and_no_command(capsys):
         ("demo edge --set precision=half", "precision is 'half'"),
         ("demo edge --set width_nm=[1", "--set width_nm=[1"),
         ("demo edge --set priors.noise.sgma=null", "no prior 'noise.sgma' (nearest: noise.sigma)"),
-        ("demo edge --set priors.noise.sgma=Normal(0,1)", "names no float array"),
+        ("demo edge --set priors.noise.sgma=Normal(0,1)", "no float array or network"),
         ("demo edge --set priors.noise.sigma=HalfNorm(1)", "(nearest: HalfNormal)"),
         ("demo edge --set priors.noise.sigma=HalfNormal(-1)", "invalid scale"),
         ("demo edge --set priors.noise.sigma=Normal(f())", "f() is not a number"),

@@ -46,7 +46,7 @@ def network(priors):
     ],
 )
 def test_a_prior_on_nothing_gives_the_nearest_names(name, near):
-    with pytest.raises(ValueError, match=f"names no float array.*{near}"):
+    with pytest.raises(ValueError, match=f"no float array or network.*{near}"):
         network({name: free()})
 
 

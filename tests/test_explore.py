@@ -190,10 +190,10 @@ def test_an_instrument_is_explored_within_its_bounds(folder, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"mode": "pixl"}, "no mode 'pixl', there are image, line, pixel"),
+        ({"mode": "pixl"}, "no mode 'pixl' (nearest: pixel); there are image, line, pixel"),
         ({"mode": "image"}, "goes over a frame"),
-        ({"channel": "hight"}, "no channel 'hight', there are height"),
-        ({"axes": {"z": {}}}, "no axis 'z', there are x, y, bias"),
+        ({"channel": "hight"}, "no channel 'hight' (nearest: height); there are height"),
+        ({"axes": {"z": {}}}, "no axis 'z'; there are x, y, bias"),
         ({"axes": {"x": {"unit": "nm"}}}, "is in m"),
         ({"axes": {"x": {"lower": -1.0}}}, "do not lie within"),
         ({"at": {"current": 1.0}}, "no axis 'current'"),

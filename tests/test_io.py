@@ -536,7 +536,7 @@ def test_nexus_is_written_whole_or_not_at_all(result_file, monkeypatch):
     "change, message",
     [
         ({"results": {}, "default": None}, "no results"),
-        ({"default": "heigt"}, "no result 'heigt' among height, did you mean 'height'"),
+        ({"default": "heigt"}, "no result 'heigt' .nearest: height"),
         ({"errors": {"phase": ramp()}}, "no result 'phase'"),
         ({"errors": {"height": np.zeros(3)}}, r"shape \(3,\), the result has \(6, 8\)"),
         ({"results": {"a/b": simple_field()}, "default": "a/b"}, "'a/b' cannot name"),

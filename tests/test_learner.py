@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp
 
+from micjax.active.acquire.scalarise import scale_of
 from micjax.active.acquire.values import log_expected_improvement
 from micjax.active.gp import process as gp
 from micjax.active.identity import told_apart
@@ -16,7 +17,6 @@ from micjax.active.learner import learner as learner_module
 from micjax.active.learner.belief import physical_model, plain_model
 from micjax.active.learner.cost import Cost
 from micjax.active.learner.learner import SCORES, Learner
-from micjax.active.learner.scalarise import scale_of
 from micjax.active.learner.space import Axis, Space
 from micjax.problems import edge
 

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from micjax.active.acquire.scalarise import scale_of
 from micjax.active.acquire.values import level_of_best
 from micjax.active.learner.predictive import Part, quantiles, uncertainty
-from micjax.active.learner.scalarise import scale_of
 
 CHANCES = (0.05, 0.5, 0.95)
 

@@ -12,6 +12,7 @@ from micjax.active import smc
 from micjax.active.acquire import hypervolume as H
 from micjax.active.acquire import values as acquisition
 from micjax.active.acquire.batch import greedy_improvement
+from micjax.active.acquire.scalarise import scale_of, spread
 from micjax.active.design import eig, fisher, particles
 from micjax.active.gp import features as low_rank
 from micjax.active.gp import process as gp
@@ -26,7 +27,6 @@ from micjax.active.learner.cost import (
     travel_s,
 )
 from micjax.active.learner.learner import Learner
-from micjax.active.learner.scalarise import scale_of, spread
 from micjax.active.learner.space import Axis, Space
 
 UNITS = [1e-12, 1e12]

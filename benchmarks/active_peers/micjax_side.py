@@ -13,13 +13,13 @@ from flax import nnx
 from problems import Stopwatch
 
 from micjax.active import smc
+from micjax.active.acquire.scalarise import Scale, scale_of
 from micjax.active.acquire.values import best_allowed, log_expected_improvement
 from micjax.active.gp import deep as deep_kernel
 from micjax.active.gp import process as gp
 from micjax.active.gp.evidence import Evidence, fit_evidence
 from micjax.active.learner.belief import plain_model
 from micjax.active.learner.learner import Learner
-from micjax.active.learner.scalarise import Scale, scale_of
 from micjax.active.learner.space import Axis, Space
 
 compilations: list[float] = []

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from micjax.core.names import unknown_name
 from micjax.core.plain import exact
 from micjax.core.progress import progress
 from micjax.instruments import (
@@ -34,7 +35,7 @@ from micjax.instruments import (
     Recorded,
 )
 from micjax.instruments.arrival import check_standing
-from micjax.instruments.base import Over, check_over, layers, nearest
+from micjax.instruments.base import Over, check_over, layers
 from micjax.instruments.journal import being_written
 
 log = logging.getLogger("micjax")
@@ -91,7 +92,7 @@ class Raster:
 
     def __init__(self, axes: Mapping[str, Axis], counts: Mapping[str, int]):
         if wrong := [n for n in counts if n not in axes]:
-            raise ValueError(nearest("axis", wrong[0], axes))
+            raise ValueError(unknown_name("axis", wrong[0], axes))
         if not counts or min(counts.values()) < 1:
             raise ValueError(f"a raster of {dict(counts)} points is empty")
         lines = [np.linspace(axes[n].lo, axes[n].hi, count) for n, count in counts.items()]
@@ -207,7 +208,7 @@ class Campaign:
             points = self.policy.suggest(self._batch)
             for name in {n for point in points for n in point} - {ID}:
                 if name not in self.instrument.axes:
-                    raise LimitError(nearest("axis", name, self.instrument.axes))
+                    raise LimitError(unknown_name("axis", name, self.instrument.axes))
             self.instrument.note("suggested", points=_exact(points))
             self._open = points
         point = self._open[0]

@@ -5,7 +5,6 @@ engine minimises, samples or linearises it. `(x, y)` is everywhere the same pair
 with which settings one measured, `y` is what came back.
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 
 import equinox as eqx
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Bool, Float
 
+from micjax.core.names import unknown_name
 from micjax.core.tree import array_of, named_leaves, parameters_under, replace
 
 Values = dict[str, Array]  # physical values by name, {"forward.tip.radius_nm": 15.0}
@@ -70,10 +70,7 @@ class InverseProblem(eqx.Module):
                     for n, leaf in leaves.items()
                     if not n.startswith("priors.") and eqx.is_inexact_array(array_of(leaf))
                 ]
-                near = difflib.get_close_matches(key, known, n=3) or known[:8]
-                raise ValueError(
-                    f"prior {key!r} names no float array and no network; nearest names: {near}"
-                )
+                raise ValueError("prior: " + unknown_name("float array or network", key, known))
             for name in names:
                 if name in owner:
                     raise ValueError(f"{name!r} has two priors: {owner[name]!r} and {key!r}")

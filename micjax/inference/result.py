@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from micjax.core.files import replaced
 from micjax.core.foreign.hdf5 import File, opened
 from micjax.core.modules import GROUP, references
 from micjax.core.problem import InverseProblem
@@ -32,18 +33,8 @@ def write_atomically(path: Path, write: Callable[[h5py.File], None]) -> None:
     memory = io.BytesIO()  # so that a full disk is a plain OSError and not a torn HDF5 file
     with h5py.File(memory, "w") as file:
         write(file)
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as handle:
-            handle.write(memory.getbuffer())
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    with replaced(path) as unfinished:
+        unfinished.write_bytes(memory.getbuffer())
 
 
 def save(

@@ -8,13 +8,14 @@ Nothing is ever clamped. Limits, ramps and budgets are layers with the same prot
 """
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
+
+from micjax.core.names import unknown_name
 
 # --- what can go wrong --------------------------------------------------------------------------
 
@@ -300,14 +301,6 @@ class Instrument(Protocol):
 # --- what every adapter checks ------------------------------------------------------------------
 
 
-def nearest(what: str, name: str, known: Iterable[str]) -> str:
-    """One line about a name that does not exist."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
-    return f"no {what} {name!r}, there are {', '.join(known) or 'none'}{hint}"
-
-
 def check_target(axes: Mapping[str, Axis], target: Mapping[str, float]) -> dict[str, float]:
     """The target as floats that the instrument can be sent, if every axis exists and allows it.
 
@@ -316,7 +309,7 @@ def check_target(axes: Mapping[str, Axis], target: Mapping[str, float]) -> dict[
     checked = {}
     for name, value in target.items():
         if name not in axes:
-            raise LimitError(nearest("axis", name, axes))
+            raise LimitError(unknown_name("axis", name, axes))
         axis = axes[name]
         try:
             value = float(value)
@@ -338,7 +331,7 @@ def check_over(axes: Mapping[str, Axis], modes: Mapping[str, Mode], mode: str, o
     **Raises:** `LimitError` otherwise.
     """
     if mode not in modes:
-        raise LimitError(nearest("mode", mode, modes))
+        raise LimitError(unknown_name("mode", mode, modes))
     kind = modes[mode].kind
     if kind == "point":
         if over is not None:

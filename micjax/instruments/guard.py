@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from micjax.core.names import unknown_name
 from micjax.instruments.arrival import check_arrived, check_standing
 from micjax.instruments.base import (
     Aborted,
@@ -28,7 +29,6 @@ from micjax.instruments.base import (
     Record,
     check_over,
     check_target,
-    nearest,
 )
 from micjax.instruments.region import Forbidden, Region
 
@@ -319,7 +319,7 @@ def narrowed(
     found = dict(axes)
     for name, (lo, hi) in limits.items():
         if name not in axes:
-            raise LimitError(nearest("axis", name, axes))
+            raise LimitError(unknown_name("axis", name, axes))
         axis = axes[name]
         if not (axis.lo <= lo <= hi <= axis.hi):
             raise LimitError(

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from micjax.core.files import replaced
 from micjax.core.plain import plain, storable
 from micjax.instruments.base import (
     Aborted,
@@ -158,16 +159,13 @@ class Journal:
     def add(self, index: int, record: Record, **more: Any) -> None:
         """The record of a step: its arrays first, then the line that says that they are there."""
         name = f"{RECORDS}/{index:06d}.npz"
-        temporary = self.folder / f"{name}.part"
         arrays = {f"data/{n}": storable(v) for n, v in record.data.items()}
         arrays |= {f"coords/{n}": storable(v) for n, (v, _) in record.coords.items()}
         with self._or_broken():
-            with open(temporary, "wb") as file:
-                np.savez(file, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
-            os.replace(temporary, self.folder / name)
+            with replaced(self.folder / name) as unfinished:
+                with open(unfinished, "wb") as file:
+                    np.savez(file, **arrays)
+                digest = hashlib.sha256(unfinished.read_bytes()).hexdigest()
             _sync_folder(self.folder / RECORDS)
         self._write(
             {

@@ -11,13 +11,11 @@ silx, h5web and hyperspy (`hs.load(path, nxdata_only=True)`) open it and find th
 """
 
 import contextlib
-import difflib
 import importlib.metadata
 import json
 import logging
 import os
 import re
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +24,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from micjax.core.files import replaced
 from micjax.core.foreign.hdf5 import MOST_STEPS, File, Node, opened
+from micjax.core.names import unknown_name
 from micjax.io.fields import PIXELS, Axis, Field, by_name, unpacked
 
 log = logging.getLogger(__name__)
@@ -65,23 +65,15 @@ def write_nexus(
     _check(results, errors, default)
     # a path or a date in the plan must not cost the results of a long run: it is written as text
     configuration = {k: json.dumps(v, default=str) for k, v in (process or {}).items()}
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with h5py.File(unfinished, "w") as file:
-            entry = _entry(file, default, title)
-            for name, item in results.items():
-                _write_field(entry, name, item, errors.get(name))
-            program = _group(entry, "process", "NXprocess")
-            program["program"], program["version"] = "micjax", _version()
-            notes = _group(program, "configuration", "NXcollection")
-            for key, value in configuration.items():
-                notes[key] = value
-        with open(unfinished, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(unfinished, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            unfinished.unlink()
+    with replaced(path) as unfinished, h5py.File(unfinished, "w") as file:
+        entry = _entry(file, default, title)
+        for name, item in results.items():
+            _write_field(entry, name, item, errors.get(name))
+        program = _group(entry, "process", "NXprocess")
+        program["program"], program["version"] = "micjax", _version()
+        notes = _group(program, "configuration", "NXcollection")
+        for key, value in configuration.items():
+            notes[key] = value
 
 
 @contextlib.contextmanager
@@ -127,9 +119,7 @@ def _check(results: Mapping[str, Field], errors: dict, default: str | None) -> N
         raise ValueError("no results to write")
     for name in (default, *errors):
         if name not in results:
-            near = difflib.get_close_matches(str(name), results, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"no result {name!r} among {', '.join(results)}{hint}")
+            raise ValueError(unknown_name("result", str(name), results))
     for name, sigma in errors.items():
         if np.shape(sigma) != results[name].data.shape:
             raise ValueError(

@@ -1,6 +1,5 @@
 """Which reader reads which file, and which channel is meant."""
 
-import difflib
 import importlib.metadata
 import logging
 import os
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from micjax.core.names import unknown_name
 from micjax.io.fields import Field, Pixel, as_pixel, with_pixel
 from micjax.io.readers import arrays, gwy, hdf5, spm, tiff
 
@@ -149,9 +149,7 @@ def read(
     fields = _load(path)
     name = _choose(path, fields) if channel is None else channel
     if name not in fields:
-        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.4)
-        hint = f" (nearest: {near[0]})" if near else ""
-        raise ValueError(f"{path}: no channel {name!r}{hint}; there are {', '.join(fields)}")
+        raise ValueError(f"{path}: {unknown_name('channel', name, fields)}")
     if pixel_nm is None:
         return fields[name]
     image = with_pixel(fields[name], pixel_nm)

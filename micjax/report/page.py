@@ -4,13 +4,13 @@ import base64
 import dataclasses
 import html
 import json
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from micjax.core.files import replaced
 from micjax.core.problem import InverseProblem
 from micjax.inference.solution import Solution
 from micjax.report.default import CONVERGENCE
@@ -85,14 +85,8 @@ def write_page(path: pathlib.Path, page: Page) -> pathlib.Path:
     **Raises:** `OSError` when it cannot be written.
     """
     content = "\n".join(_document(page)).encode("utf-8")
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replaced(path) as unfinished:
+        unfinished.write_bytes(content)
     return path
 
 

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from micjax.core.files import replaced
 from micjax.core.plain import dumps
 from micjax.run.jobs.job import Job
 
@@ -29,9 +29,8 @@ class RunFolder:
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """All of the file or none: a reader may look while the run goes on."""
-        temporary = self / f".{name}.tmp"
-        temporary.write_text(dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self / name)
+        with replaced(self / name) as unfinished:
+            unfinished.write_text(dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def read_json(self, name: str) -> dict[str, Any]:
         return json.loads((self / name).read_text(encoding="utf-8"))

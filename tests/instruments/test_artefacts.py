@@ -392,7 +392,7 @@ def test_stop_ends_the_waiting():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Noisy(image(), KEY, {"heigth": 1.0}), "no channel 'heigth'.* mean height"),
+        (lambda: Noisy(image(), KEY, {"heigth": 1.0}), "no channel 'heigth'.*nearest: height"),
         (lambda: Noisy(image(), KEY, {"height": -1.0}), "height = -1.0: must be a number from 0"),
         (lambda: LineOffsets(image(), KEY, {"height": np.nan}), "height = nan"),
         (lambda: Dilated(image(), PARABOLOID, ["phase"]), "phase is in 'rad'; heights are in m"),

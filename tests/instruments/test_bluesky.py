@@ -516,7 +516,7 @@ def test_a_device_may_refuse():
         (
             lambda: connected(mode=Mode("point", {"diode-sgnal": "V"})),
             NotReady,
-            "no channel 'diode-sgnal'.*did you mean diode-signal",
+            "no channel 'diode-sgnal'.*nearest: diode-signal",
         ),
         (
             lambda: connected(mode=Mode("point", {"diode-signal": "A"})),

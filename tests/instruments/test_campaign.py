@@ -168,14 +168,14 @@ def test_points_that_cannot_be_reached_are_failures(tmp_path):
 def test_an_axis_that_the_instrument_has_not(tmp_path):
     inst = guarded()
     other = {"bias": inst.axes["x"]}
-    with begun(tmp_path) as journal, pytest.raises(LimitError, match="no axis 'bias', there are x"):
+    with begun(tmp_path) as journal, pytest.raises(LimitError, match="no axis 'bias'; there are x"):
         campaign(journal, RandomPolicy(other), inst).run(3)
     assert inst.left == (np.inf, np.inf)
 
 
 def test_a_mode_that_the_instrument_has_not(tmp_path):
     inst = guarded()
-    with begun(tmp_path) as journal, pytest.raises(LimitError, match="did you mean pixel"):
+    with begun(tmp_path) as journal, pytest.raises(LimitError, match="nearest: pixel"):
         Campaign(inst, RandomPolicy(inst.axes), "pixl", height, journal)
 
 
@@ -297,7 +297,7 @@ def test_one_number_after_the_other_that_is_none(tmp_path):
 
 @pytest.mark.parametrize(
     ("counts", "message"),
-    [({}, "is empty"), ({"x": 0}, "is empty"), ({"z": 3}, "no axis 'z', there are x, y")],
+    [({}, "is empty"), ({"x": 0}, "is empty"), ({"z": 3}, "no axis 'z'; there are x, y")],
 )
 def test_no_raster(counts, message):
     with pytest.raises(ValueError, match=message):

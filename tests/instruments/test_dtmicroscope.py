@@ -278,7 +278,7 @@ def test_channels_are_what_they_are_called():
     assert list(only.data) == ["Phase"]
     np.testing.assert_array_equal(only.data["Phase"], PHASE.T)
     np.testing.assert_array_equal(twin.get_scan(["Phase"])[0], -HEIGHT)  # what it would give
-    with pytest.raises(NotReady, match="no channel 'Heigth', there are Height, Phase, Height #2"):
+    with pytest.raises(NotReady, match="no channel 'Heigth' .*; there are Height, Phase"):
         DTMicroscope(twin, channels=["Heigth"])
     with pytest.raises(NotReady, match="other data stand before the images"):
         DTMicroscope(twin, artefact=("real_tip", {"r_tip": 0.1}))

@@ -191,7 +191,7 @@ def test_an_unknown_command_is_answered_by_its_name(server):
 
 def test_what_it_has_not(server):
     _, ports = server
-    with pytest.raises(NotReady, match=r"no signal 'Curent \(A\)'.*did you mean Current \(A\)"):
+    with pytest.raises(NotReady, match=r"no signal 'Curent \(A\)'.*nearest: Current \(A\)"):
         connected(ports, signals=("Curent (A)",))
     with (
         connected(ports, spectrum={"LI Demod": "A"}) as inst,

@@ -189,9 +189,9 @@ def test_a_stop_that_got_no_answer_is_obeyed_after_the_exposure(url, microscope,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stage": {"X": 1.0}}, "no axis 'X', there are x, y, z, alpha, beta"),
-        ({"optics": {"defocsu": OPTICS["probe_defocus"]}}, "did you mean .*defocus"),
-        ({"detectors": {"HAADF": 1.0}}, "no detector 'HAADF', there are CCD"),
+        ({"stage": {"X": 1.0}}, "no axis 'X'; there are x, y, z, alpha, beta"),
+        ({"optics": {"defocsu": OPTICS["probe_defocus"]}}, "nearest: .*defocus"),
+        ({"detectors": {"HAADF": 1.0}}, "no detector 'HAADF'; there are CCD"),
     ],
 )
 def test_what_it_has_not(url, options, message):

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from micjax.active.acquire.paths import Paths
+from micjax.active.acquire.scalarise import spread
 from micjax.active.acquire.search import Box, Score, maximise
 from micjax.active.acquire.values import best_allowed
 from micjax.active.gp.process import (
@@ -27,7 +28,6 @@ from micjax.active.gp.process import (
     track,
     with_room,
 )
-from micjax.active.learner.scalarise import spread
 
 CORNER = 1e-6  # rounding of the corner of max(x, 0), relative to the scale of the function
 Indices = Int[np.ndarray, "count"]

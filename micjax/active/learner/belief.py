@@ -16,11 +16,11 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from micjax.active import smc
+from micjax.active.acquire.scalarise import Scale, scale_of
 from micjax.active.gp import process as gp
 from micjax.active.gp.evidence import Evidence, fit_evidence
 from micjax.active.gp.kernels import RBF, Categorical, Kernel, Matern, Over
 from micjax.active.learner.predictive import Part, over_draws
-from micjax.active.learner.scalarise import Scale, scale_of
 from micjax.active.learner.space import Space
 from micjax.core.problem import InverseProblem
 from micjax.inference.errors.laplace import laplace

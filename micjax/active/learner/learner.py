@@ -32,6 +32,7 @@ from micjax.active.learner import belief, predictive
 from micjax.active.learner.belief import Belief, Model, plain_model
 from micjax.active.learner.cost import Cost, tour, travel
 from micjax.active.learner.space import Number, Space, plain
+from micjax.core.files import replaced
 
 log = logging.getLogger("micjax")
 
@@ -483,16 +484,8 @@ class Learner:
                 "failures": self._failures,
             }
         )
-        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "w", encoding="utf-8") as handle:
-                handle.write(content)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(temporary, self.file)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        with replaced(self.file) as unfinished:
+            unfinished.write_text(content, encoding="utf-8")
 
     def restore(self) -> None:
         """Take up what `checkpoint` wrote: the same suggestions follow as would have then.

@@ -14,11 +14,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float
 
+from micjax.active.acquire.scalarise import Scale, scale_of, spread
 from micjax.active.gp import deep as deep_kernel
 from micjax.active.gp import process as gp
 from micjax.active.learner.belief import Belief, Outcomes, Points
 from micjax.active.learner.predictive import Part, over_draws
-from micjax.active.learner.scalarise import Scale, scale_of, spread
 from micjax.active.learner.space import Space
 from micjax.core.problem import InverseProblem
 

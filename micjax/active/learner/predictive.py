@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import logsumexp, ndtr, softmax
 
+from micjax.active.acquire.scalarise import Scale
 from micjax.active.gp import process as gp
-from micjax.active.learner.scalarise import Scale
 from micjax.core.problem import InverseProblem, Values
 from micjax.core.tree import replace
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
+from micjax.core.names import unknown_name
 from micjax.instruments import Record
-from micjax.instruments.base import nearest
 
 Curve = Float[np.ndarray, "n"]
 Signal = Callable[[Curve, Curve], float]  # (values, where along the axis) -> a number
@@ -57,7 +57,7 @@ def reduced(name: str, channel: str | None = None) -> Callable[[Record], float]:
         if chosen is None:
             raise ValueError(f"one channel of {', '.join(record.data)} has to be named")
         if chosen not in record.data:
-            raise ValueError(nearest("channel", chosen, record.data))
+            raise ValueError(unknown_name("channel", chosen, record.data))
         values = np.asarray(record.data[chosen])
         if values.ndim == 0:
             return float(values)

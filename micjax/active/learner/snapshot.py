@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from micjax.active.learner.learner import Learner
+from micjax.core.files import replaced
 
 log = logging.getLogger("micjax")
 
@@ -38,10 +39,8 @@ class Snapshots:
         if len(self._learner.data[1]) < 2:
             return
         begun = time.monotonic()
-        temporary = self.path.with_name(f".{STATE}.tmp")
-        with open(temporary, "wb") as file:
+        with replaced(self.path) as unfinished, open(unfinished, "wb") as file:
             np.savez(file, **believed(self._learner))
-        os.replace(temporary, self.path)
         now = time.monotonic()
         self._not_before = now + min((now - begun) / SHARE, LONGEST_S)
 

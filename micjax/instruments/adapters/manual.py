@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from micjax.core.names import unknown_name
 from micjax.instruments.arrival import check_arrived, check_tolerances
 from micjax.instruments.base import (
     Aborted,
@@ -18,7 +19,6 @@ from micjax.instruments.base import (
     Record,
     check_over,
     check_target,
-    nearest,
 )
 from micjax.io import channels, read
 
@@ -165,7 +165,7 @@ def _from_file(path: str, channel: str, unit: str, coords: Coords) -> Measured:
     try:
         known = list(channels(path))
         if channel not in known and len(known) > 1:
-            raise ValueError(f"{path}: {nearest('channel', channel, known)}")
+            raise ValueError(f"{path}: {unknown_name('channel', channel, known)}")
         field = read(path, channel if channel in known else known[0])
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(f"{error}; allowed are {allowed}") from error

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from micjax.core.names import unknown_name
 from micjax.instruments.adapters import nanonis_wire as wire
 from micjax.instruments.arrival import check_arrived
 from micjax.instruments.base import (
@@ -28,7 +29,6 @@ from micjax.instruments.base import (
     Record,
     check_over,
     check_target,
-    nearest,
 )
 
 Ends = tuple[float, float]
@@ -96,7 +96,7 @@ class Nanonis:
             (names,) = self._link.call("Signals.NamesGet")
             for name in (*signals, *image):
                 if name not in names:
-                    raise NotReady(nearest("signal", name, names))
+                    raise NotReady(unknown_name("signal", name, names))
         except BaseException:
             self.close()  # there is one client a port
             raise

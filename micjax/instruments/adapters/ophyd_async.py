@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from micjax.core.names import unknown_name
 from micjax.instruments.arrival import check_arrived, check_tolerances
 from micjax.instruments.base import (
     Aborted,
@@ -28,7 +29,6 @@ from micjax.instruments.base import (
     Record,
     check_over,
     check_target,
-    nearest,
 )
 
 STOP_S = 2.0  # how long a stop waits for a verb to end, and for the devices
@@ -143,7 +143,7 @@ class OphydAsync:
             keys = await self._detectors[name].describe()
             for channel, unit in mode.channels.items():
                 if channel not in keys:
-                    raise NotReady(f"{name}: {nearest('channel', channel, keys)}")
+                    raise NotReady(f"{name}: {unknown_name('channel', channel, keys)}")
                 found = keys[channel].get("units") or unit
                 if found != unit:
                     raise NotReady(f"{name}: {channel} comes in {found}, not in {unit}")

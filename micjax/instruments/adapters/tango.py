@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from micjax.core.names import unknown_name
 from micjax.instruments.arrival import check_arrived, check_tolerances
 from micjax.instruments.base import (
     Aborted,
@@ -23,7 +24,6 @@ from micjax.instruments.base import (
     Record,
     check_over,
     check_target,
-    nearest,
 )
 
 POLL_S = 0.01
@@ -79,7 +79,7 @@ class Tango:
             self._check_limits(name)
         self._sources = {n: self._source(n, source) for n, (source, _) in modes.items()}
         if stop is not None and stop.lower() not in self._commands:
-            raise NotReady(f"{device}: {nearest('command', stop, self._commands.values())}")
+            raise NotReady(f"{device}: {unknown_name('command', stop, self._commands.values())}")
 
     def read(self) -> dict[str, float]:
         found = {}
@@ -194,7 +194,7 @@ class Tango:
             command, attribute = source, None
         if command is not None and command.lower() not in self._commands:
             known = [*self._commands.values(), *self._readable.values()]
-            raise NotReady(f"{name}: {nearest('command or attribute', command, known)}")
+            raise NotReady(f"{name}: {unknown_name('command or attribute', command, known)}")
         if attribute is not None:
             (unit,), found = self.modes[name].channels.values(), self._config(name, attribute).unit
             if found not in ("", "No unit", unit):
@@ -203,7 +203,9 @@ class Tango:
 
     def _config(self, name: str, attribute: str) -> Any:
         if attribute.lower() not in self._readable:
-            raise NotReady(f"{name}: {nearest('attribute', attribute, self._readable.values())}")
+            raise NotReady(
+                f"{name}: {unknown_name('attribute', attribute, self._readable.values())}"
+            )
         return self._ask(self._proxy.get_attribute_config, attribute)
 
     def _numbers(self, source: str, found: Any) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from micjax.core.names import unknown_name
 from micjax.instruments.arrival import check_arrived, check_tolerances
 from micjax.instruments.base import (
     Aborted,
@@ -32,7 +33,6 @@ from micjax.instruments.base import (
     Record,
     check_over,
     check_target,
-    nearest,
 )
 
 STAGE = {"x": "x", "y": "y", "z": "z", "alpha": "a", "beta": "b"}
@@ -98,7 +98,7 @@ class Temscript:
         optics = dict(optics or {})
         for name, known in [(n, STAGE) for n in stage] + [(n, OPTICS) for n in optics]:
             if name not in known:
-                raise NotReady(nearest("axis", name, known))
+                raise NotReady(unknown_name("axis", name, known))
         self._places: dict[str, tuple[str, str | int | None]] = {
             n: ("stage_position", STAGE[n]) for n in stage
         } | {n: OPTICS[n] for n in optics}
@@ -216,7 +216,7 @@ class Temscript:
         found = {}
         for name in names:
             if name not in {*cameras, *others}:
-                raise NotReady(nearest("detector", name, [*cameras, *others]))
+                raise NotReady(unknown_name("detector", name, [*cameras, *others]))
             quoted = urllib.parse.quote(name, safe="")
             stem = (f"stem_detector_param/{quoted}", "stem_acquisition_param")
             found[name] = (f"camera_param/{quoted}",) if name in cameras else stem

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from micjax.core.names import unknown_name
 from micjax.instruments.base import (
     Axis,
     Frame,
@@ -27,7 +28,6 @@ from micjax.instruments.base import (
     Record,
     check_over,
     check_target,
-    nearest,
 )
 from micjax.physics.probes.loop import trace_and_retrace
 from micjax.physics.tips.dilation import dilate
@@ -245,7 +245,7 @@ def _check_channels(instrument: Instrument, names: Iterable[str]) -> None:
     known = {n: u for m in instrument.modes.values() for n, u in m.channels.items()}
     for name in names:
         if name not in known:
-            raise ValueError(nearest("channel", name, known))
+            raise ValueError(unknown_name("channel", name, known))
 
 
 def _heights(instrument: Instrument, names: Iterable[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from micjax.core.names import unknown_name
 from micjax.instruments.arrival import check_arrived
 from micjax.instruments.base import (
     Axis,
@@ -23,7 +24,6 @@ from micjax.instruments.base import (
     Record,
     check_over,
     check_target,
-    nearest,
 )
 from micjax.instruments.replay import Replay
 from micjax.io import Axis as FieldAxis
@@ -172,7 +172,7 @@ class DTMicroscope(Replay):
         chosen = list(names if channels is None else channels)
         for name in chosen:
             if name not in names:
-                raise NotReady(nearest("channel", name, names))
+                raise NotReady(unknown_name("channel", name, names))
         order = [names.index(name) for name in chosen]
         if artefact is None:
             stack = _array(self._ask("get_scan"))[order]

@@ -8,13 +8,14 @@ Aberrations are a dict {name: Å}. Every function takes them in Cartesian form, 
 through zero: "C10", "C12a", "C12b", "C21a", ... up to "C56b". `cartesian` and `polar` convert.
 """
 
-import difflib
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Complex, Float
+
+from micjax.core.names import unknown_name
 
 Scalar = Float[ArrayLike, ""]
 Coefficients = Mapping[str, Scalar]
@@ -225,5 +226,4 @@ def contrast_transfer(
 def _known(names: Mapping, allowed: list[str]) -> None:
     for name in names:
         if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5) or allowed
-            raise ValueError(f"{name!r} is no aberration coefficient; nearest names: {near}")
+            raise ValueError(unknown_name("aberration coefficient", name, allowed))

@@ -9,9 +9,9 @@ import numpy as np
 
 from micjax.active.learner.signals import reduced, signal
 from micjax.active.learner.space import Axis, Space
+from micjax.core.names import unknown_name
 from micjax.instruments import Axis as Range
 from micjax.instruments import Function, Instrument, Record
-from micjax.instruments.base import nearest
 from micjax.io import Field, read
 
 Point = Mapping[str, Any]
@@ -105,17 +105,17 @@ def open_instrument(
     **Raises:** `ValueError` for a mode, a channel or an axis that it has not.
     """
     if mode not in device.modes:
-        raise ValueError(nearest("mode", mode, device.modes))
+        raise ValueError(unknown_name("mode", mode, device.modes))
     if device.modes[mode].kind != "point":
         raise ValueError(f"mode {mode} goes over a {device.modes[mode].kind}; points are explored")
     channels = device.modes[mode].channels
     if channel is None and len(channels) > 1:
         raise ValueError(f"one channel of {', '.join(channels)} has to be named")
     if channel is not None and channel not in channels:
-        raise ValueError(nearest("channel", channel, channels))
+        raise ValueError(unknown_name("channel", channel, channels))
     for name in [*axes, *fixed]:
         if name not in device.axes:
-            raise ValueError(nearest("axis", name, device.axes))
+            raise ValueError(unknown_name("axis", name, device.axes))
     free = [n for n, a in device.axes.items() if n not in fixed and a.lo < a.hi]
     free.sort(key=lambda n: n == "x")  # a map has x along its rows, as an image has
     chosen = axes or {n: {} for n in free}
