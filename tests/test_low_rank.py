@@ -39,7 +39,7 @@ def test_inducing_points_at_all_data_are_the_exact_process():
     sparse = low_rank.sparse(process(), POINTS)
     exact = log_likelihood(process(), OBSERVED, PADDED)
     assert float(log_likelihood(sparse, OBSERVED, PADDED)) == pytest.approx(float(exact), abs=1e-4)
-    found = low_rank.predict(low_rank.condition(sparse, OBSERVED, PADDED), GRID)
+    found = gp.predict(gp.condition(sparse, OBSERVED, PADDED), GRID)
     for a, b in zip(
         found, gp.predict(gp.condition(process(), OBSERVED, PADDED), GRID), strict=True
     ):
@@ -64,7 +64,7 @@ def test_random_waves_are_bayesian_linear_regression():
     a = phi.T @ phi / s2 + np.eye(phi.shape[1])
     mean = at @ np.linalg.solve(a, phi.T @ Y / s2)
     variance = np.einsum("ij,ji->i", at, np.linalg.solve(a, at.T))
-    found = low_rank.predict(low_rank.condition(waves, OBSERVED, PADDED), GRID)
+    found = gp.predict(gp.condition(waves, OBSERVED, PADDED), GRID)
     np.testing.assert_allclose(found[0], mean, atol=1e-8)
     np.testing.assert_allclose(found[1], variance, atol=1e-8)
     covariance = phi @ phi.T + s2 * np.eye(COUNT)
@@ -88,21 +88,21 @@ def test_one_more_datum_is_a_fit_to_all(kind):
     else:
         problem = low_rank.fourier(process(), jax.random.key(0), 64)
     observed, padded = gp.buffered(POINTS[:-1], Y[:-1], capacity=64)
-    state = low_rank.append(low_rank.condition(problem, observed, padded), POINTS[-1], Y[-1])
+    state = gp.append(gp.condition(problem, observed, padded), POINTS[-1], Y[-1])
     assert state.count == COUNT
-    together = low_rank.condition(problem, OBSERVED, PADDED)
-    for a, b in zip(low_rank.predict(state, GRID), low_rank.predict(together, GRID), strict=True):
+    together = gp.condition(problem, OBSERVED, PADDED)
+    for a, b in zip(gp.predict(state, GRID), gp.predict(together, GRID), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-9)
 
 
 def test_full_buffers_grow():
     points, y = data(65)
     sparse = low_rank.sparse(process(), points[:9])
-    full = low_rank.condition(sparse, *gp.buffered(points[:64], y[:64]))
-    state = low_rank.append(full, points[64], float(y[64]))
+    full = gp.condition(sparse, *gp.buffered(points[:64], y[:64]))
+    state = gp.append(full, points[64], float(y[64]))
     assert state.count == 65
-    together = low_rank.condition(sparse, *gp.buffered(points, y))
-    for a, b in zip(low_rank.predict(state, GRID), low_rank.predict(together, GRID), strict=True):
+    together = gp.condition(sparse, *gp.buffered(points, y))
+    for a, b in zip(gp.predict(state, GRID), gp.predict(together, GRID), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-9)
     np.testing.assert_allclose(state.y[:65], y)
 
@@ -123,7 +123,7 @@ def test_noise_of_each_point_counts():
     observed, padded = gp.buffered(POINTS, Y, ratio)
     sparse = low_rank.sparse(process(), POINTS)
     exact = gp.predict(gp.condition(process(), observed, padded), GRID)
-    found = low_rank.predict(low_rank.condition(sparse, observed, padded), GRID)
+    found = gp.predict(gp.condition(sparse, observed, padded), GRID)
     np.testing.assert_allclose(found[0], exact[0], atol=1e-5)
 
 
@@ -134,7 +134,7 @@ def test_hyper_parameters_of_many_points_are_fitted():
     buffers = gp.buffered(points, y)
     best = fit_evidence(sparse, *buffers).problem
     assert float(best.noise.sigma) == pytest.approx(0.1, rel=0.06)
-    mean, variance = low_rank.predict(low_rank.condition(best, *buffers), GRID)
+    mean, variance = gp.predict(gp.condition(best, *buffers), GRID)
     wrong = mean - np.sin(7.0 * GRID[:, 0])
     assert np.sqrt(np.mean(wrong**2)) < 0.02
     assert np.mean(np.abs(wrong) < 3.0 * np.sqrt(variance)) > 0.9

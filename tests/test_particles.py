@@ -12,7 +12,8 @@ from planned_line import KEY, PRIOR, SIGMA, Line, line, line_draws, line_informa
 
 import micjax
 from micjax import Gaussian, InverseProblem, parameter
-from micjax.active.design.particles import adopt, choose, row_log_likelihood, start, update
+from micjax.active.design.particles import adopt, row_log_likelihood, start, update
+from micjax.inference.errors.smc import systematic
 
 
 def measured(problem, x, truth, key=KEY):
@@ -96,5 +97,5 @@ def test_wrong_data_are_refused():
 
 def test_systematic_resampling_keeps_expectations():
     log_weights = jnp.log(jnp.array([0.5, 0.0, 0.3, 0.2]))
-    counts = np.bincount(choose(KEY, log_weights, 1000), minlength=4)
+    counts = np.bincount(systematic(KEY, log_weights, 1000), minlength=4)
     assert np.all(np.abs(counts - [500, 0, 300, 200]) <= 1)

@@ -8,7 +8,6 @@ import numpyro.distributions as dist
 import pytest
 
 import micjax
-from micjax.active import smc
 from micjax.active.acquire import hypervolume as H
 from micjax.active.acquire import values as acquisition
 from micjax.active.acquire.batch import greedy_improvement
@@ -16,7 +15,7 @@ from micjax.active.acquire.scalarise import scale_of, spread
 from micjax.active.design import eig, fisher, particles
 from micjax.active.gp import features as low_rank
 from micjax.active.gp import process as gp
-from micjax.active.gp import student
+from micjax.active.gp import streaming, student
 from micjax.active.gp.evidence import fit_evidence
 from micjax.active.learner.belief import physical_model
 from micjax.active.learner.cost import (
@@ -111,8 +110,8 @@ def test_hyper_parameters_are_fitted_in_any_unit(unit):
 def test_inducing_points_and_outliers_in_any_unit(unit):
     def found(u):
         sparse = low_rank.sparse(process(u, sigma=0.05), X[::3])
-        state = low_rank.condition(sparse, *gp.buffered(X[:-1], u * Y[:-1]))
-        known = low_rank.predict(low_rank.append(state, X[-1], u * Y[-1]), GRID)
+        state = gp.condition(sparse, *gp.buffered(X[:-1], u * Y[:-1]))
+        known = gp.predict(gp.append(state, X[-1], u * Y[-1]), GRID)
         y = Y + 3.0 * (np.arange(20) == 7)
         weights = student.weigh(process(u, sigma=0.05), *gp.buffered(X, u * y)).weights
         chosen = low_rank.spread_out(process(u), X, 8)
@@ -131,9 +130,11 @@ def test_particles_of_processes_and_laws_in_any_unit(unit):
         priors = {"forward.kernel.lengthscale": None, "forward.kernel.amplitude": None}
         p = gp.process([0.0], [1.0], y_scale=u, priors=priors)
         data = gp.buffered(X, u * (Y + 0.5))
-        cloud = smc.begin(p, *data, GRID, jax.random.key(0), particles=32)
-        cloud = smc.tell(cloud, [0.5], 0.6 * u, jax.random.key(1))
-        return smc.predict(cloud), smc.log_expected_improvement(cloud, 1.2 * u) - np.log(u)
+        cloud = streaming.begin(p, *data, GRID, jax.random.key(0), particles=32)
+        cloud = streaming.tell(cloud, [0.5], 0.6 * u, jax.random.key(1))
+        return streaming.predict(cloud), streaming.log_expected_improvement(
+            cloud, 1.2 * u
+        ) - np.log(u)
 
     (known, gain), (expected, gain_of_one) = found(unit), found(1.0)
     same(known, expected, unit)

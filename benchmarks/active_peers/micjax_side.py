@@ -12,11 +12,11 @@ import problems
 from flax import nnx
 from problems import Stopwatch
 
-from micjax.active import smc
 from micjax.active.acquire.scalarise import Scale, scale_of
 from micjax.active.acquire.values import best_allowed, log_expected_improvement
 from micjax.active.gp import deep as deep_kernel
 from micjax.active.gp import process as gp
+from micjax.active.gp import streaming
 from micjax.active.gp.evidence import Evidence, fit_evidence
 from micjax.active.learner.belief import plain_model
 from micjax.active.learner.learner import Learner
@@ -125,14 +125,14 @@ def bayes(count: str, particles: str = "128") -> Iterator[dict]:
     process = gp.process([0.0, 0.0], [1.0, 1.0], priors=priors)
     keys = jax.random.split(jax.random.key(0), count + 1)
     first = gp.buffered(data.points[:begun], data.y[:begun])
-    cloud = smc.begin(process, *first, data.grid, keys[count], particles=int(particles))
+    cloud = streaming.begin(process, *first, data.grid, keys[count], particles=int(particles))
     for n in range(begun, count):
         with Watch() as watch:
-            cloud = smc.tell(cloud, data.points[n], data.y[n], keys[n])
-            smc.predict(cloud)
+            cloud = streaming.tell(cloud, data.points[n], data.y[n], keys[n])
+            streaming.predict(cloud)
         last = {}
         if n == count - 1:
-            mean, variance = smc.predict(smc.following(cloud, grid))
+            mean, variance = streaming.predict(streaming.following(cloud, grid))
             last = {"mean": mean.tolist(), "sd": np.sqrt(variance).tolist()}
         yield watch.sample(**last)
 

@@ -28,9 +28,10 @@ import optimistix
 from jaxtyping import Array
 
 import micjax
-from micjax.active import hypotheses, smc
+from micjax.active import hypotheses
 from micjax.active.acquire.values import best_allowed
 from micjax.active.gp import process as gp
+from micjax.active.gp import streaming
 from micjax.problems import edge
 
 # --- an edge under drift ------------------------------------------------------------------------
@@ -59,8 +60,8 @@ def scan(seed: int):
 
 def intervals(problem, x, y, key, prefix: str) -> dict[str, np.ndarray]:
     """90 % intervals by particles of the posterior of a process."""
-    cloud = smc.begin(problem, x, y, x.points[:1], key, particles=256)
-    values = smc.values(cloud)
+    cloud = streaming.begin(problem, x, y, x.points[:1], key, particles=256)
+    values = streaming.values(cloud)
     return {n: np.quantile(values[f"{prefix}{n}"], [0.05, 0.5, 0.95]) for n in KNOWN}
 
 

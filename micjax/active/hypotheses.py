@@ -1,7 +1,7 @@
 """Which law is it? Several physical means compared by evidence as the data come in.
 
 Every hypothesis is a process of its own (a law as mean, a kernel for what it leaves over, noise),
-followed by particles (`micjax.active.smc`), whose normalising constant is its evidence
+followed by particles (`micjax.active.gp.streaming`), whose normalising constant is its evidence
 p(y | hypothesis). The next point is where the outcome tells most of which hypothesis holds.
 """
 
@@ -16,7 +16,7 @@ from jax.nn import logsumexp
 from jax.scipy.stats import norm
 from jaxtyping import Array, ArrayLike, Float
 
-from micjax.active import smc
+from micjax.active.gp import streaming
 from micjax.active.gp.process import Observed, Point, double
 from micjax.core.problem import InverseProblem
 
@@ -29,7 +29,7 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(6)
 class Hypotheses(NamedTuple):
     """The particles of each hypothesis by its name, all at the same points."""
 
-    clouds: dict[str, smc.Cloud]
+    clouds: dict[str, streaming.Cloud]
     prior: dict[str, float]  # adds up to 1
 
 
@@ -60,7 +60,7 @@ def begin(
         raise ValueError(f"the prior {prior} needs a positive number for each of {list(problems)}")
     keys = jax.random.split(key, len(problems))
     clouds = {
-        name: smc.begin(problem, observed, y, points, k, particles=particles)
+        name: streaming.begin(problem, observed, y, points, k, particles=particles)
         for k, (name, problem) in zip(keys, problems.items(), strict=True)
     }
     total = sum(prior.values())
@@ -77,7 +77,7 @@ def tell(
     """The hypotheses with one more datum."""
     keys = jax.random.split(key, len(hypotheses.clouds))
     clouds = {
-        name: smc.tell(cloud, point, y, k, noise_ratio)
+        name: streaming.tell(cloud, point, y, k, noise_ratio)
         for k, (name, cloud) in zip(keys, hypotheses.clouds.items(), strict=True)
     }
     return hypotheses._replace(clouds=clouds)
@@ -99,7 +99,7 @@ def probabilities(hypotheses: Hypotheses) -> dict[str, float]:
 def predict(hypotheses: Hypotheses) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
     """Mean and variance of the function (without noise), averaged over the hypotheses."""
     chances = np.array(list(probabilities(hypotheses).values()))
-    means, variances = np.stack([smc.predict(c) for c in hypotheses.clouds.values()], axis=1)
+    means, variances = np.stack([streaming.predict(c) for c in hypotheses.clouds.values()], axis=1)
     mean = chances @ means
     return mean, chances @ (variances + (means - mean) ** 2)
 
@@ -115,7 +115,7 @@ def information(hypotheses: Hypotheses) -> Float[np.ndarray, "m"]:
     than noise and their own ignorance, and never above log of their number.
     """
     chances = jnp.asarray(list(probabilities(hypotheses).values()))
-    outcomes = [smc.predict_measured(cloud) for cloud in hypotheses.clouds.values()]
+    outcomes = [streaming.predict_measured(cloud) for cloud in hypotheses.clouds.values()]
     means, variances = np.stack(outcomes, axis=1)
     return np.asarray(_information(chances, jnp.asarray(means), jnp.sqrt(jnp.asarray(variances))))
 

@@ -12,12 +12,12 @@ from micjax.core.problem import InverseProblem, Theta, Values
 
 
 class Coordinates(eqx.Module):
-    """vector <-> {name: unconstrained array}, in the order of `names`.
+    """vector <-> {name: unconstrained array}, in the order of the names.
 
     **Arguments:**
 
     - `problem`: whose unknowns these are; the current values of those not named are kept.
-    - `names`: which unknowns (default: all, in the order of `problem.unknowns()`).
+    - `names`: which unknowns, in their order (default: all, sorted).
 
     **Raises:** `ValueError` for a name that is no unknown.
     """
@@ -27,7 +27,7 @@ class Coordinates(eqx.Module):
 
     def __init__(self, problem: InverseProblem, names=None):
         unknowns = problem.unknowns()
-        names = tuple(unknowns) if names is None else tuple(names)
+        names = tuple(sorted(unknowns)) if names is None else tuple(names)
         if wrong := sorted(set(names) - set(unknowns)):
             raise ValueError(f"no unknowns: {wrong}; there are {sorted(unknowns)}")
         self.problem, self.names = problem, names
@@ -83,6 +83,10 @@ class Coordinates(eqx.Module):
             jnp.sum(b.log_abs_det_jacobian(theta[n], b(theta[n]))) for n, b in bijections.items()
         )
 
+    def log_density(self, vector: Float[Array, "d"]) -> Float[Array, ""]:
+        """Of the priors, as a density of the vector."""
+        return self.log_prior(vector) + self.log_volume(vector)
+
     def widths(self) -> Float[Array, "d"]:
         """What each element is measured in: the prior's standard deviation of an unknown that may
         be any real number; 1 for the others, which the bijection onto their support has brought to
@@ -93,7 +97,11 @@ class Coordinates(eqx.Module):
 
 def _width(prior: dist.Distribution, theta: Float[Array, "..."]) -> Float[Array, "..."]:
     support = getattr(prior.support, "base_constraint", prior.support)
-    if support is not dist.constraints.real or isinstance(prior, dist.ImproperUniform):
+    if support is not dist.constraints.real:
         return jnp.ones_like(theta)
-    variance = jnp.broadcast_to(prior.variance, theta.shape)  # a Cauchy has none
-    return jnp.where(jnp.isfinite(variance) & (variance > 0), jnp.sqrt(variance), 1.0)
+    try:
+        variance = jnp.broadcast_to(prior.variance, theta.shape)
+    except NotImplementedError:  # an improper one has none
+        return jnp.ones_like(theta)
+    known = jnp.isfinite(variance) & (variance > 0)  # that of a Cauchy is infinite
+    return jnp.where(known, jnp.sqrt(variance), 1.0)

@@ -15,6 +15,11 @@ def plain(value: Any) -> Any:
     return _converted(value, _text, 0)
 
 
+def scalar(value: Any) -> Any:
+    """A number or a text of NumPy as that of Python; all else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def exact(value: Any) -> Any:
     """The value in plain types, if it can be read again from JSON as what it is.
 

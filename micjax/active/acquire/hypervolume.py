@@ -24,7 +24,8 @@ from micjax.active.acquire.batch import (
 )
 from micjax.active.acquire.paths import Paths
 from micjax.active.acquire.search import Box
-from micjax.active.gp.process import capacity_for, double
+from micjax.active.gp.observed import capacity_for
+from micjax.core.precision import double
 
 
 def pareto_front(values: Float[ArrayLike, "n k"]) -> Int[np.ndarray, "p"]:

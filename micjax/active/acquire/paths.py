@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from micjax.active.acquire.search import Box, maximise
 from micjax.active.gp.algebra import jittered_cholesky
-from micjax.active.gp.process import Observed, Process, State, double, joint, noise_and_jitter
+from micjax.active.gp.process import Observed, Process, State, double, joint
 
 EXACT = 512  # up to so many points a Cholesky factor is cheap, and exact
 
@@ -58,7 +58,7 @@ def draw_paths(state: State, key: Array, count: int, features: int = 1024) -> Pa
     forward, observed = state.problem.forward, state.observed
     phi = _features(forward, spectrum, features, observed.points)
     weights = jax.random.normal(prior, (count, phi.shape[1]), phi.dtype)
-    sd = jnp.sqrt(noise_and_jitter(state, observed))
+    sd = jnp.sqrt(state.noise_and_jitter(observed))
     e = sd * jax.random.normal(noise, (count, len(sd)), phi.dtype)
     white = state.white - (observed.present * (weights @ phi.T + e)) @ state.root.T
     update = observed.present * (white @ state.root)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from micjax.active.gp.process import double
+from micjax.core.precision import double
 
 Score = Callable[..., Float[Array, "m"]]
 STEP_SIZES = 2.0 ** -np.arange(10)  # of a line search, tried side by side

@@ -20,12 +20,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from micjax.active.design.fisher import places
-from micjax.active.design.particles import by_row, choose
+from micjax.active.design.particles import by_row
+from micjax.core.coordinates import Coordinates
 from micjax.core.problem import InverseProblem, Values
+from micjax.inference.errors.smc import systematic
 
 TOGETHER = 32  # simulated data compared with all draws side by side, which bounds the memory
 
@@ -78,7 +79,7 @@ def expected_information(
     row_weights = jnp.ones(rows) if row_weights is None else row_weights
     choose_key, noise_key, inner_key = jax.random.split(key, 3)
     predictions = jax.vmap(lambda v: problem.at(v).forward(x))(draws)
-    own = choose(choose_key, log_weights, outer)
+    own = systematic(choose_key, log_weights, outer)
 
     def log_p(values, prediction, y):
         log_p = problem.at(values).noise(prediction).log_prob(y)
@@ -128,9 +129,8 @@ def _with_and_without(among, i, log_weights) -> tuple[Array, Array]:
 
 def _nuisances(problem, draws, log_weights, wanted, rest, inner):
     """A function: index of a draw, key -> `inner` draws, its wanted ones with other nuisances."""
-    theta = jax.vmap(problem.unconstrain)(draws)
-    _, named = ravel_pytree({n: t[0] for n, t in theta.items()})
-    flat = jax.vmap(lambda t: ravel_pytree(t)[0])(theta)
+    coordinates = Coordinates(problem)
+    flat = jax.vmap(lambda values: coordinates.vector(problem.unconstrain(values)))(draws)
     weights = jnp.exp(log_weights)[:, None]
     ends = jnp.cumsum(weights[:, 0])
     centred = flat - jnp.sum(weights * flat, axis=0)
@@ -149,7 +149,7 @@ def _nuisances(problem, draws, log_weights, wanted, rest, inner):
         j = jnp.minimum(jnp.searchsorted(ends, u, side="right"), len(ends) - 1)
         moved = flat[j][:, rest] + (flat[i, wanted] - flat[j][:, wanted]) @ slope
         point = jnp.broadcast_to(flat[i], (inner, flat.shape[1])).at[:, rest].set(moved)
-        return jax.vmap(lambda p: problem.constrain(named(p)))(point)
+        return jax.vmap(coordinates.values)(point)
 
     return nuisances
 

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.flatten_util import ravel_pytree
 from jax.scipy.special import polygamma
 from jaxtyping import Array, ArrayLike, Float
 
-from micjax.active.gp.process import double
+from micjax.core.coordinates import Coordinates
+from micjax.core.precision import double
 from micjax.core.problem import InverseProblem, Values
 from micjax.inference.errors.laplace import FLAT, PRIOR_RULES
 from micjax.inference.starts.draw import prior_draws
@@ -120,10 +120,11 @@ def data_information(
 
     - `weights`: how often each row of `x` is measured; 0 leaves a row out.
     """
-    flat, named = ravel_pytree(problem.unconstrain(problem.values()))
+    coordinates = Coordinates(problem)
+    flat = coordinates.vector()
 
     def eta_and_metric(flat):
-        at = problem.at(problem.constrain(named(flat)))
+        at = coordinates.at(flat)
         return metric(at.noise(at.forward(x)))
 
     jacobian = jax.jacfwd(lambda flat: eta_and_metric(flat)[0])(flat)
@@ -191,14 +192,7 @@ def places(problem: InverseProblem, names: Sequence[str] | None = None) -> list[
         raise ValueError(f"no unknowns: {wrong}; there are {sorted(unknowns)}")
     if not names:
         raise ValueError(f"names is empty; the unknowns are {sorted(unknowns)}")
-    owner = owners(problem)
-    return [i for i, name in enumerate(owner) if name in names]
-
-
-def owners(problem: InverseProblem) -> list[str]:
-    """The unknown to which each row of an information matrix belongs."""
-    theta = problem.unconstrain(problem.values())
-    return [n for n in sorted(theta) for _ in range(theta[n].size)]
+    return np.flatnonzero(np.isin(Coordinates(problem).owner, names)).tolist()
 
 
 def log_det(precision: Float[ArrayLike, "d d"], wanted: Sequence[int]) -> Float[Array, ""]:
@@ -271,7 +265,7 @@ def learnable(
     """
     data = np.asarray(data_information(problem, x, weights))
     if not np.isfinite(data).all():
-        rows = sorted({owners(problem)[i] for i in np.argwhere(~np.isfinite(data))[:, 0]})
+        rows = sorted(set(Coordinates(problem).owner[~np.isfinite(data).all(axis=1)].tolist()))
         raise ValueError(f"the information about {rows} is not finite at the current values")
     return judged(problem, data, np.asarray(prior_information(problem)))
 
@@ -282,7 +276,7 @@ def judged(
     """`Learnable` of the information in data and priors; physical units at the problem's values."""
     covariance, lost, flat = _relative(data, prior)
     slope = jax.device_get(slopes(problem))
-    owner, parts = np.array(owners(problem)), []
+    owner, parts = Coordinates(problem).owner, []
     for direction in flat.T:
         part = {n: float(np.linalg.norm(direction[owner == n])) for n in dict.fromkeys(owner)}
         parts.append({n: p for n, p in part.items() if p > 0.1})
@@ -322,5 +316,5 @@ def _relative(data: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarr
 @eqx.filter_jit
 def slopes(problem: InverseProblem) -> Values:
     """d value / d theta, an array `[*shape, d]` by name."""
-    flat, named = ravel_pytree(problem.unconstrain(problem.values()))
-    return jax.jacfwd(lambda flat: problem.constrain(named(flat)))(flat)
+    coordinates = Coordinates(problem)
+    return jax.jacfwd(coordinates.values)(coordinates.vector())

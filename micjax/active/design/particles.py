@@ -1,9 +1,8 @@
 """What is known so far: weighted draws of the unknowns, and the data which they have seen.
 
-A new datum reweights the draws. Where that leaves too few of them, it is let in by degrees
-(tempering), and at each degree the draws are resampled and moved by random walks that keep the
-posterior of all data (Del Moral, Doucet & Jasra 2006, J. R. Stat. Soc. B 68, 411). So several far
-modes are carried along. The data stand in buffers of fixed capacity: one more compiles nothing.
+A new datum reweights the draws. Where that leaves too few of them, it is let in by degrees, and
+the draws are moved (`micjax.inference.errors.smc`). So several far modes are carried along. The
+data stand in buffers of fixed capacity: one more compiles nothing.
 """
 
 from collections.abc import Mapping
@@ -13,18 +12,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
-from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
-from micjax.active.gp.process import double
+from micjax.core.coordinates import Coordinates
+from micjax.core.precision import double
 from micjax.core.problem import InverseProblem, Theta, Values
-from micjax.inference.finite import NonFiniteError
-from micjax.inference.starts.draw import prior_draws
+from micjax.inference.errors import smc
 
 HEALTHY = 0.5  # effective share of the draws, below which they are resampled and moved
-MOVES = 10  # of every draw after each resampling
-BATCH = 256  # draws side by side, which bounds the memory
 
 
 class Particles(NamedTuple):
@@ -56,7 +51,7 @@ class Particles(NamedTuple):
 
     def effective(self) -> float:
         """Effective number of draws, 1 / sum of the squared weights."""
-        return float(1 / np.exp(2 * np.asarray(self.log_weights)).sum())
+        return smc.effective(self.log_weights)
 
 
 @double
@@ -74,13 +69,8 @@ def start(
     **Raises:** `ValueError` for an improper prior, from which nothing can be drawn, or a capacity
     below 1.
     """
-    unknowns = problem.unknowns()
-    keys = jax.random.split(key, len(unknowns) + 1)
-    draws = {
-        n: prior_draws(p, k, (count,)) for k, (n, p) in zip(keys[1:], unknowns.items(), strict=True)
-    }
-    if improper := sorted(n for n, v in draws.items() if v is None):
-        raise ValueError(f"improper priors of {improper}: planning needs priors with draws")
+    keys = jax.random.split(key, len(problem.unknowns()) + 1)
+    draws = smc.drawn(keys[1:], problem, count)
     return _particles(keys[0], problem, draws, jnp.asarray(x)[:1], capacity)
 
 
@@ -144,10 +134,17 @@ def update(key: Array, particles: Particles, problem: InverseProblem, x, y) -> P
         particles = _doubled(particles)
     particles = _placed(particles, x, y, count)
     new = jnp.zeros_like(particles.present).at[count : count + len(x)].set(1.0)
-    after = _absorbed(key, particles, new, problem)
-    if not np.isfinite(after.log_weights).all():
-        raise NonFiniteError("no draw explains the new data: their likelihood is zero or NaN")
-    return after
+    density = Rows(problem, particles.x, particles.y, particles.present - new, new)
+    begun = smc.placed(_vectors(problem, particles.theta), density)
+    end, log_weights, gained, accepted = smc.let_in(
+        key, begun, particles.log_weights, density, smc.differences, enough=HEALTHY
+    )
+    return particles._replace(
+        theta=_by_name(problem, end.theta),
+        log_weights=jnp.asarray(log_weights),
+        log_evidence=particles.log_evidence + gained,
+        accepted=particles.accepted if accepted is None else accepted,
+    )
 
 
 def _checked(x: Array, y: Array) -> None:
@@ -196,129 +193,23 @@ def by_row(log_p: Float[Array, "..."], rows: int) -> Float[Array, "n"]:
     return log_p.reshape(rows, -1).sum(axis=1)
 
 
-def choose(key: Array, log_weights: Float[Array, "count"], n: int) -> Int[Array, "n"]:
-    """Indices of `n` draws by systematic resampling (Kitagawa 1996), in ascending order."""
-    ends = jnp.cumsum(jnp.exp(log_weights))
-    at = (jnp.arange(n) + jax.random.uniform(key)) / n * ends[-1]
-    return jnp.minimum(jnp.searchsorted(ends, at), len(ends) - 1)
+class Rows(eqx.Module):
+    """The density of the data in buffers, of which some rows are new."""
 
+    problem: InverseProblem
+    x: Array
+    y: Array
+    old: Float[Array, "capacity"]  # 1 for a row that was known before
+    new: Float[Array, "capacity"]
 
-# --- letting data in ----------------------------------------------------------------------------
+    def __call__(self, theta: Float[Array, "p"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        coordinates = Coordinates(self.problem)
+        rows = row_log_likelihood(coordinates.at(theta), self.x, self.y)
 
-
-@eqx.filter_jit
-def _absorbed(
-    key: Array, particles: Particles, new: Float[Array, "capacity"], problem: InverseProblem
-) -> Particles:
-    first = {n: t[0] for n, t in particles.theta.items()}
-    _, named = ravel_pytree(first)
-    flat = jax.vmap(lambda t: ravel_pytree(t)[0])(particles.theta)
-    count, size = flat.shape
-
-    def density(point):
-        """log p(theta) + log p(old data | theta), and log p(new data | theta)."""
-        theta = named(point)
-        values = problem.constrain(theta)
-        rows = row_log_likelihood(problem.at(values), particles.x, particles.y)
-
-        def seen(present):
+        def of(present):
             return jnp.sum(jnp.where(present > 0, present * rows, 0.0))
 
-        log_prior = sum(
-            p.log_prob(values[n])
-            + jnp.sum(dist.biject_to(p.support).log_abs_det_jacobian(theta[n], values[n]))
-            for n, p in problem.unknowns().items()
-        )
-        return log_prior + seen(particles.present - new), seen(new)
-
-    def densities(flat):
-        old, fresh = jax.lax.map(density, flat, batch_size=BATCH)
-        return _lowest(old), _lowest(fresh)
-
-    def move(state, key, degree, crowd):
-        """A random walk along the difference of two others (ter Braak 2006), mostly shortened."""
-        flat, old, fresh = state
-        pair, length, leap, toss = jax.random.split(key, 4)
-        a, b = jax.random.randint(pair, (2, count), 0, count)
-        shorter = jnp.exp(jax.random.uniform(length, (count,), minval=-3.0, maxval=0.5))
-        # the whole difference of two draws leads from one mode to another
-        step = jnp.where(jax.random.uniform(leap, (count,)) < 0.1, 1.0, shorter)
-        tried = flat + step[:, None] * (crowd[a] - crowd[b])
-        tried_old, tried_fresh = densities(tried)
-        rise = tried_old - old + degree * (tried_fresh - fresh)
-        yes = jnp.log(jax.random.uniform(toss, (count,))) < rise
-        kept = jnp.where(yes[:, None], tried, flat)
-        return (
-            (kept, jnp.where(yes, tried_old, old), jnp.where(yes, tried_fresh, fresh)),
-            jnp.mean(yes, dtype=flat.dtype),
-        )
-
-    def refreshed(key, state, degree, log_weights):
-        which, walk = jax.random.split(key)
-        state = jax.tree.map(lambda a: a[choose(which, log_weights, count)], state)
-        crowd = state[0]  # stands still, so that each walk keeps the posterior
-        state, accepted = jax.lax.scan(
-            lambda s, k: move(s, k, degree, crowd), state, jax.random.split(walk, MOVES)
-        )
-        return state, jnp.full(count, -jnp.log(float(count))), accepted.mean()
-
-    def advance(carry):
-        key, degree, state, log_weights, log_evidence, accepted = carry
-        key, now = jax.random.split(key)
-        by = _degree(log_weights, state[2], 1.0 - degree)
-        log_weights = log_weights + by * state[2]
-        log_evidence = log_evidence + jax.nn.logsumexp(log_weights)
-        log_weights = jax.nn.log_softmax(log_weights)
-        state, log_weights, accepted = jax.lax.cond(
-            _effective(log_weights) <= HEALTHY * count * 1.001,
-            lambda: refreshed(now, state, degree + by, log_weights),
-            lambda: (state, log_weights, accepted),
-        )
-        return key, degree + by, state, log_weights, log_evidence, accepted
-
-    start = (
-        key,
-        jnp.zeros(()),
-        (flat, *densities(flat)),
-        particles.log_weights,
-        particles.log_evidence,
-        particles.accepted,
-    )
-    *_, state, log_weights, log_evidence, accepted = jax.lax.while_loop(
-        lambda carry: (carry[1] < 1.0) & jnp.isfinite(carry[4]), advance, start
-    )
-    return particles._replace(
-        theta=jax.vmap(named)(state[0]),
-        log_weights=log_weights,
-        log_evidence=log_evidence,
-        accepted=accepted,
-    )
-
-
-def _effective(log_weights: Float[Array, "count"]) -> Float[Array, ""]:
-    """Effective number of normalised weights."""
-    return jnp.exp(-jax.nn.logsumexp(2 * log_weights))
-
-
-def _degree(log_weights, fresh, left) -> Float[Array, ""]:
-    """How much of what is left of the new data can be let in while enough draws stay effective."""
-
-    def enough(by):
-        return _effective(jax.nn.log_softmax(log_weights + by * fresh)) >= HEALTHY * len(fresh)
-
-    def halve(_, ends):
-        low, high = ends
-        middle = (low + high) / 2
-        return jnp.where(enough(middle), middle, low), jnp.where(enough(middle), high, middle)
-
-    low, _ = jax.lax.fori_loop(0, 40, halve, (jnp.zeros(()), left))
-    # never nothing at all, or the loop would not end
-    return jnp.where(enough(left), left, jnp.maximum(low, 0.5**40 * left))
-
-
-def _lowest(log_p: Float[Array, "count"]) -> Float[Array, "count"]:
-    """NaN, where the forward model has no answer, as a density of zero."""
-    return jnp.where(jnp.isnan(log_p), -jnp.inf, log_p)
+        return coordinates.log_density(theta) + of(self.old), of(self.new)
 
 
 @eqx.filter_jit
@@ -329,3 +220,13 @@ def _constrained(problem: InverseProblem, theta: Theta) -> Values:
 @eqx.filter_jit
 def _unconstrained(problem: InverseProblem, values: Values) -> Theta:
     return jax.vmap(problem.unconstrain)(values)
+
+
+@eqx.filter_jit
+def _vectors(problem: InverseProblem, theta: Theta) -> Float[Array, "count p"]:
+    return jax.vmap(Coordinates(problem).vector)(theta)
+
+
+@eqx.filter_jit
+def _by_name(problem: InverseProblem, vectors: Float[Array, "count p"]) -> Theta:
+    return jax.vmap(Coordinates(problem).theta)(vectors)

@@ -35,9 +35,10 @@ from micjax.active.design.fisher import (
     prior_information,
     slopes,
 )
-from micjax.active.design.particles import Particles, choose
-from micjax.active.gp.process import double
+from micjax.active.design.particles import Particles
+from micjax.core.precision import double
 from micjax.core.problem import InverseProblem, Values
+from micjax.inference.errors.smc import systematic
 
 MEASURES = ("D", "A", "pce")
 CONTRAST = 8  # draws with which "pce" compares each simulated datum, per simulated datum
@@ -291,7 +292,7 @@ def _outlook(
     chosen_key, key = jax.random.split(key)
     # all simulated data are compared with all draws, so it takes more of them
     count = min(CONTRAST * draws, len(particles.log_weights)) if measure == "pce" else draws
-    some = choose(chosen_key, particles.log_weights, count)
+    some = systematic(chosen_key, particles.log_weights, count)
     theta = {n: t[some] for n, t in particles.theta.items()}
     values = jax.vmap(problem.constrain)(theta)
     size = sum(t[0].size for t in theta.values())

@@ -12,15 +12,14 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import numpy as np
-import numpyro.distributions as dist
 import scipy.optimize
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from micjax.active.gp.process import Observed, buffered
-from micjax.core.problem import InverseProblem, Theta, Values, neg_log_joint
+from micjax.core.coordinates import Coordinates
+from micjax.core.precision import in_float64
+from micjax.core.problem import InverseProblem, Values, neg_log_joint
 from micjax.core.tree import replace
-from micjax.inference.errors.density import in_float64
 from micjax.inference.finite import NonFiniteError, non_finite
 from micjax.inference.starts.draw import draw_starts
 
@@ -94,7 +93,7 @@ def fit_evidence(
         starts = [last.flat]
         if restarts:
             drawn = draw_starts(key, last.problem, restarts + 1)[1:]
-            starts += [np.asarray(_flat(last.problem, values)) for values in drawn]
+            starts += [np.asarray(_flat_and_widths(last.problem, v)[0]) for v in drawn]
         return _fit(last, observed, y, starts, evaluations)
 
 
@@ -109,32 +108,12 @@ def _begun(
     of: InverseProblem, problem: InverseProblem, observed: Observed, y: Array, evaluations: int
 ) -> Evidence:
     """Where a cold fit begins: for many points, at what some of them tell."""
-    template, flat = Template.of(problem), np.asarray(_flat(problem, problem.values()))
-    nowhere = Evidence(problem, np.inf, None, 0, flat, template, _widths(problem), of)
-    count = int(np.sum(np.asarray(observed.present)))
+    flat, widths = jax.device_get(_flat_and_widths(problem, problem.values()))
+    nowhere = Evidence(problem, np.inf, None, 0, flat, Template.of(problem), widths, of)
+    count = observed.measured
     if count <= 2 * FIRST_ON:
         return nowhere
     return _fit(nowhere, *_subset(observed, y, count), [flat], evaluations)
-
-
-def _widths(problem: InverseProblem) -> Float[np.ndarray, "p"]:
-    """The units in which the unconstrained coordinates are searched: logarithms and the like have
-    none; of a number on the whole line it is the standard deviation of its prior."""
-    theta = problem.unconstrain(problem.values())
-    widths = {name: np.ones(np.shape(leaf)) for name, leaf in theta.items()}
-    for name, prior in problem.unknowns().items():
-        support = getattr(prior.support, "base_constraint", prior.support)
-        if isinstance(dist.biject_to(support), dist.transforms.IdentityTransform):
-            sd = np.sqrt(_variance(prior))
-            widths[name] = widths[name] * np.where(np.isfinite(sd) & (sd > 0.0), sd, 1.0)
-    return np.asarray(ravel_pytree(widths)[0])
-
-
-def _variance(prior: dist.Distribution) -> np.ndarray:
-    try:
-        return np.asarray(prior.variance)
-    except NotImplementedError:  # an improper one has none
-        return np.asarray(np.inf)
 
 
 def _subset(observed: Observed, y: Array, count: int) -> tuple[Observed, Array]:
@@ -193,24 +172,21 @@ def _descend(loss, start: np.ndarray, metric: np.ndarray | None, evaluations: in
 
 
 @eqx.filter_jit
-def _flat(problem: InverseProblem, values: Values) -> Float[Array, "p"]:
-    return ravel_pytree(problem.unconstrain(values))[0]
-
-
-def _unravel(flat: Float[Array, "p"], problem: InverseProblem) -> Theta:
-    return ravel_pytree(problem.unconstrain(problem.values()))[1](flat)
+def _flat_and_widths(problem: InverseProblem, values: Values) -> tuple[Array, Array]:
+    coordinates = Coordinates(problem)
+    return coordinates.vector(problem.unconstrain(values)), coordinates.widths()
 
 
 # plain jit: what is called at every step, and eqx.filter_jit takes a part of a millisecond to begin
 @functools.partial(jax.jit, static_argnums=2)
 def _constrained(flat: Array, leaves: list[Array], kind: tuple) -> Values:
-    problem = Template(leaves, kind).problem()
-    return problem.constrain(_unravel(flat, problem))
+    return Coordinates(Template(leaves, kind).problem()).values(flat)
 
 
 @functools.partial(jax.jit, static_argnums=4)
 def _value_and_gradient(flat: Array, leaves: list[Array], observed: Observed, y, kind: tuple):
     problem = Template(leaves, kind).problem()
-    return jax.value_and_grad(lambda v: neg_log_joint(_unravel(v, problem), problem, observed, y))(
+    coordinates = Coordinates(problem)
+    return jax.value_and_grad(lambda v: neg_log_joint(coordinates.theta(v), problem, observed, y))(
         flat
     )

@@ -2,7 +2,8 @@
 
 The features belong to inducing points (`sparse`; Titsias 2009) or are random waves (`fourier`;
 Rahimi & Recht 2007). Both take the inverse problem of a process and give one with the same
-unknowns, which every engine takes; work grows as n m^2, and after that a datum costs m^3.
+unknowns, which every engine takes, and `gp.condition`, `gp.predict` and `gp.append`; work grows as
+n m^2, and after that a datum costs m^3.
 """
 
 from abc import abstractmethod
@@ -11,7 +12,6 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import numpyro.distributions as dist
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, ArrayLike, Float
@@ -20,12 +20,9 @@ from micjax.active.gp.algebra import first_jitter, inverse_lower
 from micjax.active.gp.process import (
     LogLinear,
     Observed,
-    Point,
     Process,
     White,
-    datum,
     double,
-    grown,
 )
 from micjax.core.problem import InverseProblem, parameter
 
@@ -59,6 +56,11 @@ class Features(Process):
     def __call__(self, x: Observed) -> FeatureMarginal:
         features = self.features(x.points)
         return FeatureMarginal(self.mean(x.points), features, self.left_out(x.points, features), x)
+
+    def solved(self, problem: InverseProblem, observed: Observed, y: Array) -> "FeatureState":
+        data = equations(self(observed), problem.noise.variances(observed), y)
+        root = inverse_lower(_factor(data.gram))
+        return FeatureState(problem, observed, y, data.gram, data.seen, root)
 
 
 class Inducing(Features):
@@ -223,8 +225,8 @@ class FeatureNormal(dist.Distribution):
 # --- the posterior -----------------------------------------------------------------------------
 
 
-class State(NamedTuple):
-    """A process of features conditioned on data; root^T root is the covariance of the weights."""
+class FeatureState(NamedTuple):
+    """A `gp.State` by features; root^T root is the covariance of their weights."""
 
     problem: InverseProblem
     observed: Observed
@@ -235,64 +237,26 @@ class State(NamedTuple):
 
     @property
     def count(self) -> int:
-        return int(np.sum(np.asarray(self.observed.present)))
+        return self.observed.measured
 
+    @property
+    def singular(self) -> bool:
+        """The precision of the weights has a factor whatever the noise."""
+        return False
 
-@double
-@eqx.filter_jit
-def condition(problem: InverseProblem, observed: Observed, y: Float[Array, "capacity"]) -> State:
-    """The posterior of a `sparse` or `fourier` process at the values of `problem`."""
-    data = equations(problem.forward(observed), problem.noise.variances(observed), y)
-    root = inverse_lower(_factor(data.gram))
-    return State(problem, observed, y, data.gram, data.seen, root)
+    def posterior(self, points: Float[Array, "m d"]) -> tuple[Float[Array, "m"], Float[Array, "m"]]:
+        forward = self.problem.forward
+        features = forward.features(points)
+        known = features @ self.root.T
+        mean = forward.mean(points) + known @ (self.root @ self.seen)
+        return mean, forward.left_out(points, features) + jnp.sum(known**2, axis=1)
 
-
-def posterior(
-    state: State, points: Float[Array, "m d"]
-) -> tuple[Float[Array, "m"], Float[Array, "m"]]:
-    """Mean and variance of the function (without noise) at `points`: the part for inside jit."""
-    forward = state.problem.forward
-    features = forward.features(points)
-    known = features @ state.root.T
-    mean = forward.mean(points) + known @ (state.root @ state.seen)
-    return mean, forward.left_out(points, features) + jnp.sum(known**2, axis=1)
-
-
-@double
-def predict(
-    state: State, points: Float[ArrayLike, "m d"]
-) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
-    """Mean and variance of the function (without noise) at `points`, compiled for each m."""
-    return jax.device_get(_posterior(state, jnp.asarray(points)))
-
-
-_posterior = eqx.filter_jit(posterior)
-
-
-@double
-def append(state: State, point: Point, y: ArrayLike, noise_ratio: ArrayLike = 1.0) -> State:
-    """The state with one more datum, at the same hyper-parameters, for O(m^3).
-
-    Full buffers are doubled, which compiles anew.
-
-    **Raises:** `ValueError` for a datum that is not finite.
-    """
-    if state.count == len(state.y):
-        observed, y_before = grown(state.observed, state.y)
-        state = state._replace(observed=observed, y=y_before)
-    return _append(state, *datum(point, y, noise_ratio))
-
-
-@eqx.filter_jit
-def _append(state: State, point: Float[Array, "d"], y, noise_ratio) -> State:
-    n = jnp.sum(state.observed.present).astype(int)
-    x = Observed(point[None], jnp.ones(1), jnp.reshape(noise_ratio, (1,)))
-    problem = state.problem
-    one = equations(problem.forward(x), problem.noise.variances(x), jnp.reshape(y, (1,)))
-    gram, seen = state.gram + one.gram, state.seen + one.seen
-    observed = Observed(
-        state.observed.points.at[n].set(point),
-        state.observed.present.at[n].set(1.0),
-        state.observed.noise_ratio.at[n].set(noise_ratio),
-    )
-    return State(problem, observed, state.y.at[n].set(y), gram, seen, inverse_lower(_factor(gram)))
+    def with_datum(self, point: Float[Array, "d"], y, noise_ratio) -> "FeatureState":
+        problem, x = self.problem, Observed.at(point[None], noise_ratio)
+        new = equations(problem.forward(x), problem.noise.variances(x), jnp.reshape(y, (1,)))
+        gram, seen = self.gram + new.gram, self.seen + new.seen
+        observed, y = (
+            self.observed.with_point(point, noise_ratio),
+            self.y.at[self.observed.free_row].set(y),
+        )
+        return FeatureState(problem, observed, y, gram, seen, inverse_lower(_factor(gram)))

@@ -9,15 +9,16 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from micjax.active import smc
 from micjax.active.acquire.scalarise import Scale, scale_of
 from micjax.active.gp import process as gp
+from micjax.active.gp import streaming
 from micjax.active.gp.evidence import Evidence, fit_evidence
 from micjax.active.gp.kernels import RBF, Categorical, Kernel, Matern, Over
 from micjax.active.learner.predictive import Part, over_draws
@@ -46,7 +47,7 @@ class Belief:
     - `predicts`: what a measurement at points `[m, d]` would give.
     """
 
-    states: tuple[gp.State, ...]
+    states: tuple[gp.Conditioned, ...]
     scale: Scale
     memory: Any
     predicts: Callable[[Points], list[Part]]
@@ -64,7 +65,7 @@ Model = Callable[[Points, Outcomes, Belief | None, Array], Belief]
 
 
 def posterior(
-    states: tuple[gp.State, ...], points: Float[Array, "m d"]
+    states: tuple[gp.Conditioned, ...], points: Float[Array, "m d"]
 ) -> tuple[Float[Array, "m"], Float[Array, "m"]]:
     """Mean and variance of the function by equally likely states: the part for inside jit."""
     means, variances = zip(*(gp.posterior(state, points) for state in states), strict=True)
@@ -74,26 +75,41 @@ def posterior(
     )
 
 
-def noise_variance(states: tuple[gp.State, ...], points: Float[Array, "m d"]) -> Float[Array, "m"]:
+@gp.double
+def mean_and_variance(
+    states: tuple[gp.Conditioned, ...], points, noisy: bool = False
+) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """Of the function, or with `noisy` of a measurement, on the scale of the states."""
+    return jax.device_get(_mean_and_variance(states, jnp.asarray(points), noisy))
+
+
+@eqx.filter_jit
+def _mean_and_variance(states, points, noisy: bool):
+    mean, variance = posterior(states, points)
+    return mean, variance + noise_variance(states, points) if noisy else variance
+
+
+def noise_variance(
+    states: tuple[gp.Conditioned, ...], points: Float[Array, "m d"]
+) -> Float[Array, "m"]:
     """Of one measurement at each point."""
-    ones = jnp.ones(points.shape[0])
-    x = gp.Observed(points, ones, ones)
-    each = [jnp.broadcast_to(s.problem.noise.variances(x), ones.shape) for s in states]
+    x = gp.Observed.at(points)
+    each = [jnp.broadcast_to(s.problem.noise.variances(x), x.present.shape) for s in states]
     return sum(each) / len(each)
 
 
-def with_room(states: tuple[gp.State, ...], extra: int) -> tuple[gp.State, ...]:
+def with_room(states: tuple[gp.Conditioned, ...], extra: int) -> tuple[gp.Conditioned, ...]:
     """The same states in buffers for `extra` more points."""
     return tuple(gp.with_room(state, extra) for state in states)
 
 
 def imagined(
-    states: tuple[gp.State, ...], numbers: tuple[float, ...], z: float | None = None
-) -> tuple[gp.State, ...]:
+    states: tuple[gp.Conditioned, ...], numbers: tuple[float, ...], z: float | None = None
+) -> tuple[gp.Conditioned, ...]:
     """The states as if `z` had been measured, or, without it, what each of them expects."""
     point = np.asarray(numbers)
 
-    def expected(state: gp.State) -> float:
+    def expected(state: gp.Conditioned) -> float:
         return float(gp.predict(state, point[None])[0][0])
 
     return tuple(gp.append(s, point, expected(s) if z is None else z) for s in states)
@@ -180,9 +196,9 @@ class _Prediction:
             if fit.log_density < self.best.log_density - PLAUSIBLE:
                 break
             nowhere = fit.observed.points[:1]
-            cloud = smc.begin(fit.evidence.problem, fit.observed, fit.z, nowhere, key)
+            cloud = streaming.begin(fit.evidence.problem, fit.observed, fit.z, nowhere, key)
             log_weight = float(cloud.log_evidence) + fit.scale.log_slope(self.y)
-            drawn.append((fit, log_weight, smc.values(cloud)))
+            drawn.append((fit, log_weight, streaming.values(cloud)))
         return drawn
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from micjax.active.acquire.batch import LogWeight
-from micjax.active.gp.process import double
+from micjax.core.precision import double
 
 SHORTER = 1e-12  # what a change of the tour has to gain, relative to its length
 

@@ -7,7 +7,6 @@ the data in their batches: a journal replays to the same suggestions.
 """
 
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -15,11 +14,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 from scipy.stats import qmc
 
@@ -28,29 +25,23 @@ from micjax.active.acquire.paths import draw_paths
 from micjax.active.acquire.search import maximise
 from micjax.active.gp import process as gp
 from micjax.active.identity import told_apart
-from micjax.active.learner import belief, predictive
-from micjax.active.learner.belief import Belief, Model, plain_model
-from micjax.active.learner.cost import Cost, tour, travel
-from micjax.active.learner.space import Number, Space, plain
-from micjax.core.files import replaced
+from micjax.active.learner import belief, checkpoint, predictive
+from micjax.active.learner.belief import Belief, Model, mean_and_variance, plain_model
+from micjax.active.learner.cost import Cost, tour
+from micjax.active.learner.scores import SCORES, Context, paths_at, scores
+from micjax.active.learner.settings import Settings
+from micjax.active.learner.space import Number, Space
+from micjax.core.plain import scalar
 
 log = logging.getLogger("micjax")
 
 ID = "_id"
-FORMAT = "micjax learner 2"
-GOALS = {
-    "maximise": "log_ei",
-    "minimise": "log_ei",
-    "find": "among_best",
-    "map": "uncertainty",
-    "level": "straddle",
-}
-LOGARITHMIC = ("log_ei", "pi", "among_best", "uncertainty", "mes")
-ACQUISITIONS = (*LOGARITHMIC, "ucb", "thompson", "straddle")
 SPREAD = 512  # points over which the maxima of draws are looked for
 BEYOND = 0.1  # of its range: how far beyond an axis an instrument may arrive
 NINETY = 1.6449  # standard deviations on both sides hold 90 % of a normal distribution
 MAXIMA = 64  # draws of the maximum for the max-value entropy
+
+Measured = tuple[Any, tuple[float, ...], float]  # identity, numbers along the axes, outcome
 
 
 class Prediction(NamedTuple):
@@ -63,33 +54,6 @@ class Prediction(NamedTuple):
     uncertainty: Float[np.ndarray, "m"]
 
 
-class Context(NamedTuple):
-    """What an acquisition asks beside the posterior: all arrays, so that nothing is compiled."""
-
-    sign: Float[Array, ""]  # -1 to minimise
-    best: Float[Array, ""]
-    level: Float[Array, ""]  # to straddle, or above which outcomes are among the best
-    paths: Any  # posterior draws, for Thompson and the maxima
-    maxima: Float[Array, "draws"]
-    position: Float[Array, "d"]
-    rates: Float[Array, "d"]
-    fixed_s: Float[Array, ""]  # settling and dwell; 1 where time does not count
-
-
-class Settings(NamedTuple):
-    """What decides a suggestion beside the data."""
-
-    outcome: str
-    goal: str
-    acquisition: str
-    level: float | None
-    wanted: int | None
-    initial: int
-    seed: int
-    budget: int | None
-    tolerance: float | None
-
-
 class Learner:
     """Bayesian optimisation, search, mapping or level finding over the axes of `space`.
 
@@ -99,7 +63,7 @@ class Learner:
     - `outcome`: the key of the measured number in ingested points.
     - `goal`: `maximise` or `minimise` the outcome, `find` as many as possible of the `wanted`
         candidates where it is highest, `map` it, or find where it crosses `level`.
-    - `acquisition`: of `ACQUISITIONS`; by default what suits the goal.
+    - `acquisition`: of `learner.settings.ACQUISITIONS`; by default what suits the goal.
     - `initial`: how many points are spread evenly before the model is asked (default: 2 d + 1, at
         least 5).
     - `model`: how outcomes are modelled; by default two plain processes on robust scaled outcomes.
@@ -131,31 +95,11 @@ class Learner:
         tolerance: Number | None = None,
         file: str | os.PathLike | None = None,
     ):
-        if goal not in GOALS:
-            raise ValueError(f"goal {goal!r}; there are {', '.join(GOALS)}")
-        chosen = GOALS[goal] if acquisition is None else acquisition
-        if chosen not in ACQUISITIONS:
-            raise ValueError(f"acquisition {chosen!r}; there are {', '.join(ACQUISITIONS)}")
-        if chosen == "straddle" and level is None:
-            raise ValueError("the goal 'level' needs the level")
-        if chosen == "among_best" and (space.candidates is None or not wanted or wanted < 1):
-            raise ValueError("the goal 'find' needs candidates and how many of them are wanted")
-        if outcome in space.names:
-            raise ValueError(f"the outcome has the name of an axis, {outcome!r}")
-        if cost is not None and chosen not in LOGARITHMIC:
-            raise ValueError(
-                f"acquisition {chosen!r} cannot be weighed by seconds; "
-                f"there are {', '.join(LOGARITHMIC)}"
-            )
-        if cost is not None and cost.rates.shape != (len(space.axes),):
-            raise ValueError(f"{cost.rates.size} rates for {len(space.axes)} axes")
-        initial = max(5, 2 * len(space.axes) + 1) if initial is None else initial
         self.space, self.model = space, plain_model(space) if model is None else model
-        given = outcome, goal, chosen, level, wanted, initial, seed, budget, tolerance
-        self.settings = Settings(*map(plain, given))
-        self.cost = cost
-        self.file = None if file is None else pathlib.Path(file)
-        self._batches: list[list[tuple[Any, tuple[float, ...], float]]] = []
+        given = outcome, goal, acquisition, level, wanted, initial, seed, budget, tolerance
+        self.settings = Settings(*map(scalar, given)).checked(space, cost)
+        self.cost, self.file = cost, None if file is None else pathlib.Path(file)
+        self._batches: list[list[Measured]] = []
         self._pending: dict[Any, tuple[float, ...]] = {}
         self._failures: list[tuple[float, ...]] = []
         self._suggested = 0
@@ -176,14 +120,13 @@ class Learner:
             self._pending.pop(identity, None)
         bad = [numbers for _, numbers, y in batch if not math.isfinite(y)]
         if bad:
-            log.warning(
-                "%d of %d outcomes are not finite: counted as failures", len(bad), len(batch)
-            )
+            said = "%d of %d outcomes are not finite: counted as failures"
+            log.warning(said, len(bad), len(batch))
             self._failures += bad
         self._take([entry for entry in batch if math.isfinite(entry[2])])
 
-    def _read(self, point: Mapping[str, Any]) -> tuple[Any, tuple[float, ...], float]:
-        identity, outcome = plain(point.get(ID)), self.settings.outcome
+    def _read(self, point: Mapping[str, Any]) -> Measured:
+        identity, outcome = scalar(point.get(ID)), self.settings.outcome
         if outcome not in point:
             raise ValueError(f"the point {dict(point)} has no outcome {outcome!r}")
         if not isinstance(identity, str | int | float | None):
@@ -210,27 +153,30 @@ class Learner:
                 found[axis.name] = min(max(value, axis.lower), axis.upper) if near else value
         return found
 
-    def _take(self, batch: list[tuple[Any, tuple[float, ...], float]]) -> None:
-        if batch:
-            self._batches.append(batch)
-            points, y = self.data
-            if len(y) >= 2:
-                key = jax.random.fold_in(jax.random.key(self.settings.seed), len(y))
-                before, self._belief = self._belief, self.model(points, y, self._belief, key)
-                singular = self._belief is not None and self._belief.singular
-                if singular and not (before is not None and before.singular):
-                    log.warning(
-                        "the kernel matrix of %d data is singular: distrust the smallest "
-                        "uncertainties",
-                        len(y),
-                    )
+    def _take(self, batch: list[Measured]) -> None:
+        if not batch:
+            return
+        self._batches.append(batch)
+        points, y = self.data
+        if len(y) < 2:
+            return
+        key = jax.random.fold_in(jax.random.key(self.settings.seed), len(y))
+        before, self._belief = self._belief, self.model(points, y, self._belief, key)
+        singular = self._belief is not None and self._belief.singular
+        if singular and not (before is not None and before.singular):
+            said = "the kernel matrix of %d data is singular: distrust the smallest uncertainties"
+            log.warning(said, len(y))
 
     @property
     def data(self) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n"]]:
         """All measured points and their outcomes, in the order they came."""
-        rows = [entry for batch in self._batches for entry in batch]
-        points = np.asarray([numbers for _, numbers, _ in rows], float)
-        return points.reshape(-1, len(self.space.axes)), np.asarray([y for *_, y in rows], float)
+        points = np.asarray([numbers for _, numbers, _ in self._measured], float)
+        outcomes = np.asarray([y for *_, y in self._measured], float)
+        return points.reshape(-1, len(self.space.axes)), outcomes
+
+    @property
+    def _measured(self) -> list[Measured]:
+        return [entry for batch in self._batches for entry in batch]
 
     def register_suggestions(
         self, suggestions: Sequence[Mapping[str, Any]]
@@ -248,7 +194,7 @@ class Learner:
 
         **Raises:** `ValueError` for an id that is not pending and a point without its axes.
         """
-        known = [(plain(s.get(ID)), s) for s in suggestions]
+        known = [(scalar(s.get(ID)), s) for s in suggestions]
         failed = [
             self._pending[i] if i in self._pending else self.space.numbers(s) for i, s in known
         ]
@@ -319,7 +265,7 @@ class Learner:
             raise ValueError(f"the acquisition {self.settings.acquisition} is finite nowhere")
         return tuple(np.asarray(point).tolist())
 
-    def _with_fantasies(self, waiting: Sequence[tuple[float, ...]]) -> tuple[gp.State, ...]:
+    def _with_fantasies(self, waiting: Sequence[tuple[float, ...]]) -> tuple[gp.Conditioned, ...]:
         """The states as if what is waited for came out as predicted (Ginsbourger et al. 2010), and
         what failed as the worst outcome so far: the process stays away from it, as far as the
         function is known to be smooth."""
@@ -332,15 +278,14 @@ class Learner:
             states = belief.imagined(states, numbers)
         return states
 
-    def _worst(self, state: gp.State) -> float | None:
+    def _worst(self, state: gp.Conditioned) -> float | None:
         """None where no outcome is better than another."""
         z, goal = np.asarray(state.y)[: state.count], self.settings.goal
         low, high = float(z.min()), float(z.max())
         return {"maximise": low, "find": low, "minimise": high}.get(goal)
 
-    def _context(self, states: tuple[gp.State, ...], key: Array) -> Context:
-        goal, points, free = self.settings.goal, self.data[0], self.cost is None
-        sign = -1.0 if goal == "minimise" else 1.0
+    def _context(self, states: tuple[gp.Conditioned, ...], key: Array) -> Context:
+        points, free, sign = self.data[0], self.cost is None, self._sign
         observed = states[0].observed
         mean, _ = mean_and_variance(states, np.asarray(observed.points))
         present = np.asarray(observed.present) > 0
@@ -363,7 +308,7 @@ class Learner:
                 fixed_s=jnp.asarray(1.0 if free else self.cost.settle_s + self.cost.dwell_s),
             )
 
-    def _level(self, states: tuple[gp.State, ...]) -> float:
+    def _level(self, states: tuple[gp.Conditioned, ...]) -> float:
         """On the scale of the states; NaN where there is no need for it."""
         if self.settings.acquisition == "among_best":
             mean, variance = mean_and_variance(states, self.space.candidates, noisy=True)
@@ -382,10 +327,14 @@ class Learner:
             unit = jax.random.uniform(key, (SPREAD, len(self.space.axes)))
             return np.concatenate([np.asarray(self.space.box.uniform(unit)), self._near()])
 
+    @property
+    def _sign(self) -> float:
+        return -1.0 if self.settings.goal == "minimise" else 1.0
+
     def _near(self) -> Float[np.ndarray, "k d"]:
         """The best points so far, about which the search looks closely."""
         points, y = self.data
-        best = np.argsort(-y if self.settings.goal != "minimise" else y, kind="stable")[:3]
+        best = np.argsort(-self._sign * y, kind="stable")[:3]
         return points[np.resize(best, 3)]
 
     # --- what is known -------------------------------------------------------------------------
@@ -430,11 +379,9 @@ class Learner:
 
     def get_best_points(self) -> list[tuple[Any, dict[str, Any], dict[str, float]]]:
         """The best measured point: its id, its settings, its outcome."""
-        rows = [entry for batch in self._batches for entry in batch]
-        if not rows:
+        if not self._batches:
             return []
-        sign = -1.0 if self.settings.goal == "minimise" else 1.0
-        identity, numbers, y = max(rows, key=lambda row: sign * row[2])
+        identity, numbers, y = max(self._measured, key=lambda row: self._sign * row[2])
         return [(identity, self.space.settings(numbers), {self.settings.outcome: y})]
 
     def should_stop(self) -> tuple[bool, str | None]:
@@ -444,12 +391,10 @@ class Learner:
             return True, f"the budget of {budget} measurements is used"
         if self.space.candidates is not None and not self._free().any():
             return True, "every candidate has been measured"
-        if self.settings.tolerance is None or self._belief is None:
+        tolerance, goal = self.settings.tolerance, self.settings.goal
+        if tolerance is None or goal not in ("maximise", "minimise") or self._belief is None:
             return False, None
-        if measured < self.settings.initial or self.settings.goal not in ("maximise", "minimise"):
-            return False, None
-        gain = self._gain()
-        if gain < self.settings.tolerance:
+        if measured >= self.settings.initial and (gain := self._gain()) < tolerance:
             return True, f"an improvement of {gain:.2g} standard deviations is expected at best"
         return False, None
 
@@ -474,18 +419,13 @@ class Learner:
         """
         if self.file is None:
             raise ValueError("the learner was made without a file to write to")
-        content = json.dumps(
-            {
-                "format": FORMAT,
-                "settings": self._identity(),
-                "suggested": self._suggested,
-                "batches": self._batches,
-                "pending": list(self._pending.items()),
-                "failures": self._failures,
-            }
-        )
-        with replaced(self.file) as unfinished:
-            unfinished.write_text(content, encoding="utf-8")
+        content = {
+            "suggested": self._suggested,
+            "batches": self._batches,
+            "pending": list(self._pending.items()),
+            "failures": self._failures,
+        }
+        checkpoint.write(self.file, self._identity(), content)
 
     def restore(self) -> None:
         """Take up what `checkpoint` wrote: the same suggestions follow as would have then.
@@ -493,20 +433,7 @@ class Learner:
         **Raises:** `FileNotFoundError`; `ValueError` for another file, or one of a learner with
         other axes, candidates, cost, model or settings.
         """
-        if self.file is None or not self.file.is_file():
-            raise FileNotFoundError(f"no such checkpoint: {self.file}")
-        try:
-            content = json.loads(self.file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{self.file} is no checkpoint of a learner: {error}") from error
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"{self.file} is no checkpoint of a learner")
-        was, now = content["settings"], json.loads(json.dumps(self._identity()))
-        if was != now:
-            other = sorted(k for k in {**was, **now} if was.get(k) != now.get(k))
-            differ = "; ".join(f"{k} is {now.get(k)} and was {was.get(k)}" for k in other)
-            names = ", ".join(other)
-            raise ValueError(f"{self.file} is of a learner with other {names}: {differ}")
+        content = checkpoint.read(self.file, self._identity())
         self._batches, self._belief = [], None
         self._failures = [tuple(row) for row in content["failures"]]
         self._pending = {identity: tuple(row) for identity, row in content["pending"]}
@@ -520,112 +447,3 @@ class Learner:
         return (
             {"axes": axes} | {n: told_apart(v) for n, v in whole.items()} | self.settings._asdict()
         )
-
-
-# --- acquisitions of the states ----------------------------------------------------------------
-
-
-def _mean_sd(points, states: tuple[gp.State, ...], context: Context):
-    mean, variance = belief.posterior(states, points)
-    return context.sign * mean, jnp.sqrt(variance)
-
-
-def _of_mixture(value, points, states, context):
-    """The logarithm of the mean over the states, each of which is a Gaussian: exact, where their
-    joint mean and variance would not be."""
-    each = [value(state, *_mean_sd(points, (state,), context)) for state in states]
-    return _per_second(logsumexp(jnp.stack(each), axis=0) - np.log(len(states)), points, context)
-
-
-def _log_ei(points, states, context):
-    def value(_, mean, sd):
-        return acquisition.log_expected_improvement(mean, sd, context.best)
-
-    return _of_mixture(value, points, states, context)
-
-
-def _log_pi(points, states, context):
-    def value(_, mean, sd):
-        return acquisition.log_probability_of_improvement(mean, sd, context.best)
-
-    return _of_mixture(value, points, states, context)
-
-
-def _among_best(points, states, context):
-    def value(state, mean, sd):
-        noisy = jnp.sqrt(sd**2 + belief.noise_variance((state,), points))
-        return acquisition.log_probability_of_improvement(mean, noisy, context.level)
-
-    return _of_mixture(value, points, states, context)
-
-
-def _uncertainty(points, states, context):
-    _, sd = _mean_sd(points, states, context)
-    return _per_second(jnp.log(sd), points, context)
-
-
-def _mes(points, states, context):
-    mean, sd = _mean_sd(points, states, context)
-    value = acquisition.max_value_entropy(mean, sd, context.maxima)
-    return _per_second(value, points, context)
-
-
-def _ucb(points, states, context):
-    mean, sd = _mean_sd(points, states, context)
-    return acquisition.upper_confidence_bound(mean, sd)
-
-
-def _straddle(points, states, context):
-    mean, sd = _mean_sd(points, states, context)
-    return acquisition.straddle(mean, sd, context.level)
-
-
-def _thompson(points, states, context):
-    return context.sign * context.paths(points)[0]
-
-
-def _per_second(value, points, context):
-    seconds = travel(context.position, points, context.rates) + context.fixed_s
-    return acquisition.per_second(value, seconds)
-
-
-SCORES = {
-    "log_ei": _log_ei,
-    "ucb": _ucb,
-    "pi": _log_pi,
-    "among_best": _among_best,
-    "uncertainty": _uncertainty,
-    "thompson": _thompson,
-    "mes": _mes,
-    "straddle": _straddle,
-}
-
-
-@gp.double
-def scores(score, points, states, context: Context) -> Float[np.ndarray, "m"]:
-    """An acquisition at all candidates."""
-    return np.asarray(_scores(score, jnp.asarray(points), states, context))
-
-
-@eqx.filter_jit
-def _scores(score, points, states, context):
-    return score(points, states, context)
-
-
-@gp.double
-def mean_and_variance(
-    states: tuple[gp.State, ...], points, noisy: bool = False
-) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
-    """Of the function, or with `noisy` of a measurement, on the scale of the states."""
-    return jax.device_get(_mean_and_variance(states, jnp.asarray(points), noisy))
-
-
-@eqx.filter_jit
-def _mean_and_variance(states, points, noisy: bool):
-    mean, variance = belief.posterior(states, points)
-    return mean, variance + belief.noise_variance(states, points) if noisy else variance
-
-
-@gp.double
-def paths_at(paths, points) -> np.ndarray:
-    return np.asarray(eqx.filter_jit(paths)(jnp.asarray(points)))

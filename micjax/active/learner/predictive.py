@@ -98,12 +98,11 @@ def over_draws(
 
 @eqx.filter_jit
 def _over_draws(draws: Values, problem: InverseProblem, observed: gp.Observed, y: Array, points):
-    ones = jnp.ones(points.shape[0])
-    wanted = gp.Observed(points, ones, ones)
+    wanted = gp.Observed.at(points)
 
-    def one(values):
+    def by_draw(values):
         at = replace(problem, values)
         mean, variance = gp.posterior(gp.conditioned(at, observed, y), points)
         return mean, variance, jnp.broadcast_to(at.noise.variances(wanted), mean.shape)
 
-    return jax.lax.map(one, draws)
+    return jax.lax.map(by_draw, draws)

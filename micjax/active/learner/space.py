@@ -9,14 +9,10 @@ import numpy as np
 from jaxtyping import Float
 
 from micjax.active.acquire.search import Box
+from micjax.core.plain import scalar
 
 Number = float | int | np.number
 RETURNED = 2.0**-22  # a setting that has been through float32 is off by no more, of the range
-
-
-def plain(value: Any) -> Any:
-    """A number or a text of NumPy as that of Python, which a file of JSON can hold."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Axis:
     categories: tuple[Any, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "categories", tuple(plain(c) for c in self.categories))
+        object.__setattr__(self, "categories", tuple(scalar(c) for c in self.categories))
         if self.categories:
             if wrong := [c for c in self.categories if not isinstance(c, str | int | float)]:
                 raise ValueError(f"axis {self.name}: {wrong} are neither texts nor numbers")

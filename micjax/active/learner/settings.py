@@ -1,0 +1,57 @@
+"""What decides the suggestions of a learner beside the data."""
+
+from typing import NamedTuple
+
+from micjax.active.learner.cost import Cost
+from micjax.active.learner.space import Space
+
+GOALS = {
+    "maximise": "log_ei",
+    "minimise": "log_ei",
+    "find": "among_best",
+    "map": "uncertainty",
+    "level": "straddle",
+}
+LOGARITHMIC = ("log_ei", "pi", "among_best", "uncertainty", "mes")
+ACQUISITIONS = (*LOGARITHMIC, "ucb", "thompson", "straddle")
+
+
+class Settings(NamedTuple):
+    """See `Learner`."""
+
+    outcome: str
+    goal: str
+    acquisition: str | None
+    level: float | None
+    wanted: int | None
+    initial: int | None
+    seed: int
+    budget: int | None
+    tolerance: float | None
+
+    def checked(self, space: Space, cost: Cost | None) -> "Settings":
+        """The settings, complete.
+
+        **Raises:** `ValueError` where they do not fit each other.
+        """
+        goal, outcome, level, wanted = self.goal, self.outcome, self.level, self.wanted
+        if goal not in GOALS:
+            raise ValueError(f"goal {goal!r}; there are {', '.join(GOALS)}")
+        chosen = GOALS[goal] if self.acquisition is None else self.acquisition
+        if chosen not in ACQUISITIONS:
+            raise ValueError(f"acquisition {chosen!r}; there are {', '.join(ACQUISITIONS)}")
+        if chosen == "straddle" and level is None:
+            raise ValueError("the goal 'level' needs the level")
+        if chosen == "among_best" and (space.candidates is None or not wanted or wanted < 1):
+            raise ValueError("the goal 'find' needs candidates and how many of them are wanted")
+        if outcome in space.names:
+            raise ValueError(f"the outcome has the name of an axis, {outcome!r}")
+        if cost is not None and chosen not in LOGARITHMIC:
+            raise ValueError(
+                f"acquisition {chosen!r} cannot be weighed by seconds; "
+                f"there are {', '.join(LOGARITHMIC)}"
+            )
+        if cost is not None and cost.rates.shape != (len(space.axes),):
+            raise ValueError(f"{cost.rates.size} rates for {len(space.axes)} axes")
+        initial = max(5, 2 * len(space.axes) + 1) if self.initial is None else self.initial
+        return self._replace(acquisition=chosen, initial=initial)
