@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import micjax
-from micjax.core import modules
-from micjax.core.plain import dumps, plain
+from micjax.core.files import dumps, plain
+from micjax.core.foreign import modules
 from micjax.problems import edge
 from micjax.run.folder import RunFolder
 

@@ -17,8 +17,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from micjax.core.files import exact
 from micjax.core.names import unknown_name
-from micjax.core.plain import exact
 from micjax.core.progress import progress
 from micjax.instruments import (
     Aborted,
@@ -36,7 +36,7 @@ from micjax.instruments import (
 )
 from micjax.instruments.arrival import check_standing
 from micjax.instruments.base import Over, check_over, layers
-from micjax.instruments.journal import being_written
+from micjax.instruments.journal_reader import being_written
 
 log = logging.getLogger("micjax")
 

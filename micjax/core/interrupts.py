@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import signal
+import threading
 from collections.abc import Iterator
 
 
@@ -20,3 +22,22 @@ def until_interrupted() -> Iterator[Interruption]:
         yield interruption
     except KeyboardInterrupt:
         interruption.happened = True
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[Interruption]:
+    """Whether there is a Ctrl-C within the block, whoever keeps the exception to himself."""
+    interruption = Interruption()
+
+    def handle(number, frame) -> None:
+        interruption.happened = True
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there may one listen
+        yield interruption
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield interruption
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from micjax.core.plain import plain
+from micjax.core.files import plain
 from micjax.report.text import describe_prior
 from micjax.run.jobs.job import engine_settings
 from micjax.run.plans.priors import parse_prior
