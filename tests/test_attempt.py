@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from micjax.core.memory import check_memory
+from micjax.core.devices import check_memory
 from micjax.inference.attempt import attempt
 from micjax.inference.finite import NonFiniteError
 

@@ -14,7 +14,7 @@ import yaml
 import micjax
 from micjax.__main__ import main
 from micjax.io import read_nexus
-from micjax.run.jobs import execute
+from micjax.run.jobs import execute, page
 
 TOY = '''
 """A plane through an image."""
@@ -191,7 +191,7 @@ def test_a_problem_from_anywhere_reads_a_file(here, scan, capsys):
 
 def test_channel_is_an_option(here, scan):
     fit = ["fit", "mylab.plane", scan, "--channel", "Phase"]
-    assert main([*fit, "--known-tip", scan, "--out", "r", *FAST]) == 0
+    assert main([*fit, "--set", f"known_tip={scan}", "--out", "r", *FAST]) == 0
     assert (read_nexus("r/result.nxs")["data"].data[:, 1:] < 0).all()
     inputs = json.loads((here / "r" / "provenance.json").read_text())["inputs"]
     assert set(inputs) == {"file", "options.known_tip"}
@@ -496,7 +496,7 @@ def test_a_full_disk_at_the_report_costs_the_report_only(here, capsys, monkeypat
         raise OSError(28, "No space left on device")
 
     assert main(["demo", "edge", "--out", "r", *FAST]) == 0
-    monkeypatch.setattr(execute, "write_page", full)
+    monkeypatch.setattr(page, "write_page", full)
     assert main(["demo", "edge", "--out", "r", *FAST]) == 1
     err = capsys.readouterr().err
     assert "No space left" in err and "the result is in r" in err and "Traceback" not in err

@@ -25,6 +25,7 @@ from micjax.physics.electrons.potentials.finite import Room
 from micjax.physics.electrons.potentials.layers import Atoms, potential_VA
 from micjax.physics.electrons.stem import scanned
 from micjax.run.jobs.simulate import job as simulate
+from micjax.run.plans.plan import make_plan
 
 DEVICES = 3
 SHAPE, SAMPLING_A, DZ_A, ENERGY_KEV = (16, 18), (0.25, 0.25), 1.5, 200.0
@@ -112,7 +113,9 @@ def simulated(folder, alone):
     prepare = simulate.prepare
     settings = {"scan": (5, 2), "sampling_A": 0.3, "semiangle_mrad": 10.0, "patterns": True}
     settings |= {"detectors": {"adf": (5.0, 20.0)}, "tile": (2, 2, 1), "u_A2": 0.01, "phonons": 2}
-    plan = simulate.make_simulate_plan({"what": "stem", "structure": str(structure), **settings})
+    plan = make_plan(
+        {"kind": "simulate", "what": "stem", "structure": str(structure), **settings}, "test"
+    )
     if alone:
         simulate.prepare = lambda plan: prepare(plan)._replace(mesh=None)
     found = simulate.simulate(plan, folder).fields["adf"].data

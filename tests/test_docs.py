@@ -10,10 +10,11 @@ import sys
 import pytest
 
 import micjax
-from micjax.__main__ import main, parser
+from micjax.__main__ import main
 from micjax.io import formats
+from micjax.run.cli import parser
 from micjax.run.jobs.job import prepare
-from micjax.run.plans.plan import Plan
+from micjax.run.plans.solve import SolvePlan
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "experiments/README.md"])
@@ -89,7 +90,7 @@ def test_your_own_problem_is_sampled(mylab, capsys):
 
 def test_your_own_problem_reads_a_file(mylab, here):
     (here / "curve.csv").write_text("69.9,1.0\n70.0,3.0\n70.2,9.0\n70.3,4.0\n")
-    plan = Plan(problem="mylab.my_problem", file="curve.csv", options={"sigma_nm": 0.5})
+    plan = SolvePlan(problem="mylab.my_problem", file="curve.csv", options={"sigma_nm": 0.5})
     job = prepare(plan)
     assert float(job.problem.forward.resonance_kHz) == 70.2
     assert float(job.problem.noise.sigma) == 0.5 and job.y.shape == (4,)

@@ -5,7 +5,6 @@ import shlex
 import sys
 import threading
 import time
-import types
 
 import h5py
 import numpy as np
@@ -16,15 +15,13 @@ from micjax.__main__ import main
 from micjax.active.campaign import request_stop
 from micjax.active.learner.signals import SIGNALS, signal
 from micjax.active.learner.space import Axis as LearnerAxis
+from micjax.inference.solution import Solution
 from micjax.instruments import records
 from micjax.io import Axis, Field, write_nexus
-from micjax.run.jobs.explore import (
-    Exploration,
-    make_explore_plan,
-    source_of,
-    with_assignments,
-)
+from micjax.problems import edge
+from micjax.run.jobs.explore import Exploration, source_of
 from micjax.run.jobs.explore_report import _along
+from micjax.run.plans.plan import make_plan, with_settings
 
 HILL = """
 import pathlib
@@ -66,8 +63,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def unreported(monkeypatch):
     """Runs without their report, which takes longer than all measurements of a function."""
-    empty = types.SimpleNamespace(statements=[], table=[])
-    monkeypatch.setattr("micjax.__main__.conclude", lambda *_: empty)
+    empty = Solution(edge.problem())
+    monkeypatch.setattr("micjax.run.jobs.kinds.conclude", lambda *_: empty)
 
 
 DEVICE = """
@@ -172,7 +169,7 @@ def test_an_instrument_that_always_fails_ends_the_run(folder, capsys):
 
 def test_an_instrument_is_explored_within_its_bounds(folder, capsys):
     """Narrower limits, a setting that stays, and seconds that are counted over all runs."""
-    plan = make_explore_plan({**BENCH, "guard": {"seconds": 9.0}}, "test")
+    plan = make_plan({"kind": "explore", **BENCH, "guard": {"seconds": 9.0}}, "test")
     for resume in (False, True):
         with Exploration(plan, "run", resume=resume) as exploration:
             exploration.run()
@@ -303,7 +300,7 @@ def test_a_report_that_fails_costs_no_measurement(folder, capsys, monkeypatch):
     def broken(*_):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr("micjax.__main__.conclude", broken)
+    monkeypatch.setattr("micjax.run.jobs.kinds.conclude", broken)
     assert main(["explore", written({**PLAN, "budget": 3}), "--out", "run"]) == 1
     facts = facts_of(folder / "run")
     assert facts["status"] == "failed" and facts["error"] == "RuntimeError: no ink"
@@ -327,15 +324,18 @@ def test_a_wide_axis_of_whole_numbers_is_not_written_out():
 
 
 def test_assignments_reach_into_sections():
-    plan = with_assignments({"budget": 3}, ["budget=70", "cost.dwell_s=1e-1"])
-    assert plan == {"budget": 70, "cost": {"dwell_s": 0.1}}
-    with pytest.raises(ValueError, match="write name=value"):
-        with_assignments({}, ["budget"])
+    texts = ["budget=70", "cost.dwell_s=1e-1", "options.a.b=1"]
+    plan = with_settings({"kind": "explore", "budget": 3, "cost": None}, texts)
+    assert plan["budget"] == 70 and plan["cost"] == {"dwell_s": 0.1}
+    assert plan["options"] == {"a": {"b": 1}}
+    for text, message in (("budget", "write name=value"), ("gaurd.dose=1", "nearest: guard")):
+        with pytest.raises(ValueError, match=message):
+            with_settings({"kind": "explore"}, [text])
 
 
 def test_a_map_of_curves_is_scalarised(shared):
     path = shared / "data" / "afm" / "BEPS_PTO_50x50.h5"
-    plan = make_explore_plan({"measure": str(path), "signal": "loop_area"}, "test")
+    plan = make_plan({"kind": "explore", "measure": str(path), "signal": "loop_area"}, "test")
     source = source_of(plan)
     assert source.shape == (50, 50) and source.space.names == ["y", "x"]
     with h5py.File(path) as file:

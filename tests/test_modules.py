@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import micjax
-from micjax.core import modules
+from micjax.core.foreign import modules
 from micjax.core.plain import dumps, plain
 from micjax.problems import edge
 from micjax.run.folder import RunFolder

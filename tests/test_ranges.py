@@ -12,12 +12,12 @@ from micjax.__main__ import main
 from micjax.core.ranges import ANY, NAMES, check_ranges, range_of
 from micjax.physics.probes.loop import WINDOW, stable
 from micjax.problems import feedback
-from micjax.run.jobs.explore import ExplorePlan, make_explore_plan
 from micjax.run.jobs.job import engine_settings, float_leaves, prepare
-from micjax.run.jobs.simulate.job import SimulatePlan, make_simulate_plan
+from micjax.run.plans.explore import ExplorePlan
 from micjax.run.plans.plan import make_plan
 from micjax.run.plans.priors import check_prior, parse_prior
 from micjax.run.plans.settings import checked, settings_of
+from micjax.run.plans.simulate import SimulatePlan
 from micjax.run.registry import find, listed
 
 PROBLEMS = [p.name for p in listed()]
@@ -117,29 +117,30 @@ REASON = "allowed|finite|valid|greater|less|integer"
 def test_a_setting_of_a_simulation(path, annotation, number):
     given = {"what": "stem", "structure": "no.cif"} | nested(path, as_kind(annotation, number))
     with pytest.raises(ValueError, match=REASON):
-        make_simulate_plan(given)
+        make_plan({"kind": "simulate"} | given, "here")
 
 
 @NONSENSE
 @pytest.mark.parametrize("path, annotation", [*numbers_of(ExplorePlan)])
 def test_a_setting_of_an_exploration(path, annotation, number):
-    given = {"measure": "no.npy"} | nested(path, as_kind(annotation, number))
+    given = {"kind": "explore", "measure": "no.npy"} | nested(path, as_kind(annotation, number))
     if path[0] == "axes":
         given["axes"] = {"x": given["axes"]}
     if path[0] == "mean":
         given["mean"]["problem"] = "edge"
     with pytest.raises(ValueError, match=REASON):
-        make_explore_plan(given, "here")
+        make_plan(given, "here")
 
 
 def test_what_the_user_has_named_has_to_be_a_number():
     """An axis of a function may have any name, and with it any meaning."""
     axes = {"energy_keV": {"lower": 0.0, "upper": 2.0}, "steps": {"lower": -5, "upper": 5}}
-    plan = {"measure": "mylab:f", "axes": axes, "options": {"tile": 0.5, "names": ["a", "b"]}}
-    assert make_explore_plan(plan, "here").axes["steps"].lower == -5
+    options = {"tile": 0.5, "names": ["a", "b"]}
+    plan = {"kind": "explore", "measure": "mylab:f", "axes": axes, "options": options}
+    assert make_plan(plan, "here").axes["steps"].lower == -5
     for change in ({"options": {"gain": [1.0, math.nan]}}, {"at": {"z": math.inf}}):
         with pytest.raises(ValueError, match="allowed"):
-            make_explore_plan(plan | change, "here")
+            make_plan(plan | change, "here")
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,10 @@ from micjax.report.text import describe_prior
 from micjax.run import registry as citizens
 from micjax.run.folder import open_folder
 from micjax.run.info import extras
-from micjax.run.jobs.execute import run
 from micjax.run.jobs.job import prepare
+from micjax.run.jobs.kinds import SolveRun
+from micjax.run.lifecycle import Asked, begin
+from micjax.run.logs import Logs
 from micjax.run.plans.plan import make_plan, read_plan, with_settings
 from micjax.run.plans.priors import parse_prior
 from micjax.run.plans.settings import checked, settings_of, takes_anything
@@ -55,8 +57,8 @@ def test_set_goes_where_it_belongs():
 
 @pytest.mark.parametrize("text", ["steps", "=3", "engine=3", "engine.=3", "priors", "x.y=3"])
 def test_set_refuses(text):
-    with pytest.raises(ValueError, match="--set"):
-        with_settings({}, [text])
+    with pytest.raises(ValueError, match="--set|a table is wanted"):
+        make_plan(with_settings({"problem": "edge"}, [text]), "here")
 
 
 def test_a_plan_is_frozen():
@@ -221,13 +223,15 @@ def test_an_entry_point_is_a_problem(monkeypatch):
     assert listed["edge"].functions == ("problem", "example") and "gone" in listed
 
 
-def job_of(tmp_path, problem, **plan):
-    return prepare(make_plan({"problem": problem, "out": str(tmp_path / "r"), **plan}, "test"))
+def plan_of(tmp_path, problem, **plan):
+    return make_plan({"problem": problem, "out": str(tmp_path / "r"), **plan}, "test")
 
 
 def ran(tmp_path, problem, **plan):
-    job = job_of(tmp_path, problem, **plan)
-    return run(job, open_folder(job, False), resume=False, argv=["test"])
+    asked = Asked(["test"], Logs())
+    run = SolveRun(plan_of(tmp_path, problem, **plan), asked)
+    folder = open_folder(run.plan, run.name, run.inputs, False)
+    return run.compute(folder, begin(run, folder, asked), False)
 
 
 def test_a_solver_of_its_own(tmp_path, monkeypatch, caplog):
@@ -264,7 +268,7 @@ def test_a_solver_of_its_own(tmp_path, monkeypatch, caplog):
 def test_a_solver_must_take_what_the_run_gives(tmp_path, monkeypatch):
     name = toy(monkeypatch, solve=lambda problem, x, y, *, key, checkpoint: None)
     with pytest.raises(ValueError, match="solve does not take resume, on_chunk"):
-        job_of(tmp_path, name)
+        prepare(plan_of(tmp_path, name))
 
 
 def test_a_solver_must_give_a_solution(tmp_path, monkeypatch):
@@ -279,7 +283,8 @@ def test_data_that_do_not_fit_the_problem(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     name = toy(monkeypatch, load=load)
     with pytest.raises(ValueError, match="the problem does not fit the data"):
-        job_of(tmp_path, name, file=str(tmp_path / "file"), options={"whatever": 1})
+        plan = plan_of(tmp_path, name, file=str(tmp_path / "file"), options={"whatever": 1})
+        prepare(plan)
 
 
 # --- the folder --------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from micjax.physics.electrons.multislice import multislice
 from micjax.physics.electrons.phonons import averaged, displaced
 from micjax.physics.electrons.potentials.layers import Atoms, layers, potential_VA
 from micjax.physics.electrons.stem import placed
-from micjax.run.jobs.simulate.job import make_simulate_plan, prepare, simulate
+from micjax.run.jobs.simulate.job import prepare, simulate
+from micjax.run.plans.plan import make_plan
 
 pytest.importorskip("ase", reason="reading structures needs micjax[structures]")
 import ase  # noqa: E402
@@ -88,7 +89,7 @@ def test_a_scan(folder, capsys):
 def plan(what, structure="sto.cif", **options):
     if what == "stem":
         options = {"detectors": {"bf": (0.0, 8.0), "adf": (15.0, 40.0)}} | options
-    return make_simulate_plan({"what": what, "structure": structure, **options})
+    return make_plan({"kind": "simulate", "what": what, "structure": structure, **options}, "test")
 
 
 def test_a_turned_scan_and_a_list_are_the_same_places(folder):
@@ -233,7 +234,7 @@ def test_sizes_that_an_fft_likes():
         (["stem", "double.xyz"], "less than 0.5 Å apart"),
         (["stem", "sto.cif", "--set", "sampling_A=0.15"], "sampling_A="),
         (["cbed", "sto.cif", "--set", "semiangle_mrad=190"], "scatters up to"),
-        (["cbed", "sto.cif", "--set", "energy=200"], "no setting 'energy' (nearest: energy_keV"),
+        (["cbed", "sto.cif", "--set", "energy=200"], "no key 'energy' (nearest: energy_keV"),
         (["cbed", "sto.cif", "--set", "phonons=-1"], "phonons is -1"),
         (["cbed", "sto.cif", "--set", "phonons=2"], "phonons=2 of atoms that do not move"),
         (["cbed", "sto.cif", "--set", "u_A2=-0.01"], "u_A2"),
@@ -289,4 +290,4 @@ def test_a_folder_that_is_full(folder, capsys):
     (folder / "run").mkdir()
     (folder / "run" / "a").touch()
     assert main(["simulate", "cbed", "sto.cif", *COARSE, "--out", "run"]) == 2
-    assert "not an empty folder" in capsys.readouterr().err
+    assert "holds no micjax run to simulate" in capsys.readouterr().err

@@ -10,7 +10,8 @@ import micjax.run.jobs.simulate.sums as sums
 from micjax.__main__ import main
 from micjax.io import read
 from micjax.run.jobs.simulate import job as module
-from micjax.run.jobs.simulate.job import make_simulate_plan, simulate
+from micjax.run.jobs.simulate.job import simulate
+from micjax.run.plans.plan import make_plan
 
 pytest.importorskip("ase", reason="reading structures needs micjax[structures]")
 import ase  # noqa: E402
@@ -40,7 +41,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def plan(what, **options):
-    return make_simulate_plan({"what": what, "structure": "gold.xyz", **PLANS[what], **options})
+    return make_plan(
+        {"kind": "simulate", "what": what, "structure": "gold.xyz", **PLANS[what], **options},
+        "test",
+    )
 
 
 def killed_at(monkeypatch, step, after):
@@ -103,7 +107,7 @@ def test_a_failure_leaves_its_log_and_provenance(folder, capsys, monkeypatch):
     facts = json.loads((folder / "run" / "provenance.json").read_text())
     assert facts["status"] == "failed" and "out of memory" in facts["error"]
     again = said.partition("to go on: micjax ")[2].split()
-    assert again == [*COMMAND, "--out", "run", "--resume"]
+    assert again == ["run", "run/plan.resolved.json", "--out", "run", "--resume"]
     assert main([*again[:-1], "--set", "energy_keV=300", "--resume"]) == 2
     assert "energy_keV was 200.0, is 300.0" in capsys.readouterr().err
     assert main(again) == 0
@@ -113,7 +117,7 @@ def test_a_failure_leaves_its_log_and_provenance(folder, capsys, monkeypatch):
         assert main(words) == 2
         assert message in capsys.readouterr().err
     assert main([*COMMAND, "--out", "none", "--resume"]) == 2
-    assert "there is no simulation in none" in capsys.readouterr().err
+    assert "there is no run in none" in capsys.readouterr().err
 
 
 def test_ctrl_c_tells_how_to_go_on(folder, caplog, monkeypatch):

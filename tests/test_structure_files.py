@@ -14,7 +14,8 @@ from ase.build import bulk, mx2  # noqa: E402
 
 from micjax.io.readers.orthogonal import orthogonal  # noqa: E402
 from micjax.io.readers.structures import read_structure  # noqa: E402
-from micjax.run.jobs.simulate.job import make_simulate_plan, prepare  # noqa: E402
+from micjax.run.jobs.simulate.job import prepare  # noqa: E402
+from micjax.run.plans.plan import make_plan  # noqa: E402
 
 A = 3.95
 CIF = """data_mixed
@@ -60,7 +61,16 @@ def test_occupancies_and_thermal_motion_of_a_cif(tmp_path, caplog, name, over):
     path = written(tmp_path / "mixed.cif", name, over)
     with caplog.at_level(logging.INFO, "micjax"):
         setup = prepare(
-            make_simulate_plan({"what": "hrtem", "structure": path, "sampling_A": 0.2, "finer": 1})
+            make_plan(
+                {
+                    "kind": "simulate",
+                    "what": "hrtem",
+                    "structure": path,
+                    "sampling_A": 0.2,
+                    "finer": 1,
+                },
+                "test",
+            )
         )
     assert "occupancy of the file" in caplog.text and "u_A2 of the file" in caplog.text
     assert "share a site" in caplog.text
@@ -82,9 +92,9 @@ def test_occupancies_and_thermal_motion_of_a_cif(tmp_path, caplog, name, over):
 
 def test_a_setting_is_stronger_than_the_file(tmp_path):
     path = written(tmp_path / "mixed.cif")
-    plan = {"what": "hrtem", "structure": path, "sampling_A": 0.4, "finer": 1}
+    plan = {"kind": "simulate", "what": "hrtem", "structure": path, "sampling_A": 0.4, "finer": 1}
     for setting, expected in ((0.02, 0.02), ({"Ti": 0.03}, np.where(U_A2 == 0.004, 0.03, U_A2))):
-        setup = prepare(make_simulate_plan(plan | {"u_A2": setting}))
+        setup = prepare(make_plan(plan | {"u_A2": setting}, "test"))
         np.testing.assert_allclose(setup.atoms.u_A2[:, 0], expected * np.ones(6), rtol=1e-6)
 
 
@@ -144,7 +154,7 @@ def test_what_is_not_used_is_told(tmp_path, caplog):
 def test_occupancies_that_make_no_sense(tmp_path):
     path = written(tmp_path / "mixed.cif", sites=MIXED.replace("0.4", "0.7"))
     with pytest.raises(ValueError, match="occupancies of what shares a site add up to 1"):
-        prepare(make_simulate_plan({"what": "hrtem", "structure": path}))
+        prepare(make_plan({"kind": "simulate", "what": "hrtem", "structure": path}, "test"))
     path = written(tmp_path / "mixed.cif", sites=MIXED.replace("0.4", "-0.4"))
     with pytest.raises(ValueError, match="occupancy from -0.4"):
         read_structure(path)
@@ -216,10 +226,15 @@ def test_cells_made_orthogonal_hold_the_same_crystal(crystal, edges):
 
 def test_a_cell_is_made_orthogonal_when_the_user_agrees(tmp_path):
     ase.io.write(tmp_path / "mg.cif", hexagonal())
-    plan = {"what": "hrtem", "structure": str(tmp_path / "mg.cif"), "sampling_A": 0.4}
+    plan = {
+        "kind": "simulate",
+        "what": "hrtem",
+        "structure": str(tmp_path / "mg.cif"),
+        "sampling_A": 0.4,
+    }
     with pytest.raises(ValueError, match="orthogonal=true"):
-        prepare(make_simulate_plan(plan))
-    setup = prepare(make_simulate_plan(plan | {"orthogonal": True}))
+        prepare(make_plan(plan, "test"))
+    setup = prepare(make_plan(plan | {"orthogonal": True}, "test"))
     assert setup.atoms.numbers == (12,) * 4
     skewed = ase.Atoms("Si", cell=[3.0, 3.7, 4.1, 81, 77, 85], pbc=True)
     with pytest.raises(ValueError, match="no cell with right angles"):

@@ -36,7 +36,7 @@ from micjax.instruments import (
 )
 from micjax.instruments.arrival import check_standing
 from micjax.instruments.base import Over, check_over, layers
-from micjax.instruments.journal import being_written
+from micjax.instruments.journal_reader import being_written
 
 log = logging.getLogger("micjax")
 

@@ -1,8 +1,12 @@
-"""One protocol for the progress of long work: a bar on a terminal, log lines elsewhere."""
+"""Long work: one protocol for its progress (a bar on a terminal, log lines elsewhere), and Ctrl-C,
+which ends a loop and not the program: what the loop has is kept."""
 
 import contextlib
+import dataclasses
 import logging
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -38,3 +42,39 @@ def progress(title: str, total: int, every_s: float = 10.0) -> Iterator[Progress
             log.info("%s: %d of %s %s", title, done, total or "?", text)
 
     yield say
+
+
+@dataclasses.dataclass
+class Interruption:
+    """Whether there was a Ctrl-C."""
+
+    happened: bool = False
+
+
+@contextlib.contextmanager
+def until_interrupted() -> Iterator[Interruption]:
+    """The block ends with it; then `.happened` is true of what the block was given."""
+    interruption = Interruption()
+    try:
+        yield interruption
+    except KeyboardInterrupt:
+        interruption.happened = True
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[Interruption]:
+    """Whether there is a Ctrl-C within the block, whoever keeps the exception to himself."""
+    interruption = Interruption()
+
+    def handle(number, frame) -> None:
+        interruption.happened = True
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only there may one listen
+        yield interruption
+        return
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield interruption
+    finally:
+        signal.signal(signal.SIGINT, before)

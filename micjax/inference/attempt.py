@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from micjax.core.interrupts import until_interrupted
+from micjax.core.progress import until_interrupted
 
 log = logging.getLogger("micjax")
 T = TypeVar("T")

@@ -16,7 +16,7 @@ import numpy as np
 
 from micjax.core.files import replaced
 from micjax.core.foreign.hdf5 import Damaged, File, opened
-from micjax.core.modules import GROUP, references
+from micjax.core.foreign.modules import GROUP, references
 from micjax.core.problem import InverseProblem
 from micjax.core.ranges import check_ranges
 from micjax.inference.errors.nuts import Posterior

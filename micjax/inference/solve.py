@@ -16,9 +16,8 @@ import optax
 import optimistix
 from jaxtyping import Array, ArrayLike, Float
 
-from micjax.core.interrupts import until_interrupted
 from micjax.core.problem import InverseProblem, Theta, Values, check_data
-from micjax.core.progress import progress
+from micjax.core.progress import progress, until_interrupted
 from micjax.core.tree import array_of, named_leaves
 from micjax.inference.checkpoint import (
     Candidate,

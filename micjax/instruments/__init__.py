@@ -21,14 +21,14 @@ from micjax.instruments.base import MoveError as MoveError
 from micjax.instruments.base import NotReady as NotReady
 from micjax.instruments.base import Path as Path
 from micjax.instruments.base import Record as Record
+from micjax.instruments.chain import JournalError as JournalError
 from micjax.instruments.conformance import ConformanceError as ConformanceError
 from micjax.instruments.conformance import check_instrument as check_instrument
 from micjax.instruments.consolidated import consolidate as consolidate
 from micjax.instruments.guard import Guard as Guard
 from micjax.instruments.journal import Journal as Journal
-from micjax.instruments.journal import JournalError as JournalError
 from micjax.instruments.journal import Recorded as Recorded
-from micjax.instruments.journal import records as records
+from micjax.instruments.journal_reader import records as records
 from micjax.instruments.replay import Replay as Replay
 from micjax.instruments.twins.artefacts import Dilated as Dilated
 from micjax.instruments.twins.artefacts import Feedback as Feedback

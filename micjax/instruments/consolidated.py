@@ -6,7 +6,8 @@ import re
 import numpy as np
 
 from micjax.instruments.base import Record
-from micjax.instruments.journal import JournalError, Step, journal_lines, records
+from micjax.instruments.chain import JournalError
+from micjax.instruments.journal_reader import Step, journal_lines, records
 from micjax.io import Axis as FieldAxis
 from micjax.io import Field, write_nexus
 

@@ -72,11 +72,11 @@ class Page:
     problem: str  # as the user called it
     data: str  # the file, or what else the data are
     solution: Solution
-    truth: InverseProblem | None
     pictures: Sequence[Picture]
     provenance: Mapping[str, Any]
     plan: Mapping[str, Any]
     log: str = ""
+    truth: InverseProblem | None = None
 
 
 def write_page(path: pathlib.Path, page: Page) -> pathlib.Path:

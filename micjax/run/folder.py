@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import jax
+
 from micjax.core.files import replaced
 from micjax.core.plain import dumps
-from micjax.run.jobs.job import Job
+from micjax.run.plans.base import Plan
 
 RUNS = "runs"
 
@@ -35,6 +37,12 @@ class RunFolder:
     def read_json(self, name: str) -> dict[str, Any]:
         return json.loads((self / name).read_text(encoding="utf-8"))
 
+    def log(self) -> str:
+        """What was said so far, such as the channel that was chosen."""
+        path = self / "log.txt"
+        there = path.exists()
+        return path.read_text(encoding="utf-8", errors="replace")[-20_000:] if there else ""
+
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         with open(self / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(dumps(row) + "\n")
@@ -42,18 +50,6 @@ class RunFolder:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def new_folder(out: str | None, what: str) -> RunFolder:
-    """The empty folder `out`, or a new one in `runs/`.
-
-    **Raises:** `ValueError` where there is something already.
-    """
-    path = new_path(what) if out is None else pathlib.Path(out).expanduser()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"--out {path} is there already, and not an empty folder")
-    path.mkdir(parents=True, exist_ok=True)
-    return RunFolder(path)
 
 
 def new_path(what: str) -> pathlib.Path:
@@ -66,74 +62,84 @@ def new_path(what: str) -> pathlib.Path:
     return path
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """What makes two runs the same: the resolved plan without `out`, and what is in the inputs."""
-    plan = job.plan.model_dump(exclude={"out", "file"})
-    same = {"plan": plan, "inputs": _hashes(job.inputs)}
-    return json.loads(dumps(same))
+def fingerprint(path: pathlib.Path) -> dict[str, Any]:
+    """What a file is, wherever it lies."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"path": str(path.absolute()), "sha256": digest, "bytes": path.stat().st_size}
+
+
+def identity(plan: Plan, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same: the resolved plan, and what is in its files."""
+    same = plan.model_dump(exclude={"kind", "out", *plan.FILES})
+    return json.loads(dumps({"plan": same, "inputs": _hashes(inputs)}))
 
 
 def _hashes(inputs: Mapping[str, Any]) -> dict[str, str]:
     return {name: known["sha256"] for name, known in inputs.items()}
 
 
-def open_folder(job: Job, resume: bool) -> RunFolder:
-    """The folder of `job.plan.out`, or a new one in `runs/`.
+def open_folder(plan: Plan, name: str, inputs: Mapping[str, Any], resume: bool) -> RunFolder:
+    """The folder `plan.out`, or a new one in `runs/` called after `name`; nothing is written yet.
 
-    A folder which is not empty must hold a run of the same plan. A run that was broken off is
-    begun anew only where there is no checkpoint to lose; with `resume` it goes on, and its engine
-    settings may differ (more steps).
+    A folder which is not empty must hold a run of the same plan on the same files: one to go on
+    with by `resume`, when `plan.MAY_DIFFER` need not be the same, or one to compute anew where
+    the kind of plan allows it and no checkpoint is lost.
 
     **Raises:** `ValueError` when the folder is something else or `resume` has nothing to go on
-    from; `OSError` when it cannot be made.
+    from.
     """
-    same = identity(job)
-    if job.plan.out is None:
+    same = identity(plan, inputs)
+    if plan.out is None:
         if resume:
             raise ValueError("--resume needs --out DIR, the run to go on with")
         digest = hashlib.sha256(dumps(same, sort_keys=True).encode()).hexdigest()[:8]
-        return _made(new_path(f"{job.citizen.short}-{digest}"))
-    path = pathlib.Path(job.plan.out)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"--out {path} is a file; a folder is wanted")
-    if not path.exists() or not any(path.iterdir()):
+        return RunFolder(new_path(f"{name}-{digest}"))
+    folder = RunFolder(pathlib.Path(plan.out))
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ValueError(f"--out {folder.path} is a file; a folder is wanted")
+    if not folder.path.exists() or not any(folder.path.iterdir()):
         if resume:
-            raise ValueError(f"--resume: there is no run in {path}")
-        return _made(path)
-    _check_same(path, same, resume)
-    return _made(path)
+            raise ValueError(f"--resume: there is no run in {folder.path}")
+        return folder
+    if not (folder / plan.MARK).exists():
+        raise ValueError(f"--out {folder.path} is not empty and holds no micjax run to {plan.kind}")
+    if not resume and not plan.ANEW:
+        raise ValueError(
+            f"--out {folder.path} is not empty; give --resume to go on with it, or another --out"
+        )
+    if plan.MARK == Plan.MARK:
+        _check_same(folder, plan, same, resume)
+    return folder
 
 
-def _made(path: pathlib.Path) -> RunFolder:
-    for part in ("checkpoints", "figures"):
-        (path / part).mkdir(parents=True, exist_ok=True)
-    return RunFolder(path)
-
-
-def _check_same(path: pathlib.Path, same: Mapping[str, Any], resume: bool) -> None:
-    folder = RunFolder(path)
+def _check_same(folder: RunFolder, plan: Plan, same: Mapping[str, Any], resume: bool) -> None:
+    path = folder.path
     try:
-        plan, facts = folder.read_json("plan.resolved.json"), folder.read_json("provenance.json")
-        was = {"plan": plan, "inputs": _hashes(facts["inputs"])}
+        old, facts = folder.read_json("plan.resolved.json"), folder.read_json("provenance.json")
+        was = {"plan": old, "inputs": _hashes(facts["inputs"])}
+        status, x64 = facts.get("status"), facts["x64"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--out {path} is not empty and holds no micjax run") from error
-    differences = _differences(was, same, ignore="engine" if resume else "")
+    differences = _differences(was, same, plan.MAY_DIFFER if resume else ())
+    if x64 != bool(jax.config.jax_enable_x64):
+        differences.append(f"x64 was {x64}, is {not x64}")
     if differences:
-        raise ValueError(f"--out {path} holds the run of another plan: {differences}")
-    if resume or not folder.checkpoint.exists():
-        return
-    if facts.get("status") != "finished":
+        raise ValueError(f"--out {path} holds the run of another plan: {'; '.join(differences)}")
+    if resume and status == "finished" and not plan.MAY_DIFFER:
+        raise ValueError(f"--resume: the run in {path} is finished")
+    if not resume and folder.checkpoint.exists() and status != "finished":
         raise ValueError(
             f"{path} holds a run that was broken off: give --resume to go on with it, "
             "or another --out"
         )
 
 
-def _differences(was: Mapping[str, Any], now: Mapping[str, Any], ignore: str) -> str:
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any], ignore: tuple) -> list[str]:
     lines = []
     for key in now["plan"]:
         old, new = was.get("plan", {}).get(key), now["plan"][key]
-        if key == ignore or old == new:
+        if key in ignore or old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             names = [n for n in {**old, **new} if old.get(n) != new.get(n)]
@@ -142,4 +148,4 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any], ignore: str) ->
             lines.append(f"{key} was {old!r}, is {new!r}")
     if was.get("inputs") != now["inputs"]:
         lines.append("the input files have another content")
-    return "; ".join(lines)
+    return lines

@@ -7,7 +7,7 @@ import re
 
 import jax
 
-from micjax.run.plans.plan import Plan
+from micjax.run.plans.solve import SolvePlan
 from micjax.run.provenance import PACKAGES, version
 
 
@@ -15,7 +15,9 @@ def info() -> str:
     lines = [f"python      {platform.python_version()} on {platform.platform()}"]
     lines += [f"{name:<11} {version(name) or 'not installed'}" for name in PACKAGES]
     lines.append("devices     " + ", ".join(f"{d} ({d.device_kind})" for d in jax.devices()))
-    lines.append(f"precision   {Plan.model_fields['precision'].default} unless the plan says more")
+    lines.append(
+        f"precision   {SolvePlan.model_fields['precision'].default} unless the plan says more"
+    )
     lines += [f"extra {name:<5} {state}" for name, state in extras().items()]
     return "\n".join(lines)
 

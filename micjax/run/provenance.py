@@ -6,25 +6,15 @@ import pathlib
 import platform
 import socket
 import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 import micjax
-from micjax.run.jobs.job import Job, fingerprint
 
 PACKAGES = ("micjax", "jax", "jaxlib", "flax", "optax", "numpyro", "equinox", "optimistix", "numpy")
 VARIABLES = ("XLA_FLAGS", "JAX_PLATFORMS", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
-
-
-def provenance(job: Job, argv: list[str]) -> dict[str, Any]:
-    """All that is known before the computation; `run` adds the times and how it ended."""
-    return surroundings(argv, job.plan.seed, job.inputs) | {
-        "problem": _source(job),
-        "problem_options": job.problem_options,
-    }
 
 
 def surroundings(argv: list[str], seed: int, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,9 +66,3 @@ def _git(folder: pathlib.Path, *arguments: str) -> str:
         check=True,
     )
     return done.stdout.strip()
-
-
-def _source(job: Job) -> dict[str, Any]:
-    path = getattr(sys.modules[job.citizen.reference], "__file__", None)
-    known = fingerprint(pathlib.Path(path)) if path and os.path.isfile(path) else {}
-    return {"reference": job.citizen.reference} | known

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from micjax.core.modules import GROUP, defined, references, source_of, trusted_source
+from micjax.core.foreign.modules import GROUP, defined, references, source_of, trusted_source
 from micjax.core.names import unknown_name
 
 REQUIRED, OPTIONAL = ("problem", "example"), ("load", "solve", "figures", "compare")

@@ -4,7 +4,7 @@ import os
 import time
 from typing import Any
 
-from micjax.instruments.journal import being_written, journal_lines, steps_of
+from micjax.instruments.journal_reader import being_written, journal_lines, steps_of
 
 
 def status(folder: str | os.PathLike) -> list[str]:
@@ -14,7 +14,7 @@ def status(folder: str | os.PathLike) -> list[str]:
     """
     lines = journal_lines(folder)
     steps = steps_of(lines)
-    done = [s for s in steps if s.result is not None and "failed" not in s.result]
+    done = [s for s in steps if s.measured]
     doubt = [s for s in steps if s.result is None]
     running = being_written(folder)
     ago = _duration(time.time() - max(_when(line) for line in lines))

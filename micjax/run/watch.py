@@ -14,7 +14,13 @@ import numpy as np
 from micjax.active.campaign import ID, request_stop
 from micjax.active.learner.snapshot import STATE
 from micjax.instruments import Record
-from micjax.instruments.journal import LINES, being_written, journal_lines, record_of, steps_of
+from micjax.instruments.journal_reader import (
+    LINES,
+    being_written,
+    journal_lines,
+    record_of,
+    steps_of,
+)
 from micjax.report.access import address_of, protected_server
 from micjax.report.live import Curve, View, fill
 from micjax.run.status import status
@@ -42,7 +48,7 @@ def view_of(path: pathlib.Path) -> View:
     """What the page shows of a run."""
     lines = journal_lines(path)
     believed, said = _believed(path / STATE), status(path)
-    steps = [s for s in steps_of(lines) if s.result is not None and "failed" not in s.result]
+    steps = [s for s in steps_of(lines) if s.measured]
     suggested = [p for line in lines if line["kind"] == "suggested" for p in line["points"]]
     if believed:
         names, units = believed["names"].tolist(), believed["units"].tolist()

@@ -25,7 +25,7 @@ from micjax.instruments import (
     consolidate,
     records,
 )
-from micjax.instruments.journal import being_written
+from micjax.instruments.journal_reader import being_written
 from micjax.io import read_nexus
 
 CONFIGURATION = {"file": "made up", "limits": {"x": [0.0, 1.0]}}

@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from micjax.core.coordinates import Coordinates
-from micjax.core.memory import check_memory
+from micjax.core.devices import check_memory
 from micjax.core.problem import InverseProblem, Values, check_data
 from micjax.inference.errors.density import in_float64, potential
 from micjax.inference.finite import NonFiniteError, non_finite

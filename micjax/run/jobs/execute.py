@@ -4,59 +4,37 @@ that what took long is safe before anything else can fail."""
 import dataclasses
 import logging
 import pathlib
-import shutil
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from micjax.core.progress import interrupts
 from micjax.inference.result import save
 from micjax.inference.solution import Solution
 from micjax.io import write_nexus
 from micjax.report.default import default_figures
-from micjax.report.page import Page, write_page
-from micjax.report.pictures import Picture, save_pictures
-from micjax.run.folder import RunFolder, now
-from micjax.run.interrupts import interrupts
+from micjax.run.folder import RunFolder
 from micjax.run.jobs.job import Job, float_leaves
-from micjax.run.provenance import provenance
+from micjax.run.jobs.page import write_report
+from micjax.run.lifecycle import Facts, Outcome
 
 log = logging.getLogger("micjax")
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a run ended."""
-
-    folder: RunFolder
-    solution: Solution | None  # None: interrupted before there was one
-    interrupted: bool
-    report: pathlib.Path | None  # None: it could not be written
-
-
-def run(job: Job, folder: RunFolder, *, resume: bool, argv: list[str]) -> Outcome:
+def run(job: Job, folder: RunFolder, facts: Facts, *, resume: bool) -> Outcome:
     """Solve `job` and fill `folder`.
 
     **Raises:** whatever the solver raises; `OSError` when the result cannot be written.
     """
-    facts = provenance(job, argv) | {"status": "running", "start": now()}
-    plan = job.plan.model_dump(mode="json", exclude={"out"})
-    folder.write_json("plan.resolved.json", plan)
-    folder.write_json("provenance.json", facts)
-    began = time.monotonic()
-    try:
-        solution, interrupted = _solved(job, folder, resume)
-    except Exception as error:
-        facts |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
-        folder.write_json("provenance.json", facts | _ended(began))
-        raise
-    facts |= {"status": "interrupted" if interrupted else "finished"} | _ended(began)
+    solution, interrupted = _solved(job, folder, resume)
+    known = facts.ended("interrupted" if interrupted else "finished")
     if solution is not None:
-        _keep(job, solution, folder, facts)
+        _keep(job, solution, folder, known)
         solution = _compared(job, solution)
-    folder.write_json("provenance.json", facts)
-    report = None if solution is None else _report(job, solution, folder, facts)
+    facts.write()
+    report = None if solution is None else _report(job, solution, folder, known)
     return Outcome(folder, solution, interrupted, report)
 
 
@@ -83,7 +61,7 @@ def _solved(job: Job, folder: RunFolder, resume: bool) -> tuple[Solution | None,
     if not isinstance(solution, Solution):
         raise TypeError(f"{job.citizen.reference}.solve gave a {type(solution).__name__}")
     stopped = solution.fit is not None and solution.fit.stop_reason == "interrupted"
-    return solution, watch.seen or stopped
+    return solution, watch.happened or stopped
 
 
 def _recorder(folder: RunFolder, began: float, watch) -> Callable[..., None]:
@@ -121,7 +99,7 @@ def _compared(job: Job, solution: Solution) -> Solution:
 
 def _keep(job: Job, solution: Solution, folder: RunFolder, facts: dict[str, Any]) -> None:
     """result.nxs and values.h5. If the first fails the second is still tried."""
-    plan = job.plan.model_dump(mode="json")
+    plan = job.plan.resolved()
     try:
         if solution.results:
             errors = {n: f.metadata["errors"] for n, f in solution.results.items() if _has(f)}
@@ -163,19 +141,17 @@ def _report(
     job: Job, solution: Solution, folder: RunFolder, facts: dict[str, Any]
 ) -> pathlib.Path | None:
     try:
-        pictures = _pictures(job, solution, folder)
-        page = Page(
+        return write_report(
+            folder,
+            _figures(job, solution),
             title=job.citizen.title,
             problem=job.plan.problem,
             data=job.plan.file or f"made-up example, seed {job.plan.seed}",
             solution=solution,
             truth=job.truth,
-            pictures=pictures,
             provenance=facts,
-            plan=job.plan.model_dump(mode="json"),
-            log=_log_of(folder),
+            plan=job.plan.resolved(),
         )
-        return write_page(folder / "report.html", page)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         log.warning("the report was not written: %s", text, exc_info=True)
@@ -183,16 +159,8 @@ def _report(
         return None
 
 
-def _log_of(folder: RunFolder) -> str:
-    """What was said so far, such as the channel that was chosen."""
-    path = folder / "log.txt"
-    return path.read_text(encoding="utf-8", errors="replace")[-20_000:] if path.exists() else ""
-
-
-def _pictures(job: Job, solution: Solution, folder: RunFolder) -> list[Picture]:
+def _figures(job: Job, solution: Solution) -> dict[str, Any]:
     """The figures of the module, and the ones every run has."""
-    shutil.rmtree(folder / "figures", ignore_errors=True)  # of an earlier run in this folder
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
     own = job.citizen.function("figures")
     figures = {}
     if own is not None:
@@ -202,9 +170,4 @@ def _pictures(job: Job, solution: Solution, folder: RunFolder) -> list[Picture]:
             text = f"{type(error).__name__}: {error}"
             log.warning("figures of %s: %s", job.plan.problem, text, exc_info=True)
     common = default_figures(solution, job.x, job.y, job.truth, data=not figures)
-    figures |= {title: make for title, make in common.items() if title not in figures}
-    return save_pictures(folder / "figures", figures)
-
-
-def _ended(began: float) -> dict[str, Any]:
-    return {"end": now(), "wall_s": round(time.monotonic() - began, 3)}
+    return figures | {title: make for title, make in common.items() if title not in figures}

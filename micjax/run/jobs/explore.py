@@ -1,31 +1,27 @@
 """An exploration: a plan of what to measure, as a campaign of a learner in a run folder."""
 
 import contextlib
-import copy
 import math
 import os
 import pathlib
 import sys
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import pydantic
 
 from micjax.active.campaign import STOPPED, Campaign
 from micjax.active.learner.belief import Model, physical_model, plain_model
 from micjax.active.learner.cost import Cost
 from micjax.active.learner.learner import ID, Learner
-from micjax.active.learner.looking import SIDE, looking_model
+from micjax.active.learner.looking import looking_model
 from micjax.active.learner.snapshot import Snapshots
-from micjax.core.modules import trusted_function
-from micjax.core.names import plain_name, unknown_name
-from micjax.core.ranges import check_ranges
+from micjax.core.foreign.modules import trusted_function
+from micjax.core.names import unknown_name
 from micjax.instruments import Guard, Instrument, Journal
-from micjax.instruments.journal import LINES, spent_of
-from micjax.run.folder import RunFolder, new_path
-from micjax.run.jobs.job import fingerprint
+from micjax.instruments.journal_reader import spent_of
+from micjax.run.folder import fingerprint
 from micjax.run.jobs.sources import (
     Source,
     device_of,
@@ -35,151 +31,9 @@ from micjax.run.jobs.sources import (
     open_function,
     open_instrument,
 )
+from micjax.run.plans.explore import ExplorePlan
 from micjax.run.plans.settings import checked, settings_of
-from micjax.run.plans.yamls import parse
 from micjax.run.registry import find
-
-
-class _Strict(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-
-class AxisPlan(_Strict):
-    """One axis of a function; a file brings its own."""
-
-    lower: float = 0.0
-    upper: float = 1.0
-    unit: str = ""
-    whole: bool = False
-    categories: tuple[str | int | float, ...] = ()
-
-
-class CostPlan(_Strict):
-    """What a measurement takes; what is left out is what the instrument says, else no time."""
-
-    rates: dict[str, pydantic.PositiveFloat] = {}  # units of the axis per second
-    settle_s: pydantic.NonNegativeFloat | None = None
-    dwell_s: pydantic.NonNegativeFloat | None = None
-    dose_per_s: pydantic.NonNegativeFloat = 0.0
-
-
-class MeanPlan(_Strict):
-    """A physical model as the mean of the process."""
-
-    problem: str
-    options: dict[str, Any] = {}
-    y_scale: pydantic.PositiveFloat = 1.0  # a typical discrepancy, in units of the outcome
-
-
-class LookPlan(_Strict):
-    """An image of the sample, taken before, for a deep kernel to look at."""
-
-    file: str | None = None  # by default the measured one
-    channel: str | None = None
-    signal: str = "first"  # of a curve at each pixel
-    logarithm: bool = False  # look at log10 of its size
-    side: pydantic.PositiveInt = SIDE  # of the patches, pixels
-    networks: pydantic.PositiveInt = 1
-
-
-class GuardPlan(_Strict):
-    """Bounds of an instrument, over all of the exploration."""
-
-    seconds: pydantic.PositiveFloat | None = None
-    dose: pydantic.PositiveFloat | None = None
-    patience: pydantic.PositiveFloat | None = None  # times what a measurement should take
-
-
-class ExplorePlan(_Strict):
-    """What to measure, in search of what, and how long."""
-
-    measure: str  # a file, package.module:function, or, with `mode`, package.module:instrument
-    mode: str | None = None  # of the instrument
-    options: dict[str, Any] = {}  # the instrument is made with
-    at: dict[str, float] = {}  # settings that stay
-    guard: GuardPlan = GuardPlan()
-    channel: str | None = None
-    signal: str = "mean"  # of a curve at each point
-    axes: dict[str, AxisPlan] = {}
-    outcome: str = "outcome"
-    goal: Literal["maximise", "minimise", "find", "map", "level"] = "maximise"
-    acquisition: str | None = None
-    level: float | None = None
-    wanted: pydantic.PositiveInt | None = None  # so many of the highest are to be found
-    initial: pydantic.PositiveInt | None = None
-    budget: pydantic.PositiveInt = 50
-    batch: pydantic.PositiveInt = 1
-    tolerance: pydantic.PositiveFloat | None = None
-    mean: MeanPlan | None = None
-    look: LookPlan | None = None
-    cost: CostPlan | None = None
-    seed: pydantic.NonNegativeInt = 0
-    out: str | None = None
-
-    @pydantic.field_validator("outcome")
-    @classmethod
-    def _one_word(cls, value: str) -> str:
-        return plain_name(value)  # of a column, and of the run folder
-
-    @pydantic.field_validator("axes")
-    @classmethod
-    def _words(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return {plain_name(name): axis for name, axis in value.items()}
-
-
-def make_explore_plan(given: Mapping[str, Any], where: str) -> ExplorePlan:
-    """**Raises:** `ValueError` that names every key which is unknown or of another kind, or the
-    first number that is out of its range."""
-    try:
-        plan = ExplorePlan.model_validate(dict(given))
-    except pydantic.ValidationError as error:
-        raise ValueError(f"{where}: " + "; ".join(map(_fault, error.errors()))) from error
-    _check_numbers(plan, where)
-    return plan
-
-
-def _check_numbers(plan: ExplorePlan, where: str) -> None:
-    """Settings have physical ranges; what the user has named himself has only to be a number."""
-    own = ("axes", "at", "options")
-    for name, value in plan.model_dump(exclude={*own, "mean"}).items():
-        check_ranges(name, value, where=f"{where}: ")
-    if plan.mean is not None:
-        check_ranges("y_scale", plan.mean.y_scale, where=f"{where}: mean.")
-    for name in own:
-        for key, value in getattr(plan, name).items():
-            value = value.model_dump() if isinstance(value, AxisPlan) else value
-            for part, number in value.items() if isinstance(value, dict) else [("it", value)]:
-                check_ranges(part, number, False, f"{where}: {name}.{key}: ")
-
-
-def _fault(error: Any) -> str:
-    key = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        return unknown_name("key", key, ExplorePlan.model_fields)
-    if error["type"] == "missing":
-        return f"the key {key!r} is missing"
-    return f"{key} is {error['input']!r}: {error['msg']}"
-
-
-def with_assignments(given: Mapping[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """`given` with `cost.dwell_s=0.1`, `budget=70` and the like.
-
-    **Raises:** `ValueError` for text that is no assignment.
-    """
-    plan = copy.deepcopy(dict(given))
-    for text in assignments:
-        name, equals, value = text.partition("=")
-        *parents, last = name.strip().split(".")
-        if not equals or not last:
-            raise ValueError(f"--set {text}: write name=value, as in budget=70")
-        inner = plan
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                raise ValueError(f"--set {text}: {parent} is no section")
-        inner[last] = parse(value, f"--set {text}")
-    return plan
-
 
 # --- what a plan stands for --------------------------------------------------------------------
 
@@ -189,7 +43,7 @@ def check_code(plan: ExplorePlan, trusted: Collection[str] | None = ()) -> None:
 
     **Arguments:**
 
-    - `trusted`: packages that may be named besides those of `micjax.core.modules.trusted_source`.
+    - `trusted`: packages that may be named besides those of `trusted_source`.
 
     **Raises:** `ValueError` for what may not be imported, or is no function or instrument.
     """
@@ -224,17 +78,29 @@ def source_of(plan: ExplorePlan, device: Instrument | None = None) -> Source:
 
 def identity_of(plan: ExplorePlan) -> dict[str, Any]:
     """What a journal is of: the plan, but for how long it goes on, and what is in its files."""
-    same = plan.model_dump(mode="json", exclude={"budget", "tolerance", "out", "guard", "seed"})
-    return same | {"sha256": {n: known["sha256"] for n, known in measured_file(plan).items()}}
+    files = measured_files(plan)
+    others = {"kind", "budget", "tolerance", "out", "guard", "seed"}
+    same = plan.model_dump(mode="json", exclude=others)
+    same["measure"] = None if "measure" in files else plan.measure  # wherever the file lies
+    if plan.look is not None:
+        same["look"]["file"] = None
+    return same | {"sha256": {name: known["sha256"] for name, known in files.items()}}
 
 
-def measured_file(plan: ExplorePlan) -> dict[str, dict[str, Any]]:
+def measured_files(plan: ExplorePlan) -> dict[str, dict[str, Any]]:
     """The fingerprints of the files that are measured and looked at."""
-    named = {"measure": plan.measure}
-    if plan.look is not None and plan.look.file is not None:
-        named["look"] = plan.look.file
-    paths = {name: pathlib.Path(what) for name, what in named.items()}
+    named = {"measure": plan.measure, "look": plan.look and plan.look.file}
+    paths = {name: pathlib.Path(what) for name, what in named.items() if what is not None}
     return {name: fingerprint(path) for name, path in paths.items() if path.is_file()}
+
+
+def with_absolute_paths(plan: ExplorePlan) -> ExplorePlan:
+    """So that the plan can be read again from another folder."""
+    files = {name: known["path"] for name, known in measured_files(plan).items()}
+    new: dict[str, Any] = {"measure": files.get("measure", plan.measure)}
+    if "look" in files:
+        new["look"] = plan.look.model_copy(update={"file": files["look"]})
+    return plan.model_copy(update=new)
 
 
 def learner_of(plan: ExplorePlan, source: Source) -> Learner:
@@ -371,7 +237,7 @@ class Exploration:
             device = self._device()
             self.source = source_of(plan, device)
             self.learner = learner_of(plan, self.source)
-            self._policy = _Noted(self.learner)
+            self.noted = _Noted(self.learner)
             self.journal = self._open.enter_context(
                 Journal(folder, identity_of(plan), seed=plan.seed, resume=resume)
             )
@@ -381,7 +247,7 @@ class Exploration:
             self._snapshots = Snapshots(folder, self.learner)
             self._campaign = Campaign(
                 self.guard,
-                self._policy,
+                self.noted,
                 self.source.mode,
                 self.source.reduce,
                 self.journal,
@@ -391,14 +257,6 @@ class Exploration:
                 learnt=self._snapshots,
             )
             self._open = self._open.pop_all()  # nothing was raised: it stays open
-
-    @property
-    def surprise(self) -> list[float]:
-        return self._policy.surprise
-
-    @property
-    def seconds(self) -> list[float]:
-        return self._policy.seconds
 
     def run(self) -> None:
         """Measure until the learner has enough. Ctrl-C ends it; all results are in the journal."""
@@ -411,14 +269,11 @@ class Exploration:
             finally:
                 self._snapshots.write()
 
-    def close(self) -> None:
-        self._open.close()
-
     def __enter__(self) -> "Exploration":
         return self
 
     def __exit__(self, *_) -> None:
-        self.close()
+        self._open.close()
 
     def _device(self) -> Instrument | None:
         if self.plan.mode is None:
@@ -444,27 +299,3 @@ class Exploration:
         if threading.current_thread() is not threading.main_thread():  # only there can one listen
             return contextlib.nullcontext()
         return self.guard.signals()
-
-
-# --- its folder --------------------------------------------------------------------------------
-
-
-def folder_of_exploration(plan: ExplorePlan, resume: bool) -> RunFolder:
-    """The folder of `plan.out`, or a new one in `runs/`; the journal makes it.
-
-    **Raises:** `ValueError` when the folder holds something else, or nothing to go on from.
-    """
-    if plan.out is None:
-        if resume:
-            raise ValueError("--resume needs --out DIR, the exploration to go on with")
-        return RunFolder(new_path(f"explore-{plan.outcome}"))
-    folder = RunFolder(pathlib.Path(plan.out).expanduser())
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ValueError(f"--out {folder.path} is a file; a folder is wanted")
-    begun = (folder / LINES).exists()
-    if resume and not begun:
-        raise ValueError(f"--resume: there is no exploration in {folder.path}")
-    if not resume and folder.path.exists() and any(folder.path.iterdir()):
-        hint = "give --resume to go on with it, or another --out" if begun else "give another --out"
-        raise ValueError(f"--out {folder.path} is not empty; {hint}")
-    return folder

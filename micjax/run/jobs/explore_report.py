@@ -1,12 +1,11 @@
 """The end of an exploration: maps, tables, figures and the report of what the learner believes."""
 
 import csv
-import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -19,26 +18,21 @@ from micjax.inference.solution import Solution
 from micjax.io import Field, write_nexus
 from micjax.report import exploration as figures
 from micjax.report.default import default_figures
-from micjax.report.page import Page, write_page
-from micjax.report.pictures import save_pictures
 from micjax.report.text import readable_length
 from micjax.run.folder import RunFolder
 from micjax.run.jobs.explore import Exploration
+from micjax.run.jobs.page import write_report
 
 log = logging.getLogger("micjax")
 
 ACROSS = 64  # points of a map or a profile along an axis
 
 
-@dataclasses.dataclass(frozen=True)
-class Maps:
+class Maps(NamedTuple):
     """What is believed on a grid over two axes."""
 
     axes: tuple[np.ndarray, np.ndarray]
-    median: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
-    uncertainty: np.ndarray
+    believed: dict[str, np.ndarray]  # as it stands in result.nxs
     acquisition: np.ndarray
 
 
@@ -50,26 +44,21 @@ def conclude(exploration: Exploration, folder: RunFolder, facts: dict[str, Any])
     write_measurements(exploration, folder / "measurements.csv")
     maps = _maps(exploration) if len(exploration.source.space.axes) == 2 else None
     solution = _solution(exploration, maps)
-    plan = exploration.plan.model_dump(mode="json")
+    plan = exploration.plan.resolved()
     if solution.results:
         process = {"plan": plan, "provenance": facts, "metrics": dict(solution.metrics)}
         write_nexus(
             folder / "result.nxs", solution.results, title=_title(exploration), process=process
         )
-    (folder / "figures").mkdir(exist_ok=True)
-    pictures = save_pictures(folder / "figures", _figures(exploration, maps, solution))
-    page = Page(
-        title=_title(exploration),
-        problem=exploration.plan.mean.problem if exploration.plan.mean else "Gaussian process",
-        data=exploration.plan.measure,
-        solution=solution,
-        truth=None,
-        pictures=pictures,
-        provenance=facts,
-        plan=plan,
-        log="",
-    )
-    write_page(folder / "report.html", page)
+    page = {
+        "title": _title(exploration),
+        "problem": exploration.plan.mean.problem if exploration.plan.mean else "Gaussian process",
+        "data": exploration.plan.measure,
+        "solution": solution,
+        "provenance": facts,
+        "plan": plan,
+    }
+    write_report(folder, _figures(exploration, maps, solution), **page)
     return solution
 
 
@@ -91,7 +80,9 @@ def write_measurements(exploration: Exploration, path: pathlib.Path) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*names, exploration.plan.outcome, "predicted_sd_scaled", "spent_s"])
-        rows = zip(points, outcomes, exploration.surprise, exploration.seconds, strict=False)
+        rows = zip(
+            points, outcomes, exploration.noted.surprise, exploration.noted.seconds, strict=False
+        )
         for numbers, y, doubt, seconds in rows:
             settings = exploration.source.space.settings(numbers)
             writer.writerow([*settings.values(), y, doubt, seconds])
@@ -109,10 +100,15 @@ def _maps(exploration: Exploration) -> Maps:
         axes = tuple(_along(axis) for axis in source.space.axes[:2])
         shape = tuple(len(a) for a in axes)
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
-    learner = exploration.learner
-    found = learner.predict(grid)
-    worth = learner.acquisition_at(grid)
-    return Maps(axes, *(v.reshape(shape) for v in (*found, worth)))
+    found = exploration.learner.predict(grid)
+    believed = {
+        "median": found.median,
+        "uncertainty": found.uncertainty,
+        "lower_5_percent": found.lower,
+        "upper_95_percent": found.upper,
+    }
+    worth = exploration.learner.acquisition_at(grid).reshape(shape)
+    return Maps(axes, {n: v.reshape(shape) for n, v in believed.items()}, worth)
 
 
 def _along(axis: Axis) -> np.ndarray:
@@ -129,20 +125,17 @@ def _solution(exploration: Exploration, maps: Maps | None) -> Solution:
     learner, plan = exploration.learner, exploration.plan
     belief = learner.belief
     problem = belief.states[0].problem
-    points, outcomes = learner.data
     errors = _errors(problem, belief.states[0])
-    results = {} if maps is None else _fields(exploration, maps)
-    metrics = {"measurements": float(len(outcomes))}
+    metrics = {"measurements": float(len(learner.data[1]))}
     if learner.get_best_points():
         metrics["best"] = learner.get_best_points()[0][2][plan.outcome]
     metrics |= _against_truth(exploration)
-    if np.isfinite(exploration.seconds).any():
-        metrics["time_s"] = float(np.nanmax(exploration.seconds))
+    if np.isfinite(exploration.noted.seconds).any():
+        metrics["time_s"] = float(np.nanmax(exploration.noted.seconds))
     return Solution(
         problem=problem,
-        fit=None,
         laplace=errors,
-        results=results,
+        results={} if maps is None else _fields(exploration, maps),
         metrics=metrics,
         table=_table(exploration),
         statements=_statements(exploration, errors),
@@ -165,15 +158,7 @@ def _fields(exploration: Exploration, maps: Maps) -> dict[str, Field]:
         for axis, values in zip(exploration.source.space.axes, maps.axes, strict=True)
     )
     outcome = exploration.plan.outcome
-    return {
-        name: Field(values, axes, "", f"{outcome}: {name}")
-        for name, values in {
-            "median": maps.median,
-            "uncertainty": maps.uncertainty,
-            "lower_5_percent": maps.lower,
-            "upper_95_percent": maps.upper,
-        }.items()
-    }
+    return {n: Field(v, axes, "", f"{outcome}: {n}") for n, v in maps.believed.items()}
 
 
 def _against_truth(exploration: Exploration) -> dict[str, float]:
@@ -239,13 +224,10 @@ def _short(value: Any) -> str:
 def _figures(
     exploration: Exploration, maps: Maps | None, solution: Solution
 ) -> dict[str, Callable[[], Figure]]:
-    made: dict[str, Callable[[], Figure]] = {}
-    if maps is not None:
-        made["What is believed"] = partial(_map_figure, exploration, maps)
-    else:
-        made["What is believed"] = partial(_slice_figure, exploration)
-    made["How it went"] = partial(_course_figure, exploration)
-    return made | default_figures(solution, None, None, data=False)
+    believed = partial(_map_figure, maps=maps) if maps is not None else _slice_figure
+    made = {"What is believed": believed, "How it went": _course_figure}
+    common = default_figures(solution, None, None, data=False)
+    return {title: partial(make, exploration) for title, make in made.items()} | common
 
 
 def _readable(axis: Axis) -> tuple[float, str]:
@@ -261,15 +243,17 @@ def _map_figure(exploration: Exploration, maps: Maps) -> Figure:
     extent = (x[0] - half[1], x[-1] + half[1], y[-1] + half[0], y[0] - half[0])
     outcome = exploration.plan.outcome
     panels = {
-        f"{outcome}: predicted median": maps.median,
-        "uncertainty (scaled)": maps.uncertainty,
+        f"{outcome}: predicted median": maps.believed["median"],
+        "uncertainty (scaled)": maps.believed["uncertainty"],
         # of a logarithm the low half says nothing, and reaches to minus infinity
         f"acquisition: {exploration.learner.settings.acquisition}": np.maximum(
             maps.acquisition, np.median(maps.acquisition)
         ),
     }
     if exploration.source.truth is not None:
-        panels[f"{outcome}: all of the file"] = exploration.source.truth.reshape(maps.median.shape)
+        panels[f"{outcome}: all of the file"] = exploration.source.truth.reshape(
+            maps.acquisition.shape
+        )
     points, _ = exploration.learner.data
     following = np.unravel_index(int(np.nanargmax(maps.acquisition)), maps.acquisition.shape)
     where = np.asarray([y[following[0]], x[following[1]]])
@@ -283,20 +267,11 @@ def _slice_figure(exploration: Exploration) -> Figure:
     profiles = []
     scales, labels = zip(*map(_readable, space.axes), strict=True)
     for i, scale in enumerate(scales):
-        along = _along(exploration.source.space.axes[i])
+        along = _along(space.axes[i])
         line = np.repeat(best[None], len(along), axis=0)
         line[:, i] = along
-        found = learner.predict(line)
-        profiles.append(
-            {
-                "x": along * scale,
-                "median": found.median,
-                "lower": found.lower,
-                "upper": found.upper,
-                "points": points[:, i] * scale,
-                "outcomes": outcomes,
-            }
-        )
+        measured = {"points": points[:, i] * scale, "outcomes": outcomes}
+        profiles.append({"x": along * scale, **learner.predict(line)._asdict(), **measured})
     return figures.slices(profiles, labels, exploration.plan.outcome)
 
 
@@ -307,14 +282,14 @@ def _course_figure(exploration: Exploration) -> Figure:
     truth, goal = exploration.source.truth, exploration.plan.goal
     known = truth is not None and goal in ("maximise", "minimise")
     optimum = float(sign * np.max(sign * truth)) if known else None
-    seconds = np.asarray(exploration.seconds)
+    seconds = np.asarray(exploration.noted.seconds)
     label = "best outcome so far"
     if truth is not None and goal == "find":
         best = np.cumsum(_wanted(exploration))
         label = f"found of the {exploration.plan.wanted} highest"
     return figures.course(
         best,
-        np.asarray(exploration.surprise),
+        np.asarray(exploration.noted.surprise),
         seconds if np.isfinite(seconds).any() else None,
         optimum,
         label,

@@ -1,7 +1,6 @@
 """From a plan to all that a run needs, before anything is computed."""
 
 import dataclasses
-import hashlib
 import inspect
 import json
 import pathlib
@@ -18,10 +17,11 @@ from micjax.core.plain import plain
 from micjax.core.problem import InverseProblem, neg_log_joint
 from micjax.core.ranges import check_ranges
 from micjax.core.tree import array_of, named_leaves
+from micjax.run.folder import fingerprint
 from micjax.run.jobs.solve import default_solve
-from micjax.run.plans.plan import Plan
 from micjax.run.plans.priors import check_prior, parse_prior
 from micjax.run.plans.settings import NO_DEFAULT, Setting, checked, settings_of, takes_anything
+from micjax.run.plans.solve import SolvePlan
 from micjax.run.registry import Citizen, find
 
 GIVEN_BY_RUN = ("key", "checkpoint", "resume", "on_chunk")
@@ -32,7 +32,7 @@ _ANY = Setting("", None, NO_DEFAULT, "")  # what `**options` of a load takes
 class Job:
     """A plan with its problem built and its data read."""
 
-    plan: Plan  # resolved: every option and setting has its value
+    plan: SolvePlan  # resolved: every option and setting has its value
     citizen: Citizen
     problem: InverseProblem  # with the priors and values of the plan
     as_built: InverseProblem  # without them: module.problem(**problem_options)
@@ -49,7 +49,7 @@ class Job:
         return self.citizen.function("solve") or default_solve
 
 
-def prepare(plan: Plan, trusted: Collection[str] | None = ()) -> Job:
+def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
     """Find the problem, check every name of the plan, read the data, build the problem.
 
     **Arguments:**
@@ -59,7 +59,6 @@ def prepare(plan: Plan, trusted: Collection[str] | None = ()) -> Job:
     **Raises:** `ValueError`, `OSError` or `ImportError` with one line on what is wrong.
     """
     citizen = find(plan.problem, trusted)
-    check_ranges("seed", plan.seed)
     of_engine = engine_settings(citizen)
     ours = citizen.ours or citizen.function("solve") is None
     engine = checked("engine setting", plan.engine, of_engine, ours)
@@ -125,7 +124,7 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def _example(citizen: Citizen, plan: Plan, key: Array):
+def _example(citizen: Citizen, plan: SolvePlan, key: Array):
     """Made-up data; an option may be one of `problem`, of `example`, or of both."""
     of_problem = settings_of(citizen.module.problem)
     of_example = settings_of(citizen.module.example)
@@ -141,7 +140,7 @@ def _example(citizen: Citizen, plan: Plan, key: Array):
     return _resolved(given, allowed), for_problem, citizen.module.example(key, **for_example)
 
 
-def _file(citizen: Citizen, plan: Plan):
+def _file(citizen: Citizen, plan: SolvePlan):
     """The user's data; an option may be one of `load`, or of `problem` if `load` has it not."""
     load = citizen.function("load")
     if load is None:
@@ -218,7 +217,7 @@ def _check_start(problem: InverseProblem, x, y) -> None:
         raise ValueError(f"the problem does not fit the data: {reason}") from error
 
 
-def inputs_of(plan: Plan) -> dict[str, dict[str, Any]]:
+def inputs_of(plan: SolvePlan) -> dict[str, dict[str, Any]]:
     """Every file the plan names: the data, and options which are the path of a file."""
     named = {"file": plan.file} | {f"options.{n}": v for n, v in plan.options.items()}
     paths = {n: pathlib.Path(v) for n, v in named.items() if isinstance(v, str) and v}
@@ -230,9 +229,3 @@ def _is_file(path: pathlib.Path) -> bool:
         return path.is_file()
     except OSError:  # a long text is no path
         return False
-
-
-def fingerprint(path: pathlib.Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"path": str(path.absolute()), "sha256": digest, "bytes": path.stat().st_size}

@@ -1,63 +1,47 @@
-"""A plan: everything that decides what a run computes, in one strict and frozen object."""
+"""Plans of every kind: read from a file, changed by `--set`, checked."""
 
-import os
+import copy
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pydantic
 
 from micjax.core.names import unknown_name
+from micjax.run.plans.base import Plan, faults
+from micjax.run.plans.explore import ExplorePlan
+from micjax.run.plans.simulate import SimulatePlan
+from micjax.run.plans.solve import SolvePlan
 from micjax.run.plans.yamls import MOST_CHARACTERS, parse
 
-SECTIONS = ("options", "engine", "priors", "values")
+KINDS: dict[str, type[Plan]] = {
+    "solve": SolvePlan,
+    "explore": ExplorePlan,
+    "simulate": SimulatePlan,
+}
 
 
-class Plan(pydantic.BaseModel):
-    """What to solve, with which data, settings and seed; see docs/plans.md."""
-
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-    problem: str
-    file: str | None = None  # without one, the example of the problem is solved
-    options: dict[str, Any] = {}
-    engine: dict[str, Any] = {}
-    priors: dict[str, str | None] = {}  # "LogNormal(3, 0.5)"; None: known
-    values: dict[str, float | list] = {}  # where unknowns start, what the known ones are
-    seed: pydantic.NonNegativeInt = 0
-    # float32 is what JAX and its accelerators are made for; Laplace and NUTS use float64 anyway
-    precision: Literal["float32", "float64"] = "float32"
-    out: str | None = None  # the run folder; without one, a new folder in runs/
-
-    @pydantic.field_validator(*SECTIONS, mode="before")
-    @classmethod
-    def _empty(cls, value: Any) -> Any:
-        return {} if value is None else value  # a section of which every line is a comment
-
-    @pydantic.field_validator("file", "out")
-    @classmethod
-    def _home(cls, value: str | None) -> str | None:
-        return None if value is None else os.path.expanduser(value)  # no shell has seen a plan
+def kind_of(given: Mapping[str, Any], where: str) -> type[Plan]:
+    """**Raises:** `ValueError` for a kind that there is not."""
+    kind = given.get("kind", "solve")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"{where}: {unknown_name('kind', str(kind), KINDS)}")
+    return KINDS[kind]
 
 
 def make_plan(given: Mapping[str, Any], where: str) -> Plan:
-    """A plan out of plain data.
+    """A plan out of plain data, of the kind that they say, `solve` if they say none.
 
-    **Raises:** `ValueError` that names every key which is unknown or of another kind.
+    **Raises:** `ValueError` that names every key which is unknown or of another kind, or the first
+    number that is out of its range.
     """
+    kind = kind_of(given, where)
     try:
-        return Plan.model_validate(dict(given))
+        plan = kind.model_validate(dict(given))
     except pydantic.ValidationError as error:
-        raise ValueError(f"{where}: " + "; ".join(map(_fault, error.errors()))) from error
-
-
-def _fault(error: Any) -> str:
-    key = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        return unknown_name("key", key, Plan.model_fields)
-    if error["type"] == "missing":
-        return f"the key {key!r} is missing"
-    return f"{key} is {error['input']!r}: {error['msg']}"
+        raise ValueError(f"{where}: {faults(kind, error)}") from error
+    plan.check(where)
+    return plan
 
 
 def read_plan(path: str | pathlib.Path) -> dict[str, Any]:
@@ -76,39 +60,42 @@ def read_plan(path: str | pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"{path}: a plan is a text file: {error}") from error
     given = parse(text, str(path))
     if not isinstance(given, dict):
-        raise ValueError(f"{path}: a plan is `key: value` lines, the first one `problem: NAME`")
+        raise ValueError(f"{path}: a plan is `key: value` lines, such as `problem: NAME`")
     return given
 
 
 def with_settings(given: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """`given` with the `--set` assignments: `engine.steps=50`, `seed=3`, `pixel_nm=2`.
+    """`given` with the `--set` assignments: `engine.steps=50`, `cost.dwell_s=0.1`, `u_A2.Sr=0.008`.
 
-    A name that begins with no key of a plan is an option of the problem.
+    A name without a point that is no key of a plan to solve is an option of the problem.
 
-    **Raises:** `ValueError` for text that is no assignment.
+    **Raises:** `ValueError` for text that is no assignment, or a table that a plan has not.
     """
-    plan = {k: dict(v or {}) if k in SECTIONS and _is_section(v) else v for k, v in given.items()}
+    plan = copy.deepcopy(dict(given))
+    kind = kind_of(plan, "--set")
     for text in assignments:
         name, equals, value = text.partition("=")
-        root, dot, rest = (part.strip() for part in name.strip().partition("."))
-        if not equals or not root or (dot and not rest):
-            raise ValueError(f"--set {text}: write name=value, as in engine.steps=50")
-        parsed = parse(value, f"--set {text}")
-        if root in SECTIONS:
-            if not rest:
-                raise ValueError(f"--set {text}: write {root}.name=value")
-            plan.setdefault(root, {})[rest] = parsed
-        elif dot:
-            raise ValueError(
-                f"--set {text}: {unknown_name('section', root, SECTIONS)}; "
-                "a name without a dot is an option of the problem"
-            )
-        elif root in Plan.model_fields:
-            plan[root] = parsed
-        else:
-            plan.setdefault("options", {})[root] = parsed
+        words = [word.strip() for word in name.split(".")]
+        if not equals or not all(words):
+            raise ValueError(f"--set {text}: write name=value, as in seed=3")
+        *tables, last = _path(kind, words, text)
+        table = plan
+        for word in tables:
+            if table.get(word) is None:
+                table[word] = {}
+            table = table[word]
+            if not isinstance(table, dict):
+                raise ValueError(f"--set {text}: {word} is no section")
+        table[last] = parse(value, f"--set {text}")
     return plan
 
 
-def _is_section(value: Any) -> bool:
-    return value is None or isinstance(value, dict)
+def _path(kind: type[Plan], words: list[str], text: str) -> list[str]:
+    """From the outermost table to the name in the innermost."""
+    first, *others = words
+    if first in kind.model_fields:
+        return [first, ".".join(others)] if others and first in kind.DOTTED else words
+    if others:
+        hint = "; a name without a dot is an option of the problem" if kind.OTHERS else ""
+        raise ValueError(f"--set {text}: {unknown_name('section', first, kind.tables())}{hint}")
+    return words if kind.OTHERS is None else [kind.OTHERS, first]

@@ -9,8 +9,8 @@ import numpy as np
 from micjax.io import Axis
 from micjax.physics.electrons import optics
 from micjax.physics.electrons.detectors import beam_stop, blurred, gaussian_mtf, pixelated
-from micjax.run.jobs.simulate.plan import SimulatePlan
 from micjax.run.jobs.simulate.setup import Setup, scan_size_A
+from micjax.run.plans.simulate import SimulatePlan
 
 log = logging.getLogger("micjax")
 

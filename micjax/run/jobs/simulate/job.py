@@ -30,11 +30,10 @@ from micjax.run.jobs.simulate.camera import (
     places,
     probe_of,
 )
-from micjax.run.jobs.simulate.plan import SimulatePlan
-from micjax.run.jobs.simulate.plan import make_simulate_plan as make_simulate_plan
 from micjax.run.jobs.simulate.setup import Setup, scan_size_A
 from micjax.run.jobs.simulate.setup import prepare as prepare
 from micjax.run.jobs.simulate.sums import Kept, Sums, summed
+from micjax.run.plans.simulate import SimulatePlan
 
 
 class Simulated(NamedTuple):

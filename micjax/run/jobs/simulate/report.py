@@ -13,46 +13,30 @@ from micjax.inference.solution import Solution
 from micjax.io import Field, write_nexus
 from micjax.physics.noise import Poisson
 from micjax.report.figures import captioned, image_panel, image_row, new_figure
-from micjax.report.page import Page, write_page
-from micjax.report.pictures import save_pictures
 from micjax.run.folder import RunFolder
+from micjax.run.jobs.page import write_report
 from micjax.run.jobs.simulate.job import Simulated
-from micjax.run.jobs.simulate.plan import SimulatePlan
+from micjax.run.plans.simulate import SimulatePlan
 
 FLOOR = 1e-7  # of the brightest pixel: below it a pattern is black
 
 
-def conclude(plan: SimulatePlan, found: Simulated, folder: RunFolder, facts: dict[str, Any]):
-    """**Raises:** `OSError` when something cannot be written."""
+def conclude(
+    plan: SimulatePlan, found: Simulated, folder: RunFolder, facts: dict[str, Any]
+) -> tuple[Solution, pathlib.Path]:
+    """What was computed as a solution without unknowns, and the report.
+
+    **Raises:** `OSError` when something cannot be written.
+    """
     title = f"{plan.what.upper()} of {pathlib.Path(plan.structure).name}"
-    given = plan.model_dump(mode="json", exclude={"out"})
-    write_nexus(
-        folder / "result.nxs",
-        found.fields,
-        title=title,
-        process={"plan": given, "provenance": facts},
-    )
-    (folder / "figures").mkdir(exist_ok=True)
-    pictures = save_pictures(folder / "figures", _figures(plan, found.fields))
+    given = plan.resolved()
+    process = {"plan": given, "provenance": facts}
+    write_nexus(folder / "result.nxs", found.fields, title=title, process=process)
     nothing_unknown = InverseProblem(lambda x: x, Poisson(plan.dose or 1.0), {})
-    page = Page(
-        title=title,
-        problem=f"simulate {plan.what}",
-        data=plan.structure,
-        solution=Solution(nothing_unknown, statements=found.said, table=_table(found.fields)),
-        truth=None,
-        pictures=pictures,
-        provenance=facts,
-        plan=given,
-        log=_log_of(folder),
-    )
-    write_page(folder / "report.html", page)
-
-
-def _log_of(folder: RunFolder) -> str:
-    """What was said, such as what the structure file tells and nobody uses."""
-    path = folder / "log.txt"
-    return path.read_text(encoding="utf-8", errors="replace")[-20_000:] if path.exists() else ""
+    solution = Solution(nothing_unknown, statements=found.said, table=_table(found.fields))
+    page = {"title": title, "problem": f"simulate {plan.what}", "data": plan.structure}
+    page |= {"solution": solution, "provenance": facts, "plan": given}
+    return solution, write_report(folder, _figures(plan, found.fields), **page)
 
 
 def _table(fields: dict[str, Field]) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from micjax.physics.electrons.potentials import finite
 from micjax.physics.electrons.potentials.exact import SAME_A2
 from micjax.physics.electrons.potentials.layers import Atoms, Layers, atoms_of, layers, potential_VA
 from micjax.physics.electrons.scattering import table
-from micjax.run.jobs.simulate.plan import SimulatePlan
+from micjax.run.plans.simulate import SimulatePlan
 
 log = logging.getLogger("micjax")
 

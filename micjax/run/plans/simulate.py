@@ -1,12 +1,10 @@
 """The plan of `micjax simulate`: a structure, a microscope, and what is to be computed."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 
-from micjax.core.names import plain_name, unknown_name
-from micjax.core.ranges import check_ranges
+from micjax.run.plans.base import FilePath, Name, Plan
 
 ONLY = {  # settings that only some kinds have
     ("stem",): ("detectors", "source_fwhm_A", "patterns"),
@@ -26,13 +24,14 @@ OF_GRID = ("scan", "scan_size_A", "scan_origin_A", "scan_rotation_deg", "source_
 OF_PATTERNS = ("outer_mrad", "beam_stop_mrad", "mtf")
 
 
-class SimulatePlan(pydantic.BaseModel):
+class SimulatePlan(Plan):
     """A structure, a microscope, and what is to be computed. Pairs are (y, x), tiles (x, y, z)."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    FILES = ("structure",)
 
+    kind: Literal["simulate"] = "simulate"
     what: Literal["stem", "cbed", "hrtem"]
-    structure: str
+    structure: FilePath
     energy_keV: pydantic.PositiveFloat = 200.0
     tile: tuple[pydantic.PositiveInt, pydantic.PositiveInt, pydantic.PositiveInt] = (1, 1, 1)
     sampling_A: pydantic.PositiveFloat = 0.05  # at most
@@ -49,7 +48,7 @@ class SimulatePlan(pydantic.BaseModel):
     aberrations: dict[str, float] = {}  # polar, Å and rad: C10 is minus the defocus
     focal_spread_A: pydantic.NonNegativeFloat = 0.0  # hrtem
     angular_spread_mrad: pydantic.NonNegativeFloat = 0.0  # hrtem
-    detectors: dict[str, tuple[float, float]] = {
+    detectors: dict[Name, tuple[float, float]] = {
         "bright_field": (0.0, 10.0),
         "annular_bright_field": (10.0, 20.0),
         "haadf": (60.0, 150.0),
@@ -69,37 +68,24 @@ class SimulatePlan(pydantic.BaseModel):
     # of the camera, a Gaussian: at the highest frequency of the pixels of a pattern or hrtem image
     mtf: Annotated[float, pydantic.Field(gt=0.0, le=1.0)] = 1.0
     dose: pydantic.PositiveFloat | None = None  # electrons a pattern, or an image pixel
-    seed: pydantic.NonNegativeInt = 0
-    out: str | None = None
 
+    def check(self, where: str) -> None:
+        """**Raises:** `ValueError` also for a setting that has nothing to do with what is
+        computed."""
+        super().check(where)
+        if self.places_A == []:
+            raise ValueError(f"{where}: places_A is empty: at least one place (y, x)")
+        fields = type(self).model_fields
+        for name in (name for name in fields if getattr(self, name) != fields[name].default):
+            if reason := self._out_of_place(name):
+                raise ValueError(f"{where}: {name} is a setting of {reason}")
 
-def make_simulate_plan(given: Mapping[str, Any]) -> SimulatePlan:
-    """**Raises:** `ValueError` that names every key which is unknown or of another kind, or one
-    that has nothing to do with what is computed."""
-    try:
-        plan = SimulatePlan.model_validate(dict(given))
-    except pydantic.ValidationError as error:
-        raise ValueError("; ".join(map(_fault, error.errors()))) from error
-    if plan.places_A == []:
-        raise ValueError("places_A is empty: at least one place (y, x)")
-    for name, value in plan.model_dump().items():
-        check_ranges(name, value)
-    for name in plan.detectors:
-        plain_name(name)
-    fields = SimulatePlan.model_fields
-    for name in (name for name in fields if getattr(plan, name) != fields[name].default):
+    def _out_of_place(self, name: str) -> str:
         for kinds, names in ONLY.items():
-            if name in names and plan.what not in kinds:
-                raise ValueError(f"{name} is a setting of {' and '.join(kinds)}, not {plan.what}")
-        if name in OF_GRID and plan.places_A is not None:
-            raise ValueError(f"{name} is a setting of a grid of places; places_A is a list of them")
-        if name in OF_PATTERNS and plan.what == "stem" and not plan.patterns:
-            raise ValueError(f"{name} is a setting of patterns, which patterns=true keeps")
-    return plan
-
-
-def _fault(error: Any) -> str:
-    key = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        return unknown_name("setting", key, SimulatePlan.model_fields)
-    return f"{key} is {error['input']!r}: {error['msg']}"
+            if name in names and self.what not in kinds:
+                return f"{' and '.join(kinds)}, not {self.what}"
+        if name in OF_GRID and self.places_A is not None:
+            return "a grid of places; places_A is a list of them"
+        if name in OF_PATTERNS and self.what == "stem" and not self.patterns:
+            return "patterns, which patterns=true keeps"
+        return ""

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Collection, Iterator
 
 GROUP = "micjax.problems"  # of entry points: name = the name of the problem, value = its module
-PROBLEMS = pathlib.Path(__file__).parents[1] / "problems"
+PROBLEMS = pathlib.Path(__file__).parents[2] / "problems"
 SHARED = "shared"  # among the problems: the room of what several of them need
 INSTALLED = ("site-packages", "dist-packages")
 MOST_STEPS = 10  # from one module to the next that a name is imported from

@@ -1,0 +1,147 @@
+"""What each command of the command line does -> its exit status; its docstring is its help."""
+
+import argparse
+import pathlib
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from micjax.instruments import consolidate
+from micjax.report.text import plain_table
+from micjax.run.info import info
+from micjax.run.jobs.kinds import RUNS
+from micjax.run.lifecycle import Asked, carry_out, precision_of
+from micjax.run.plans.plan import make_plan, read_plan, with_settings
+from micjax.run.registry import find, listed
+from micjax.run.status import status
+from micjax.run.template import template
+
+# --- plans -------------------------------------------------------------------------------------
+
+
+def demo(arguments: argparse.Namespace, asked: Asked) -> int:
+    """solve the made-up example of a problem"""
+    return _run({"problem": arguments.problem}, arguments, asked)
+
+
+def fit(arguments: argparse.Namespace, asked: Asked) -> int:
+    """solve a problem for a microscope's file"""
+    given = {"problem": arguments.problem, "file": arguments.file}
+    if arguments.channel is not None:
+        given["options"] = {"channel": arguments.channel}
+    return _run(given, arguments, asked)
+
+
+def simulate(arguments: argparse.Namespace, asked: Asked) -> int:
+    """images and patterns of a structure (micjax[structures])"""
+    given = {"kind": "simulate", "what": arguments.what, "structure": arguments.structure}
+    return _run(given, arguments, asked)
+
+
+def run(arguments: argparse.Namespace, asked: Asked) -> int:
+    """do what a plan says: solve, explore or simulate"""
+    path = pathlib.Path(arguments.plan)
+    return _run(read_plan(path), arguments, asked, path.read_bytes())
+
+
+def explore(arguments: argparse.Namespace, asked: Asked) -> int:
+    """measure where a learner says, by the plan of an exploration"""
+    given = {"kind": "explore"} | read_plan(arguments.plan)
+    if given["kind"] != "explore":
+        raise ValueError(f"{arguments.plan}: kind is {given['kind']!r}; micjax run takes all kinds")
+    return _run(given, arguments, asked)
+
+
+def validate(arguments: argparse.Namespace, asked: Asked) -> int:
+    """check a plan without computing"""
+    plan = make_plan(with_settings(read_plan(arguments.plan), arguments.set), arguments.plan)
+    with precision_of(plan):
+        told = RUNS[plan.kind](plan, asked).describe()
+    print(f"{arguments.plan} is valid: {told}")
+    return 0
+
+
+def _run(
+    start: Mapping[str, Any],
+    arguments: argparse.Namespace,
+    asked: Asked,
+    as_given: bytes | None = None,
+) -> int:
+    """The plan of `start`, then --set, then --out."""
+    given = with_settings(start, arguments.set)
+    given |= {} if arguments.out is None else {"out": arguments.out}
+    plan = make_plan(given, getattr(arguments, "plan", "command line"))
+    if asked.in_doubt and plan.kind != "explore":
+        raise ValueError(f"--in-doubt is for explorations; this is a plan to {plan.kind}")
+    with precision_of(plan):
+        text = yaml.safe_dump(given, sort_keys=False).encode() if as_given is None else as_given
+        return carry_out(RUNS[plan.kind](plan, asked), asked, text)
+
+
+def init(arguments: argparse.Namespace, asked: Asked) -> int:
+    """write a commented plan to begin with"""
+    text = template(find(arguments.problem))
+    if arguments.file is None:
+        print(text, end="")
+        return 0
+    try:
+        with open(arguments.file, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ValueError(f"{arguments.file} is there already; give another name") from None
+    print(f"plan: {arguments.file}")
+    return 0
+
+
+# --- what there is -----------------------------------------------------------------------------
+
+
+def list_problems(arguments: argparse.Namespace, asked: Asked) -> int:
+    """the problems there are"""
+    rows = [
+        {"problem": p.name, "reads files": "load" in p.functions, "what it is": p.title}
+        for p in listed()
+    ]
+    print(plain_table(rows))
+    return 0
+
+
+def tell_info(arguments: argparse.Namespace, asked: Asked) -> int:
+    """versions, devices, optional packages"""
+    print(info())
+    return 0
+
+
+# --- journals ----------------------------------------------------------------------------------
+
+
+def tell_status(arguments: argparse.Namespace, asked: Asked) -> int:
+    """how far an exploration has come, while it runs"""
+    print("\n".join(status(arguments.folder)))
+    return 0
+
+
+def watch(arguments: argparse.Namespace, asked: Asked) -> int:
+    """the live page of an exploration (micjax[live])"""
+    try:
+        from micjax.run.watch import address_of, serve
+    except ImportError as error:
+        raise ImportError(f"{error}: pip install 'micjax[live]'") from error
+    if not 1 <= arguments.port <= 65535:
+        raise ValueError(f"--port {arguments.port}: 1 to 65535 are allowed")
+    token = secrets.token_urlsafe(32)
+    server = serve(arguments.folder, arguments.port, token, not arguments.no_browser)
+    address = address_of(arguments.port, token)
+    # whoever knows this address can stop the instrument
+    print(f"{address} shows {arguments.folder}; Ctrl-C ends the page, not the run", flush=True)
+    server.run_until_shutdown()
+    return 0
+
+
+def consolidate_journal(arguments: argparse.Namespace, asked: Asked) -> int:
+    """write the records of an instrument's journal as NeXus"""
+    path = arguments.file or f"{arguments.folder}/records.nxs"
+    print(f"{consolidate(arguments.folder, path)} records: {path}")
+    return 0
