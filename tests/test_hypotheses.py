@@ -78,7 +78,9 @@ def test_the_prediction_is_the_average_of_the_laws(told):
     _, found, *_ = told
     chances = list(hypotheses.probabilities(found).values())
     mean, variance = hypotheses.predict(found)
-    means, variances = zip(*(hypotheses.smc.predict(c) for c in found.clouds.values()), strict=True)
+    means, variances = zip(
+        *(hypotheses.streaming.predict(c) for c in found.clouds.values()), strict=True
+    )
     second = sum(p * (v + m**2) for p, m, v in zip(chances, means, variances, strict=True))
     expected = sum(p * m for p, m in zip(chances, means, strict=True))
     np.testing.assert_allclose(mean, expected, atol=1e-9)
@@ -89,7 +91,7 @@ def test_information_is_that_of_the_mixture(told):
     first, *_ = told
     gain = hypotheses.information(first)
     chances = np.array(list(hypotheses.probabilities(first).values()))
-    outcomes = [hypotheses.smc.predict_measured(c) for c in first.clouds.values()]
+    outcomes = [hypotheses.streaming.predict_measured(c) for c in first.clouds.values()]
     z = np.linspace(-20.0, 30.0, 100_001)
     for i in (2, 10, 20):
         each = np.array([norm(m[i], np.sqrt(v[i])).pdf(z) for m, v in outcomes])
