@@ -69,6 +69,19 @@ def fingerprint(path: pathlib.Path) -> dict[str, Any]:
     return {"path": str(path.absolute()), "sha256": digest, "bytes": path.stat().st_size}
 
 
+def fingerprints(named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of all that is the path of a file, by name."""
+    paths = {name: pathlib.Path(v) for name, v in named.items() if isinstance(v, str) and v}
+    return {name: fingerprint(path) for name, path in paths.items() if _is_file(path)}
+
+
+def _is_file(path: pathlib.Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a long text is no path
+        return False
+
+
 def identity(plan: Plan, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two runs the same: the resolved plan, and what is in its files."""
     same = plan.model_dump(exclude={"kind", "out", *plan.FILES})

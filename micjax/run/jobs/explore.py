@@ -21,7 +21,7 @@ from micjax.core.foreign.modules import trusted_function
 from micjax.core.names import unknown_name
 from micjax.instruments import Guard, Instrument, Journal
 from micjax.instruments.journal_reader import spent_of
-from micjax.run.folder import fingerprint
+from micjax.run.folder import fingerprints
 from micjax.run.jobs.sources import (
     Source,
     device_of,
@@ -89,9 +89,7 @@ def identity_of(plan: ExplorePlan) -> dict[str, Any]:
 
 def measured_files(plan: ExplorePlan) -> dict[str, dict[str, Any]]:
     """The fingerprints of the files that are measured and looked at."""
-    named = {"measure": plan.measure, "look": plan.look and plan.look.file}
-    paths = {name: pathlib.Path(what) for name, what in named.items() if what is not None}
-    return {name: fingerprint(path) for name, path in paths.items() if path.is_file()}
+    return fingerprints({"measure": plan.measure, "look": plan.look and plan.look.file})
 
 
 def with_absolute_paths(plan: ExplorePlan) -> ExplorePlan:

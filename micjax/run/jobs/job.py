@@ -17,7 +17,7 @@ from micjax.core.plain import plain
 from micjax.core.problem import InverseProblem, neg_log_joint
 from micjax.core.ranges import check_ranges
 from micjax.core.tree import array_of, named_leaves
-from micjax.run.folder import fingerprint
+from micjax.run.folder import fingerprints
 from micjax.run.jobs.solve import default_solve
 from micjax.run.plans.priors import check_prior, parse_prior
 from micjax.run.plans.settings import NO_DEFAULT, Setting, checked, settings_of, takes_anything
@@ -94,7 +94,8 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
         y=y,
         truth=truth,
         key=key,
-        inputs=inputs_of(plan),
+        # the data, and options which are the path of a file
+        inputs=fingerprints({"file": plan.file, **{f"options.{n}": v for n, v in options.items()}}),
     )
 
 
@@ -215,17 +216,3 @@ def _check_start(problem: InverseProblem, x, y) -> None:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"the problem does not fit the data: {reason}") from error
-
-
-def inputs_of(plan: SolvePlan) -> dict[str, dict[str, Any]]:
-    """Every file the plan names: the data, and options which are the path of a file."""
-    named = {"file": plan.file} | {f"options.{n}": v for n, v in plan.options.items()}
-    paths = {n: pathlib.Path(v) for n, v in named.items() if isinstance(v, str) and v}
-    return {n: fingerprint(path) for n, path in paths.items() if _is_file(path)}
-
-
-def _is_file(path: pathlib.Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a long text is no path
-        return False

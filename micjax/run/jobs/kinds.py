@@ -1,9 +1,6 @@
 """What is done with a plan of each kind."""
 
 import contextlib
-import os
-import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +9,7 @@ from micjax.core.progress import until_interrupted
 from micjax.inference.solution import Solution
 from micjax.instruments import InDoubt
 from micjax.report.text import unknown_rows
-from micjax.run.folder import RunFolder, fingerprint
+from micjax.run.folder import RunFolder, fingerprints
 from micjax.run.jobs import execute
 from micjax.run.jobs.explore import (
     Exploration,
@@ -42,9 +39,8 @@ class SolveRun(Run):
         self.job = prepare(plan, asked.trust)
         self.plan, self.inputs, self.name = self.job.plan, self.job.inputs, citizen.short
         self.title = f"{plan.problem} on {plan.file or 'its example'}"
-        path = getattr(sys.modules[citizen.reference], "__file__", None)
-        known = fingerprint(pathlib.Path(path)) if path and os.path.isfile(path) else {}
-        self.facts = {"problem": {"reference": citizen.reference} | known}
+        source = fingerprints({"problem": getattr(citizen.module, "__file__", None)})
+        self.facts = {"problem": {"reference": citizen.reference} | source.get("problem", {})}
         self.facts |= {"problem_options": self.job.problem_options}
         try:
             trusted_source(citizen.reference)

@@ -1,9 +1,7 @@
 """A simulation as a run: what it reads, and how it ends."""
 
-import pathlib
-
 from micjax.core.progress import until_interrupted
-from micjax.run.folder import RunFolder, fingerprint
+from micjax.run.folder import RunFolder, fingerprints
 from micjax.run.jobs.simulate.job import simulate
 from micjax.run.jobs.simulate.report import conclude
 from micjax.run.jobs.simulate.setup import prepare
@@ -16,10 +14,9 @@ class SimulateRun(Run):
 
     def __init__(self, plan: SimulatePlan, asked: Asked):
         self.setup = prepare(plan)
-        known = fingerprint(pathlib.Path(plan.structure))
-        self.plan = plan.model_copy(update={"structure": known["path"]})
+        self.inputs = fingerprints({"structure": plan.structure})
+        self.plan = plan.model_copy(update={"structure": self.inputs["structure"]["path"]})
         self.name, self.title = f"simulate-{plan.what}", f"{plan.what} of {plan.structure}"
-        self.inputs = {"structure": known}
 
     def describe(self) -> str:
         pixels = " x ".join(map(str, self.setup.shape))
