@@ -25,6 +25,7 @@ from micjax.problems.autofocus.posterior import NAMES
 from micjax.problems.autofocus.posterior import Mode as Mode
 from micjax.problems.autofocus.posterior import modes as modes
 from micjax.problems.autofocus.posterior import series as series
+from micjax.problems.autofocus.posterior import stages as stages
 from micjax.problems.autofocus.twin import microscope as microscope
 
 
