@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy
 
+import micjax
 from micjax.physics.probes.loop import WINDOW, follow
 from micjax.problems import feedback as problem
 
@@ -157,7 +158,7 @@ def gains(bench: Bench, seeds: int) -> None:
     with jax.enable_x64(True):
         for seed in range(seeds):
             truth, x, y = problem.example(jax.random.key(seed))
-            solution = problem.solve(problem.problem(), x, y, key=None)
+            solution = micjax.solve(problem, problem.problem(), x, y, key=jax.random.key(0))
             for name in ("forward.proportional", "forward.integral"):
                 true, found = (float(p.values()[name]) for p in (truth, solution.problem))
                 worst[name].append(abs(found / true - 1.0))

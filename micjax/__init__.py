@@ -10,6 +10,9 @@ from micjax.core.problem import free as free
 from micjax.core.problem import neg_log_joint as neg_log_joint
 from micjax.core.problem import parameter as parameter
 from micjax.inference.check import check as check
+from micjax.inference.errors.estimates import NUTS as NUTS
+from micjax.inference.errors.estimates import SVI as SVI
+from micjax.inference.errors.estimates import LaplaceErrors as LaplaceErrors
 from micjax.inference.errors.laplace import laplace as laplace
 from micjax.inference.errors.nuts import Posterior as Posterior
 from micjax.inference.errors.nuts import nuts as nuts
@@ -17,8 +20,12 @@ from micjax.inference.errors.svi import svi as svi
 from micjax.inference.finite import NonFiniteError as NonFiniteError
 from micjax.inference.result import load as load
 from micjax.inference.result import save as save
+from micjax.inference.runner import solve as solve
+from micjax.inference.solution import Solution as Solution
 from micjax.inference.solve import Fit as Fit
 from micjax.inference.solve import fit as fit
+from micjax.inference.stage import Search as Search
+from micjax.inference.stage import Stage as Stage
 from micjax.inference.starts.draw import draw_starts as draw_starts
 from micjax.inference.tension import Tension as Tension
 from micjax.inference.tension import tension as tension

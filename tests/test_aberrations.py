@@ -7,12 +7,13 @@ import pytest
 
 from micjax.core.coordinates import Coordinates
 from micjax.inference.errors.laplace import laplace
+from micjax.inference.runner import solve
 from micjax.inference.solve import fit, fit_stages
 from micjax.inference.solvers.lbfgs import LBFGS
 from micjax.io import Axis, Field, write_nexus
 from micjax.physics.electrons import optics
 from micjax.problems import aberrations
-from micjax.problems.aberrations.fit import (
+from micjax.problems.aberrations.stages import (
     CHUNK,
     DRIFT,
     ERROR,
@@ -120,7 +121,7 @@ def test_lbfgs_scales_what_may_be_any_number_and_finds_the_way(amorphous):
 def test_the_truth_comes_back_from_nowhere(amorphous):
     truth, x, y = amorphous
     problem = aberrations.problem(4, N, N, mean_counts=400.0)
-    best = fit_stages(problem, x, y, stages())
+    best = fit_stages(problem, x, y, stages(problem, x, y)[:-1])
     assert best.loss == min(best.starts_losses)
     assert errors_A(best.problem.values(), truth) < 10.0
 
@@ -132,7 +133,7 @@ def test_an_interrupted_fit_keeps_where_it_had_come_to(series):
         raise KeyboardInterrupt
 
     problem = aberrations.problem(4, N, N, mean_counts=400.0)
-    best = fit_stages(problem, x, y, stages(), on_chunk=stop)
+    best = fit_stages(problem, x, y, stages(problem, x, y)[:-1], on_chunk=stop)
     assert best.stop_reason == "interrupted" and best.steps == CHUNK
     assert best.problem.forward.aberrations_A["C10"] != problem.forward.aberrations_A["C10"]
     np.testing.assert_array_equal(best.problem.noise.model_error, problem.noise.model_error)
@@ -141,8 +142,8 @@ def test_an_interrupted_fit_keeps_where_it_had_come_to(series):
 def test_images_that_are_not_those_of_the_problem(series):
     _, x, y = series
     for images in (y[:3], y[:, :-1]):
-        with pytest.raises(ValueError, match="the problem has"):
-            aberrations.solve(aberrations.problem(4, N, N), x, images, key=jax.random.key(0))
+        with pytest.raises(ValueError, match="the problem has 4|the data have the shape"):
+            solve(aberrations, aberrations.problem(4, N, N), x, images, key=jax.random.key(0))
 
 
 def test_an_aberration_as_a_defocus():

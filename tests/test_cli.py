@@ -515,10 +515,7 @@ def test_a_full_disk_at_the_result_is_said(here, capsys, monkeypatch):
 
 
 def test_a_solver_that_fails(here, capsys):
-    text = TOY + (
-        "\ndef solve(problem, x, y, *, key, checkpoint, resume, on_chunk, rate=1.0):\n"
-        "    raise RuntimeError('lost')\n"
-    )
+    text = TOY + ("\ndef stages(problem, x, y, rate=1.0):\n    raise RuntimeError('lost')\n")
     (here / "mylab" / "lost.py").write_text(text)
     assert "'rte'" in refused(capsys, "demo", "mylab.lost", "--set", "engine.rte=2")
     assert main(["demo", "mylab.lost", "--out", "r", "--set", "engine.rate=2"]) == 1

@@ -7,6 +7,8 @@ import shlex
 import subprocess
 import sys
 
+import jax
+import numpyro.distributions as dist
 import pytest
 
 import micjax
@@ -71,7 +73,23 @@ def mylab(here):
 
 def test_your_own_problem_keeps_the_contract(mylab):
     report = micjax.check(mylab)
-    assert len(report.rows) == 7 and not any(fault for _, fault in report.rows)
+    assert len(report.rows) == 8 and not any(fault for _, fault in report.rows)
+
+
+def test_your_own_algorithm_runs(mylab, here, capsys):
+    (code,) = blocks(DOCS / "stages.md", "python")
+    assert len([line for line in code.splitlines() if line]) <= 32
+    path = here / "mylab" / "my_stages.py"
+    path.write_text((here / "mylab" / "my_problem.py").read_text() + code)
+    importlib.invalidate_caches()
+    module = importlib.import_module("mylab.my_stages")
+    # the values given are far from the resonance
+    truth, x, y = module.example(jax.random.key(0))
+    far = module.problem(75.0).given({"forward.resonance_kHz": dist.Normal(70.0, 2.0)})
+    solution = micjax.solve(module, far, x, y, key=jax.random.key(1), draws=100)
+    assert solution.fit.stop_reason == "converged"
+    error = solution.problem.forward.resonance_kHz - truth.forward.resonance_kHz
+    assert abs(error) < 5 * solution.laplace.sd()["forward.resonance_kHz"]
 
 
 def test_your_own_problem_runs_from_the_command_line(mylab, here, capsys):

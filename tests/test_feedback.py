@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from micjax.inference.runner import solve
 from micjax.physics.probes import loop as feedback
 from micjax.problems import feedback as gains_problem
 
@@ -133,7 +134,8 @@ def test_a_window_of_nothing():
 @pytest.fixture(scope="module")
 def solved():
     truth, x, y = gains_problem.example(jax.random.key(1), 16, 64)
-    return gains_problem.solve(gains_problem.problem(1, 16, 64), x, y, key=None), x, y, truth
+    start = gains_problem.problem(1, 16, 64)
+    return solve(gains_problem, start, x, y, key=jax.random.key(0)), x, y, truth
 
 
 def test_the_gains_are_recovered(solved):
@@ -156,7 +158,8 @@ def test_a_loop_with_nothing_to_follow_hides_its_gains():
     truth, x, y = gains_problem.example(jax.random.key(0), 8, 40)
     truth = truth.at({"forward.surface_nm": jnp.zeros((1, 8, 40))})
     y = truth.noise(truth.forward(x)).sample(jax.random.key(1))
-    solution = gains_problem.solve(gains_problem.problem(1, 8, 40), x, y, key=None, steps=2)
+    start = gains_problem.problem(1, 8, 40)
+    solution = solve(gains_problem, start, x, y, key=jax.random.key(0), steps=2)
     assert solution.statements[0].startswith("NOT IDENTIFIED: trace and retrace differ by")
 
 

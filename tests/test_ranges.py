@@ -294,7 +294,7 @@ def test_unstable_gains_are_refused():
         feedback.problem(integral=0.02)
     unstable = feedback.problem().at({"forward.integral": 0.02})
     with pytest.raises(ValueError, match="is not stable"):
-        feedback.solve(unstable, jnp.arange(1), jnp.zeros((1, 2, 32, 96)), key=None)
+        feedback.stages(unstable, jnp.arange(1), jnp.zeros((1, 2, 32, 96)))
 
 
 def test_numbers_of_a_plan_in_lists():

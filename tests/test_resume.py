@@ -84,7 +84,7 @@ def test_what_follows_a_fit_does_not_cost_it(tmp_path, monkeypatch, capsys):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("micjax.run.jobs.solve.laplace", out_of_memory)
+    monkeypatch.setattr("micjax.inference.errors.estimates.laplace", out_of_memory)
     assert main(["demo", "edge", "--out", "r", "--set", "engine.steps=20"]) == 0
     assert {"values.h5", "report.html", "metrics.jsonl"} <= {
         p.name for p in (tmp_path / "r").iterdir()

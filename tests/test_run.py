@@ -1,5 +1,6 @@
 """Plans, settings and runs from inside."""
 
+import dataclasses
 import json
 import signal
 import sys
@@ -7,17 +8,19 @@ import time
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from micjax.inference.solution import Solution
+from micjax.inference.stage import Search, Stage
 from micjax.io import Axis, Field, read_nexus
 from micjax.problems import edge
 from micjax.report.text import describe_prior
 from micjax.run import registry as citizens
 from micjax.run.folder import open_folder
 from micjax.run.info import extras
+from micjax.run.jobs import execute
 from micjax.run.jobs.job import prepare
 from micjax.run.jobs.kinds import SolveRun
 from micjax.run.lifecycle import Asked, begin
@@ -234,46 +237,80 @@ def ran(tmp_path, problem, **plan):
     return run.compute(folder, begin(run, folder, asked), False)
 
 
-def test_a_solver_of_its_own(tmp_path, monkeypatch, caplog):
+def searching(work):
+    """The stages of an algorithm that is no descent: `work(problem)`, then nothing more."""
+
+    def stages(problem, x, y, rate: float = 1.0, deep=True):
+        """- `rate`: of learning."""
+        return [Search(lambda problem, *_: work(problem, rate, deep))]
+
+    return stages
+
+
+def test_an_algorithm_of_its_own(tmp_path, monkeypatch, caplog):
     seen = {}
 
-    def solve(problem, x, y, *, key, checkpoint, resume, on_chunk, rate: float = 1.0, deep=True):
-        """- `rate`: of learning."""
-        seen.update(checkpoint=checkpoint, resume=resume, rate=rate, deep=deep)
-        on_chunk(10, np.float32(2.5), problem.values(), chi2=np.nan)
+    def work(problem, rate, deep):
+        seen.update(rate=rate, deep=deep)
+        return {"count": 3}
+
+    def conclude(solution, x, y):
         axes = (Axis("x", np.arange(3.0), "nm"),)
         result = Field(np.arange(3.0), axes, "nm", "height", {"errors": np.ones(3)})
-        return Solution(
-            problem,
+        return dataclasses.replace(
+            solution,
             results={"height": result},
-            metrics={"score": np.float64(0.5)},
+            metrics={**solution.metrics, "score": np.float64(0.5)},
             table=[{"method": "new", "error": 0.1}, {"method": "old", "note": "<b>"}],
             statements=["The height is known."],
+            extra={"count": solution.fit.arrays["count"]},
         )
 
     def figures(solution, x, y, truth=None):
         raise KeyError("height")
 
-    outcome = ran(tmp_path, toy(monkeypatch, solve=solve, figures=figures), engine={"rate": 3})
+    name = toy(monkeypatch, stages=searching(work), conclude=conclude, figures=figures)
+    outcome = ran(tmp_path, name, engine={"rate": 3})
     folder = outcome.folder
-    assert seen["rate"] == 3.0 and seen["checkpoint"] == folder.checkpoint and not seen["resume"]
-    (row,) = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    assert row["loss"] == 2.5 and row["chi2"] is None and row["values"]["noise.sigma"] > 0
+    assert seen == {"rate": 3.0, "deep": True} and outcome.solution.extra["count"] == 3
+    assert np.isfinite(outcome.solution.metrics["loss"]) and outcome.solution.fit.steps == 0
     assert (read_nexus(folder / "result.nxs")["height"].metadata["errors"] == 1).all()
     page = (folder / "report.html").read_text()
     assert "The height is known." in page and "&lt;b&gt;" in page and "score" in page
     assert "KeyError" in caplog.text and outcome.report is not None
 
 
-def test_a_solver_must_take_what_the_run_gives(tmp_path, monkeypatch):
-    name = toy(monkeypatch, solve=lambda problem, x, y, *, key, checkpoint: None)
-    with pytest.raises(ValueError, match="solve does not take resume, on_chunk"):
-        prepare(plan_of(tmp_path, name))
+def test_a_line_for_each_chunk(tmp_path, monkeypatch):
+    run = SolveRun(plan_of(tmp_path, toy(monkeypatch)), Asked(["test"], Logs()))
+    folder = open_folder(run.plan, run.name, run.inputs, False)
+    on_chunk = execute._recorder(folder, time.monotonic())
+    on_chunk(10, np.nan, {"a": jnp.asarray(2.5), "image": jnp.zeros(3)})
+    (row,) = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    assert row["loss"] is None and row["steps"] == 10 and row["values"] == {"a": 2.5}
 
 
-def test_a_solver_must_give_a_solution(tmp_path, monkeypatch):
-    with pytest.raises(TypeError, match="toy_citizen.solve gave a NoneType"):
-        ran(tmp_path, toy(monkeypatch, solve=lambda problem, x, y, **rest: None))
+def test_a_solver_in_place_of_stages_is_refused(tmp_path, monkeypatch):
+    def solve(problem, x, y, *, key, checkpoint):
+        pass
+
+    with pytest.raises(ValueError, match="solve is not called: write stages"):
+        prepare(plan_of(tmp_path, toy(monkeypatch, solve=solve)))
+    # one of another kind is the module's own business
+    prepare(plan_of(tmp_path, toy(monkeypatch, solve=lambda matrix, vector: None)))
+
+
+def test_stages_that_are_none(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="'Adam' is no stage"):
+        ran(tmp_path, toy(monkeypatch, stages=lambda problem, x, y: ["Adam"]))
+
+
+def test_a_conclusion_that_fails_does_not_cost_the_fit(tmp_path, monkeypatch, caplog):
+    def stages(problem, x, y):
+        return [Stage(steps=2)]
+
+    outcome = ran(tmp_path, toy(monkeypatch, stages=stages, conclude=lambda *_: None))
+    assert "no conclusion: TypeError: conclude gave a NoneType" in caplog.text
+    assert outcome.solution.fit.steps == 2 and outcome.report is not None
 
 
 def test_data_that_do_not_fit_the_problem(tmp_path, monkeypatch):
@@ -290,24 +327,20 @@ def test_data_that_do_not_fit_the_problem(tmp_path, monkeypatch):
 # --- the folder --------------------------------------------------------------------------------
 
 
-def test_ctrl_c_before_there_is_a_result(tmp_path, monkeypatch):
-    def solve(problem, x, y, **rest):
-        signal.raise_signal(signal.SIGINT)
+def interrupted(*_):
+    signal.raise_signal(signal.SIGINT)
 
-    outcome = ran(tmp_path, toy(monkeypatch, solve=solve))
+
+def test_ctrl_c_before_there_is_a_result(tmp_path, monkeypatch):
+    outcome = ran(tmp_path, toy(monkeypatch, stages=searching(interrupted)))
     assert outcome.interrupted and outcome.solution is None
     assert outcome.folder.read_json("provenance.json")["status"] == "interrupted"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_that_the_solver_keeps_to_itself(tmp_path, monkeypatch):
-    def solve(problem, x, y, **rest):
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except KeyboardInterrupt:
-            return Solution(problem)
-
-    outcome = ran(tmp_path, toy(monkeypatch, solve=solve))
+def test_ctrl_c_after_the_fit(tmp_path, monkeypatch):
+    name = toy(monkeypatch, stages=searching(lambda *_: {}), conclude=interrupted)
+    outcome = ran(tmp_path, name)
     assert outcome.interrupted and outcome.report is not None
 
 
@@ -315,10 +348,8 @@ def test_changed_inputs_are_another_run(tmp_path, monkeypatch):
     def load(file, pixel_nm=1.0):
         return {}, *edge.example(jax.random.key(0))[1:]
 
-    def solve(problem, x, y, **rest):
-        return Solution(problem)
-
-    name, file = toy(monkeypatch, load=load, solve=solve), tmp_path / "scan"
+    stages = searching(lambda *_: {})
+    name, file = toy(monkeypatch, load=load, stages=stages), tmp_path / "scan"
     file.write_text("a")
     ran(tmp_path, name, file=str(file))
     ran(tmp_path, name, file=str(file))

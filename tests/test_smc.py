@@ -5,9 +5,9 @@ import numpyro.distributions as dist
 import pytest
 
 import micjax
+from micjax.active import streaming
 from micjax.active.acquire import values as acquisition
 from micjax.active.gp import process as gp
-from micjax.active.gp import streaming
 from micjax.core.problem import log_likelihood
 from micjax.inference.errors import smc
 

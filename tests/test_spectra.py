@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 
+import micjax
 from micjax.physics.probes.oscillator import Oscillator, oscillator
 from micjax.problems import resonance
 
@@ -57,9 +58,9 @@ def test_a_file_is_solved_from_its_largest_amplitude(tmp_path):
     truth, x, y = resonance.example(jax.random.key(3))
     path = tmp_path / "sweep.csv"
     np.savetxt(path, np.column_stack([x, y]), delimiter=",", header="kHz, real, imaginary")
-    options, x_read, y_read = resonance.load(path)
+    (options, x_read, y_read), key = resonance.load(path), jax.random.key(0)
     np.testing.assert_allclose(y_read, y)
-    solution = resonance.solve(resonance.problem(**options), x_read, y_read, key=jax.random.key(0))
+    solution = micjax.solve(resonance, resonance.problem(**options), x_read, y_read, key=key)
     sd = solution.laplace.sd()
     for row in resonance.compare(solution, x, y, truth):
         assert abs(row["estimate"] - row["truth"]) < 4 * row["sd"], row

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 import micjax
+from micjax.inference.errors import estimates
 from micjax.inference.errors.laplace import laplace
 from micjax.physics.tips.dilation import dilate
 from micjax.physics.tips.shapes import Double
 from micjax.problems import tip_characteriser as tc
+from micjax.problems.tip_characteriser.conclusion import characterised, touched
+from micjax.problems.tip_characteriser.stages import screened_starts, spread_starts
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +27,8 @@ def scan():
 def fitted(scan):
     """Fits from draws of the priors as they come, so that some end in wrong basins."""
     _, x, y = scan
-    return tc.solve(tc.problem(), x, y, key=jax.random.key(4), draws=12, starts=12, chains=0)
+    engine = {"draws": 12, "starts": 12, "chains": 0}
+    return micjax.solve(tc, tc.problem(), x, y, key=jax.random.key(4), **engine)
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +52,7 @@ def test_multistart_finds_the_tip_and_sets_wrong_basins_aside(scan, fitted, sd):
 
 def test_chains_start_wider_than_the_posterior(scan, fitted, sd):
     _, x, y = scan
-    found, good = fitted.fit, fitted.extra["good"]
-    starts = tc.spread_starts(found, good, x, y, jax.random.key(5), 40)
+    starts = spread_starts(fitted.fit, x, y, jax.random.key(5), 40)
     for name in ("forward.tip.radius_nm", "forward.tip.offset_nm", "noise.sigma"):
         spread = np.std([np.asarray(s[name]) for s in starts], axis=0)
         assert (spread > 2 * sd[name]).all() and (spread < 4 * sd[name]).all(), name
@@ -57,7 +60,7 @@ def test_chains_start_wider_than_the_posterior(scan, fitted, sd):
 
 def test_screening_keeps_the_given_values_and_the_smallest_residuals(scan):
     truth, x, y = scan
-    starts = tc.screened_starts(jax.random.key(6), truth, x, y, draws=32, n=4)
+    starts = screened_starts(jax.random.key(6), truth, x, y, draws=32, n=4)
     assert len(starts) == 4
     assert starts[0]["forward.tip.radius_nm"] == truth.values()["forward.tip.radius_nm"]
     rms = [float(jnp.std(y - truth.at(s).forward(x))) for s in starts[1:]]
@@ -86,9 +89,9 @@ def test_draws_with_known_noise_reach_the_report(scan, monkeypatch):
         draws = {n: d.reshape(chains, samples, *d.shape[1:]) for n, d in flat.items()}
         return micjax.Posterior(draws)
 
-    monkeypatch.setattr(tc, "nuts", gaussian)
+    monkeypatch.setattr(estimates, "nuts", gaussian)
     engine = {"draws": 2, "starts": 2, "steps": 100, "chains": 2, "samples": 50}
-    solution = tc.solve(given, x, y, key=jax.random.key(7), **engine)
+    solution = micjax.solve(tc, given, x, y, key=jax.random.key(7), **engine)
     assert solution.results["tip"].metadata["errors"].shape == (17, 17)
     rows = tc.compare(solution, x, y, given)
     assert rows[0]["z"] == pytest.approx((rows[0]["mean"] - rows[0]["truth"]) / rows[0]["sd"])
@@ -106,9 +109,9 @@ def test_cones():
 def test_the_classical_tip_is_exact_without_noise_where_it_touches(scan):
     truth, x, _ = scan
     forward = truth.forward
-    touching = tc.touched(forward, x)
+    touching = touched(forward, x)
     tip = np.asarray(forward.tip())
-    classical = tc.characterised(forward(x)[0], forward.surface_nm[0], tip.shape)
+    classical = characterised(forward(x)[0], forward.surface_nm[0], tip.shape)
     np.testing.assert_allclose(np.asarray(classical)[touching], tip[touching], atol=1e-12)
     assert (np.asarray(classical) >= tip - 1e-12).all()
     assert 0.2 < touching.mean() < 0.9

@@ -102,7 +102,8 @@ def test_with_a_known_tip(truth, tmp_path):
     surface, tip, image = truth
     options = {"ny": 48, "nx": 48, "sigma_nm": 0.15, "tip_heights_nm": np.asarray(tip).tolist()}
     x, y = jnp.arange(1), image[None]
-    solution = module.solve(module.problem(**options), x, y, key=jax.random.key(0), steps=200)
+    problem = module.problem(**options)
+    solution = micjax.solve(module, problem, x, y, key=jax.random.key(0), steps=200)
     results = {n: f.data for n, f in solution.results.items()}
     inside = (slice(6, -6), slice(6, -6))
 
@@ -127,7 +128,7 @@ def test_line_offsets_are_taken_off(truth):
         1, 48, 48, sigma_nm=0.15, tip_heights_nm=np.asarray(tip).tolist(), line_sigma_nm=1.5
     )
     y = (image + lines[:, None])[None]
-    solution = module.solve(problem, jnp.arange(1), y, key=jax.random.key(0), steps=200)
+    solution = micjax.solve(module, problem, jnp.arange(1), y, key=jax.random.key(0), steps=200)
     found = solution.problem.forward.line_offsets_nm[0]
     off = np.asarray(found - lines)
     assert np.std(off - off.mean()) < 0.5 * np.std(lines)

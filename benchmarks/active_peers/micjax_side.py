@@ -12,11 +12,11 @@ import problems
 from flax import nnx
 from problems import Stopwatch
 
+from micjax.active import streaming
 from micjax.active.acquire.scalarise import Scale, scale_of
 from micjax.active.acquire.values import best_allowed, log_expected_improvement
 from micjax.active.gp import deep as deep_kernel
 from micjax.active.gp import process as gp
-from micjax.active.gp import streaming
 from micjax.active.gp.evidence import Evidence, fit_evidence
 from micjax.active.learner.belief import plain_model
 from micjax.active.learner.learner import Learner

@@ -24,9 +24,10 @@ import jax
 import numpy as np
 from scipy.stats import norm
 
+import micjax
 from micjax.inference.solve import fit_stages
 from micjax.problems import aberrations
-from micjax.problems.aberrations.fit import odd_times, stages
+from micjax.problems.aberrations.stages import odd_times, stages
 
 HERE = pathlib.Path(__file__).parent
 BAR_A, PART = 5.0, 0.02
@@ -50,7 +51,7 @@ def error(values, truth) -> dict[str, float]:
 def spectra_alone(problem, x, y, truth) -> dict[str, float]:
     """Of a fit to the power spectra of the images (diffractograms), which cannot tell the sign of
     odd aberrations: that of the better sign."""
-    best = fit_stages(problem, x, y, stages()[:3]).problem  # those that know no phases
+    best = fit_stages(problem, x, y, stages(problem, x, y)[:3]).problem  # those that know no phases
     both = [error(odd_times(sign, best), truth) for sign in (1.0, -1.0)]
     return min(both, key=lambda e: max(map(abs, e.values())))
 
@@ -61,7 +62,7 @@ def repeat(seed: int, counts: float, specimen: str) -> dict:
     true = truth.values()
     alone = spectra_alone(problem, x, y, true)
     began = time.perf_counter()
-    solution = aberrations.solve(problem, x, y, key=None)
+    solution = micjax.solve(aberrations, problem, x, y, key=jax.random.key(0))
     seconds = time.perf_counter() - began
     best, sd = solution.problem.values(), coefficients(solution.laplace.sd())
     off = {c: v - coefficients(true)[c] for c, v in coefficients(best).items()}

@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import micjax
 from micjax.physics.tips.dilation import dilate, erode
 from micjax.physics.tips.evidence import noise_sigma_nm
 from micjax.problems import tip as problem_tip
+from micjax.problems.tip.stages import describe
 
 FRAMES, PIXEL_NM, TIP_SIZE = 20, 1.5, 13
 
@@ -61,7 +63,8 @@ def run(surfaces, tip, images, tip_steps: int, seed: int = 0) -> dict:
     sigma = max(float(noise_sigma_nm(y)), 0.03)
     problem = problem_tip.problem(*y.shape, PIXEL_NM, TIP_SIZE, sigma_nm=sigma)
     x = jnp.arange(len(y))
-    solution = problem_tip.solve(
+    solution = micjax.solve(
+        problem_tip,
         problem,
         x,
         y,
@@ -82,7 +85,7 @@ def run(surfaces, tip, images, tip_steps: int, seed: int = 0) -> dict:
             solution.results["classical_surface"].data, surfaces, images
         ),
         "true_tip_erosion_rmsd_nm": surface_rmsd(with_true, surfaces, images),
-        "tip": problem_tip._describe(found),
+        "tip": describe(found),
         "misfit": found.misfit,
         "floor": found.floor,
         "sigma_nm": sigma,

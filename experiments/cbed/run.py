@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import micjax
 from micjax.physics.electrons import optics
 from micjax.physics.electrons.detectors import diffraction
 from micjax.physics.electrons.multislice import band_limit, propagate, transmission
@@ -67,7 +68,7 @@ def numbers(values) -> dict[str, float]:
 
 def solved(truth, x, y, dose: float, key) -> dict:
     began = time.perf_counter()
-    solution = cbed.solve(cbed.problem(dose=dose), x, y, key=key)
+    solution = micjax.solve(cbed, cbed.problem(dose=dose), x, y, key=key)
     draws = solution.laplace.sample(key, 4000)
     draws["forward.tilt_mrad"] = np.moveaxis(draws["forward.tilt_mrad"], -1, 0)
     low, high = (
@@ -81,7 +82,7 @@ def solved(truth, x, y, dose: float, key) -> dict:
         "half_width": {n: (high[n] - low[n]) / 2 for n in true},
         "covered": {n: bool(low[n] < true[n] < high[n]) for n in true},
         "starts_at_best": int(np.sum(solution.fit.starts_losses < solution.fit.loss + 1.0)),
-        "chi_squared_per_pixel": solution.metrics["chi_squared_per_pixel"],
+        "chi_squared_per_datum": solution.metrics["chi_squared_per_datum"],
         "seconds": round(time.perf_counter() - began, 1),
     }
 

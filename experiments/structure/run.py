@@ -26,11 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import micjax
 from micjax.physics.electrons import optics
 from micjax.physics.electrons.detectors import diffraction
 from micjax.physics.electrons.stem import placed
 from micjax.problems import structure
-from micjax.problems.structure.model import shares
+from micjax.problems.structure.model import Scan, shares
 
 HERE = pathlib.Path(__file__).parent
 NAMES = ("shift_A", "occupancy", "u_A2")
@@ -106,12 +107,12 @@ def phonons(key, truth, x, options, moments: int):
 
 def solved(truth, x, y, options, key) -> dict:
     began = time.perf_counter()
-    solution = structure.solve(structure.problem(**options), x, y, key=key)
+    solution = micjax.solve(structure, structure.problem(**options), x, y, key=key)
     seconds = time.perf_counter() - began
     draws = solution.laplace.sample(key, 2000)
     true, best = truth.values(), solution.problem.values()
     line = {
-        "chi_squared_per_pixel": solution.metrics["chi_squared_per_pixel"],
+        "chi_squared_per_datum": solution.metrics["chi_squared_per_datum"],
         "seconds": round(seconds, 1),
     }
     for short in NAMES:
@@ -123,7 +124,7 @@ def solved(truth, x, y, options, key) -> dict:
             "error": (np.asarray(best[name]) - value).ravel().round(6).tolist(),
             "half_width": ((high - low) / 2).ravel().round(6).tolist(),
         }
-    if isinstance(x, structure.Scan):
+    if isinstance(x, Scan):
         moved = np.asarray(true["forward.crystal.shift_A"])
         peaks = structure.peak_shifts(truth, x, y) - moved
         line["peaks"] = peaks.ravel().round(6).tolist()
@@ -133,7 +134,7 @@ def solved(truth, x, y, options, key) -> dict:
 def table(lines: list[dict]) -> None:
     for kind, data in sorted({(r["kind"], r["data"]) for r in lines}):
         some = [r for r in lines if (r["kind"], r["data"]) == (kind, data)]
-        chi2 = np.median([r["chi_squared_per_pixel"] for r in some])
+        chi2 = np.median([r["chi_squared_per_datum"] for r in some])
         seconds = np.median([r["seconds"] for r in some])
         print(
             f"{kind}, counts from {data}: {len(some)} repeats, {seconds:.0f} s each, chi^2 per "

@@ -28,10 +28,9 @@ import optimistix
 from jaxtyping import Array
 
 import micjax
-from micjax.active import hypotheses
+from micjax.active import hypotheses, streaming
 from micjax.active.acquire.values import best_allowed
 from micjax.active.gp import process as gp
-from micjax.active.gp import streaming
 from micjax.problems import edge
 
 # --- an edge under drift ------------------------------------------------------------------------

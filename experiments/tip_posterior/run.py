@@ -24,6 +24,7 @@ import optax
 
 import micjax
 from micjax.problems import tip_characteriser as problem_tip
+from micjax.problems.tip_characteriser.show import elements
 
 
 def parameters(posterior, truth) -> dict[str, dict[str, float]]:
@@ -36,7 +37,7 @@ def parameters(posterior, truth) -> dict[str, dict[str, float]]:
         "ess": posterior.ess(),
     }
     rows = {}
-    for name, index, label in problem_tip.elements(truth):
+    for name, index, label in elements(truth):
         row = {c: float(np.asarray(table[name])[index]) for c, table in columns.items()}
         row["z"] = (row["mean"] - row["truth"]) / row["sd"]
         rows[label] = {c: float(f"{v:.5g}") for c, v in row.items()}
@@ -47,7 +48,7 @@ def run(seed: int, size: int, **engine) -> dict:
     example_key, key = jax.random.split(jax.random.key(seed))
     truth, x, y = problem_tip.example(example_key, size, size)
     began, busy = time.perf_counter(), time.process_time()
-    solution = problem_tip.solve(problem_tip.problem(size, size), x, y, key=key, **engine)
+    solution = micjax.solve(problem_tip, problem_tip.problem(size, size), x, y, key=key, **engine)
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - busy
     good, losses = solution.extra["good"], solution.fit.starts_losses
     line = {
@@ -90,8 +91,8 @@ def calibration(n: int, size: int) -> dict:
         y = truth.noise(clean).sample(jax.random.key(1000 + seed))
         best = micjax.fit(truth, x, y, solver, steps=400).problem
         sd, found = micjax.laplace(best, x, y).sd(), best.values()
-        z.append([(found[n][i] - true[n][i]) / sd[n][i] for n, i, _ in problem_tip.elements(true)])
-    labels = [label for *_, label in problem_tip.elements(true)]
+        z.append([(found[n][i] - true[n][i]) / sd[n][i] for n, i, _ in elements(true)])
+    labels = [label for *_, label in elements(true)]
     columns = {"mean_z": np.mean(z, axis=0), "sd_z": np.std(z, axis=0)}
     return {"noise_seeds": n, "size": size} | {
         c: {label: round(float(v), 2) for label, v in zip(labels, values, strict=True)}

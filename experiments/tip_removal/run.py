@@ -17,10 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import micjax
 from micjax.io import read
 from micjax.physics.tips.dilation import dilate, erode
 from micjax.physics.tips.evidence import noise_sigma_nm
 from micjax.problems import tip as problem_tip
+from micjax.problems.tip.stages import describe
 
 HERE = pathlib.Path(__file__).parent
 MARGIN = 20  # pixels left out at the border, and the largest shift of the alignment
@@ -96,8 +98,8 @@ def best_shift(estimate: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
 
 def solve(y, pixel_nm, sigma, key, **options):
     problem = problem_tip.problem(1, *y.shape, list(pixel_nm), 25, sigma_nm=sigma, **options)
-    return problem_tip.solve(
-        problem, jnp.arange(1), jnp.asarray(y)[None], key=key, posterior="none"
+    return micjax.solve(
+        problem_tip, problem, jnp.arange(1), jnp.asarray(y)[None], key=key, posterior="none"
     )
 
 
@@ -124,7 +126,7 @@ def case(name: str, truth: np.ndarray, pixel_nm, tip: np.ndarray, key) -> dict:
         "blind_certain": certain_within(blind, truth, sigma, True),
         "sigma_estimated_over_true": estimated / sigma,
         "blind_erosion": psnr(np.asarray(erode(jnp.asarray(y), found.heights_nm)), truth),
-        "tip": problem_tip._describe(found),
+        "tip": describe(found),
         "misfit_over_floor": found.misfit / found.floor,
         "admissible": found.passes,
         "seconds": round(time.monotonic() - began, 1),

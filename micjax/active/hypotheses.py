@@ -1,7 +1,7 @@
 """Which law is it? Several physical means compared by evidence as the data come in.
 
 Every hypothesis is a process of its own (a law as mean, a kernel for what it leaves over, noise),
-followed by particles (`micjax.active.gp.streaming`), whose normalising constant is its evidence
+followed by particles (`micjax.active.streaming`), whose normalising constant is its evidence
 p(y | hypothesis). The next point is where the outcome tells most of which hypothesis holds.
 """
 
@@ -16,7 +16,7 @@ from jax.nn import logsumexp
 from jax.scipy.stats import norm
 from jaxtyping import Array, ArrayLike, Float
 
-from micjax.active.gp import streaming
+from micjax.active import streaming
 from micjax.active.gp.process import Observed, Point, double
 from micjax.core.problem import InverseProblem
 

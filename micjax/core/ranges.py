@@ -226,3 +226,21 @@ def _extremes(name: str, array: np.ndarray) -> Iterator[tuple[str, int | float]]
     for i in dict.fromkeys([flat.argmin(), flat.argmax(), *broken]):
         place = "".join(f"[{k}]" for k in np.unravel_index(i, array.shape))
         yield name + place, flat[i].item()
+
+
+# --- what a setting has to be, said in one way everywhere ---------------------------------------
+
+
+def positive(**values) -> None:
+    """**Raises:** `ValueError` for the first of the values that is not finite and above 0, or an
+    array with such an element."""
+    for name, value in values.items():
+        if not np.all(np.isfinite(value) & (np.asarray(value) > 0)):
+            raise ValueError(f"{name} = {value}: must be positive")
+
+
+def not_negative(**values) -> None:
+    """**Raises:** `ValueError` for the first of the values that is not finite or below 0."""
+    for name, value in values.items():
+        if not np.all(np.isfinite(value) & (np.asarray(value) >= 0)):
+            raise ValueError(f"{name} = {value}: must not be negative")

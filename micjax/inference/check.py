@@ -19,6 +19,7 @@ from micjax.core.tree import array_of, named_leaves
 from micjax.inference.errors.density import in_float64
 from micjax.inference.errors.nuts import model
 from micjax.inference.result import load, save
+from micjax.inference.runner import floats, parted, stages_of
 from micjax.inference.starts.draw import prior_draws
 
 EPS = 1e-6  # of finite differences: max() has kinks, a larger step would cross them
@@ -50,7 +51,8 @@ def check(module: ModuleType | str, key: Array | None = None) -> Report:
 
     The module has `problem(...)`, which works without arguments, and `example(key) -> (truth, x,
     y)`. The objective is NumPyro's density, its gradient agrees with finite differences, other
-    values need no new compilation, the forward model is pure, and values return by name.
+    values need no new compilation, the forward model is pure, values return by name, and where the
+    module has `stages(problem, x, y, **engine)` they are such as `micjax.solve` takes.
 
     **Arguments:**
 
@@ -90,6 +92,7 @@ def _rows(module: ModuleType, key: Array | None) -> Iterator[tuple[str, str]]:
         "other values, no new compilation": lambda: _compilations(truth, x, y),
         "forward is pure": lambda: _purity(truth, x),
         "values return by name": lambda: _by_name(default, module),
+        "stages are fits, then errors": lambda: _stages(module, truth, x, y),
     }
     for contract, fault in contracts.items():
         try:
@@ -210,6 +213,11 @@ def _purity(problem: InverseProblem, x) -> str:
 def _comparable(array: Array) -> np.ndarray:
     keys = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     return np.array(jax.random.key_data(array) if keys else array)
+
+
+def _stages(module: ModuleType, problem: InverseProblem, x, y) -> str:
+    parted(stages_of(module)(problem, x, floats(y)))
+    return ""
 
 
 def _by_name(problem: InverseProblem, module: ModuleType) -> str:

@@ -17,9 +17,10 @@ from micjax.core.foreign.hdf5 import File, opened
 from micjax.core.problem import Values
 from micjax.inference.result import Path, write_atomically
 from micjax.inference.solvers.driver import Carry
+from micjax.inference.stage import Arrays, Search, Stage
 
 log = logging.getLogger("micjax")
-FORMAT = "micjax checkpoint 2"
+FORMAT = "micjax checkpoint 3"
 
 
 class StopReason(enum.StrEnum):
@@ -57,6 +58,8 @@ class Snapshot:
     solver: str = ""  # of it, as read
     losses: list[np.ndarray] = dataclasses.field(default_factory=list)  # of it, chunk by chunk
     steps: int = 0  # of all rounds and stages
+    arrays: Arrays = dataclasses.field(default_factory=dict)  # of the searches
+    begun: list[Values] = dataclasses.field(default_factory=list)  # where the fits of it began
 
     @property
     def many(self) -> bool:
@@ -70,6 +73,9 @@ class Snapshot:
             [*self.losses, losses],
             self.steps + len(losses),
         )
+
+    def searched(self, values: Values, arrays: Arrays) -> None:
+        self.arrays, self.candidates, self.stage = arrays, [Candidate(values)], self.stage + 1
 
     def next_round(self) -> None:
         ended = self.ended + self.underway
@@ -87,18 +93,18 @@ class Snapshot:
         self.stage += 1
 
 
-def solver_name(solver) -> str:
+def solver_name(stage: Stage | Search) -> str:
     # an optax transformation has no name of its own; its state in the carry tells it apart
-    return type(solver).__name__
+    return type(getattr(stage, "solver", stage)).__name__
 
 
-def save_snapshot(path: Path, state: Snapshot, solver, data: str) -> None:
+def save_snapshot(path: Path, state: Snapshot, stage: Stage | Search, data: str) -> None:
     """Write `state`. A failure is a warning: the fit is worth more than the file."""
 
     def write(file: h5py.File) -> None:
         file.attrs.update(
             format=FORMAT,
-            solver=solver_name(solver),
+            solver=solver_name(stage),
             data=data,
             stage=state.stage,
             rounds=state.rounds,
@@ -107,7 +113,11 @@ def save_snapshot(path: Path, state: Snapshot, solver, data: str) -> None:
         for group in ("candidates", "ended"):
             for i, candidate in enumerate(getattr(state, group)):
                 _write_candidate(file.create_group(f"{group}/{i}"), candidate)
-        file["losses"] = np.concatenate(state.losses)
+        file["losses"] = np.concatenate(state.losses or [np.empty(0)])
+        searched = file.create_group("arrays")
+        for name, array in state.arrays.items():
+            searched[name] = array
+        file.create_group("carry")
         for i, (name, leaf) in enumerate(_arrays(state.carry).items()):
             file[f"carry/{i}"] = np.asarray(_raw(leaf))
             file[f"carry/{i}"].attrs["name"] = name
@@ -157,12 +167,14 @@ def load_snapshot(path: Path, state: Snapshot, data: str) -> Snapshot:
                 raise ValueError(f"its format is not {FORMAT!r}")
             groups = {g: _read_candidates(file, g) for g in ("candidates", "ended")}
             losses, numbered = file.array("losses"), file.arrays("carry")
+            arrays = file.arrays("arrays")
+            saved = set(groups["candidates"][0].values)
             carry = {file.get(f"carry/{i}").attrs["name"]: a for i, a in numbered.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a micjax checkpoint: {error}") from error
     if of != data:
         raise ValueError(f"{path} is the checkpoint of another fit: its data are not these")
-    wanted, saved = set(state.candidates[0].values), set(groups["candidates"][0].values)
+    wanted = set(state.candidates[0].values)
     if wanted != saved:
         lines = [f"{n} is missing" for n in sorted(wanted - saved)]
         lines += [f"{n} is not in this fit" for n in sorted(saved - wanted)]
@@ -170,14 +182,15 @@ def load_snapshot(path: Path, state: Snapshot, data: str) -> Snapshot:
     return Snapshot(
         groups["candidates"],
         ended=groups["ended"],
-        carry=carry,
+        carry=carry or None,
         solver=solver,
-        losses=[losses],
+        losses=[losses] if carry else [],
+        arrays=arrays,
         **counts,
     )
 
 
-def restored(state: Snapshot, carry: Carry, solver) -> Carry:
+def restored(state: Snapshot, carry: Carry, stage: Stage) -> Carry:
     """`carry` with the arrays of `state`, if it has any that were read; `state` has it then too.
 
     **Raises:** `ValueError` when they are of another problem, solver or number of starts.
@@ -186,7 +199,7 @@ def restored(state: Snapshot, carry: Carry, solver) -> Carry:
         state.carry = carry
         return carry
     wanted, saved = _arrays(carry), state.carry
-    if wrong := _differences(saved, state.solver, solver, wanted):
+    if wrong := _differences(saved, state.solver, stage, wanted):
         raise ValueError(f"the file is the checkpoint of another fit: {wrong}")
     arrays = [_like(saved[name], leaf) for name, leaf in wanted.items()]
     dynamic, static = eqx.partition(carry, eqx.is_array)
@@ -195,10 +208,10 @@ def restored(state: Snapshot, carry: Carry, solver) -> Carry:
     return state.carry
 
 
-def _differences(saved: dict[str, np.ndarray], name: str, solver, wanted) -> str:
+def _differences(saved: dict[str, np.ndarray], name: str, stage: Stage, wanted) -> str:
     lines = []
-    if name != solver_name(solver):
-        lines.append(f"solver {name!r} instead of {solver_name(solver)!r}")
+    if name != solver_name(stage):
+        lines.append(f"solver {name!r} instead of {solver_name(stage)!r}")
     lines += [f"{n} is missing" for n in wanted if n not in saved]
     lines += [f"{n} is not in this fit" for n in saved if n not in wanted]
     for n in wanted.keys() & saved.keys():

@@ -12,11 +12,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import optimistix
 from jaxtyping import Array, ArrayLike, Float
 
-from micjax.core.problem import InverseProblem, Theta, Values, check_data
+from micjax.core.problem import InverseProblem, Theta, Values, check_data, neg_log_joint
 from micjax.core.progress import progress, until_interrupted
 from micjax.core.tree import array_of, named_leaves
 from micjax.inference.checkpoint import (
@@ -36,55 +34,12 @@ from micjax.inference.solvers.driver import (
     STALLED,
     Carry,
     Objective,
-    Solver,
     begin,
     chunks,
 )
-from micjax.inference.solvers.first_order import Adam, Optax, Optimistix
+from micjax.inference.solvers.first_order import Adam
+from micjax.inference.stage import AnySolver, Arrays, Search, Stage, as_solver
 from micjax.inference.starts.draw import stacked_starts, started
-
-AnySolver = Solver | optax.GradientTransformation | optimistix.AbstractMinimiser
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One round of fits.
-
-    **Arguments:**
-
-    - `solver`: a `Solver`, an optax transformation or a minimiser of optimistix.
-    - `steps`: at most, of each fit. `chunk`: how many in one compiled call, after which there is a
-        checkpoint.
-    - `starts`: `starts(problem, x, y, candidates, key) -> [{name: value}, ...]`; names left out
-        have their current value. Without one, the fits go on from the candidates of the stage
-        before, the first stage from the current values of the problem.
-    - `given`: another problem for this stage, with the same names: `given(problem) -> problem`.
-    - `local`: names whose values belong to this stage alone: it starts from those of its own
-        problem, and the problem's own are kept.
-    - `keep`: how many of the best go on to the next stage.
-    - `together`: all starts in one compiled program, rather than one after the other.
-    - `tolerance`, `patience`: stop when the best loss fell by less than `tolerance` (nats) in the
-        last `patience` steps (default `chunk`); looked at after each chunk. 0 never stops.
-    """
-
-    solver: AnySolver = dataclasses.field(default_factory=Adam)
-    steps: int = 1000
-    chunk: int = 100
-    starts: Callable[..., Sequence[Mapping[str, ArrayLike]]] | None = None
-    given: Callable[[InverseProblem], InverseProblem] | None = None
-    local: tuple[str, ...] = ()
-    keep: int = 1
-    together: bool = False
-    tolerance: float = 0.0
-    patience: int | None = None
-
-    def __post_init__(self):
-        for name in ("steps", "chunk", "keep", "patience"):
-            value = getattr(self, name)
-            if value is not None and not (value == int(value) and value >= 1):
-                raise ValueError(f"{name} is {value}: a whole number from 1 on is needed")
-        if not self.tolerance >= 0:
-            raise ValueError(f"tolerance is {self.tolerance}: nats, not below 0, are needed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +53,8 @@ class Fit:
     stop_reason: StopReason
     starts_losses: Float[np.ndarray, "starts"]  # the best loss of each start of the last stage
     starts_values: list[Values]  # and its values
+    begun: list[Values]  # where each of them began
+    arrays: Arrays  # of the searches
     fault: str = ""  # what was not finite, if that is why it stopped
 
 
@@ -156,7 +113,7 @@ def fit_stages(
     problem: InverseProblem,
     x,
     y,
-    stages: Sequence[Stage],
+    stages: Sequence[Stage | Search],
     *,
     key: Array | None = None,
     checkpoint=None,
@@ -165,7 +122,7 @@ def fit_stages(
 ) -> Fit:
     """One stage after the other, each from the best of the one before.
 
-    **Arguments:** as of `fit`; `key`: for what the `starts` of a stage draw.
+    **Arguments:** as of `fit`; `key`: for what searches, and the `starts` of a stage, draw.
 
     **Returns:** a `Fit` with the starts of the last stage; its values are those of the best. If
     interrupted, the best of what the latest stage has come to.
@@ -178,19 +135,48 @@ def fit_stages(
     data = "" if checkpoint is None else digest((x, y))
     if checkpoint is not None and resume:
         state = load_snapshot(checkpoint, state, data)
+        for stage in stages[: state.stage]:
+            problem = stage.apply(problem, state.arrays) if isinstance(stage, Search) else problem
+
+    def keep():
+        if checkpoint is not None:
+            save_snapshot(checkpoint, state, stages[state.stage], data)
+
     with until_interrupted() as interruption, progress("fit", 0) as show:
         while True:
+            if isinstance(stage := stages[state.stage], Search):
+                arrays = _searched(stage, problem, x, y, key, state)
+                problem = stage.apply(problem, arrays)
+                state.searched(problem.values(), arrays)
+                if state.stage == len(stages):
+                    state.candidates = [_evaluated(problem, x, y)]
+                    break
+                keep()
+                continue
             for best in _fits(stages, problem, x, y, key, state):
                 part = f"stage {state.stage + 1} of {len(stages)}, " if len(stages) > 1 else ""
                 show(state.steps, f"steps, {part}loss {best.loss:.6g}")
-                if checkpoint is not None:
-                    save_snapshot(checkpoint, state, stages[state.stage].solver, data)
+                keep()
                 if on_chunk is not None:
                     on_chunk(state.steps, best.loss, best.values)
             if state.stage == len(stages) - 1:
                 break
             state.next_stage()
     return _result(problem, state, interruption.happened)
+
+
+def _searched(stage: Search, problem: InverseProblem, x, y, key: Array, state: Snapshot) -> Arrays:
+    """The arrays of all searches so far, from the best values so far."""
+    here = problem.at(min(state.candidates, key=_loss).values)
+    with progress(stage.title, 100) as show:
+        arrays = stage.work(here, x, y, key, lambda share, text: show(int(100 * share), text))
+    return state.arrays | {n: np.asarray(a) for n, a in arrays.items()}
+
+
+def _evaluated(problem: InverseProblem, x, y) -> Candidate:
+    """What a search has led to that no fit follows."""
+    theta = problem.unconstrain(problem.values())
+    return Candidate(problem.values(), float(eqx.filter_jit(neg_log_joint)(theta, problem, x, y)))
 
 
 def _fits(
@@ -200,13 +186,15 @@ def _fits(
     stage, before = stages[state.stage], state.candidates
     if state.stage > 0:
         before = sorted(before, key=_loss)[: stages[state.stage - 1].keep]
-    staged = problem if stage.given is None else stage.given(problem)
+    best = problem.at(before[0].values)
+    staged = stage.of(best)
     starts: Sequence[Mapping[str, ArrayLike]] = [c.values for c in before]
     if stage.starts is not None:
         starts = stage.starts(staged, x, y, before, jax.random.fold_in(key, state.stage))
     if not starts:
         raise ValueError("starts is empty; leave it out to start from the current values")
     starts = [{n: v for n, v in start.items() if n not in stage.local} for start in starts]
+    state.begun = [best.values() | start for start in starts]
     solver, many = as_solver(stage.solver), stage.together
     rounds = 1 if many else len(starts)
     for i in range(state.rounds, rounds):
@@ -216,7 +204,7 @@ def _fits(
             at = started(staged, problem, i, starts[i])
             theta = at.unconstrain(at.values())
         objective = Objective(at, x, y)
-        carry = restored(state, begin(solver, objective, theta, many), stage.solver)
+        carry = restored(state, begin(solver, objective, theta, many), stage)
         made = sum(map(len, state.losses))
         offset, left = solver.offset(objective), stage.steps - made
         if not _settled(state.losses, stage):
@@ -229,13 +217,6 @@ def _fits(
         state.underway = _candidates(problem, objective, state, offset, stage, ended=True)
         if i < rounds - 1:
             state.next_round()
-
-
-def as_solver(solver: AnySolver) -> Solver:
-    """`solver` as one of ours."""
-    if isinstance(solver, optimistix.AbstractMinimiser):
-        return Optimistix(solver)
-    return Optax(solver) if isinstance(solver, optax.GradientTransformation) else solver
 
 
 def _loss(candidate: Candidate) -> float:
@@ -318,5 +299,7 @@ def _result(problem: InverseProblem, state: Snapshot, interrupted: bool) -> Fit:
         stop_reason=StopReason.INTERRUPTED if interrupted else winner.reason,
         starts_losses=np.array([end.loss for end in ends]),
         starts_values=[end.values for end in ends],
+        begun=state.begun,
+        arrays=state.arrays,
         fault=winner.fault,
     )

@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from micjax import Gaussian, InverseProblem, parameter
-from micjax.core.checks import positive
+from micjax.core.ranges import positive
 
 
 class EdgeScan(eqx.Module):

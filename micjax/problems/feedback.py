@@ -7,6 +7,7 @@ and one surface only the true ones give both. A gain that acts little, beside th
 the loop hardly lags, is told badly.
 """
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -16,11 +17,11 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 
-from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, parameter
+from micjax.core.ranges import positive
 from micjax.inference.solution import Solution
-from micjax.inference.solve import fit
 from micjax.inference.solvers.first_order import Adam
+from micjax.inference.stage import Stage
 from micjax.io import Axis, Field
 from micjax.physics.noise import Gaussian
 from micjax.physics.probes.loop import stable, trace_and_retrace
@@ -129,17 +130,7 @@ def example(key, ny: int = 32, nx: int = 96) -> tuple[InverseProblem, Int[Array,
     return truth, x, truth.noise(truth.forward(x)).sample(noise_key)
 
 
-def solve(
-    problem: InverseProblem,
-    x: Int[Array, " n"],
-    y: Pairs,
-    *,
-    key,
-    checkpoint=None,
-    resume: bool = False,
-    on_chunk=None,
-    steps: int = 1000,
-) -> Solution:
+def stages(problem: InverseProblem, x: Int[Array, " n"], y: Pairs, *, steps: int = 1000) -> list:
     """The best values, from the mean of trace and retrace.
 
     **Arguments:**
@@ -149,34 +140,30 @@ def solve(
     **Raises:** `ValueError` when the loop of the gains to start from is not stable.
     """
     _check_gains(float(problem.forward.proportional), float(problem.forward.integral))
-    y = jnp.asarray(y, dtype=float)
-    start = {"forward.surface_nm": problem.forward.surface_nm.at[x].set(y.mean(axis=1))}
-    found = fit(
-        problem.at(start),
-        x,
-        y,
-        Adam(0.1, steps),
-        steps=steps,
-        checkpoint=checkpoint,
-        resume=resume,
-        on_chunk=on_chunk,
-    )
-    apart = float(jnp.sqrt(jnp.mean((y[:, 0] - y[:, 1]) ** 2) / 2))
+
+    def mean(problem, x, y, candidates, key):
+        return [{"forward.surface_nm": problem.forward.surface_nm.at[x].set(y.mean(axis=1))}]
+
+    return [Stage(Adam(0.1, steps), steps, starts=mean)]
+
+
+def conclude(solution: Solution, x: Int[Array, " n"], y: Pairs) -> Solution:
+    """With the surface, and whether the loop lags enough."""
+    best = solution.problem
+    apart, noise = float(jnp.sqrt(jnp.mean((y[:, 0] - y[:, 1]) ** 2) / 2)), float(best.noise.sigma)
     said = [
         "The gains are those of the recursion of micjax.physics.probes.loop, without error bars."
     ]
-    noise = float(problem.noise.sigma)
     if apart < 1.5 * noise:
         said.insert(
             0,
             f"NOT IDENTIFIED: trace and retrace differ by {apart:.2g} nm rms each and the noise is "
             f"{noise:.2g} nm: the loop follows too well to tell its gains.",
         )
-    return Solution(
-        found.problem,
-        fit=found,
-        results={"surface": _image("surface", found.problem.forward.surface_nm[x])},
-        statements=said,
+    return dataclasses.replace(
+        solution,
+        results={"surface": _image("surface", best.forward.surface_nm[x])},
+        statements=[*said, *solution.statements],
     )
 
 

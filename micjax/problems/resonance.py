@@ -12,12 +12,12 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem, Values
-from micjax.inference.attempt import attempt
-from micjax.inference.errors.laplace import laplace
+from micjax.core.ranges import positive
+from micjax.inference.errors.estimates import LaplaceErrors
 from micjax.inference.solution import Solution
-from micjax.inference.solve import fit
+from micjax.inference.solvers.first_order import Adam
+from micjax.inference.stage import Stage
 from micjax.physics.noise import Gaussian
 from micjax.physics.probes.oscillator import Oscillator
 from micjax.report.figures import captioned, curve_with_residual
@@ -116,45 +116,18 @@ def largest(problem: InverseProblem, x: Frequencies, y: Response) -> Values:
     return values | {n: v for n, v in found.items() if n in values}
 
 
-def solve(
-    problem: InverseProblem,
-    x: Frequencies,
-    y: Response,
-    *,
-    key,
-    checkpoint=None,
-    resume: bool = False,
-    on_chunk=None,
-    steps: int = 2000,
-) -> Solution:
+def stages(problem: InverseProblem, x: Frequencies, y: Response, *, steps: int = 2000) -> list:
     """The best of two fits, from the given values and from the largest response; Laplace errors.
 
     **Arguments:**
 
     - `steps`: of Adam, at most.
     """
-    y = jnp.asarray(y, dtype=float)
-    found = fit(
-        problem,
-        x,
-        y,
-        steps=steps,
-        tolerance=1e-3,
-        starts=[problem.values(), largest(problem, x, y)],
-        checkpoint=checkpoint,
-        resume=resume,
-        on_chunk=on_chunk,
-    )
-    errors = attempt("Laplace errors", laplace, found.problem, x, y)
-    vague = [n for n, ok in errors.identified.items() if not ok] if errors else []
-    rms = float(jnp.sqrt(jnp.mean((y - found.problem.forward(x)) ** 2)))
-    return Solution(
-        found.problem,
-        fit=found,
-        laplace=errors,
-        metrics={"residual_rms": rms},
-        statements=[f"{n} is not identified by these data." for n in vague],
-    )
+
+    def starts(problem, x, y, candidates, key):
+        return [problem.values(), largest(problem, x, y)]
+
+    return [Stage(Adam(), steps, starts=starts, together=True, tolerance=1e-3), LaplaceErrors()]
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from micjax.core.foreign.modules import GROUP, defined, references, source_of, trusted_source
 from micjax.core.names import unknown_name
 
-REQUIRED, OPTIONAL = ("problem", "example"), ("load", "solve", "figures", "compare")
+REQUIRED, OPTIONAL = ("problem", "example"), ("load", "stages", "conclude", "figures", "compare")
 
 
 class Citizen(NamedTuple):

@@ -16,9 +16,9 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
+from micjax.active import streaming
 from micjax.active.acquire.scalarise import Scale, scale_of
 from micjax.active.gp import process as gp
-from micjax.active.gp import streaming
 from micjax.active.gp.evidence import Evidence, fit_evidence
 from micjax.active.gp.kernels import RBF, Categorical, Kernel, Matern, Over
 from micjax.active.learner.predictive import Part, over_draws

@@ -5,86 +5,35 @@
 The law of the counts integrates the object out (`micjax.physics.electrons.phase_diversity`), so
 anything with fine detail will do: gold on carbon, an amorphous film. Whatever blurs all images
 alike, the size of the source or a detector, belongs to the object. The likelihood has many maxima
-along defocus and two-fold astigmatism: `solve` looks everywhere first, and registers the images as
-it goes.
+along defocus and two-fold astigmatism: fits begin everywhere, and register the images as
+they go.
 """
 
 import dataclasses
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
 
-from micjax.core.checks import not_negative, positive
-from micjax.core.problem import InverseProblem, parameter
-from micjax.inference.attempt import attempt
-from micjax.inference.checkpoint import StopReason
-from micjax.inference.errors.laplace import laplace
-from micjax.inference.solution import Solution
-from micjax.inference.solve import fit_stages
+from micjax.core.problem import InverseProblem
+from micjax.core.ranges import not_negative, positive
 from micjax.io import read
 from micjax.physics.electrons import optics
-from micjax.physics.electrons.phase_diversity import KNOBS, Images, Series, UnknownObject
-from micjax.physics.electrons.stem import placed
-from micjax.problems.aberrations.fit import left_over, stages
+from micjax.physics.electrons.phase_diversity import Images, Series, UnknownObject
+from micjax.problems.aberrations.model import FOUND, NAMES, DriftingProbes
+from micjax.problems.aberrations.show import compare as compare
+from micjax.problems.aberrations.show import defocus_A as defocus_A
+from micjax.problems.aberrations.show import figures as figures
+from micjax.problems.aberrations.stages import conclude as conclude
+from micjax.problems.aberrations.stages import stages as stages
 from micjax.problems.autofocus.twin import clusters, nanoparticles
 from micjax.problems.shared.focus import C10_changes_A
-from micjax.report.figures import captioned, image_row
 
-FOUND = [n for n in optics.CARTESIAN if int(n[1]) <= 3]
-NAMES = [f"forward.aberrations_A.{n}" for n in FOUND]
 MORE_FOCI, MOST_FOCI = 4, 15
 SPECIMENS = {"clusters": clusters, "particles": nanoparticles}
-WRONG = 0.2  # error of a transfer function beyond which the model is none
-UNEXPLAINED = (
-    "The images agree with the model only to within {:.2g} of each transfer function: the values "
-    "are not to be trusted. The residuals show where."
-)
-AMBIGUOUS = (
-    "C10 = {:.4g} Å explains the images almost as well as {:.4g} Å: one more image, at another "
-    "defocus, would tell."
-)
-NEAR, FAR_A = 5.0, 20.0  # in nats but not in C10: another explanation
 BEYOND = 0.05  # part of the frequencies that no probe transfers, which is enough to tell the noise
-
-
-class DriftingProbes(eqx.Module):
-    """|probe|^2 at each setting, adding up to 1, where the stage has taken it."""
-
-    aberrations_A: dict[str, Float[Array, ""]] = eqx.field(
-        converter=lambda values: {n: jnp.asarray(v, dtype=float) for n, v in values.items()}
-    )
-    drift_A: Float[Array, "images-1 2"] = parameter()  # (y, x), against the first image
-    focal_spread_A: Float[Array, ""] = parameter()  # 1/e half-width
-    sampling_A: Float[Array, ""] = parameter()
-    energy_keV: Float[Array, ""] = parameter()
-    semiangle_mrad: Float[Array, ""] = parameter()
-    shape: tuple[int, int] = eqx.field(static=True)
-    foci: int = eqx.field(static=True)
-
-    def __call__(self, x: Series) -> Images:
-        wavelength_A = optics.wavelength_A(self.energy_keV)
-        angles = optics.angles_mrad(self.shape, self.sampling_A, wavelength_A)
-        foci_A, weights = optics.focal_nodes_A(self.focal_spread_A, self.foci)
-
-        def at(setting_A, drift_A):
-            added = dict(zip(KNOBS, setting_A, strict=True))
-            total_A = {n: c + added.get(n, 0.0) for n, c in self.aberrations_A.items()}
-
-            def of(focus_A):
-                changed_A = {**total_A, "C10": total_A["C10"] + focus_A}
-                wave = optics.probe(angles, self.semiangle_mrad, changed_A, wavelength_A)
-                wave = placed(wave, drift_A[None], (self.sampling_A, self.sampling_A))[0]
-                return wave.size * (wave.real**2 + wave.imag**2)
-
-            return jnp.tensordot(weights.astype(drift_A.dtype), jax.vmap(of)(foci_A), 1)
-
-        drifts_A = jnp.concatenate([jnp.zeros((1, 2)), self.drift_A])
-        return x.present[:, None, None] * jax.vmap(at)(x.settings_A, drifts_A)
 
 
 def problem(
@@ -307,118 +256,3 @@ def noise_variance(y: Images, problem: InverseProblem) -> float:
     seen = problem.at({"noise.mean_counts": 1.0}).noise(jnp.zeros(y.shape)).windowed(y)
     power = np.abs(np.asarray(seen)[:, beyond]) ** 2  # exponentially distributed
     return float(np.median(power) / np.log(2.0))
-
-
-def solve(
-    problem: InverseProblem,
-    x: Series,
-    y: Images,
-    *,
-    key,
-    checkpoint=None,
-    resume: bool = False,
-    on_chunk=None,
-) -> Solution:
-    """The best of several fits, from the likeliest defoci and astigmatisms; Laplace errors.
-
-    **Raises:** `ValueError` for images of another number or size than the problem's.
-    """
-    y = jnp.asarray(y, dtype=float)
-    expected = (len(problem.forward.drift_A) + 1, *problem.forward.shape)
-    if y.shape != expected or len(x.settings_A) != len(y):
-        raise ValueError(
-            f"images of the shape {y.shape} at {len(x.settings_A)} settings; the problem has "
-            f"{expected}"
-        )
-    run = {"key": key, "checkpoint": checkpoint, "resume": resume, "on_chunk": on_chunk}
-    found = fit_stages(problem, x, y, stages(), **run)
-    if found.stop_reason is StopReason.INTERRUPTED:
-        return Solution(found.problem, fit=found)
-    error = float(found.problem.noise.model_error)
-    # its own value where it is held
-    best_A = float(found.problem.forward.aberrations_A["C10"])
-    C10_A = [float(problem.at(v).forward.aberrations_A["C10"]) for v in found.starts_values]
-    others_A = [
-        c
-        for c, loss in zip(C10_A, found.starts_losses, strict=True)
-        if loss < found.loss + NEAR and abs(c - best_A) > FAR_A
-    ]
-    return Solution(
-        found.problem,
-        fit=found,
-        laplace=attempt("Laplace errors", laplace, found.problem, x, y),
-        metrics={"model_error": error},
-        statements=[
-            *([UNEXPLAINED.format(error)] if error > WRONG else []),
-            *(AMBIGUOUS.format(c, best_A) for c in others_A),
-        ],
-    )
-
-
-def defocus_A(errors_A: dict[str, float], semiangle_mrad: float) -> dict[str, float]:
-    """The change of defocus that is as large at the edge of the aperture as each aberration:
-    C_n alpha^(n+1) / (n+1) = C_1 alpha^2 / 2."""
-    alpha = 1e-3 * semiangle_mrad
-    return {
-        name: 2.0 * error_A * alpha ** (int(name[1]) - 1) / (int(name[1]) + 1)
-        for name, error_A in errors_A.items()
-    }
-
-
-def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
-    """Each aberration against the truth, the error also as a change of defocus."""
-    true, best = truth.forward.aberrations_A, solution.problem.forward.aberrations_A
-    sd = {} if solution.laplace is None else solution.laplace.sd()
-    error = {c: float(best[c] - true[c]) for c in FOUND}
-    as_defocus = defocus_A(error, float(truth.forward.semiangle_mrad))
-    return [
-        {
-            "quantity": f"{c} (Å)",
-            "truth": float(true[c]),
-            "estimate": float(best[c]),
-            "sd": float(sd.get(n, np.nan)),
-            "error as defocus (Å)": as_defocus[c],
-        }
-        for c, n in zip(FOUND, NAMES, strict=True)
-    ]
-
-
-def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:
-    """The images, what the model leaves of them, and the phases over the aperture."""
-    best = solution.problem
-    counts, change_A = np.asarray(y), np.asarray(x.settings_A)[:, 0]
-    titles = [f"C10 {'+' if c >= 0 else '-'} {abs(c):.4g} Å" for c in change_A]
-    pixel_nm = float(best.forward.sampling_A) / 10.0
-
-    def images():
-        figure = image_row(dict(zip(titles, counts, strict=True)), pixel_nm=pixel_nm, shared=False)
-        return captioned(figure, "The images as they came.")
-
-    def residuals():
-        left = np.asarray(left_over(best, x, jnp.asarray(y, dtype=float)))
-        row = dict(zip(titles, left, strict=True))
-        figure = image_row(row, pixel_nm=pixel_nm, residuals=titles)
-        return captioned(
-            figure,
-            "What no object explains of the images, in units of the noise, darker towards the "
-            "borders by the window: structure here is what the model lacks.",
-        )
-
-    def phases():
-        row = {"estimate": _phase(best)}
-        if truth is not None:
-            row |= {"truth": _phase(truth), "difference": row["estimate"] - _phase(truth)}
-        figure = image_row(row, residuals=["difference"])
-        return captioned(figure, "Phase of the aberrations over the aperture, in rad.")
-
-    return {"Images": images, "Residuals": residuals, "Aberrations": phases}
-
-
-def _phase(problem: InverseProblem, pixels: int = 128) -> np.ndarray:
-    forward = problem.forward
-    wavelength_A = optics.wavelength_A(forward.energy_keV)
-    along = jnp.linspace(-1.0, 1.0, pixels) * forward.semiangle_mrad
-    angles = along[:, None], along[None, :]
-    phase = optics.chi(angles, forward.aberrations_A, wavelength_A)
-    inside = jnp.hypot(*angles) <= forward.semiangle_mrad
-    return np.asarray(jnp.where(inside, phase, jnp.nan))

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import numpyro.distributions as dist
 
-from micjax.core.checks import positive
 from micjax.core.problem import InverseProblem
+from micjax.core.ranges import positive
 from micjax.physics.electrons.phase_diversity import KNOBS, Images, Probes, Series, UnknownObject
 from micjax.problems.autofocus.policy import Decision as Decision
 from micjax.problems.autofocus.policy import Record as Record
@@ -25,6 +25,7 @@ from micjax.problems.autofocus.posterior import NAMES
 from micjax.problems.autofocus.posterior import Mode as Mode
 from micjax.problems.autofocus.posterior import modes as modes
 from micjax.problems.autofocus.posterior import series as series
+from micjax.problems.autofocus.posterior import stages as stages
 from micjax.problems.autofocus.twin import microscope as microscope
 
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from micjax.core.checks import positive
 from micjax.core.foreign.hdf5 import opened
 from micjax.core.problem import InverseProblem
+from micjax.core.ranges import positive
 from micjax.physics.electrons.phase_diversity import Series, evidence, information
 from micjax.problems.autofocus.posterior import NAMES, Mode, Setting, in_prior, modes, series
 

@@ -11,9 +11,12 @@ import scipy.stats.qmc
 from jaxtyping import Array, Float
 
 from micjax.core.problem import InverseProblem, Values, neg_log_joint
+from micjax.inference.checkpoint import StopReason
+from micjax.inference.errors.estimates import LaplaceErrors
 from micjax.inference.errors.laplace import laplace
-from micjax.inference.solve import Stage, StopReason, fit_stages
+from micjax.inference.solve import fit_stages
 from micjax.inference.solvers.lbfgs import LBFGS
+from micjax.inference.stage import Stage
 from micjax.physics.electrons.phase_diversity import KNOBS, Images, Series
 
 NAMES = [f"forward.aberrations_A.{knob}" for knob in KNOBS]
@@ -54,22 +57,33 @@ def modes(problem: InverseProblem, x: Series, y: Images, starts_A: Sequence[Sett
 
     The mirror image of the best start is tried too: one image cannot tell the two apart.
     """
+    ended = fit_stages(problem, x, y, fits(problem, x, y, starts_A))
+    if ended.stop_reason is StopReason.INTERRUPTED:
+        raise KeyboardInterrupt
+    found = sorted(zip(ended.starts_losses, ended.starts_values, strict=True), key=lambda f: f[0])
+    return _weighted(found, problem, x, y)
+
+
+def stages(problem: InverseProblem, x: Series, y: Images) -> list:
+    """The best of many fits, one of them for each image as if that were in focus; Laplace errors.
+    See `modes` for all that explain the images."""
+    settings_A = np.asarray(x.settings_A)[np.asarray(x.present) > 0]
+    return [*fits(problem, x, y, -settings_A), LaplaceErrors()]
+
+
+def fits(problem: InverseProblem, x: Series, y: Images, starts_A) -> list[Stage]:
+    """From the best of many points of the prior and from `starts_A`; the best of them finished."""
     points_A = in_prior(problem, SCREENED)
     likely = np.argsort(np.asarray(_losses(jnp.asarray(points_A, dtype=float), problem, x, y)))
     low, high = _limits_A(problem)
     middle, half = 0.5 * (low + high), 0.495 * (high - low)  # the ends are infinitely far
     given_A = np.clip(np.reshape(starts_A, (-1, 3)), middle - half, middle + half)
     begun = [_named(a) for a in [*points_A[likely[:BEGUN]], *given_A]]
-    stages = [
+    return [
         Stage(LBFGS(), FIRST_STEPS, FIRST_STEPS, starts=lambda *_: begun, keep=KEPT),
         Stage(LBFGS(), FIRST_STEPS, FIRST_STEPS, starts=_with_mirror, keep=KEPT),
         Stage(LBFGS(), STEPS, STEPS),
     ]
-    ended = fit_stages(problem, x, y, stages)
-    if ended.stop_reason is StopReason.INTERRUPTED:
-        raise KeyboardInterrupt
-    fits = sorted(zip(ended.starts_losses, ended.starts_values, strict=True), key=lambda f: f[0])
-    return _weighted(fits, problem, x, y)
 
 
 def _named(aberrations_A: Setting) -> Values:

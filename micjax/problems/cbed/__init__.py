@@ -5,149 +5,38 @@
 The pattern is averaged over the places of the probe (PACBED); where the discs do not overlap it is
 that of any one place. It is computed for all thicknesses at once
 (`micjax.physics.electrons.pacbed`), and the thickness is a real number between them. The likelihood
-has many maxima along thickness and tilt: `solve` looks everywhere first.
+has many maxima along thickness and tilt: fits begin at the likeliest of all of them.
 """
 
-import dataclasses
-from typing import Any
-
-import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jaxtyping import Array, Float
 
-from micjax.core.checks import positive
-from micjax.core.problem import InverseProblem, parameter
-from micjax.inference.attempt import attempt
-from micjax.inference.checkpoint import StopReason
-from micjax.inference.errors.laplace import Laplace, laplace
-from micjax.inference.solution import Solution
-from micjax.inference.solve import Stage, fit_stages
-from micjax.inference.solvers.gauss_newton import FisherScoring, expected_hessian
-from micjax.io import read
-from micjax.physics.electrons import optics
+from micjax.core.problem import InverseProblem
+from micjax.core.ranges import positive
 from micjax.physics.electrons.grids import coarsest_A, shape_over
 from micjax.physics.electrons.multislice import highest_angle_mrad
 from micjax.physics.electrons.pacbed import (
     ELASTIC,
     Camera,
-    Directions,
-    Rocking,
-    between,
     camera,
-    diffuse,
     directions,
     elastic_mrad,
     finer_for,
-    mean_transmission,
     planes,
-    rocking,
-    seen,
 )
-from micjax.physics.electrons.potentials.layers import Atoms
 from micjax.physics.noise import Poisson
-from micjax.problems.cbed.data import brightest_disc, cell_of
-from micjax.problems.cbed.fit import everywhere
-from micjax.problems.shared.angles import axes_mrad, centred
-from micjax.problems.shared.specimen import atoms_from
-from micjax.report.figures import captioned, image_row
+from micjax.problems.cbed.data import load as load
+from micjax.problems.cbed.model import Convergent, Pixels
+from micjax.problems.cbed.show import compare as compare
+from micjax.problems.cbed.show import figures as figures
+from micjax.problems.cbed.stages import conclude as conclude
+from micjax.problems.cbed.stages import stages as stages
 
-Pixels = Float[Array, "my mx"]
 SRTIO3 = (
     [38, 22, 8, 8, 8],
     [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0, 0.5], [0, 0.5, 0.5], [0.5, 0.5, 0]],
 )
 LEAST = 1.5 / ELASTIC  # of `elastic_mrad`: up to a per cent of the electrons go further
-LOST = 0.01  # of the electrons, which is told
-CHUNK = 3  # steps between two checkpoints
-EXPLAINED = 1.5  # chi^2 for each pixel: more than any noise of some hundred pixels
-UNEXPLAINED = (
-    "The model does not explain the pattern (chi^2 per pixel {:.3g}): the errors are too small, "
-    "and the values may be off by more. The residual shows where."
-)
-TOO_COARSE = (
-    "The grid of {} x {} pixels over the cell loses {:.2g} % of the electrons, which the fit takes "
-    "for absorbed ones: give a smaller u_A2 to start from, or more pixels."
-)
-
-
-class Convergent(eqx.Module):
-    """Fraction of the beam in each pixel of a camera."""
-
-    thickness_A: Float[Array, ""] = parameter()
-    tilt_mrad: Float[Array, "2"] = parameter()  # of the beam against the crystal, (y, x)
-    u_A2: Float[Array, ""] = parameter()  # mean square displacement along an axis
-    strain: Float[Array, ""] = parameter()  # of the cell, along all axes
-    diffuse_share: Float[Array, ""] = parameter()  # part of the diffuse electrons on the camera
-    centre_mrad: Float[Array, "2"] = parameter()  # of the aperture on the camera, (y, x)
-    semiangle_mrad: Float[Array, ""] = parameter()
-    energy_keV: Float[Array, ""] = parameter()
-    position_A: Float[Array, "atoms 3"] = parameter()
-    occupancy: Float[Array, "atoms"] = parameter()
-    box_A: Float[Array, "3"] = parameter()
-    numbers: tuple[int, ...] = eqx.field(static=True)
-    layers: tuple[tuple[int, ...], ...] = eqx.field(static=True)
-    shape: tuple[int, int] = eqx.field(static=True)
-    cells: int = eqx.field(static=True)
-    directions: Directions = eqx.field(static=True)
-
-    def __call__(self, x: Camera) -> Pixels:
-        every = self.every_thickness()
-        cells = self.thickness_A / self.atoms().box_A[2]
-        return self.on(x)(between(every.intensity, cells), between(every.total, cells))
-
-    @eqx.filter_jit
-    def lost(self) -> Float[Array, ""]:
-        """The fraction of the electrons that is scattered beyond the grid: what twice as many
-        pixels along each edge keep of a wave along the axis."""
-        alone = dataclasses.replace(self, directions=self.directions._replace(beams=(0, 0)))
-        finer = dataclasses.replace(alone, shape=tuple(2 * n for n in self.shape))
-        cells = self.thickness_A / self.atoms().box_A[2]
-        kept, more = (between(each.every_thickness().total, cells) for each in (alone, finer))
-        return jnp.abs(more - kept)
-
-    def every_thickness(self) -> Rocking:
-        atoms = self.atoms()
-        return rocking(
-            mean_transmission(atoms, self.layers, self.shape, self.energy_keV),
-            atoms.box_A,
-            self.cells,
-            self.directions,
-            self.semiangle_mrad,
-            self.energy_keV,
-            self.tilt_mrad - self.centre_mrad,
-        )
-
-    def on(self, x: Camera):
-        """What the camera sees of rocking curves and their sum: with the diffuse electrons, which
-        the elastic ones lack."""
-        atoms = self.atoms()
-        lattice_mrad = 1e3 * optics.wavelength_A(self.energy_keV) / atoms.box_A[1::-1]
-        background = self.diffuse_share * diffuse(atoms, x, self.semiangle_mrad, self.energy_keV)
-
-        def pixels(intensity, total):
-            elastic = seen(
-                intensity,
-                x,
-                self.directions,
-                lattice_mrad,
-                self.semiangle_mrad,
-                self.centre_mrad,
-            )
-            return x.efficiency * (elastic + (1.0 - total) * background)
-
-        return pixels
-
-    def atoms(self) -> Atoms:
-        scale = 1.0 + self.strain
-        return Atoms(
-            self.numbers,
-            scale * self.position_A,
-            scale * self.box_A,
-            u_A2=self.u_A2,
-            occupancy=self.occupancy,
-        )
 
 
 def problem(
@@ -291,173 +180,3 @@ def example(key, dose: float = 1e6) -> tuple[InverseProblem, Camera, Pixels]:
     along = 1.5 * np.arange(-20, 21)
     x = camera(along, along)
     return truth, x, truth.noise(truth.forward(x)).sample(key).astype(float)
-
-
-def load(
-    file,
-    channel: str | None = None,
-    structure: str | None = None,
-    numbers: list | None = None,
-    fractions: list | None = None,
-    cell_A: float | list | None = None,
-    mrad_per_px: float | list | None = None,
-    centre_px: list | None = None,
-    rotation_deg: float = 0.0,
-    reach_mrad: float | None = None,
-    counts_per_unit: float = 1.0,
-    dose: float | None = None,
-    energy_keV: float = 200.0,
-    semiangle_mrad: float = 8.0,
-) -> tuple[dict[str, Any], Camera, Pixels]:
-    """Counts of a pattern from a microscope's file, or from a bare array (.npy, .npz, .tif).
-
-    **Arguments:**
-
-    - `channel`: which image of the file.
-    - `structure`: CIF, XYZ, POSCAR ... of the cell, the beam along z.
-    - `numbers`, `fractions`, `cell_A`: the cell, where there is no `structure`; see `problem`.
-    - `mrad_per_px`: pixel size, where the axes of the file are no angles; one number, or (y, x).
-    - `centre_px`: the middle of the direct disc, [row, column]; where the axes are 0 if they are
-        angles, otherwise the middle of the brightest disc.
-    - `rotation_deg`: of the camera's x axis against that of the crystal, from x towards y.
-    - `reach_mrad`: pixels further out are left out; by default all that fit onto the camera.
-    - `counts_per_unit`: of the values in the file; counts are rounded to whole electrons.
-    - `dose`: electrons of the whole beam, to within 5 %; by default as many as the camera has seen,
-        to within 30 %.
-    - `energy_keV`: of the electrons.
-    - `semiangle_mrad`: of convergence, to within 2 %.
-
-    **Raises:** `ValueError` for values that are no counts, a pixel size or a crystal that is not
-    known, besides what `micjax.io.read` raises. Pixels that are NaN are blind.
-    """
-    sizes = {"mrad_per_px": mrad_per_px, "reach_mrad": reach_mrad, "dose": dose}
-    positive(
-        energy_keV=energy_keV,
-        semiangle_mrad=semiangle_mrad,
-        counts_per_unit=counts_per_unit,
-        **{name: given for name, given in sizes.items() if given is not None},
-    )
-    given = {"numbers": numbers, "fractions": fractions, "cell_A": cell_A}
-    atoms = atoms_from(structure, given)
-    field = read(file, channel)
-    if field.data.ndim != 2 or min(field.data.shape) < 2:
-        raise ValueError(
-            f"{field.name}: shape {field.data.shape} is no diffraction pattern [my, mx]"
-        )
-    if np.iscomplexobj(field.data):
-        raise ValueError(f"{field.name}: complex values are no electron counts")
-    blind = ~np.isfinite(field.data)
-    counts = np.round(counts_per_unit * np.where(blind, 0.0, field.data))
-    if counts.min() < 0.0 or counts.max() < 1.0:
-        raise ValueError(
-            f"{field.name}: a diffraction pattern with values from {counts.min():g} to "
-            f"{counts.max():g} has no electron counts: set counts_per_unit"
-        )
-    axes = axes_mrad(field, field.axes, mrad_per_px, energy_keV)
-    steps = [float(abs(a[1] - a[0])) for a in axes]
-    if mrad_per_px is not None and centre_px is None:
-        centre_px = brightest_disc(counts, [semiangle_mrad / s for s in steps])
-    y, x = axes if centre_px is None else centred(axes, centre_px)
-    fits = float(min(-y.min(), y.max(), -x.min(), x.max()))
-    if not fits > semiangle_mrad:
-        raise ValueError(f"the pattern ends {fits:.4g} mrad from its middle, in the direct disc")
-    reach_mrad = fits if reach_mrad is None else reach_mrad
-    if not semiangle_mrad < reach_mrad:
-        raise ValueError(f"reach_mrad = {reach_mrad}: lies in the direct disc, {semiangle_mrad}")
-    there = camera(y, x, np.deg2rad(rotation_deg))
-    outside = np.linalg.norm(np.asarray(there.direction_mrad), axis=-1) > reach_mrad
-    there = there._replace(efficiency=jnp.asarray(~(blind | outside), float))
-    options: dict[str, Any] = {
-        "dose": float(counts.sum()) if dose is None else dose,
-        "dose_sd": 0.3 if dose is None else 0.05,
-        "energy_keV": energy_keV,
-        "semiangle_mrad": semiangle_mrad,
-        "reach_mrad": float(reach_mrad),
-        "centre_sd_mrad": float(there.pixel_mrad),
-        "semiangle_sd_mrad": 0.02 * semiangle_mrad,
-    }
-    options |= given if atoms is None else cell_of(atoms)
-    return options, there, jnp.asarray(np.where(blind | outside, 0.0, counts), float)
-
-
-def solve(
-    problem: InverseProblem,
-    x: Camera,
-    y: Pixels,
-    *,
-    key,
-    checkpoint=None,
-    resume: bool = False,
-    on_chunk=None,
-    steps: int = 20,
-    starts: int = 3,
-) -> Solution:
-    """The best of several fits, from the likeliest thicknesses and tilts; Laplace errors.
-
-    **Arguments:**
-
-    - `steps`: of Fisher scoring, at most, for each start.
-    - `starts`: how many.
-    """
-    y = jnp.asarray(y, dtype=float)
-    stage = Stage(
-        FisherScoring(),
-        steps,
-        CHUNK,
-        starts=lambda problem, x, y, candidates, key: everywhere(problem, x, y, starts),
-    )
-    run = {"checkpoint": checkpoint, "resume": resume, "on_chunk": on_chunk}
-    found = fit_stages(problem, x, y, [stage], **run)
-    if found.stop_reason is StopReason.INTERRUPTED:
-        return Solution(found.problem, fit=found)
-    errors = attempt("Laplace errors", _errors, found.problem, x, y)
-    vague = [n for n, ok in errors.identified.items() if not ok] if errors else []
-    rate = found.problem.noise(found.problem.forward(x)).rate
-    on = x.efficiency > 0
-    chi2 = float(jnp.sum(jnp.where(on, (y - rate) ** 2 / rate, 0.0)) / jnp.sum(on))
-    lost = float(found.problem.forward.lost())
-    return Solution(
-        found.problem,
-        fit=found,
-        laplace=errors,
-        metrics={"chi_squared_per_pixel": chi2, "electrons_lost_beyond_grid": lost},
-        statements=[
-            *(f"{n} is not identified by this pattern." for n in vague),
-            *([TOO_COARSE.format(*found.problem.forward.shape, 100 * lost)] if lost > LOST else []),
-            *([UNEXPLAINED.format(chi2)] if chi2 > EXPLAINED else []),
-        ],
-    )
-
-
-def _errors(problem: InverseProblem, x: Camera, y: Pixels) -> Laplace:
-    # a dense Hessian of all pixels would take gigabytes
-    return laplace(problem, x, y, hessian=expected_hessian(problem, x, y))
-
-
-def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
-    """Each unknown against the truth."""
-    true, best = truth.values(), solution.problem.values()
-    sd = {} if solution.laplace is None else solution.laplace.sd()
-    return [
-        {
-            "quantity": n.partition(".")[2],
-            "truth": [float(v) for v in np.ravel(true[n])],
-            "estimate": [float(v) for v in np.ravel(best[n])],
-            "sd": [float(v) for v in np.ravel(sd.get(n, np.nan))],
-        }
-        for n in best
-    ]
-
-
-def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:
-    """Counts, model, and what is left in units of its noise."""
-    rate = np.asarray(solution.problem.noise(solution.problem.forward(x)).rate)
-    on, counts = np.asarray(x.efficiency) > 0, np.asarray(y)
-
-    def pattern():
-        row = {"measured": np.sqrt(counts), "model": np.sqrt(rate)}
-        row["residual / noise"] = np.where(on, (counts - rate) / np.sqrt(rate), np.nan)
-        figure = image_row(row, residuals=["residual / noise"])
-        return captioned(figure, "Square roots of the counts, and what the model leaves of them.")
-
-    return {"Pattern": pattern}

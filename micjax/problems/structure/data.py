@@ -1,16 +1,132 @@
 """Scans and series of images from a microscope's file, for `micjax.problems.structure`."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
+from micjax.core.ranges import positive
 from micjax.io import Axis, Field, read
 from micjax.io.fields import nm_per
 from micjax.physics.electrons import optics
 from micjax.problems.shared.angles import axes_mrad, both, centred
 from micjax.problems.shared.focus import C10_changes_A
+from micjax.problems.shared.specimen import atoms_from, only_full, start_u_A2
 from micjax.problems.structure.model import Scan, Series
 
 SAME = 0.05  # pixels of a camera that are finer by this are wide enough
+
+
+def load(
+    file,
+    channel: str | None = None,
+    structure: str | None = None,
+    numbers: list | None = None,
+    position_A: list | None = None,
+    box_A: list | None = None,
+    step_A: float | list | None = None,
+    mrad_per_px: float | list | None = None,
+    centre_px: list | None = None,
+    reach_mrad: float | None = None,
+    origin_A: list | None = None,
+    scan_rotation_deg: float = 0.0,
+    places_A: str | list | None = None,
+    defocus_A: list | None = None,
+    counts_per_unit: float = 1.0,
+    tile: list = [1, 1, 1],  # noqa: B006
+    energy_keV: float = 200.0,
+    offset_sd_A: float = 0.2,
+    dose: float | None = None,
+) -> tuple[dict[str, Any], Scan | Series, Array]:
+    """Counts of a 4D-STEM data set [scan y, scan x, my, mx], of patterns at listed places
+    [places, my, mx], or of a series of images [defocus, y, x]; from a microscope's file or a bare
+    array (.npy, .npz, .tif).
+
+    **Arguments:**
+
+    - `channel`: which array of the file.
+    - `structure`: CIF, XYZ, POSCAR ... of a cell with right angles, the beam along z.
+    - `numbers`, `position_A`, `box_A`: the cell, where there is no `structure`; see `problem`.
+    - `step_A`: between places of the probe, or pixels of an image, where the axes of the file are
+        no lengths; one number, or (y, x).
+    - `mrad_per_px`: of the camera, where its axes are no angles; one number, or (y, x).
+    - `centre_px`: the middle of the direct disc, [row, column]; where the axes are 0 if they are
+        angles, otherwise the middle of the mean pattern.
+    - `reach_mrad`: pixels further out are left out; by default all that fit onto the camera.
+    - `origin_A`: where in the box of the structure the first place or pixel is, (y, x); by default
+        where the axes of the file begin, if they are lengths.
+    - `scan_rotation_deg`: of the scan's x axis against that of the structure and the camera, from x
+        towards y, around the first place.
+    - `places_A`: [[y, x], ...] in the box for each pattern of a list, or a file that holds them.
+    - `defocus_A`: of each image (positive: underfocus), where the first axis of the file is no
+        length called defocus or C10.
+    - `counts_per_unit`: of the values in the file; counts are rounded to whole electrons.
+    - `tile`: boxes along x, y, z; together they hold the scan or the image.
+    - `energy_keV`: of the electrons.
+    - `offset_sd_A`: how far the scan, or each image, may be off.
+    - `dose`: electrons for each place of the probe, or for each pixel of an image; by default the
+        most that a place has, or the mean of the images.
+
+    Pixels that are NaN are blind; where there are such, `dose` is needed. Neighbouring pixels of
+    the camera are added up until they are as wide as those of the wave, wavelength / box.
+
+    **Raises:** `ValueError` for another number of dimensions, values that are no counts, sizes
+    that are not known, a scan that does not fit the box, besides what `micjax.io.read` raises.
+    """
+    positive(energy_keV=energy_keV, counts_per_unit=counts_per_unit)
+    if not np.isfinite(scan_rotation_deg):
+        raise ValueError(f"scan_rotation_deg = {scan_rotation_deg}: a number of degrees")
+    sizes = {"step_A": step_A, "mrad_per_px": mrad_per_px, "reach_mrad": reach_mrad, "dose": dose}
+    positive(**{name: given for name, given in sizes.items() if given is not None})
+    if len(tile) != 3:
+        raise ValueError(f"tile = {tile}: boxes along x, y and z")
+    cell = {"numbers": numbers, "position_A": position_A, "box_A": box_A}
+    atoms = atoms_from(structure, cell)
+    field = read(file, channel)
+    listed = places_A is not None
+    if field.data.ndim not in ((3,) if listed else (3, 4)) or np.iscomplexobj(field.data):
+        raise ValueError(
+            f"{field.name}: {field.data.dtype} of the shape {field.data.shape} are neither 4D-STEM "
+            "[scan y, scan x, my, mx], nor patterns [places, my, mx] at places_A, nor a series of "
+            "images [defocus, y, x]"
+        )
+    options: dict[str, Any] = {
+        "tile": tile,
+        "energy_keV": energy_keV,
+        "offset_sd_A": offset_sd_A,
+        "vacant": [],
+    }
+    if atoms is not None:
+        only_full(atoms)
+        cell = {
+            "numbers": list(atoms.numbers),
+            "position_A": np.asarray(atoms.position_A, float).tolist(),
+            "box_A": np.asarray(atoms.box_A, float).tolist(),
+        }
+        if u_A2 := start_u_A2(atoms):
+            options["u_A2"] = u_A2
+    options |= cell
+    box = np.asarray(cell["box_A"], float) * np.asarray(tile)
+    counts = np.round(counts_per_unit * field.data)
+    if not np.isfinite(counts).any():
+        raise ValueError(f"{field.name}: none of {counts.size} values is finite")
+    if np.nanmin(counts) < 0.0 or not np.nanmax(counts) >= 1.0:
+        raise ValueError(
+            f"{field.name}: values from {np.nanmin(counts):g} to {np.nanmax(counts):g} are no "
+            "electron counts: set counts_per_unit"
+        )
+    if field.data.ndim == 4 or listed:
+        camera = (mrad_per_px, centre_px, reach_mrad, dose)
+        if listed:
+            places = listed_places_A(places_A, len(counts))
+            counts = counts[:, None]
+        else:
+            places = grid_A(field, step_A, origin_A, scan_rotation_deg)
+        return scan_from(field, counts, options, box, places, *camera)
+    if scan_rotation_deg:
+        raise ValueError("scan_rotation_deg is of a scan, and this is a series of images")
+    return series_from(field, counts, options, box, step_A, origin_A, defocus_A, dose)
 
 
 def grid_A(field: Field, step_A, origin_A, rotation_deg: float) -> np.ndarray:

@@ -253,6 +253,11 @@ class Imaged(eqx.Module):
         return jax.vmap(on_camera)(images, self.offset_A)
 
 
+def first_atoms(column: Sequence[int]) -> np.ndarray:
+    """An atom of each column."""
+    return np.unique(column, return_index=True)[1]
+
+
 def scan_of(box_A, ny: int, nx: int, reach_mrad: float, pixel_mrad: float) -> Scan:
     """Places that fill a box, and a camera of square pixels up to an angle."""
     y, x = (edge / n * np.arange(n) for edge, n in zip(box_A[1::-1], (ny, nx), strict=True))

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from micjax.core.problem import InverseProblem
 from micjax.inference.solution import Solution
+from micjax.physics.tips.dilation import erode
 from micjax.report.figures import (
     captioned,
     image_panel,
@@ -14,6 +16,45 @@ from micjax.report.figures import (
     mask_overlay,
     new_figure,
 )
+
+
+def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
+    """Surface errors against the truth, after the shift that no blind method can know."""
+    surface = np.asarray(truth.forward.surface_nm[x])
+    tip = truth.forward.tip()
+    oracle = jax.vmap(lambda i: erode(i, tip))(y)
+    margin = min(20, min(surface.shape[1:]) // 6)
+    candidates = {
+        "image as it is": np.asarray(y),
+        "classical (Villarrubia)": solution.results["classical_surface"].data,
+        "erosion with the true tip": np.asarray(oracle),
+        "micjax": solution.results["surface"].data,
+    }
+    rows = []
+    for name, estimate in candidates.items():
+        error = aligned_error(estimate.reshape(surface.shape), surface, margin)
+        rms = float(np.sqrt(np.mean(error**2)))
+        peak = float(np.ptp(surface))
+        rows.append(
+            {"surface": name, "rms error (nm)": rms, "PSNR (dB)": 20 * np.log10(peak / rms)}
+        )
+    return rows
+
+
+def aligned_error(estimate: np.ndarray, truth: np.ndarray, margin: int) -> np.ndarray:
+    """estimate - truth without its mean, at the best shift by whole pixels, `margin` pixels from
+    the border; arrays `[frames, iy, ix]`."""
+    frames, ny, nx = truth.shape
+    inner = truth[:, margin : ny - margin, margin : nx - margin]
+    best = None
+    for dy in range(-margin, margin + 1):
+        for dx in range(-margin, margin + 1):
+            moved = estimate[:, margin + dy : ny - margin + dy, margin + dx : nx - margin + dx]
+            error = moved - inner
+            error = error - error.mean()
+            if best is None or np.mean(error**2) < np.mean(best**2):
+                best = error
+    return best
 
 
 def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from micjax.core.problem import InverseProblem
+from micjax.core.problem import InverseProblem, Values
 from micjax.inference.solution import Solution
+from micjax.problems.tip_characteriser.conclusion import touched
 from micjax.report.figures import (
     ALERT,
     FAINT,
@@ -19,6 +20,40 @@ from micjax.report.figures import (
     mask_overlay,
     new_figure,
 )
+
+
+def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
+    """Each number against the truth in standard deviations, then tips by their heights where the
+    true tip touches, up to a constant."""
+    rows, true = [], truth.values()
+    if solution.posterior is not None:
+        mean, sd = solution.posterior.mean(), solution.posterior.sd()
+        for name, index, label in elements(true):
+            value, m, s = (float(np.asarray(a[name])[index]) for a in (true, mean, sd))
+            rows.append(
+                {"quantity": label, "truth": value, "mean": m, "sd": s, "z": (m - value) / s}
+            )
+    tip = np.asarray(truth.forward.tip())
+    touching = touched(truth.forward, x)
+    tips = {
+        "first guess (the given values)": solution.extra["guess"],
+        "classical (image eroded by the characteriser)": solution.results["classical_tip"].data,
+        "micjax": solution.results["tip"].data,
+    }
+    for name, heights in tips.items():
+        # without the mean, which charges no method with the bias of its zero
+        error = float(np.std((heights - tip)[touching]))
+        rows.append({"quantity": f"tip: {name}", "rms error (nm)": error})
+    return rows
+
+
+def elements(values: Values) -> list[tuple[str, tuple[int, ...], str]]:
+    """(name, index, short label) of each scalar in `values`."""
+    return [
+        (n, i, n.removeprefix("forward.") + (f"[{','.join(map(str, i))}]" if i else ""))
+        for n, v in values.items()
+        for i in np.ndindex(np.shape(v))
+    ]
 
 
 def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:

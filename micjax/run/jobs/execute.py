@@ -10,12 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from micjax.core.progress import interrupts
+from micjax.core.problem import Values
+from micjax.core.progress import interrupts, until_interrupted
+from micjax.inference.attempt import attempt
 from micjax.inference.result import save
+from micjax.inference.runner import solve
 from micjax.inference.solution import Solution
 from micjax.io import write_nexus
 from micjax.report.default import default_figures
 from micjax.run.folder import RunFolder
+from micjax.run.jobs.fields import comparison
 from micjax.run.jobs.job import Job, float_leaves
 from micjax.run.jobs.page import write_report
 from micjax.run.lifecycle import Facts, Outcome
@@ -42,34 +46,26 @@ def _solved(job: Job, folder: RunFolder, resume: bool) -> tuple[Solution | None,
     if not resume:  # a finished run of the same plan may have left its own
         folder.checkpoint.unlink(missing_ok=True)
         (folder / "metrics.jsonl").unlink(missing_ok=True)
-    began = time.monotonic()
-    with interrupts() as watch:
-        try:
-            solution = job.solve(
-                job.problem,
-                job.x,
-                job.y,
-                key=job.key,
-                checkpoint=folder.checkpoint,
-                resume=resume,
-                on_chunk=_recorder(folder, began, watch),
-                **job.engine,
-            )
-        except KeyboardInterrupt:
-            log.warning("interrupted before there was a result")
-            return None, True
-    if not isinstance(solution, Solution):
-        raise TypeError(f"{job.citizen.reference}.solve gave a {type(solution).__name__}")
+    began, module = time.monotonic(), job.citizen.module
+    with interrupts() as watch, until_interrupted() as interruption:
+        how = {"checkpoint": folder.checkpoint, "resume": resume}
+        how |= {"key": job.key, "on_chunk": _recorder(folder, began)}
+        solution = solve(module, job.problem, job.x, job.y, **how, **job.engine)
+    if interruption.happened:
+        log.warning("interrupted before there was a result")
+        return None, True
+    if job.citizen.function("conclude") is None:
+        maps = attempt("maps of data and prediction", comparison, solution.problem, job.x, job.y)
+        solution = dataclasses.replace(solution, results=maps or {})
     stopped = solution.fit is not None and solution.fit.stop_reason == "interrupted"
     return solution, watch.happened or stopped
 
 
-def _recorder(folder: RunFolder, began: float, watch) -> Callable[..., None]:
-    def on_chunk(steps: Any, loss: Any, *values: Any, **more: Any) -> None:
-        row = {"time_s": round(time.monotonic() - began, 3), "steps": int(steps)}
-        row |= {"loss": _finite(loss)} | {n: _finite(v) for n, v in more.items()}
-        if values:
-            row["values"] = {n: _finite(v) for n, v in values[0].items() if np.size(v) == 1}
+def _recorder(folder: RunFolder, began: float) -> Callable[..., None]:
+    def on_chunk(steps: int, loss: float, values: Values) -> None:
+        row: dict[str, Any] = {"time_s": round(time.monotonic() - began, 3), "steps": steps}
+        row |= {"loss": _finite(loss)}
+        row["values"] = {n: _finite(v) for n, v in values.items() if np.size(v) == 1}
         try:
             folder.add_metrics(row)
         except OSError as error:  # the fit is worth more than its diary

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from typing import Any
 
 import numpy as np
 
@@ -13,30 +12,27 @@ from micjax.io.fields import Axis, Field
 _WITH_UNIT = re.compile(r"^(\w+?)_(pm|nm|um|A|mrad|deg|eV|keV|V|mV|nN|pN|Hz|kHz|s|ms)$")
 
 
-def comparison(problem: InverseProblem, x, y) -> tuple[dict[str, Any], dict[str, float]]:
-    """Fields `data`, `prediction`, `residual` and the metric `rms_residual`.
-
-    Both are empty when the prediction is not one array of the shape of the data.
-    """
+def comparison(problem: InverseProblem, x, y) -> dict[str, Field]:
+    """Fields `data`, `prediction`, `residual`; none when the prediction is not one array of the
+    shape of the data."""
     measured, predicted = np.asarray(y), problem.forward(x)
     if not hasattr(predicted, "shape") or measured.shape != predicted.shape:
-        return {}, {}
-    predicted = np.asarray(predicted)
-    residual = measured - predicted
+        return {}
     axes = _axes(problem, x, measured.shape)
-    arrays = {"data": measured, "prediction": predicted, "residual": residual}
-    rms = float(np.sqrt(np.mean(np.abs(residual) ** 2)))
-    return {n: Field(a, axes, "", n) for n, a in arrays.items()}, {"rms_residual": rms}
+    arrays = {"data": measured, "prediction": np.asarray(predicted)}
+    arrays["residual"] = measured - arrays["prediction"]
+    return {n: Field(a, axes, "", n) for n, a in arrays.items()}
 
 
 def _axes(problem: InverseProblem, x, shape: tuple[int, ...]) -> tuple[Axis, ...]:
-    if len(shape) == 1 and np.shape(x) == shape:
-        name, unit = argument(problem)
-        return (
-            Axis("x" if name in ("data", "data_errors", "title") else name, np.asarray(x), unit),
-        )
     names = ["y", "x"] if len(shape) == 2 else [f"axis{i}" for i in range(len(shape))]
-    return tuple(Axis(n, np.arange(size), "px") for n, size in zip(names, shape, strict=True))
+    axes = [Axis(n, np.arange(size), "px") for n, size in zip(names, shape, strict=True)]
+    if len(shape) <= 2 and np.shape(x) == shape[:1]:
+        name, unit = argument(problem)
+        taken = ("data", "data_errors", "title")
+        axes[0] = Axis("x" if name in taken else name, np.asarray(x), unit)
+        axes[1:] = [Axis("channel", a.values, "") for a in axes[1:]]
+    return tuple(axes)
 
 
 def argument(problem: InverseProblem) -> tuple[str, str]:

@@ -1,10 +1,9 @@
 """From a plan to all that a run needs, before anything is computed."""
 
 import dataclasses
-import inspect
 import json
 import pathlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -17,14 +16,13 @@ from micjax.core.plain import plain
 from micjax.core.problem import InverseProblem, neg_log_joint
 from micjax.core.ranges import check_ranges
 from micjax.core.tree import array_of, named_leaves
+from micjax.inference.runner import stages_of
 from micjax.run.folder import fingerprints
-from micjax.run.jobs.solve import default_solve
 from micjax.run.plans.priors import check_prior, parse_prior
 from micjax.run.plans.settings import NO_DEFAULT, Setting, checked, settings_of, takes_anything
 from micjax.run.plans.solve import SolvePlan
 from micjax.run.registry import Citizen, find
 
-GIVEN_BY_RUN = ("key", "checkpoint", "resume", "on_chunk")
 _ANY = Setting("", None, NO_DEFAULT, "")  # what `**options` of a load takes
 
 
@@ -44,10 +42,6 @@ class Job:
     key: Array
     inputs: dict[str, dict[str, Any]]  # {"file": {path, sha256, bytes}}
 
-    @property
-    def solve(self) -> Callable[..., Any]:
-        return self.citizen.function("solve") or default_solve
-
 
 def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
     """Find the problem, check every name of the plan, read the data, build the problem.
@@ -60,7 +54,7 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
     """
     citizen = find(plan.problem, trusted)
     of_engine = engine_settings(citizen)
-    ours = citizen.ours or citizen.function("solve") is None
+    ours = citizen.ours or citizen.function("stages") is None
     engine = checked("engine setting", plan.engine, of_engine, ours)
     priors = {n: None if text is None else parse_prior(text) for n, text in plan.priors.items()}
     for name, value in plan.values.items():
@@ -100,15 +94,11 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
 
 
 def engine_settings(citizen: Citizen) -> dict[str, Setting]:
-    """The keywords of the solver of this problem which are the user's.
+    """The keywords of the `stages` of this problem.
 
-    **Raises:** `ValueError` when it does not take those which the run gives it.
+    **Raises:** `ValueError` when it has a `solve` in their place.
     """
-    solve = citizen.function("solve") or default_solve
-    missing = [n for n in GIVEN_BY_RUN if n not in inspect.signature(solve).parameters]
-    if missing and not takes_anything(solve):
-        raise ValueError(f"{citizen.reference}.solve does not take {', '.join(missing)}")
-    return settings_of(solve, skip=GIVEN_BY_RUN)
+    return settings_of(stages_of(citizen.module))
 
 
 def _resolved(given: Mapping[str, Any], allowed: Mapping[str, Setting]) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Where fits of `micjax.problems.cbed` start."""
+"""How `micjax.problems.cbed` is solved: where fits start, and what is told of the answer."""
+
+import dataclasses
 
 import equinox as eqx
 import jax
@@ -8,10 +10,49 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from micjax.core.problem import InverseProblem, Values
+from micjax.inference.errors.estimates import LaplaceErrors
+from micjax.inference.solution import Solution
+from micjax.inference.solvers.gauss_newton import FisherScoring
+from micjax.inference.stage import Stage
 from micjax.physics.electrons.pacbed import Camera
+from micjax.problems.cbed.model import Pixels
 
-Pixels = Float[Array, "my mx"]
 TILTS = 5  # of the search along each axis, from -2 to 2 sd
+CHUNK = 3  # steps between two checkpoints
+LOST = 0.01  # of the electrons, which is told
+TOO_COARSE = (
+    "The grid of {} x {} pixels over the cell loses {:.2g} % of the electrons, which the fit takes "
+    "for absorbed ones: give a smaller u_A2 to start from, or more pixels."
+)
+
+
+def stages(
+    problem: InverseProblem, x: Camera, y: Pixels, *, steps: int = 20, starts: int = 3
+) -> list:
+    """The best of several fits, from the likeliest thicknesses and tilts; Laplace errors.
+
+    **Arguments:**
+
+    - `steps`: of Fisher scoring, at most, for each start.
+    - `starts`: how many.
+    """
+
+    def likeliest(problem, x, y, candidates, key):
+        return everywhere(problem, x, y, starts)
+
+    return [Stage(FisherScoring(), steps, CHUNK, starts=likeliest), LaplaceErrors(expected=True)]
+
+
+def conclude(solution: Solution, x: Camera, y: Pixels) -> Solution:
+    """With the electrons that the grid loses."""
+    forward = solution.problem.forward
+    lost = float(forward.lost())
+    said = [TOO_COARSE.format(*forward.shape, 100 * lost)] if lost > LOST else []
+    return dataclasses.replace(
+        solution,
+        metrics={**solution.metrics, "electrons_lost_beyond_grid": lost},
+        statements=[*solution.statements, *said],
+    )
 
 
 def everywhere(problem: InverseProblem, x: Camera, y: Pixels, n: int) -> list[Values]:

@@ -1,4 +1,4 @@
-"""Fits of `micjax.problems.aberrations`: where to start, and the way from there."""
+"""How `micjax.problems.aberrations` is solved: where fits start, and the way from there."""
 
 import dataclasses
 from typing import NamedTuple
@@ -13,8 +13,10 @@ import scipy.stats.qmc
 from jaxtyping import Array, Float
 
 from micjax.core.problem import InverseProblem, Values, neg_log_joint
-from micjax.inference.solve import Stage
+from micjax.inference.errors.estimates import LaplaceErrors
+from micjax.inference.solution import Solution
 from micjax.inference.solvers.lbfgs import LBFGS
+from micjax.inference.stage import Stage
 from micjax.physics.electrons.phase_diversity import (
     KNOBS,
     NODES,
@@ -32,6 +34,16 @@ CHUNK = 10  # evaluations between two checkpoints
 APART = 0.25  # prior standard deviations between two starts
 TOLERANT = dist.LogNormal(np.log(0.3), 0.01)  # the model error while the others are far off
 FARTHEST = 4.0  # standard deviations of the drift
+WRONG = 0.2  # error of a transfer function beyond which the model is none
+UNEXPLAINED = (
+    "The images agree with the model only to within {:.2g} of each transfer function: the values "
+    "are not to be trusted. The residuals show where."
+)
+AMBIGUOUS = (
+    "C10 = {:.4g} Å explains the images almost as well as {:.4g} Å: one more image, at another "
+    "defocus, would tell."
+)
+NEAR, FAR_A = 5.0, 20.0  # in nats but not in C10: another explanation
 
 
 class Phaseless(UnknownObject):
@@ -63,13 +75,20 @@ class PhaselessSeries(UnknownObjectSeries):
         return 0.5 * jnp.sum(self.weights() * (terms - jnp.sum(jnp.log(noise), axis=0)))
 
 
-def stages() -> list[Stage]:
-    """Several fits, from the likeliest defoci and two-fold astigmatisms.
+def stages(problem: InverseProblem, x: Series, y: Images) -> list:
+    """Several fits, from the likeliest defoci and two-fold astigmatisms; Laplace errors.
 
     First without the phases, which neither drift nor the lattice of a crystal leads astray; then
     registered, in both signs of the odd aberrations. While the aberrations are far from the truth
     the model is allowed to be wrong by 30 %: without that the likelihood is too rugged.
+
+    **Raises:** `ValueError` for images of another number than the problem's.
     """
+    images = len(problem.forward.drift_A) + 1
+    if not images == len(x.settings_A) == len(y):
+        raise ValueError(
+            f"{len(y)} images at {len(x.settings_A)} settings; the problem has {images}"
+        )
     rough = {"given": without_phases, "local": (ERROR,), "keep": KEPT}
     registered = {"given": tolerant, "local": (ERROR,), "keep": KEPT}
     return [
@@ -80,7 +99,29 @@ def stages() -> list[Stage]:
         Stage(LBFGS(), FIRST_STEPS, CHUNK, starts=_mirrored, **registered),
         # the better the aberrations are known, the better the images are registered
         Stage(LBFGS(), STEPS, CHUNK, starts=_registered),
+        LaplaceErrors(),
     ]
+
+
+def conclude(solution: Solution, x: Series, y: Images) -> Solution:
+    """With how wrong the model is, and other values that explain the images as well."""
+    best, fit = solution.problem, solution.fit
+    error = float(best.noise.model_error)
+    # its own value where it is held
+    best_A = float(best.forward.aberrations_A["C10"])
+    C10_A = [float(best.at(v).forward.aberrations_A["C10"]) for v in fit.starts_values]
+    others_A = [
+        c
+        for c, loss in zip(C10_A, fit.starts_losses, strict=True)
+        if loss < fit.loss + NEAR and abs(c - best_A) > FAR_A
+    ]
+    said = [UNEXPLAINED.format(error)] if error > WRONG else []
+    said += [AMBIGUOUS.format(c, best_A) for c in others_A]
+    return dataclasses.replace(
+        solution,
+        metrics={**solution.metrics, "model_error": error},
+        statements=[*said, *solution.statements],
+    )
 
 
 def tolerant(problem: InverseProblem) -> InverseProblem:

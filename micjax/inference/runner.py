@@ -1,0 +1,302 @@
+"""From a problem and its stages to a `Solution`: the fits, what follows them, what can be said.
+
+A problem module says in `stages(problem, x, y, **engine)` how it is solved, and in
+`conclude(solution, x, y)` what only it knows of the answer. All that problems share is here.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from micjax.core.problem import InverseProblem
+from micjax.inference.attempt import attempt
+from micjax.inference.checkpoint import StopReason
+from micjax.inference.errors.estimates import NUTS, Estimate, LaplaceErrors
+from micjax.inference.errors.laplace import Laplace
+from micjax.inference.errors.nuts import Posterior
+from micjax.inference.solution import Solution
+from micjax.inference.solve import Fit, fit_stages
+from micjax.inference.solvers.first_order import Adam
+from micjax.inference.stage import Search, Stage
+from micjax.inference.starts.draw import draw_starts
+
+SETTLED = 1e-3  # nats in 100 steps
+AGREE = 1.01  # r_hat, above which chains do not agree
+EXPLAINED, CERTAIN = (
+    1.5,
+    5.0,
+)  # chi^2 of a datum, and in standard errors above 1: beyond is a misfit
+LEAST = 1e-9  # of the largest variance: below are no data, such as blind pixels
+UNEXPLAINED = (
+    "The model does not explain the data (chi^2 per datum {:.3g}): the errors are too small, and "
+    "the values may be off by more. The residual shows where."
+)
+
+Entry = Stage | Search | Estimate
+
+
+def solve(
+    module: ModuleType,
+    problem: InverseProblem,
+    x,
+    y,
+    *,
+    key: Array,
+    checkpoint=None,
+    resume: bool = False,
+    on_chunk: Callable[..., Any] | None = None,
+    **engine,
+) -> Solution:
+    """`run` with the stages and the conclusion of a problem module.
+
+    **Arguments:**
+
+    - `module`: the problem's; one without `stages` is solved by `default_stages`.
+    - `engine`: keywords of its `stages`.
+
+    **Raises:** as `run`.
+    """
+    y = floats(y)
+    stages = stages_of(module)(problem, x, y, **engine)
+    conclude = getattr(module, "conclude", None)
+    how = {"checkpoint": checkpoint, "resume": resume, "on_chunk": on_chunk}
+    return run(problem, x, y, stages, key=key, conclude=conclude, **how)
+
+
+def run(
+    problem: InverseProblem,
+    x,
+    y,
+    stages: Sequence[Any] | None = None,
+    *,
+    key: Array,
+    checkpoint=None,
+    resume: bool = False,
+    on_chunk: Callable[..., Any] | None = None,
+    conclude: Callable[[Solution, Any, Any], Solution] | None = None,
+) -> Solution:
+    """Solve a problem: fits first, then error estimates, then what they say.
+
+    What follows the fits may fail without costing them: a warning says so. Entry number i draws by
+    `jax.random.fold_in(key, i)`, and a `Search` by `key`.
+
+    **Arguments:**
+
+    - `stages`: some `Search` and `Stage`, then error estimates such as `LaplaceErrors` and `NUTS`;
+        `default_stages` if not given.
+    - `checkpoint`, `resume`, `on_chunk`: as of `micjax.fit`.
+    - `conclude`: `conclude(solution, x, y) -> Solution`, with more maps, rows and sentences.
+
+    **Raises:** `ValueError` for data of another shape than the prediction, an estimate before a
+    fit, or the checkpoint of another fit; `NonFiniteError` when not even the first evaluation is
+    finite; `KeyboardInterrupt` before there is anything.
+    """
+    y = floats(y)
+    stages = default_stages(problem, x, y) if stages is None else stages
+    fits, estimates = parted(stages)
+    how = {"checkpoint": checkpoint, "resume": resume, "on_chunk": on_chunk}
+    fit = fit_stages(problem, x, y, fits, key=key, **how)
+    interrupted = fit.stop_reason is StopReason.INTERRUPTED
+    if interrupted and not np.isfinite(fit.loss):
+        raise KeyboardInterrupt
+    errors = [
+        attempt(estimate.title, estimate, fit, x, y, jax.random.fold_in(key, len(fits) + i))
+        for i, estimate in enumerate([] if interrupted else estimates)
+    ]
+    laplace = next((e for e in errors if isinstance(e, Laplace)), None)
+    posterior = next((e for e in errors if isinstance(e, Posterior)), None)
+    compared = attempt("comparison with the data", _compared, fit.problem, x, y)
+    misfit, unexplained = compared or ({}, [])
+    sentences = [
+        *_how_it_ended(fit, fits[-1]),
+        *_identified(fit.problem, laplace),
+        *_sampled(posterior),
+        *unexplained,
+    ]
+    solution = Solution(
+        problem=fit.problem,
+        fit=fit,
+        posterior=posterior,
+        laplace=laplace,
+        metrics={"loss": fit.loss, "steps": float(fit.steps)} | misfit,
+        statements=sentences,
+    )
+    if conclude is None:
+        return solution
+    return attempt("conclusion", _concluded, conclude, solution, x, y) or solution
+
+
+def parted(stages: Sequence[Any]) -> tuple[list[Stage | Search], list[Estimate]]:
+    """The fits of a list of stages, and the error estimates after them.
+
+    **Raises:** `ValueError` for anything else in it, or another order.
+    """
+    for entry in stages:
+        if not isinstance(entry, Stage | Search | Estimate):
+            raise ValueError(
+                f"{entry!r} is no stage: a list of Stage and Search is needed, then error "
+                "estimates, LaplaceErrors, NUTS or SVI"
+            )
+    fits = [entry for entry in stages if isinstance(entry, Stage | Search)]
+    if not fits or fits != list(stages[: len(fits)]):
+        raise ValueError("stages begin with a Stage or a Search; error estimates follow all fits")
+    return fits, list(stages[len(fits) :])
+
+
+def stages_of(module: ModuleType) -> Callable[..., Sequence[Entry]]:
+    """How a problem module is solved.
+
+    **Raises:** `ValueError` for a module that has its own `solve` in their place.
+    """
+    if callable(stages := getattr(module, "stages", None)):
+        return stages
+    old = getattr(module, "solve", None)
+    if inspect.isfunction(old) and "checkpoint" in inspect.signature(old).parameters:
+        raise ValueError(
+            f"{module.__name__}.solve is not called: write stages(problem, x, y, **engine), a "
+            "list of micjax.Stage and the like (an algorithm of your own is a micjax.Search in "
+            "it), and conclude(solution, x, y) for its maps and sentences"
+        )
+    return default_stages
+
+
+def default_stages(
+    problem: InverseProblem,
+    x,
+    y,
+    *,
+    steps: int = 3000,
+    learning_rate: float = 2e-2,
+    tolerance: float = SETTLED,
+    starts: int = 1,
+    sampler: Literal["none", "nuts"] = "none",
+    samples: int = 500,
+    warmup: int = 500,
+    chains: int = 2,
+) -> list[Entry]:
+    """Maximum a posteriori by Adam, Laplace errors around it, and NUTS when it is asked for.
+
+    **Arguments:**
+
+    - `steps`: of Adam, at most.
+    - `learning_rate`: of Adam, in unconstrained coordinates.
+    - `tolerance`: stop when 100 steps improve the loss by less than this (nats); 0 never stops.
+    - `starts`: how many fits side by side: from the given values and from draws of the priors.
+    - `sampler`: `none`, or `nuts` to sample the posterior from the best values on.
+    - `samples`: draws of each chain after the warm-up.
+    - `warmup`: transitions of each chain before them.
+    - `chains`: how many chains.
+    """
+
+    def drawn(problem, x, y, candidates, key):
+        return draw_starts(key, problem, starts)
+
+    several = starts > 1
+    fit = Stage(
+        Adam(learning_rate),
+        steps,
+        starts=drawn if several else None,
+        together=several,
+        tolerance=tolerance,
+    )
+    draws = [NUTS(samples, warmup, chains)] if sampler == "nuts" else []
+    return [fit, *draws, LaplaceErrors()]
+
+
+def floats(y: PyTree) -> PyTree:
+    """The data in floating point, in which a law of counts does not overflow; wide integers, which
+    may be labels, stay what they are."""
+
+    def cast(leaf):
+        leaf = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        labels = leaf.dtype.kind in "iu" and leaf.dtype.itemsize >= 4
+        return jnp.asarray(leaf, None if labels or leaf.dtype.kind == "c" else float)
+
+    return jax.tree.map(cast, y)
+
+
+def _concluded(conclude, solution: Solution, x, y) -> Solution:
+    solution = conclude(solution, x, y)
+    if not isinstance(solution, Solution):
+        raise TypeError(f"conclude gave a {type(solution).__name__}, not a Solution")
+    return solution
+
+
+def _compared(problem: InverseProblem, x, y) -> tuple[dict[str, float], list[str]]:
+    """The rms of the residual and chi^2 of a datum, where the law of the data has a mean and a
+    variance; and a sentence if that is no chance."""
+    law = problem.noise(problem.forward(x))
+    try:
+        mean, variance = np.asarray(law.mean), np.asarray(law.variance)
+    except (AttributeError, NotImplementedError, TypeError):
+        return {}, []
+    if mean.shape != np.shape(y):
+        return {}, []
+    squares = np.abs(np.asarray(y) - mean).astype(float) ** 2
+    variance = np.broadcast_to(variance, mean.shape)
+    found = {"residual_rms": float(np.sqrt(np.mean(squares)))}
+    seen = np.isfinite(variance) & (variance > LEAST * np.max(variance, initial=0.0))
+    if not seen.any():
+        return found, []
+    terms = squares[seen] / variance[seen]
+    found["chi_squared_per_datum"] = chi2 = float(np.mean(terms))
+    least = max(EXPLAINED, 1.0 + CERTAIN * float(np.std(terms)) / np.sqrt(terms.size))
+    return found, [UNEXPLAINED.format(chi2)] if chi2 > least else []
+
+
+def _how_it_ended(fit: Fit, last: Stage | Search) -> Iterator[str]:
+    steps = f"after {fit.steps} steps"
+    if fit.stop_reason in (StopReason.TOLERANCE, StopReason.CONVERGED):
+        yield f"The fit converged {steps}."
+    elif fit.stop_reason is StopReason.STALLED:
+        yield f"The fit stopped {steps}: no step lowers the loss, which need not be its minimum."
+    elif fit.stop_reason is not StopReason.STEPS:
+        yield f"The fit stopped {steps}: {fit.stop_reason}{fit.fault and ', '}{fit.fault}."
+    elif isinstance(last, Stage) and _slows_down(last):
+        yield f"The fit made its {fit.steps} steps, which became ever smaller."
+    elif isinstance(last, Stage):
+        yield f"The fit used all of its {fit.steps} steps and may not have converged."
+
+
+def _slows_down(stage: Stage) -> bool:
+    return isinstance(stage.solver, Adam) and float(stage.solver.decay_steps) <= stage.steps
+
+
+def _identified(problem: InverseProblem, laplace: Laplace | None) -> Iterator[str]:
+    if laplace is None:
+        return
+    vague = [n for n, ok in laplace.identified.items() if not ok]
+    yield from (f"{n} is not identified by these data." for n in vague)
+    if not vague and set(laplace.names) == set(problem.unknowns()):
+        yield "All unknowns are identified by these data."
+
+
+def _sampled(posterior: Posterior | None) -> Iterator[str]:
+    if posterior is None:
+        return
+    if posterior.losses is None:
+        chains, samples = next(iter(posterior.draws.values())).shape[:2]
+        worst, fewest = _extreme(np.max, posterior.r_hat()), _extreme(np.min, posterior.ess())
+        yield (
+            f"{chains} chain{'s' * (chains > 1)} of {samples} draws: r_hat at most {worst:.4f}, at "
+            f"least {fewest:.0f} independent draws."
+        )
+        if not worst <= AGREE:
+            yield "The chains do not agree yet: sample longer."
+    if posterior.divergences:
+        yield f"{posterior.divergences} transitions diverged: distrust the draws."
+    elif posterior.losses is None:
+        yield "No transition diverged."
+
+
+def _extreme(of: Callable[..., Any], table: dict[str, np.ndarray]) -> float:
+    """Over all numbers of a table; those of an unknown that never moved are NaN."""
+    numbers = np.concatenate([np.ravel(v) for v in table.values()])
+    numbers = numbers[np.isfinite(numbers)]
+    return float(of(numbers)) if numbers.size else np.nan

@@ -1,0 +1,171 @@
+"""What is told of a surface and a tip: maps, what is certain, and what the scan leaves open."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from micjax.inference.solution import Solution
+from micjax.io import Axis, Field
+from micjax.physics.tips.dilation import certain, dilate, erode, touching_tip_pixels
+from micjax.physics.tips.evidence import admissible, misfit
+from micjax.problems.tip.model import Reshaped, TipScan
+from micjax.problems.tip.stages import LINES, describe, found_in, levelled
+
+CERTAIN_SIGMAS = 2.0  # two contacts closer than this are not told apart
+
+
+def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]) -> Solution:
+    """With the maps, numbers and sentences of surface and tip."""
+    problem, found = solution.problem, found_in(solution.fit.arrays)
+    forward, sigma = problem.forward, problem.noise.sigma
+    tip = forward.tip()
+    flat = levelled(y, forward.line_offsets_nm[x])
+    clean = jax.vmap(lambda s: dilate(s, tip))(forward.surface_nm[x])
+    upper = jax.vmap(lambda i: erode(i, tip))(clean)
+    sure, contacts = jax.vmap(lambda i: certain(i, tip, CERTAIN_SIGMAS * sigma))(clean)
+    if found is not None:
+        # The true tip lies between the estimate and a needle, and so does its surface: a point is
+        # certain only where the two agree.
+        sure = sure & (_below_needle(clean, tip) - upper <= sigma)
+    touching = jnp.any(jax.vmap(lambda i: touching_tip_pixels(i, tip))(clean), axis=0)
+    classical = tip  # with a known tip the classical answer is its erosion
+    if found is not None:
+        classical = found.classical_nm
+    classical_surface = jax.vmap(lambda i: erode(i, classical))(flat)
+
+    maps = {
+        "surface": forward.surface_nm[x],
+        "image": y,
+        "upper_bound": upper,
+        "certain": sure,
+        "contact_multiplicity": contacts,
+        "residual": y - forward(x),
+        "classical_surface": classical_surface,
+    }
+    pixel = np.asarray(_pixel(forward), float)
+    results = {
+        name: _field(np.asarray(data), pixel, name, frames=len(x)) for name, data in maps.items()
+    }
+    results["tip"] = _field(np.asarray(tip), pixel, "tip")
+    results["tip_touches"] = _field(np.asarray(touching), pixel, "tip_touches")
+    results["classical_tip"] = _field(np.asarray(classical), pixel, "classical_tip")
+    if LINES in problem.priors:
+        lines = Axis("line", np.arange(y.shape[1]), "")
+        axes = (Axis("frame", np.arange(len(x)), ""), lines)
+        offsets = np.asarray(forward.line_offsets_nm[x])
+        results["line_offsets"] = Field(offsets, axes, "nm", "line_offsets")
+
+    share = float(jnp.mean(sure))
+    metrics = {n: v for n, v in solution.metrics.items() if n != "residual_rms"} | {
+        "noise_nm": float(sigma),
+        "residual_rms_nm": float(jnp.sqrt(jnp.mean((y - forward(x)) ** 2))),
+        "certain_fraction": share,
+        "tip_pixels_touching": float(jnp.mean(touching)),
+        "taken_off_nm": float(jnp.mean(flat - forward.surface_nm[x])),
+    }
+    said = _statements(found, share, float(jnp.mean(touching)))
+    return dataclasses.replace(
+        solution,
+        results=results,
+        metrics=metrics,
+        table=_table(flat, sigma, tip, classical, found),
+        statements=[*said, *solution.statements],
+        extra={"found": found, "tip": np.asarray(tip), "classical_tip": np.asarray(classical)},
+    )
+
+
+def _below_needle(images, tip) -> Float[Array, "n ny nx"]:
+    """The surfaces if the tip were nothing but its highest pixel."""
+    needle = jnp.where(jnp.arange(tip.size) == jnp.argmax(tip), 0.0, -jnp.inf).reshape(tip.shape)
+    return jax.vmap(lambda i: erode(i, needle.astype(i.dtype)))(images)
+
+
+def _pixel(forward: TipScan) -> Float[Array, "2"]:
+    tip = forward.tip
+    return tip.shape.pixel_nm if isinstance(tip, Reshaped) else tip.pixel_nm
+
+
+def _field(data: np.ndarray, pixel: np.ndarray, name: str, frames: int = 0) -> Field:
+    """A map with its axes in nm; one frame alone is a plain image."""
+    data = data[0] if frames == 1 else data
+    y, x = (
+        Axis(n, np.arange(k) * float(d), "nm")
+        for n, k, d in zip("yx", data.shape[-2:], pixel, strict=True)
+    )
+    axes = (y, x) if data.ndim == 2 else (Axis("frame", np.arange(frames), ""), y, x)
+    unit = "" if data.dtype == bool or name == "contact_multiplicity" else "nm"
+    return Field(data, axes, unit, name)
+
+
+def _table(flat, sigma, tip, classical, found) -> list[dict[str, Any]]:
+    """The tips in question, with what the image says of them."""
+    flat_tip = jnp.zeros_like(tip).at[...].set(-1e6).at[tip.shape[0] // 2, tip.shape[1] // 2].set(0)
+    rows = []
+    for name, heights in (
+        ("no tip correction", flat_tip),
+        ("known tip", tip) if found is None else ("classical (Villarrubia)", classical),
+        *([] if found is None else [("micjax", tip)]),
+    ):
+        seen, floor, bluntness = map(float, misfit(flat, heights, sigma, jax.random.key(0)))
+        own = found is not None and name == "micjax"  # a double tip has an allowance of its own
+        passes = found.passes if own else admissible(seen, floor)
+        rows.append(
+            {
+                "tip": name,
+                "opening misfit (sigma^2)": seen,
+                "expected of noise alone": floor,
+                "admissible": "yes" if passes else "no",
+                "taken off the image (nm)": round(bluntness, 6) * float(sigma),
+            }
+        )
+    return rows
+
+
+def _statements(found, share: float, touching: float) -> list[str]:
+    for_any_tip = "" if found is None else " and the same for every admissible tip"
+    said = [
+        f"{100 * share:.0f} % of the surface is measured (touched at one point only, nothing else "
+        f"within {CERTAIN_SIGMAS:.0f} sigma{for_any_tip}); elsewhere the surface is an estimate "
+        "below the upper bound.",
+        "There is no lower bound where the tip did not touch: pits may be deeper than shown.",
+        f"{100 * touching:.0f} % of the tip's pixels touched the surface; the others are not "
+        "identified by this scan.",
+    ]
+    if found is None:
+        return said
+    said.insert(0, f"Blind estimate of the tip: {describe(found)}.")
+    said.insert(
+        1,
+        "A blind estimate is the bluntest tip that the image admits. Sharper ones, down to a "
+        "needle, may have taken the image as well: the scan alone does not identify the tip from "
+        "below, nor its place below the image.",
+    )
+    if not found.passes:
+        said.insert(
+            0,
+            "NOT IDENTIFIED: no tip of this size and kind is admissible within the noise. The tip "
+            "may have changed during the scan, be larger than the window (tip_size), or the noise "
+            "be larger than assumed (sigma_nm).",
+        )
+    elif found.bluntness < 0.1:
+        said.insert(
+            0,
+            "NOT IDENTIFIED: within the noise assumed the image shows no trace of the tip, which "
+            "is then sharper than a pixel. Where lag of the feedback or drift between lines move "
+            "the heights by more than that noise, state it as sigma_nm.",
+        )
+    if not found.free_form:
+        said.append(
+            "Errors of the tip's parameters are those of the noise alone, with the surface as "
+            "estimated; how blunt the tip is at all is the larger question."
+        )
+    else:
+        said.append(
+            "The tip was reshaped pixel by pixel, so it has no parameters with error bars; "
+            "tip_steps=0 keeps the parametric tip."
+        )
+    return said

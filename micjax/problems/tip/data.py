@@ -1,0 +1,92 @@
+"""Height images, and images of tips, from files, for `micjax.problems.tip`."""
+
+import logging
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from micjax.io import check_image, read
+from micjax.io.fields import with_pixel
+from micjax.physics.tips.evidence import noise_sigma_nm
+from micjax.physics.tips.shapes import size_pair
+from micjax.problems.shared.heights import heights_nm
+
+log = logging.getLogger("micjax")
+
+
+def load(
+    file,
+    channel: str | None = None,
+    pixel_nm: float | list | None = None,
+    known_tip: str | None = None,
+    tip_size: int | None = None,
+    tip_channel: str | None = None,
+    sigma_nm: float | None = None,
+    tip_reflected: bool = False,
+    height_unit: str | None = None,
+) -> tuple[dict[str, Any], Int[Array, " n"], Float[Array, "n ny nx"]]:
+    """The height image of a microscope's file.
+
+    **Arguments:**
+
+    - `channel`: which image of the file; the height if not given.
+    - `pixel_nm`: pixel size where the file does not state one.
+    - `known_tip`: a file with the image of the tip, apex up, of the same pixel size.
+    - `tip_size`: pixels of the unknown tip, odd; 25, or what fits into a small image.
+    - `tip_channel`: which image of the tip's file.
+    - `sigma_nm`: rms noise; estimated from the image if not given.
+    - `tip_reflected`: the known tip is a blind estimate of Gwyddion or another program in
+        Villarrubia's frame, turned by 180 degrees against the tip itself.
+    - `height_unit`: of the values where the file states none; nm if they can be that.
+
+    **Raises:** `ValueError` for NaN or constant images, pixel sizes that differ, tips that do not
+    fit, besides what `micjax.io.read` raises.
+    """
+    field = check_image(read(file, channel, pixel_nm))
+    heights = heights_nm(field, height_unit)
+    pixel = field.pixel_nm
+    ny, nx = heights.shape
+    # where the sample stands means nothing; its slope is part of the surface
+    y = jnp.asarray(heights - heights.mean(), dtype=float)[None]
+    sigma = float(noise_sigma_nm(y)) if sigma_nm is None else sigma_nm
+    if not sigma > 0 and sigma_nm is not None:
+        raise ValueError(f"sigma_nm = {sigma_nm}: must be positive")
+    options: dict[str, Any] = {
+        "frames": 1,
+        "ny": ny,
+        "nx": nx,
+        "pixel_nm": [float(p) for p in pixel],
+        # smooth made-up images have no noise but their rounding
+        "sigma_nm": max(sigma, 1e-4 * float(np.ptp(heights))),
+    }
+    log.info("noise %.3g nm rms%s", options["sigma_nm"], " (estimated)" if sigma_nm is None else "")
+    if known_tip is not None:
+        options["tip_heights_nm"] = _known_tip(
+            known_tip, tip_channel, pixel, heights.shape, tip_reflected, height_unit
+        )
+    else:
+        fits = min(ny, nx) // 3 // 2 * 2 - 1
+        if fits < 3:
+            raise ValueError(f"image of {ny} x {nx} pixels: too small to hold a tip of 3 x 3")
+        options["tip_size"] = min(25, fits) if tip_size is None else tip_size
+    return options, jnp.arange(1), y
+
+
+def _known_tip(path, channel, pixel, image_shape, reflected: bool, height_unit) -> list:
+    # one without a pixel size of its own has the image's
+    tip = check_image(with_pixel(read(path, channel), pixel))
+    if not np.allclose(tip.pixel_nm, pixel, rtol=1e-3):
+        raise ValueError(
+            f"{path}: pixels of {tip.pixel_nm} nm, the image has {pixel}; resample the tip first "
+            "(micjax.physics.tips.shapes.FreeForm.resample)"
+        )
+    heights = heights_nm(tip, None if tip.unit else height_unit)
+    size_pair(heights.shape)
+    if heights.shape[0] > image_shape[0] or heights.shape[1] > image_shape[1]:
+        raise ValueError(
+            f"the image of {image_shape} pixels is smaller than the tip {heights.shape}"
+        )
+    heights = heights[::-1, ::-1] if reflected else heights
+    return (heights - heights.max()).tolist()

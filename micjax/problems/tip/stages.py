@@ -1,0 +1,189 @@
+"""How `micjax.problems.tip` is solved: the tip first, then the surface below it."""
+
+import logging
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from micjax.core.problem import InverseProblem, Values
+from micjax.inference.errors.estimates import NUTS, LaplaceErrors
+from micjax.inference.solve import Fit
+from micjax.inference.solvers.first_order import Adam
+from micjax.inference.stage import Arrays, Search, Stage
+from micjax.physics.probes.lines import add_lines
+from micjax.physics.tips.blind.search import BlindTip, blind
+from micjax.physics.tips.dilation import erode
+from micjax.physics.tips.shapes import Double, FreeForm
+from micjax.problems.tip.model import Reshaped
+
+log = logging.getLogger("micjax")
+
+SURFACE, LINES = "forward.surface_nm", "forward.line_offsets_nm"
+SHAPE = ("radius_nm", "half_angle_deg", "offset_nm", "drop_nm", "origin_nm", "pixel_nm")
+NUMBERS = ("heights_nm", "classical_nm", "double", "free_form", "passes", "bluntness")
+
+
+class Found(NamedTuple):
+    """The blind estimate of a tip: see `micjax.physics.tips.blind.search.BlindTip`."""
+
+    shape: Double
+    heights_nm: Float[Array, "ky kx"]
+    classical_nm: Float[Array, "ly lx"]
+    double: bool
+    free_form: bool
+    passes: bool
+    bluntness: float
+
+
+def stages(
+    problem: InverseProblem,
+    x: Int[Array, " n"],
+    y: Float[Array, "n ny nx"],
+    *,
+    steps: int = 300,
+    tip_steps: int = 300,
+    threshold_sigmas: float = 4.0,
+    tip_radii: int = 18,
+    posterior: str = "laplace",
+) -> list:
+    """The tip, if it is not known; the surface below it; errors of the tip's parameters.
+
+    **Arguments:**
+
+    - `steps`: of the surface fit.
+    - `tip_steps`: of the free-form part of the blind tip; 0 keeps the parametric tip.
+    - `threshold_sigmas`: threshold of the classical estimate, for comparison, in sigma.
+    - `tip_radii`: how many radii of the tip are tried; 45 where the noise is low.
+    - `posterior`: of the tip's parameters given the surface: laplace, nuts or none.
+    """
+    errors = {
+        "laplace": [LaplaceErrors(parameters)],
+        "nuts": [NUTS(300, 300, 1, parameters)],
+        "none": [],
+    }
+    if posterior not in errors:
+        raise ValueError(f"posterior {posterior!r}: allowed are laplace, nuts, none")
+    # tip and noise are as they are
+    free = [n for n in (SURFACE, LINES) if n in problem.priors]
+    adam = Adam(0.5 * problem.noise.sigma, steps)
+    surface = Stage(adam, steps, min(50, steps), starts=_eroded, free=free)
+    if isinstance(problem.forward.tip, FreeForm):
+        return [surface]
+
+    def search(problem, x, y, key, report):
+        window, images = problem.forward.tip.shape, levelled(y, _starting_offsets(problem, x, y))
+        found = blind(
+            images,
+            problem.noise.sigma,
+            window.pixel_nm,
+            window.size,
+            key,
+            steps=tip_steps,
+            threshold_sigmas=threshold_sigmas,
+            radii=tip_radii,
+            report=report,
+        )
+        log.info("tip: %s", describe(found))
+        depth_nm = 1.05 * float(jnp.max(jnp.ptp(images, axis=(1, 2))))
+        heights, shape = _apex_in_the_middle(found.heights_nm, found.shape, depth_nm)
+        numbers = {n: getattr(found, n) for n in NUMBERS} | {"heights_nm": heights}
+        return numbers | {f"shape_{n}": getattr(shape, n) for n in SHAPE}
+
+    return [Search(search, _with_tip, "tip"), surface, *errors[posterior]]
+
+
+def found_in(arrays: Arrays) -> Found | None:
+    """What the search has found; None where the tip is known."""
+    if not arrays:
+        return None
+    shape = {n: arrays[f"shape_{n}"] for n in SHAPE}
+    heights, classical = (jnp.asarray(arrays[n]) for n in NUMBERS[:2])
+    told = [arrays[n].item() for n in NUMBERS[2:]]
+    return Found(Double(**shape, size=heights.shape), heights, classical, *told)
+
+
+def _with_tip(problem: InverseProblem, arrays: Arrays) -> InverseProblem:
+    found = found_in(arrays)
+    tip = Reshaped(found.shape, found.heights_nm - found.shape())
+    return eqx.tree_at(lambda p: p.forward.tip, problem, tip)
+
+
+def _eroded(problem: InverseProblem, x, y, candidates, key) -> list[Values]:
+    """The surface as the tip would have left it."""
+    offsets, tip = _starting_offsets(problem, x, y), problem.forward.tip()
+    surface = jax.vmap(lambda i: erode(i, tip))(levelled(y, offsets))
+    return [{SURFACE: surface} | ({LINES: offsets} if LINES in problem.priors else {})]
+
+
+def _starting_offsets(problem: InverseProblem, x, y) -> Float[Array, "n ny"]:
+    known = LINES not in problem.priors
+    return problem.forward.line_offsets_nm[x] if known else line_offsets(y)
+
+
+def levelled(y: Float[Array, "n ny nx"], offsets_nm: Float[Array, "n ny"]):
+    """The images without the offsets of their lines."""
+    return jax.vmap(add_lines)(y, -offsets_nm)
+
+
+def line_offsets(images: Float[Array, "n ny nx"]) -> Float[Array, "n ny"]:
+    """Line offsets by the median of differences between neighbouring lines.
+
+    Their sum wanders with the surface, so that only what is faster than about 15 lines counts.
+    """
+    steps = jnp.median(jnp.diff(images, axis=1), axis=2)
+    offsets = jnp.concatenate([jnp.zeros_like(steps[:, :1]), jnp.cumsum(steps, axis=1)], axis=1)
+    window = jnp.hanning(17)[1:-1]
+    smooth = jax.vmap(lambda o: jnp.convolve(o, window, mode="same"))(offsets)
+    return offsets - smooth / jnp.convolve(jnp.ones(offsets.shape[1]), window, mode="same")
+
+
+def parameters(fit: Fit) -> list[str]:
+    """The unknowns whose errors are told: the tip's parameters and the noise, given the surface;
+    what the scatter alone leaves open.
+
+    A reshaped tip has no parameters, and a single one no second apex.
+    """
+    found = found_in(fit.arrays)
+    if found.free_form:
+        return []
+    names = ["forward.tip.shape.radius_nm", "forward.tip.shape.half_angle_deg", "noise.sigma"]
+    if found.double:
+        names += ["forward.tip.shape.offset_nm", "forward.tip.shape.drop_nm"]
+    return [n for n in names if n in fit.problem.priors]
+
+
+def _apex_in_the_middle(heights, shape: Double, depth_nm: float) -> tuple[Array, Double]:
+    """The same tip in a larger window, its highest pixel in the middle, so that the surface is not
+    shifted against the image, and no line at the border was touched from outside the scan."""
+    ny, nx = heights.shape
+    top = np.unravel_index(int(jnp.argmax(heights)), heights.shape)
+    dy, dx = ny // 2 - int(top[0]), nx // 2 - int(top[1])
+    sides = ((max(2 * dy, 0), max(-2 * dy, 0)), (max(2 * dx, 0), max(-2 * dx, 0)))
+    heights = jnp.pad(heights, sides, constant_values=-depth_nm)
+    origin_nm = shape.origin_nm + jnp.array([dy, dx]) * shape.pixel_nm
+    shape = Double(
+        shape.radius_nm,
+        shape.half_angle_deg,
+        shape.offset_nm,
+        shape.drop_nm,
+        origin_nm,
+        shape.pixel_nm,
+        size=heights.shape,
+    )
+    return heights, shape
+
+
+def describe(found: Found | BlindTip) -> str:
+    """In some words."""
+    shape = found.shape
+    text = (
+        f"radius {float(shape.radius_nm):.3g} nm, half-angle {float(shape.half_angle_deg):.0f} deg"
+    )
+    if found.double:
+        dy, dx = (float(v) for v in shape.offset_nm)
+        text += f", second apex at (y {dy:.3g}, x {dx:.3g}) nm, {float(shape.drop_nm):.3g} nm lower"
+    return text + (", reshaped pixel by pixel" if found.free_form else "")
