@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 
 import micjax
-from micjax.active import streaming, student
+from micjax.active import streaming
 from micjax.active.acquire import hypervolume as H
 from micjax.active.acquire import values as acquisition
 from micjax.active.acquire.batch import greedy_improvement
@@ -16,6 +16,7 @@ from micjax.active.acquire.scalarise import scale_of, spread
 from micjax.active.design import eig, fisher, particles
 from micjax.active.gp import features as low_rank
 from micjax.active.gp import process as gp
+from micjax.active.gp import student
 from micjax.active.gp.evidence import fit_evidence
 from micjax.active.learner.belief import physical_model
 from micjax.active.learner.cost import (

@@ -135,6 +135,11 @@ def fit_stages(
     data = "" if checkpoint is None else digest((x, y))
     if checkpoint is not None and resume:
         state = load_snapshot(checkpoint, state, data)
+        if not 0 <= state.stage < len(stages):
+            raise ValueError(
+                f"{checkpoint} is the checkpoint of another fit: of stage {state.stage + 1}, "
+                f"and there are {len(stages)}"
+            )
         for stage in stages[: state.stage]:
             problem = stage.apply(problem, state.arrays) if isinstance(stage, Search) else problem
 
