@@ -3,6 +3,8 @@
 y ~ noise(forward(x)), unknowns ~ priors: one object, `InverseProblem`, and engines that take it.
 """
 
+from micjax.core.joint import joint as joint
+from micjax.core.joint import joint_data as joint_data
 from micjax.core.problem import InverseProblem as InverseProblem
 from micjax.core.problem import free as free
 from micjax.core.problem import neg_log_joint as neg_log_joint
@@ -18,6 +20,8 @@ from micjax.inference.result import save as save
 from micjax.inference.solve import Fit as Fit
 from micjax.inference.solve import fit as fit
 from micjax.inference.starts.draw import draw_starts as draw_starts
+from micjax.inference.tension import Tension as Tension
+from micjax.inference.tension import tension as tension
 from micjax.physics.noise import AmplitudeGaussian as AmplitudeGaussian
 from micjax.physics.noise import Gaussian as Gaussian
 from micjax.physics.noise import HeteroscedasticGaussian as HeteroscedasticGaussian

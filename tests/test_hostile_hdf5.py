@@ -3,13 +3,14 @@
 import time
 
 import h5py
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import micjax
 import micjax.io as mio
 from micjax.core.foreign import hdf5, limits
-from micjax.inference.result import save
+from micjax.inference.result import load_posterior, save
 from micjax.io import Axis, Field
 from micjax.problems import edge
 
@@ -84,6 +85,25 @@ def test_results_open_no_other_files(tmp_path, secret, outside):
         outside(file["values"], secret)
     with pytest.raises(ValueError, match=r"values\.h5 is not a micjax result: .*(other|out of)"):
         micjax.load(tmp_path / "values.h5")
+
+
+@pytest.mark.parametrize("link", [h5py.ExternalLink("b.h5", "/"), h5py.SoftLink("/posterior")])
+def test_links_of_results_are_refused_with_the_name_of_the_file(tmp_path, link):
+    save(tmp_path / "values.h5", edge.problem(), "micjax.problems.edge")
+    with h5py.File(tmp_path / "values.h5", "r+") as file:
+        file["posterior"] = link
+    with pytest.raises(ValueError, match=r"values\.h5 is not a micjax result: .*(out of|circles)"):
+        load_posterior(tmp_path / "values.h5")
+
+
+def test_counts_of_a_checkpoint_are_numbers(tmp_path):
+    path, problem = tmp_path / "fit.h5", edge.problem()
+    x = jnp.linspace(-3.0, 3.0, 8)
+    micjax.fit(problem, x, problem.forward(x), steps=2, checkpoint=path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["stage"] = "."
+    with pytest.raises(ValueError, match=r"fit\.h5 is not a micjax checkpoint"):
+        micjax.fit(problem, x, problem.forward(x), steps=2, checkpoint=path, resume=True)
 
 
 def test_what_lies_beside_in_other_files_does_no_harm(scan, secret):

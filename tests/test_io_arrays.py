@@ -1,6 +1,7 @@
 """Bare arrays and TIFF: what they say is used, refused or told, and nothing is made up."""
 
 import logging
+import struct
 import warnings
 
 import numpy as np
@@ -118,6 +119,26 @@ def test_plain_tiff(tiff, caplog):
     with caplog.at_level(logging.INFO, logger="micjax.io"):
         assert mio.read(path).axes[0].unit == "px"
     assert "resolution is that of a printer" in caplog.text
+
+
+@pytest.mark.parametrize("to, message", [(8, "go round in circles"), (10**9, "a page is missing")])
+@pytest.mark.parametrize("silent", [False, True])
+def test_pages_end_where_the_file_says(tiff, to, message, silent):
+    """Whoever listens: tifffile logs what it finds, and a log can be turned off."""
+    path = tiff(np.stack([ramp(), ramp()]).astype("f4"), metadata=None)
+    raw = bytearray(path.read_bytes())
+    at = 4
+    for _ in range(3):  # from the header to the first page, to the second, behind it
+        (page,) = struct.unpack_from("<I", raw, at)
+        at, last = page and page + 2 + 12 * struct.unpack_from("<H", raw, page)[0], at
+    raw[last : last + 4] = struct.pack("<I", to)
+    path.write_bytes(raw)
+    logging.disable(logging.CRITICAL if silent else logging.NOTSET)
+    try:
+        with pytest.raises(ValueError, match=f"a.tif.*{message}"):
+            mio.read(path)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5])

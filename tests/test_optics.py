@@ -182,7 +182,5 @@ def test_float32_stays_float32():
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(function, name, nearest):
-    with pytest.raises(
-        ValueError, match=rf"no aberration coefficient '{name}'.*{nearest}"
-    ):
+    with pytest.raises(ValueError, match=rf"no aberration coefficient '{name}'.*{nearest}"):
         function({name: 1.0})

@@ -160,6 +160,19 @@ def test_occupancies_that_make_no_sense(tmp_path):
         read_structure(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.xyz", "9" * 200),
+        ("POSCAR", "Si\n1\n5 0 0\n0 5 0\n0 0 5\nSi\n3000000000\nDirect\n0 0 0\n"),
+    ],
+)
+def test_more_atoms_than_a_file_has_room_for(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="is no structure: .* atoms in .* bytes"):
+        read_structure(str(tmp_path / name))
+
+
 def test_atoms_beyond_the_faces_of_a_cell():
     """A crystal moves by whole cells; rounding does not; what is no crystal has to fit."""
     z = [-1e-15, 4.0 - 1e-13, 4.0, -2.0, 5.0]

@@ -151,6 +151,8 @@ def load_snapshot(path: Path, state: Snapshot, data: str) -> Snapshot:
     try:
         with opened(path) as file:
             attributes = file.root.attrs
+            counts = {n: int(attributes[n]) for n in ("stage", "rounds", "steps")}
+            solver, of = str(attributes["solver"]), attributes["data"]
             if file.root.text("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT!r}")
             groups = {g: _read_candidates(file, g) for g in ("candidates", "ended")}
@@ -158,7 +160,7 @@ def load_snapshot(path: Path, state: Snapshot, data: str) -> Snapshot:
             carry = {file.get(f"carry/{i}").attrs["name"]: a for i, a in numbered.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a micjax checkpoint: {error}") from error
-    if attributes["data"] != data:
+    if of != data:
         raise ValueError(f"{path} is the checkpoint of another fit: its data are not these")
     wanted, saved = set(state.candidates[0].values), set(groups["candidates"][0].values)
     if wanted != saved:
@@ -167,13 +169,11 @@ def load_snapshot(path: Path, state: Snapshot, data: str) -> Snapshot:
         raise ValueError(f"{path} is the checkpoint of another fit: {'; '.join(lines)}")
     return Snapshot(
         groups["candidates"],
-        int(attributes["stage"]),
-        int(attributes["rounds"]),
-        groups["ended"],
+        ended=groups["ended"],
         carry=carry,
-        solver=str(attributes["solver"]),
+        solver=solver,
         losses=[losses],
-        steps=int(attributes["steps"]),
+        **counts,
     )
 
 

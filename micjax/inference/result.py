@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from micjax.core.files import replaced
-from micjax.core.foreign.hdf5 import File, opened
+from micjax.core.foreign.hdf5 import Damaged, File, opened
 from micjax.core.foreign.modules import GROUP, references
 from micjax.core.problem import InverseProblem
 from micjax.core.ranges import check_ranges
@@ -94,7 +94,7 @@ def load(path: Path, module: ModuleType | str | None = None) -> InverseProblem:
     """
     with _opened(path) as file:
         reference, options = _header(file, path)
-        values = _arrays(file, "values", path)
+        values = file.arrays("values")
     module = _imported(path, reference, module)
     ours = reference.startswith(f"{GROUP}.")
     for name, value in options.items():
@@ -143,7 +143,7 @@ def load_posterior(path: Path) -> Posterior:
         divergences = np.ravel(group.attrs.get("divergences", ()))
         if divergences.dtype.kind not in "iu" or divergences.size != 1:
             raise ValueError(f"{path}: its posterior has {divergences} divergences")
-        return Posterior(_arrays(file, "posterior", path), int(divergences[0]))
+        return Posterior(file.arrays("posterior"), int(divergences[0]))
 
 
 def _header(file: File, path: Path) -> tuple[str, dict[str, Any]]:
@@ -157,25 +157,17 @@ def _header(file: File, path: Path) -> tuple[str, dict[str, Any]]:
     return reference, options
 
 
-def _arrays(file: File, group: str, path: Path) -> dict[str, np.ndarray]:
-    try:
-        return file.arrays(group)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a micjax result: {error}") from error
-
-
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[File]:
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"no such result: {path}")
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(opened(path))
-        except ValueError as error:
-            raise ValueError(f"{path} is not a micjax result: {error}") from error
-        if file.root.text("format") != FORMAT:
-            raise ValueError(f"{path} is not a micjax result (no format {FORMAT!r})")
-        yield file
+    try:
+        with opened(path) as file:
+            if file.root.text("format") != FORMAT:
+                raise ValueError(f"{path} is not a micjax result (no format {FORMAT!r})")
+            yield file
+    except Damaged as error:
+        raise ValueError(f"{path} is not a micjax result: {error}") from error
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

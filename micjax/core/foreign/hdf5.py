@@ -24,6 +24,10 @@ SCRIPT = pathlib.Path(__file__).with_name("hdf5_process.py")
 MOST_STEPS = 1000  # along one path, links included
 
 
+class Damaged(ValueError):
+    """What is wrong inside a file, which the message does not name."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Node:
     """A group or a dataset.
@@ -74,7 +78,7 @@ class File:
     def get(self, path: str, start: Node | None = None) -> Node | None:
         """What a path leads to, from a group on or from the root; None if it leads nowhere.
 
-        **Raises:** `ValueError` for links that leave the file or go round in circles.
+        **Raises:** `Damaged` for links that leave the file or go round in circles.
         """
         node = self.root if start is None or path.startswith("/") else start
         ahead = _parts(path)
@@ -86,44 +90,44 @@ class File:
                 return None
             target = node.links[name]
             if target is None:
-                raise ValueError(f"{node.path}: {name} is a link out of the file, which is refused")
+                raise Damaged(f"{node.path}: {name} is a link out of the file, which is refused")
             if isinstance(target, int):
                 node = self._nodes[target]
             else:
                 node = self.root if target.startswith("/") else node
                 ahead += _parts(target)
-        raise ValueError(f"the path {path} goes round in circles")
+        raise Damaged(f"the path {path} goes round in circles")
 
     def read(self, dataset: Node) -> Any:
         """The values: an array, a text or a list of texts.
 
-        **Raises:** `ValueError` for what is damaged, too large, no numbers, or in another file.
+        **Raises:** `Damaged` for what is damaged, too large, no numbers, or in another file.
         """
         if dataset.elsewhere:
-            raise ValueError(f"{dataset.path} is {dataset.elsewhere}: other files are not opened")
+            raise Damaged(f"{dataset.path} is {dataset.elsewhere}: other files are not opened")
         if not dataset.kind:
-            raise ValueError(f"{dataset.path} holds neither numbers nor text")
+            raise Damaged(f"{dataset.path} holds neither numbers nor text")
         return self._child.ask(dataset.address)
 
     def arrays(self, group: str) -> dict[str, np.ndarray]:
         """All that is in a group, by name.
 
-        **Raises:** `ValueError` where the group is not there or holds anything but arrays.
+        **Raises:** `Damaged` where the group is not there or holds anything but arrays.
         """
         node = self.get(group)
         if node is None or node.links is None:
-            raise ValueError(f"there is no group {group!r} in it")
+            raise Damaged(f"there is no group {group!r} in it")
         return {name: self.array(name, node) for name in node.links}
 
     def array(self, path: str, start: Node | None = None) -> np.ndarray:
         """The numbers at a path, from a group on or from the root.
 
-        **Raises:** `ValueError` where there are none.
+        **Raises:** `Damaged` where there are none.
         """
         item = self.get(path, start)
         values = None if item is None or item.shape is None else self.read(item)
         if not isinstance(values, np.ndarray):
-            raise ValueError(f"{path} is no array of numbers in it")
+            raise Damaged(f"{path} is no array of numbers in it")
         return values
 
 
@@ -161,11 +165,11 @@ class _Child:
         try:
             kind, value = pickle.load(self.process.stdout)
         except (EOFError, pickle.UnpicklingError):
-            raise ValueError(self._how_it_ended()) from None
+            raise Damaged(self._how_it_ended()) from None
         if kind == "too large":
-            raise ValueError(too_large(value, self.allowed))
+            raise Damaged(too_large(value, self.allowed))
         if kind == "refused":
-            raise ValueError(value)
+            raise Damaged(value)
         return value
 
     def _how_it_ended(self) -> str:
@@ -187,7 +191,7 @@ class _Child:
 def opened(path: str | os.PathLike) -> Iterator[File]:
     """An HDF5 file to read.
 
-    **Raises:** `ValueError` for what is no HDF5 file, damaged, or too large.
+    **Raises:** `Damaged` for what is no HDF5 file, damaged, or too large.
     """
     child = _Child(pathlib.Path(path))
     try:

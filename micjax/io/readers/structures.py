@@ -13,6 +13,7 @@ OCCUPANCY = ("occupancy", "occupancies")  # names of ase for what a file says of
 U_A2, B_A2 = ("u_A2",), ("bfactor", "debye_waller_factors")
 PLAIN = ("numbers", "positions", "tags", "spacegroup_kinds", "masses", "residuenames")
 PLAIN += ("residuenumbers", "atomtypes", *OCCUPANCY, *U_A2, *B_A2)
+COUNTED = ("xyz", "extxyz", "vasp")  # of the names of ase: formats that say how many atoms follow
 COMPONENTS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
@@ -33,13 +34,25 @@ def read_structure(path: str) -> Any:
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"no such structure: {path}")
     try:
-        if filetype(path) == "cif":
+        kind = filetype(path)
+        if kind == "cif":
             return _of_cif(path)
+        if kind in COUNTED:
+            _check_counts(path)
         found = ase.io.read(path, index=":")
         return _of_arrays(path, _last(path, found))
     except Exception as error:  # its readers raise anything
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} is no structure: {type(error).__name__}: {reason}") from error
+
+
+def _check_counts(path: str) -> None:
+    """**Raises:** `ValueError` for more atoms than the file has room for: ase looks for all."""
+    size = pathlib.Path(path).stat().st_size
+    with open(path, encoding="utf-8", errors="replace") as lines:
+        for words in map(str.split, lines):
+            if all(map(str.isdecimal, words)) and (most := max(map(int, words), default=0)) > size:
+                raise ValueError(f"{most:.6g} atoms in {size} bytes")
 
 
 def _last(path: str, found: list[Any]) -> Any:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import lzma
 import math
+import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -33,21 +34,32 @@ def whole_tiff(path: Path) -> Iterator:
     with _complaints() as said, third_party("tifffile", ".tiff") as tifffile:
         with tifffile.TiffFile(path) as tiff:
             size = path.stat().st_size
-            ends = [
-                start + length
-                for page in tiff.pages
-                for start, length in zip(page.dataoffsets, page.databytecounts, strict=False)
-            ]
-            if broken := [line for line in said if "page offset" in line or "IFD" in line]:
-                raise ValueError(f"a page is missing, is the file cut short? ({broken[0]})")
+            ends, where = [], set()
+            for page in tiff.pages:
+                if page.offset in where:
+                    raise ValueError("its pages go round in circles")
+                where.add(page.offset)
+                parts = zip(page.dataoffsets, page.databytecounts, strict=False)
+                ends += [start + length for start, length in parts]
+            if (after := _page_after_the_last(tiff)) or any("IFD" in line for line in said):
+                raise ValueError(f"a page is missing ({after or said}): is the file cut short?")
             if max(ends, default=0) > size:
                 raise ValueError(f"{size} bytes of {max(ends)}: the file is cut short")
+            if not all(math.prod(series.shape) for series in tiff.series):
+                raise ValueError("an image without pixels")
             check_size(path, 8 * sum(math.prod(series.shape) for series in tiff.series))
             for page in tiff.pages:
                 _check_packed(tiff, page)
             yield tiff
     for line in said:
         log.warning("%s: %s", path, line)
+
+
+def _page_after_the_last(tiff) -> int:
+    """Where the last page says that there is another one; 0 if it is the last."""
+    tiff.filehandle.seek(tiff.pages.next_page_offset)
+    told = tiff.filehandle.read(tiff.tiff.offsetsize)
+    return int(struct.unpack(tiff.tiff.offsetformat, told)[0]) if told else 0
 
 
 def _check_packed(tiff, page) -> None:

@@ -1,0 +1,181 @@
+"""Several problems as one: data sets or instruments in one likelihood, what they share tied.
+
+    -log p(y_a | theta_a, shared) - log p(y_b | theta_b, shared) - log p(theta_a, theta_b, shared)
+
+The data of a part are `x[part]`, and its piece of `y`, the data of all parts in one row.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax.tree_util import DictKey
+from jaxtyping import Array, ArrayLike, Float
+
+from micjax.core.names import unknown_name
+from micjax.core.problem import InverseProblem
+from micjax.core.tree import array_of, named_leaves, replace
+
+SHARED = "shared"
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Parts:
+    """The forward model of a joint problem: what each part makes of its own `x`, as a law.
+
+    Its leaves are called as in the parts (`a.forward.u_A2`), those that are shared
+    `shared.NAME`.
+    """
+
+    def __init__(self, parts: dict, shared: dict, ties: tuple):
+        self.parts, self.shared, self.ties = parts, shared, ties
+
+    def tree_flatten_with_keys(self):
+        pairs = [(DictKey(name), part) for name, part in self.parts.items()]
+        return [*pairs, (DictKey(SHARED), self.shared)], (tuple(self.parts), self.ties)
+
+    @classmethod
+    def tree_unflatten(cls, names_and_ties, children):
+        names, ties = names_and_ties
+        return cls(dict(zip(names, children, strict=False)), children[-1], ties)
+
+    def __call__(self, x: Mapping) -> dict[str, dist.Distribution]:
+        laws = {}
+        for name, part in self.parts.items():
+            own = {leaf: self.shared[n] for n, of, leaf in self.ties if of == name}
+            part = replace(part, own)
+            laws[name] = part.noise(part.forward(x[name]))
+        return laws
+
+
+class Together(eqx.Module):
+    """The noise of a joint problem: the data of all parts, each of its own law."""
+
+    def __call__(self, laws: dict[str, dist.Distribution]) -> "JointLaw":
+        return JointLaw(laws)
+
+
+class JointLaw(dist.Distribution):
+    """Independent parts, their values in one row: raveled, one after the other."""
+
+    support = dist.constraints.real_vector
+    pytree_data_fields = ("laws",)
+
+    def __init__(self, laws: dict[str, dist.Distribution], validate_args=None):
+        self.laws = laws
+        sizes = [_size(law) for law in laws.values()]
+        super().__init__((), (sum(sizes),), validate_args=validate_args)
+
+    def split(self, y: Float[Array, "... n"]) -> dict[str, Array]:
+        """The pieces of the parts, in their shapes."""
+        pieces, begin = {}, 0
+        for name, law in self.laws.items():
+            piece = y[..., begin : begin + _size(law)]
+            pieces[name] = piece.reshape(*y.shape[:-1], *law.shape())
+            begin += _size(law)
+        return pieces
+
+    def log_prob(self, value: Float[Array, "n"]) -> Float[Array, ""]:
+        pieces = self.split(value)
+        return sum(jnp.sum(law.log_prob(pieces[name])) for name, law in self.laws.items())
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Float[Array, "... n"]:
+        keys = jax.random.split(key, len(self.laws))
+        draws = [
+            law.sample(k, sample_shape).reshape(*sample_shape, -1)
+            for k, law in zip(keys, self.laws.values(), strict=True)
+        ]
+        return jnp.concatenate(draws, axis=-1)
+
+    @property
+    def mean(self) -> Float[Array, "n"]:
+        return self._row("mean")
+
+    @property
+    def variance(self) -> Float[Array, "n"]:
+        return self._row("variance")
+
+    @property
+    def rate(self) -> Float[Array, "n"]:
+        """Of counts, where all parts count."""
+        return self._row("rate")
+
+    def _row(self, of: str) -> Float[Array, "n"]:
+        return jnp.concatenate([jnp.ravel(getattr(law, of)) for law in self.laws.values()])
+
+
+def joint(
+    parts: Mapping[str, InverseProblem], shared: Mapping[str, Sequence[str]] | None = None
+) -> InverseProblem:
+    """One problem of several, whose unknowns are those of all.
+
+    **Arguments:**
+
+    - `parts`: by a name of yours.
+    - `shared`: what is one unknown in several parts, `{"thickness_A": ("a.forward.thickness_A",
+        "b.forward.thickness_A")}`. It starts from the value in the first of them.
+
+    **Returns:** a problem whose unknowns are called `forward.a.forward.u_A2` and
+    `forward.shared.thickness_A`. Its data are those of `joint_data`.
+
+    **Raises:** `ValueError` for names that are not there, or of what is no unknown, and where the
+    tied unknowns differ in shape or prior.
+    """
+    if len(parts) < 2 or SHARED in parts or not all(n.isidentifier() for n in parts):
+        raise ValueError(
+            f"parts are called {list(parts)}: two or more names, none of them {SHARED!r}"
+        )
+    priors = {f"{n}.{k}": p for n, part in parts.items() for k, p in part.priors.items()}
+    values, ties, common = {}, [], {}
+    for name, leaves in (shared or {}).items():
+        if len(leaves) < 2:
+            raise ValueError(f"shared {name!r} is in {list(leaves)}: two or more parts share it")
+        if missing := [leaf for leaf in leaves if leaf not in priors]:
+            raise ValueError(f"shared {name!r}: " + unknown_name("unknown", missing[0], priors))
+        laws = [priors.pop(leaf) for leaf in leaves]
+        of, leaf = zip(*(leaf.split(".", 1) for leaf in leaves), strict=True)
+        there = [array_of(named_leaves(parts[n])[k]) for n, k in zip(of, leaf, strict=True)]
+        if len({jnp.shape(v) for v in there}) > 1 or not all(_alike(laws[0], p) for p in laws):
+            raise ValueError(
+                f"shared {name!r}: {', '.join(leaves)} differ in shape or prior; "
+                "`problem.given({name: prior})` changes the prior of a part"
+            )
+        values[name], common[name] = there[0], laws[0]
+        ties += [(name, n, k) for n, k in zip(of, leaf, strict=True)]
+    known = {n: p.given(dict.fromkeys(p.priors)) for n, p in parts.items()}
+    named = {f"forward.{n}": p for n, p in priors.items()}
+    named |= {f"forward.{SHARED}.{n}": p for n, p in common.items()}
+    return InverseProblem(Parts(known, values, tuple(ties)), Together(), named)
+
+
+def joint_data(data: Mapping[str, tuple[object, ArrayLike]]) -> tuple[dict, Float[Array, "n"]]:
+    """`{part: (x, y)}` as the (x, y) of a joint problem of parts in this order."""
+    row = jnp.concatenate([jnp.ravel(jnp.asarray(y, float)) for _, y in data.values()])
+    return {name: x for name, (x, _) in data.items()}, row
+
+
+def part(problem: InverseProblem, name: str) -> InverseProblem:
+    """A part of a joint problem at the values that it has there, and with its own unknowns."""
+    forward = problem.forward
+    own = {leaf: n for n, of, leaf in forward.ties if of == name}
+    priors = {
+        key.removeprefix(f"forward.{name}."): prior
+        for key, prior in problem.priors.items()
+        if key.startswith(f"forward.{name}.")
+    }
+    priors |= {leaf: problem.priors[f"forward.{SHARED}.{n}"] for leaf, n in own.items()}
+    at = replace(forward.parts[name], {leaf: forward.shared[n] for leaf, n in own.items()})
+    return at.given(priors)
+
+
+def _size(law: dist.Distribution) -> int:
+    size = 1
+    for n in law.shape():
+        size *= n
+    return size
+
+
+def _alike(one: dist.Distribution, other: dist.Distribution) -> bool:
+    return bool(eqx.tree_equal(one, other))

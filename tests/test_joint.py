@@ -1,0 +1,112 @@
+"""Several data sets as one problem: what is tied is one unknown, and contradictions are told."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import micjax
+from micjax.core.joint import joint_data, part
+from micjax.core.problem import log_likelihood, neg_log_joint
+from micjax.inference.solvers.lbfgs import LBFGS
+from micjax.inference.tension import tension
+from micjax.problems import edge, resonance
+
+SHARED = {"width_nm": ("a.forward.width_nm", "b.forward.width_nm")}
+X_NM = jnp.linspace(-4.0, 4.0, 40)
+
+
+def edges():
+    return micjax.joint({"a": edge.problem(), "b": edge.problem()}, SHARED)
+
+
+def data(seed, width_a=0.6, width_b=0.6):
+    keys, seen = jax.random.split(jax.random.key(seed)), {}
+    for name, key, at, width in zip("ab", keys, (1.2, -0.7), (width_a, width_b), strict=True):
+        truth = edge.problem(at, width)
+        seen[name] = X_NM, truth.noise(truth.forward(X_NM)).sample(key)
+    return seen
+
+
+def test_the_objective_is_that_of_the_parts():
+    problem, seen = edges(), data(0)
+    x, y = joint_data(seen)
+    values = {n: v + 0.1 for n, v in problem.values().items()}
+    problem = problem.at(values)
+    assert sorted(values) == [
+        "forward.a.forward.edge_nm",
+        "forward.a.noise.sigma",
+        "forward.b.forward.edge_nm",
+        "forward.b.noise.sigma",
+        "forward.shared.width_nm",
+    ]
+    parts = {n: part(problem, n) for n in "ab"}
+    expected = -sum(float(log_likelihood(parts[n], *seen[n])) for n in "ab")
+    expected -= sum(float(p.log_prob(values[n])) for n, p in problem.unknowns().items())
+    found = eqx.filter_jit(neg_log_joint)(problem.unconstrain(values), problem, x, y)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+    assert all(float(p.forward.width_nm) == pytest.approx(1.1) for p in parts.values())
+    assert set(parts["b"].unknowns()) == set(edge.problem().unknowns())
+
+
+def test_draws_and_pieces_have_the_shapes_of_the_parts():
+    problem = micjax.joint({"a": edge.problem(), "r": resonance.problem()})
+    x = {"a": X_NM, "r": resonance.example(jax.random.key(0))[1]}
+    law = problem.noise(problem.forward(x))
+    draws = law.sample(jax.random.key(0), (3,))
+    pieces = law.split(draws)
+    assert pieces["a"].shape == (3, 40) and law.mean.shape == draws.shape[1:]
+    np.testing.assert_array_equal(
+        jnp.concatenate([pieces[n].reshape(3, -1) for n in "ar"], axis=1), draws
+    )
+
+
+def test_two_data_sets_tell_more_than_one():
+    problem, seen = edges(), data(1)
+    x, y = joint_data(seen)
+    best = micjax.fit(problem, x, y, LBFGS(), steps=200).problem
+    together = micjax.laplace(best, x, y).sd()["forward.shared.width_nm"]
+    alone = [micjax.laplace(part(best, n), *seen[n]).sd()["forward.width_nm"] for n in "ab"]
+    # information adds up, but for the prior that is counted once
+    assert together == pytest.approx(np.sum(np.square(alone) ** -1.0) ** -0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("width_b", "told"), [(0.6, False), (1.2, True)])
+def test_contradictions_are_told(width_b, told):
+    problem = edges()
+    x, y = joint_data(data(2, 0.6, width_b))
+    best = micjax.fit(problem, x, y, LBFGS(), steps=200).problem
+    found = tension(best, x, y)
+    assert found.degrees_of_freedom == pytest.approx(1.0, abs=0.15)
+    assert (found.p_value < 1e-3, found.p_value > 0.01) == (told, not told)
+    assert bool(found.statements()) == told
+    if told:
+        assert "width_nm: 0." in found.statements()[0] and "in b" in found.statements()[0]
+
+
+@pytest.mark.slow
+def test_the_p_value_is_one():
+    """Uniform where nothing contradicts: 60 repeats, by the test of Kolmogorov and Smirnov."""
+    problem, p_values = edges(), []
+    for seed in range(60):
+        x, y = joint_data(data(seed))
+        best = micjax.fit(problem, x, y, LBFGS(), steps=200).problem
+        p_values.append(tension(best, x, y).p_value)
+    assert scipy.stats.kstest(p_values, "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize(
+    ("parts", "shared", "message"),
+    [
+        ("a", {}, "two or more names"),
+        (("a", "shared"), {}, "none of them 'shared'"),
+        ("ab", {"w": ("a.forward.width_nm",)}, "two or more parts share it"),
+        ("ab", {"w": ("a.forward.width_nm", "b.forward.wdth_nm")}, "nearest: b.forward.width_nm"),
+        ("ab", {"w": ("a.forward.width_nm", "b.forward.edge_nm")}, "differ in shape or prior"),
+    ],
+)
+def test_ties_that_are_none(parts, shared, message):
+    with pytest.raises(ValueError, match=message):
+        micjax.joint({n: edge.problem() for n in parts}, shared)
