@@ -281,8 +281,10 @@ def test_an_algorithm_of_its_own(tmp_path, monkeypatch, caplog):
 
 
 def test_a_line_for_each_chunk(tmp_path, monkeypatch):
-    run = SolveRun(plan_of(tmp_path, toy(monkeypatch)), Asked(["test"], Logs()))
+    asked = Asked(["test"], Logs())
+    run = SolveRun(plan_of(tmp_path, toy(monkeypatch)), asked)
     folder = open_folder(run.plan, run.name, run.inputs, False)
+    begin(run, folder, asked)
     on_chunk = execute._recorder(folder, time.monotonic())
     on_chunk(10, np.nan, {"a": jnp.asarray(2.5), "image": jnp.zeros(3)})
     (row,) = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
