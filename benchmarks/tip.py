@@ -1,14 +1,13 @@
 """Speed of the tip operators and of the feedback loop, beside Gwyddion, SciPy and plain Python.
 
-    python benchmarks/tip.py [--quick] [--peers] [--gwyref PATH]
+    python benchmarks/tip.py [--quick] [--peers]
 
 One JSON object a line: name, value, unit, peer, peer_value, ratio = value / peer_value, note. Times
 are CPU times (all threads together, median of several calls after a warm-up), because wall times
 depend on what else the machine does; wall times, spread and compile times stand in the note.
 
-Gwyddion is called through a module of `dilation(tip, surface)`, `cmap(tip, image)` and
-`set_threads(0)` over libgwyprocess2 (Debian: `apt-get install gwyddion`); `--gwyref` or the
-variable GWYREF name its file. A peer that is not there is skipped and named on stderr.
+Gwyddion is called by `tip_peers/gwyddion.py` (Debian: `apt-get install libgwyddion2-0`). A peer
+that is not there is skipped and named on stderr.
 """
 
 import argparse
@@ -31,7 +30,7 @@ import scipy
 from micjax.physics.probes import lines as scanner
 from micjax.physics.tips import dilation as tip
 
-GWYREF = pathlib.Path(__file__).parents[2] / "shared/bench/spm/gwyref.py"
+GWYDDION = pathlib.Path(__file__).parent / "tip_peers/gwyddion.py"
 
 
 class Timing:
@@ -84,13 +83,9 @@ def example(size: int, width: int, dtype) -> tuple[np.ndarray, np.ndarray]:
     return (5 * field / field.std()).astype(dtype), heights.astype(dtype)
 
 
-def load_gwyddion(path: str | None):
+def load_gwyddion():
     """The module over libgwyprocess2, or None with the reason on stderr."""
-    file = pathlib.Path(path or os.environ.get("GWYREF") or GWYREF)
-    if not file.is_file():
-        print(f"gwyddion skipped: no {file.name} (--gwyref or GWYREF)", file=sys.stderr)
-        return None
-    spec = importlib.util.spec_from_file_location("gwyref", file)
+    spec = importlib.util.spec_from_file_location("gwyddion", GWYDDION)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -104,9 +99,9 @@ def load_gwyddion(path: str | None):
 class Bench:
     """Prints the rows; knows how often to call and which peers there are."""
 
-    def __init__(self, calls=7, peers=False, gwyref: str | None = None, seconds=1.0, out=None):
+    def __init__(self, calls=7, peers=False, seconds=1.0, out=None):
         self.calls, self.peers, self.seconds = calls, peers, seconds
-        self.gwyddion = load_gwyddion(gwyref) if peers else None
+        self.gwyddion = load_gwyddion() if peers else None
         self.out = out or sys.stdout
         self.machine = machine()
         self.peer_times: dict[str, Timing] = {}
@@ -283,9 +278,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer sizes, within a minute")
     parser.add_argument("--peers", action="store_true", help="measure Gwyddion and SciPy as well")
-    parser.add_argument("--gwyref", help="file of the module that calls Gwyddion")
     given = parser.parse_args(arguments)
-    bench = Bench(3 if given.quick else 7, given.peers, given.gwyref)
+    bench = Bench(3 if given.quick else 7, given.peers)
     tips = (17, 33) if given.quick else (17, 33, 65)
     for width in tips:
         dilation(bench, 512, width, "float32")

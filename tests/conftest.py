@@ -1,3 +1,4 @@
+import functools
 import os
 import pathlib
 import signal
@@ -7,6 +8,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("NPROC", "16")
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_enable_x64", True)
@@ -23,6 +25,18 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("the reference data folder ../shared is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def references():
+    """What another program computed, by the name of a file in tests/references: its arrays."""
+
+    @functools.cache
+    def read(name):
+        with np.load(pathlib.Path(__file__).parent / "references" / f"{name}.npz") as file:
+            return dict(file)
+
+    return read
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -10,22 +10,7 @@ from micjax.physics.tips.blind.search import blind, free_form
 from micjax.physics.tips.dilation import dilate
 from micjax.physics.tips.evidence import admissible, misfit, noise_sigma_nm
 from micjax.physics.tips.shapes import Double, SphereCone
-from micjax.physics.tips.villarrubia import villarrubia
 from micjax.problems.tip import example, particles
-
-
-def reference(shared, name):
-    with np.load(shared / "reference" / "spm" / f"ref_{name}.npz") as file:
-        return {k: jnp.asarray(file[k]) for k in "STI"}
-
-
-@pytest.mark.parametrize("name", ["spikes__asym", "tgt__asym", "tgt__double", "spikes__parab"])
-def test_the_classical_estimate_comes_back_in_the_frame_of_the_tip(shared, name):
-    data = reference(shared, name)
-    tip, _ = villarrubia(data["I"][None], data["T"].shape, 1e-9)
-    seen = data["T"] > -0.8 * jnp.ptp(data["I"])  # deeper than the features: unknown to the scan
-    assert jnp.sqrt(jnp.mean((tip - data["T"])[seen] ** 2)) < 1e-6
-
 
 SIGMA = 0.15
 

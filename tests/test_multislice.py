@@ -1,6 +1,4 @@
-"""Multislice, potentials, detectors: abTEM's reference files, closed forms, derivatives."""
-
-import json
+"""Multislice, potentials, detectors: closed forms, conservation, derivatives."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +10,8 @@ from micjax.physics.electrons import optics, prism
 from micjax.physics.electrons.cis import cis
 from micjax.physics.electrons.detectors import (
     annulus,
-    centre_of_mass_mrad,
-    collected,
     diffraction,
     integrated,
-    pixelated,
-    segments,
 )
 from micjax.physics.electrons.multislice import (
     MEMORY,
@@ -30,7 +24,6 @@ from micjax.physics.electrons.multislice import (
 )
 from micjax.physics.electrons.potentials.layers import Atoms, atoms_of, layers, potential_VA
 from micjax.physics.electrons.scattering import TABLES, VOLT_A2, scattering_factors_A, table
-from micjax.physics.electrons.stem import scanned
 
 pytestmark = pytest.mark.usefixtures("double")
 ENERGY_KEV = 200.0
@@ -40,232 +33,6 @@ ENERGY_KEV = 200.0
 def double():
     with jax.enable_x64(True):
         yield
-
-
-@pytest.fixture(scope="module")
-def reference(shared):
-    return lambda name: np.load(shared / "reference" / "electron" / f"{name}.npz")
-
-
-def relative(found, theirs):
-    """abTEM's arrays are [x, y]."""
-    found = np.swapaxes(np.asarray(found), -1, -2)
-    return np.linalg.norm(found - theirs) / np.linalg.norm(theirs)
-
-
-def grid_of(case):
-    shape = tuple(map(int, case["gpts"]))[::-1]
-    return shape, tuple(map(float, case["sampling"][::-1]))
-
-
-def atoms_in(case, positions=None):
-    return Atoms(
-        case["numbers"], case["positions"] if positions is None else positions, case["cell"]
-    )
-
-
-def abtem_potential(case, name="lobato", positions=None):
-    shape, _ = grid_of(case)
-    atoms = atoms_in(case, positions)
-    return potential_VA(atoms, shape, case["slice_thickness"], table=name, projection="abtem")
-
-
-def plane(shape):
-    return jnp.full(shape, 1.0 / np.prod(shape), complex)
-
-
-# --- abTEM -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("grid", ["ongrid", "offgrid"])
-@pytest.mark.parametrize("name", ["lobato", "kirkland"])
-def test_plane_wave_is_that_of_abtem(reference, grid, name):
-    case = reference(f"case1_planewave_{grid}_{name}")
-    shape, sampling = grid_of(case)
-    potential = abtem_potential(case, name)
-    assert relative(potential, case["potential"]) < 1e-6
-    wave = multislice(plane(shape), potential, case["slice_thickness"], sampling, ENERGY_KEV)
-    assert relative(wave * np.prod(shape), case["exit_wave_64"]) < 1e-7
-    assert relative(diffraction(wave), case["diffraction_full_64"]) < 1e-7
-
-
-def test_single_precision_is_enough(reference):
-    case = reference("case1_planewave_offgrid_lobato")
-    shape, sampling = grid_of(case)
-    with jax.enable_x64(False):
-        potential = abtem_potential(case)
-        wave = multislice(
-            plane(shape), potential, case["slice_thickness"].astype(np.float32), sampling, 200.0
-        )
-        assert wave.dtype == jnp.complex64
-        found = np.asarray(wave) * np.prod(shape)
-    assert relative(found, case["exit_wave_64"]) < 1e-5
-
-
-@pytest.fixture(scope="module")
-def case2(reference):
-    return reference("case2_probe_cbed_lobato")
-
-
-def probes(case, positions, aberrations):
-    """Waves of focused probes at (x, y)."""
-    shape, sampling = grid_of(case)
-    wavelength = optics.wavelength_A(ENERGY_KEV)
-    angles = optics.angles_mrad(shape, np.asarray(sampling), wavelength)
-    wave = optics.probe(
-        angles, float(case["semiangle_cutoff"]), optics.cartesian(aberrations), wavelength
-    )
-    spectrum, per_A = jnp.fft.fft2(wave), 1e-3 / wavelength
-    ramps = [jnp.exp(-2j * jnp.pi * per_A * (angles[1] * x + angles[0] * y)) for x, y in positions]
-    return jnp.fft.ifft2(spectrum * jnp.stack(ramps)), angles
-
-
-@pytest.mark.parametrize("tilt", [False, True])
-def test_convergent_beams_are_those_of_abtem(case2, tilt):
-    _, sampling = grid_of(case2)
-    waves, _ = probes(case2, case2["scan_positions"], json.loads(str(case2["aberrations"])))
-    after = multislice(
-        waves,
-        abtem_potential(case2),
-        case2["slice_thickness"],
-        sampling,
-        ENERGY_KEV,
-        tilt_mrad=case2["tilt_mrad"][::-1] if tilt else (0.0, 0.0),
-    )
-    theirs = case2["cbed_full_tilt_64" if tilt else "cbed_full_64"]
-    assert relative(diffraction(after), theirs) < 1e-7
-
-
-def test_stem_detectors_are_those_of_abtem(reference):
-    case = reference("case3_stem_scan")
-    _, sampling = grid_of(case)
-    chosen = [0, 7, 44, 99]
-    waves, angles = probes(
-        case, case["scan_positions"].reshape(-1, 2)[chosen], json.loads(str(case["aberrations"]))
-    )
-    thickness = case["slice_thickness"]
-    patterns = diffraction(
-        multislice(waves, abtem_potential(case), thickness, sampling, ENERGY_KEV)
-    )
-    rings = json.loads(str(case["detectors"]))
-    found = collected(patterns, jnp.stack([annulus(angles, *ends) for ends in rings.values()]))
-    for i, name in enumerate(rings):
-        theirs = case[name].reshape(-1)[chosen]
-        assert np.linalg.norm(found[:, i] - theirs) < 1e-6 * np.linalg.norm(theirs), name
-    camera = np.swapaxes(pixelated(patterns, angles, 45.0), -1, -2)
-    theirs = case["pixelated_45mrad_shifted"].reshape(100, 46, 46)[chosen]
-    inside = slice(23 - 21, 23 + 22)  # theirs has an even number of pixels
-    np.testing.assert_allclose(camera, theirs[:, inside, inside], rtol=1e-5, atol=1e-12)
-    quarters = collected(patterns, segments(angles, 0.0, 30.0, 2, 4, 0.1))
-    theirs = case["segmented_r2_az4_rot0.1_0-30mrad"].reshape(100, 2, 4)[chosen]
-    np.testing.assert_allclose(quarters, theirs, rtol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def scan(reference):
-    """Case 3: its probe, transmissions, masks and four of its places."""
-    case = reference("case3_stem_scan")
-    shape, sampling = grid_of(case)
-    wavelength = optics.wavelength_A(ENERGY_KEV)
-    angles = optics.angles_mrad(shape, np.asarray(sampling), wavelength)
-    aberrations = json.loads(str(case["aberrations"]))
-    limit = band_limit(shape, sampling)
-    t = transmission(abtem_potential(case), ENERGY_KEV, limit)
-    masks = jnp.stack([annulus(angles, *e) for e in json.loads(str(case["detectors"])).values()])
-    places = jnp.asarray(case["scan_positions"].reshape(-1, 2)[CHOSEN, ::-1])
-    return case, shape, sampling, angles, aberrations, limit, t, masks, places
-
-
-CHOSEN = [0, 7, 44, 99]
-
-
-def test_a_scan_is_that_of_abtem(scan):
-    case, _, sampling, angles, aberrations, limit, t, masks, places = scan
-    probe = optics.probe(angles, 21.4, aberrations, optics.wavelength_A(ENERGY_KEV))
-    thickness = case["slice_thickness"]
-    found = scanned(probe, places, t, thickness, sampling, ENERGY_KEV, masks, limit=limit)
-    for i, name in enumerate(json.loads(str(case["detectors"]))):
-        np.testing.assert_allclose(found[:, i], case[name].ravel()[CHOSEN], rtol=1e-6)
-    by_function = scanned(
-        probe,
-        places[:1],
-        t,
-        thickness,
-        sampling,
-        ENERGY_KEV,
-        lambda patterns: (collected(patterns, masks), patterns),
-        limit=limit,
-    )
-    np.testing.assert_allclose(by_function[0], found[:1], rtol=1e-12)
-    np.testing.assert_allclose(collected(by_function[1], masks), found[:1], rtol=1e-12)
-
-
-@pytest.mark.parametrize("interpolation", [1, 2, 3])
-def test_prism_is_that_of_abtem(reference, scan, interpolation):
-    """And with every beam it is multislice."""
-    case, shape, sampling, _, aberrations, limit, t, _, places = scan
-    theirs = reference("case4_prism")
-    chosen = prism.beams(shape, sampling, 21.4, ENERGY_KEV, interpolation)
-    assert len(chosen.index) == int(theirs[f"nbeams_{interpolation}"])
-    thickness = case["slice_thickness"]
-    matrix = prism.scattering_matrix(chosen, t, thickness, sampling, ENERGY_KEV, limit=limit)
-    weights = prism.probe_weights(chosen, sampling, 21.4, aberrations, ENERGY_KEV)
-    angles = optics.angles_mrad(
-        chosen.window, np.asarray(sampling), optics.wavelength_A(ENERGY_KEV)
-    )
-    rings = json.loads(str(case["detectors"]))
-    masks = jnp.stack([annulus(angles, *ends) for ends in rings.values()])
-    found = prism.scanned(places, weights, matrix, chosen, sampling, masks)
-    for i, name in enumerate(rings):
-        expected = theirs[f"{name}_prism{interpolation}"].ravel()[CHOSEN]
-        np.testing.assert_allclose(found[:, i], expected, rtol=1e-5)
-        if interpolation == 1:
-            np.testing.assert_allclose(found[:, i], case[name].ravel()[CHOSEN], rtol=1e-5)
-
-
-def test_centre_of_mass_is_that_of_abtem(reference):
-    case = reference("case3_stem_scan")
-    patterns = np.swapaxes(case["pixelated_45mrad_shifted"][3], -1, -2).astype(float)
-    frequencies = (jnp.arange(46) - 23) * float(case["pixelated_sampling_invA"][0])
-    found = centre_of_mass_mrad(jnp.asarray(patterns), (frequencies[:, None], frequencies[None]))
-    theirs = case["com_invA_of_pixelated"][3]
-    np.testing.assert_allclose(found[:, 1] + 1j * found[:, 0], theirs, rtol=2e-5)
-
-
-def test_frozen_phonons_are_those_of_abtem(reference):
-    case = reference("case5_frozen_phonons")
-    shape, sampling = grid_of(case)
-    thickness = case["slice_thickness"]
-    room, elements = 8, sorted(set(case["numbers"].tolist()))
-    seats = np.arange(len(thickness) * len(elements) * room)
-    of_seat = [z for z in elements for _ in range(room)] * len(thickness)
-    slices = tuple(map(tuple, seats.reshape(len(thickness), -1).tolist()))
-
-    def seated(positions):
-        """Atoms in the slices of abTEM, which wraps them along the beam as well."""
-        z = np.mod(positions[:, 2], case["cell"][2])
-        where = np.digitize(z, np.cumsum(thickness) - 1e-12)
-        at, taken = np.zeros((len(seats), 3)), np.zeros(len(seats))
-        for i, element in enumerate(elements):
-            for layer in range(len(thickness)):
-                own = np.flatnonzero((where == layer) & (case["numbers"] == element))
-                first = (layer * len(elements) + i) * room
-                assert len(own) <= room
-                at[first : first + len(own)], taken[first : first + len(own)] = positions[own], 1.0
-        return jnp.asarray(at), jnp.asarray(taken)
-
-    @jax.jit
-    def exit_wave(at, taken):
-        atoms = Atoms(of_seat, at, case["cell"], occupancy=taken)
-        potential = potential_VA(atoms, shape, thickness, projection="abtem", slices=slices)
-        return multislice(plane(shape), potential, thickness, sampling, ENERGY_KEV)
-
-    waves = jnp.stack([exit_wave(*seated(p)) for p in case["configurations"]])
-    total = diffraction(waves).mean(0)
-    elastic = diffraction(waves.mean(0))
-    assert relative(total, case["diffraction_full_mean_64"]) < 1e-6
-    assert relative(elastic, case["elastic_full_64"]) < 1e-6
-    assert relative(total - elastic, case["tds_full_64"]) < 1e-6
 
 
 # --- closed forms and laws of conservation -------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Tip shapes: reference arrays, closed forms, resampling, gradients, bad input."""
+"""Tip shapes: closed forms, resampling, gradients, bad input."""
 
 import jax
 import jax.numpy as jnp
@@ -22,22 +22,6 @@ from micjax.physics.tips.shapes import (
 def two_paraboloids(**kwargs):
     apex = Paraboloid(2.0)
     return Multiple((apex, apex), [[0.0, 6.0]], [1.5], **kwargs)
-
-
-# --- the arrays of the reference set --------------------------------------------------------------
-
-REFERENCES = {
-    "parab": lambda: Paraboloid(3.0, 1.0, 13),
-    "spherecone": lambda: SphereCone(3.0, 20.0, 1.0, 15),
-    "gwy_cone": lambda: SphereCone(3.0, 20.0, 1.0, 15),  # Gwyddion's own
-    "double": lambda: two_paraboloids(size=17),
-}
-
-
-@pytest.mark.parametrize("name", REFERENCES)
-def test_reference_arrays(shared, name):
-    with np.load(shared / f"reference/spm/ref_tgt__{name}.npz") as file:
-        np.testing.assert_allclose(REFERENCES[name]()(), file["T"], rtol=0, atol=1e-9)
 
 
 # --- closed forms ---------------------------------------------------------------------------------
