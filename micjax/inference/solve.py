@@ -181,7 +181,7 @@ def _evaluated(problem: InverseProblem, x, y) -> Candidate:
 
 
 def _fits(
-    stages: Sequence[Stage], problem: InverseProblem, x, y, key: Array, state: Snapshot
+    stages: Sequence[Stage | Search], problem: InverseProblem, x, y, key: Array, state: Snapshot
 ) -> Iterator[Candidate]:
     """The fits of the stage that `state` is in; the best of them after each chunk."""
     stage, before = stages[state.stage], state.candidates
