@@ -1,13 +1,16 @@
 """The tip problem: bad input is refused in one line, a known tip gives its surface back."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import micjax
+from micjax.physics.tips.blind.search import BlindTip
 from micjax.physics.tips.dilation import dilate, erode
-from micjax.physics.tips.shapes import SphereCone
+from micjax.physics.tips.shapes import Double, SphereCone
 from micjax.problems import tip as module
 
 
@@ -132,3 +135,32 @@ def test_line_offsets_are_taken_off(truth):
     found = solution.problem.forward.line_offsets_nm[0]
     off = np.asarray(found - lines)
     assert np.std(off - off.mean()) < 0.5 * np.std(lines)
+
+
+def test_a_resumed_fit_does_not_search_the_tip_again(tmp_path, monkeypatch):
+    _, x, y = module.example(jax.random.key(3), 16, 16, 2.0, 5)
+    problem, searched = module.problem(1, 16, 16, 2.0, 5), []
+
+    def blind(images, sigma_nm, pixel_nm, size, key, **_):
+        searched.append(key)
+        shape = Double(4.0, 25.0, (0.0, 3.0), 1.0, (2.0, 0.0), pixel_nm, size)  # off the middle
+        numbers = {"misfit": 1.0, "floor": 1.0, "bluntness": 0.5, "singles": None}
+        return BlindTip(shape(), shape, False, True, True, classical_nm=shape(), **numbers)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["micjax.problems.tip.stages"], "blind", blind)
+    key, file = jax.random.key(0), tmp_path / "checkpoint.h5"
+
+    def solved(**how):
+        return micjax.solve(module, problem, x, y, key=key, checkpoint=file, steps=60, **how)
+
+    assert solved(on_chunk=stop).fit.stop_reason == "interrupted"
+    again = solved(resume=True)
+    assert len(searched) == 1 and again.fit.steps == 60
+    whole = solved()
+    for name, value in whole.problem.values().items():
+        np.testing.assert_array_equal(again.problem.values()[name], value, err_msg=name)
+    assert again.problem.forward.tip().shape == (7, 5)  # its apex in the middle
+    assert "Blind estimate of the tip: radius 4 nm" in again.statements[0]

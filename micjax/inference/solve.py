@@ -185,7 +185,7 @@ def _evaluated(problem: InverseProblem, x, y) -> Candidate:
 
 
 def _fits(
-    stages: Sequence[Stage], problem: InverseProblem, x, y, key: Array, state: Snapshot
+    stages: Sequence[Stage | Search], problem: InverseProblem, x, y, key: Array, state: Snapshot
 ) -> Iterator[Candidate]:
     """The fits of the stage that `state` is in; the best of them after each chunk."""
     stage, before = stages[state.stage], state.candidates
@@ -199,7 +199,10 @@ def _fits(
     if not starts:
         raise ValueError("starts is empty; leave it out to start from the current values")
     starts = [{n: v for n, v in start.items() if n not in stage.local} for start in starts]
-    state.begun = [best.values() | start for start in starts]
+    state.begun = [
+        best.values() | {n: jnp.asarray(v, dtype=float) for n, v in start.items()}
+        for start in starts
+    ]
     solver, many = as_solver(stage.solver), stage.together
     rounds = 1 if many else len(starts)
     for i in range(state.rounds, rounds):
