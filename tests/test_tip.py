@@ -193,13 +193,13 @@ def test_a_larger_tolerance_certifies_less():
 
 
 def test_even_and_too_large_tips_are_refused():
-    surface, even = np.zeros((20, 24)), np.zeros((12, 12))
+    surface, even = jnp.zeros((20, 24)), jnp.zeros((12, 12))
     for operator in (dilate, erode, opening, soft_dilate):
         extra = (0.1,) if operator is soft_dilate else ()
         with pytest.raises(ValueError, match="12 x 12 pixels: sizes must be odd"):
             operator(surface, even, *extra)
         with pytest.raises(ValueError, match=r"tip of \(21, 3\) pixels is larger than the image"):
-            operator(surface, np.zeros((21, 3)), *extra)
+            operator(surface, jnp.zeros((21, 3)), *extra)
     with pytest.raises(ValueError, match="odd"):
         certain(surface, even)
     with pytest.raises(ValueError, match="larger"):
