@@ -346,8 +346,8 @@ def impatient(monkeypatch):
     """Ctrl-C after 200 steps."""
     recorder = execute._recorder
 
-    def interrupted(folder, began, watch):
-        record = recorder(folder, began, watch)
+    def interrupted(folder, began):
+        record = recorder(folder, began)
 
         def on_chunk(steps, *more):
             record(steps, *more)

@@ -100,8 +100,8 @@ class FisherScoring(Solver):
 
 @eqx.filter_jit
 def expected_hessian(problem: InverseProblem, x, y) -> Float[Array, "d d"]:
-    """Of -log p(theta | y) in the unconstrained coordinates at the current values, the unknowns in
-    the order of `problem.unknowns()`: what `laplace` takes in place of its own."""
+    """Of -log p(theta | y) in the unconstrained coordinates at the current values, in the order of
+    their sorted names: what `laplace` takes in place of its own."""
     coordinates = Coordinates(problem)
     here = _local(coordinates.vector(), problem, x, y)
     volume = jax.hessian(coordinates.log_volume)(coordinates.vector())
