@@ -32,6 +32,7 @@ from micjax.inference.checkpoint import Candidate, Snapshot, load_snapshot, save
 from micjax.inference.errors.nuts import Posterior
 from micjax.inference.result import load_posterior, save
 from micjax.inference.solvers.driver import Carry
+from micjax.inference.stage import Stage
 from micjax.io import Axis, Field
 from micjax.io.readers.structures import read_structure
 from micjax.problems import edge
@@ -178,7 +179,7 @@ WRITERS: dict[str, Callable[[pathlib.Path], None]] = {
     "a.nxs": write_nxs,
     "a.h5": write_pynsid,
     "values.h5": write_values,
-    "checkpoint.h5": lambda p: save_snapshot(p, SNAPSHOT, None, "data"),
+    "checkpoint.h5": lambda p: save_snapshot(p, SNAPSHOT, Stage(), "data"),
     "plan.yaml": lambda p: p.write_text(PLAN),
     "a.cif": lambda p: p.write_text(CIF),
     "a.xyz": lambda p: p.write_text(XYZ),
