@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_the_old_page(tmp_path, solved, monkeypatch):
     page = page_of(Solution(solved[3].problem))
     path = write_page(tmp_path / "report.html", page)
     before = path.read_bytes()
-    monkeypatch.setattr("micjax.report.page.os.replace", _full)
+    monkeypatch.setattr("micjax.core.files.os.replace", _full)
     with pytest.raises(OSError, match="No space"):
         write_page(path, page)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1

@@ -53,8 +53,8 @@ class Fit:
     stop_reason: StopReason
     starts_losses: Float[np.ndarray, "starts"]  # the best loss of each start of the last stage
     starts_values: list[Values]  # and its values
-    begun: list[Values]  # where each of them began
-    arrays: Arrays  # of the searches
+    begun: list[Values] = dataclasses.field(default_factory=list)  # where each of them began
+    arrays: Arrays = dataclasses.field(default_factory=dict)  # of the searches
     fault: str = ""  # what was not finite, if that is why it stopped
 
 

@@ -176,12 +176,12 @@ def test_what_the_device_refuses_later(running, device):
 @pytest.mark.parametrize(
     ("axes", "modes", "options", "error", "message"),
     [
-        ({"x": ("xx", AXES["x"][1], 1e-3)}, {}, {}, NotReady, "no attribute 'xx', .*mean x"),
+        ({"x": ("xx", AXES["x"][1], 1e-3)}, {}, {}, NotReady, "no attribute 'xx' .nearest: x"),
         ({"x": ("image", AXES["x"][1], 1e-3)}, {}, {}, NotReady, "image can only be read"),
         ({"x": ("x", AXES["x"][1], 0.0)}, {}, {}, ValueError, "cannot be 0.0 m"),
         ({"x": ("x", Axis("m", 0.0, 1e-3), 1e-3)}, {}, {}, ValueError, "axis x has no tol"),
         ({}, {"s": ("spectrm", Mode("point", {"s": "V"}))}, {}, NotReady, "or attribute 'spectrm'"),
-        ({}, {"s": (("Expse", "x"), Mode("point", {"s": "mm"}))}, {}, NotReady, "mean Expose"),
+        ({}, {"s": (("Expse", "x"), Mode("point", {"s": "mm"}))}, {}, NotReady, "nearest: Expose"),
         ({}, {"s": (("Expose", "y"), Mode("point", {"s": "mm"}))}, {}, NotReady, "no attribute"),
         ({}, {"s": ("spectrum", Mode("point", {"s": "A"}))}, {}, NotReady, "in V, not in A"),
         ({}, {"s": ("image", Mode("frame", {"s": ""}))}, {}, ValueError, "one channel at a point"),
