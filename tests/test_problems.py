@@ -24,7 +24,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_contract(name):
     report = micjax.check(f"micjax.problems.{name}")
-    assert all(fault == "" for _, fault in report.rows) and len(report.rows) == 7
+    assert all(fault == "" for _, fault in report.rows) and len(report.rows) == 8
 
 
 class Line(eqx.Module):
