@@ -1,6 +1,5 @@
 """Every problem in micjax/problems keeps the contract, and `check` finds out who does not."""
 
-import pkgutil
 import sys
 import types
 
@@ -11,19 +10,18 @@ import numpyro.distributions as dist
 import pytest
 from flax import nnx
 
-import micjax.problems
+import micjax
 from micjax import Gaussian, InverseProblem, parameter
+from micjax.core.foreign.modules import references
 from micjax.inference.check import ContractError
 from micjax.problems import edge
 
-NAMES = [
-    m.name for m in pkgutil.iter_modules(micjax.problems.__path__) if not m.name.startswith("_")
-]
+BUILT_IN = [m for m in references().values() if m.startswith("micjax.")]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_contract(name):
-    report = micjax.check(f"micjax.problems.{name}")
+    report = micjax.check(name)
     assert all(fault == "" for _, fault in report.rows) and len(report.rows) == 8
 
 
@@ -109,7 +107,7 @@ def test_check_says_what_is_wrong(forward, faults, monkeypatch):
 def test_check_names_all_that_is_wrong_and_only_that(monkeypatch):
     with pytest.raises(ContractError) as error:
         micjax.check(module_of(Stopped, monkeypatch))
-    assert str(error.value).count("holds") == 6
+    assert str(error.value).count("holds") == 7
 
 
 def test_values_that_cannot_be_saved_and_loaded(monkeypatch):
