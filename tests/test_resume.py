@@ -2,14 +2,13 @@
 
 import json
 import pathlib
-import pkgutil
 
 import h5py
 import numpy as np
 import pytest
 
-import micjax.problems
 from micjax.__main__ import main
+from micjax.core.foreign.modules import references
 from micjax.run.folder import RunFolder
 
 # settings under which a problem is solved in seconds, and after how many chunks it is interrupted
@@ -29,8 +28,7 @@ LONG = {
 
 
 def problems():
-    names = {m.name for m in pkgutil.iter_modules(micjax.problems.__path__)}
-    for name in sorted(n for n in names if not n.startswith("_")):
+    for name in sorted(n for n, m in references().items() if m.startswith("micjax.")):
         marks = [] if name in QUICK else [pytest.mark.slow]
         yield pytest.param(name, marks=marks)
 
