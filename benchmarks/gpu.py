@@ -1,4 +1,4 @@
-"""Right and fast on this device? One script, at most four minutes on a card.
+"""Right and fast on this device? One script, meant for a quarter of an hour with a card.
 
     python benchmarks/gpu.py [--quick]       # exits with 1 where a value is wrong
     python benchmarks/gpu.py --references    # in float64 on a CPU: writes gpu_references.npz

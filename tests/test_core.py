@@ -10,8 +10,9 @@ from flax import nnx
 from numpyro.infer.util import log_density, potential_energy
 
 from micjax import Gaussian, InverseProblem, free, neg_log_joint, parameter
+from micjax.core.precision import in_float64
 from micjax.core.tree import named_leaves, replace
-from micjax.inference.errors.density import in_float64, potential
+from micjax.inference.errors.density import potential
 from micjax.inference.errors.nuts import model
 from micjax.problems import edge
 

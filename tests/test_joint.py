@@ -32,7 +32,7 @@ def data(seed, width_a=0.6, width_b=0.6):
 
 def test_the_objective_is_that_of_the_parts():
     problem, seen = edges(), data(0)
-    x, y = joint_data(seen)
+    x, y = joint_data(problem, seen)
     values = {n: v + 0.1 for n, v in problem.values().items()}
     problem = problem.at(values)
     assert sorted(values) == [
@@ -65,7 +65,7 @@ def test_draws_and_pieces_have_the_shapes_of_the_parts():
 
 def test_two_data_sets_tell_more_than_one():
     problem, seen = edges(), data(1)
-    x, y = joint_data(seen)
+    x, y = joint_data(problem, seen)
     best = micjax.fit(problem, x, y, LBFGS(), steps=200).problem
     together = micjax.laplace(best, x, y).sd()["forward.shared.width_nm"]
     alone = [micjax.laplace(part(best, n), *seen[n]).sd()["forward.width_nm"] for n in "ab"]
@@ -76,7 +76,7 @@ def test_two_data_sets_tell_more_than_one():
 @pytest.mark.parametrize(("width_b", "told"), [(0.6, False), (1.2, True)])
 def test_contradictions_are_told(width_b, told):
     problem = edges()
-    x, y = joint_data(data(2, 0.6, width_b))
+    x, y = joint_data(problem, data(2, 0.6, width_b))
     best = micjax.fit(problem, x, y, LBFGS(), steps=200).problem
     found = tension(best, x, y)
     assert found.degrees_of_freedom == pytest.approx(1.0, abs=0.15)
@@ -91,7 +91,7 @@ def test_the_p_value_is_one():
     """Uniform where nothing contradicts: 60 repeats, by the test of Kolmogorov and Smirnov."""
     problem, p_values = edges(), []
     for seed in range(60):
-        x, y = joint_data(data(seed))
+        x, y = joint_data(problem, data(seed))
         best = micjax.fit(problem, x, y, LBFGS(), steps=200).problem
         p_values.append(tension(best, x, y).p_value)
     assert scipy.stats.kstest(p_values, "uniform").pvalue > 0.01
@@ -110,3 +110,34 @@ def test_the_p_value_is_one():
 def test_ties_that_are_none(parts, shared, message):
     with pytest.raises(ValueError, match=message):
         micjax.joint({n: edge.problem() for n in parts}, shared)
+
+
+def test_data_go_to_their_parts():
+    problem, seen = edges(), data(0)
+    x, y = joint_data(problem, dict(reversed(seen.items())))  # whatever order they come in
+    assert list(x) == ["a", "b"]
+    np.testing.assert_array_equal(y, np.concatenate([seen["a"][1], seen["b"][1]]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: {"a": d["a"]}, "data of .'a'.; the parts are .'a', 'b'."),
+        (lambda d: d | {"b": (X_NM, d["b"][1][:30])}, "b: the data have the shape .30,."),
+        (lambda d: d | {"b": (X_NM, [])}, "b: there are no data"),
+    ],
+)
+def test_data_of_other_parts(change, message):
+    with pytest.raises(ValueError, match=message):
+        joint_data(edges(), change(data(0)))
+
+
+def test_what_has_no_tension():
+    x, y = joint_data(edges(), data(0))
+    with pytest.raises(ValueError, match="nothing to contradict"):
+        tension(edge.problem(), x, y)
+    apart = micjax.joint({"a": edge.problem(), "b": edge.problem()})
+    with pytest.raises(ValueError, match="share nothing"):
+        tension(apart, x, y)
+    with pytest.raises(ValueError, match="no part 'c'"):
+        part(apart, "c")

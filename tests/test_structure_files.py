@@ -169,8 +169,15 @@ def test_occupancies_that_make_no_sense(tmp_path):
 )
 def test_more_atoms_than_a_file_has_room_for(tmp_path, name, text):
     (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match="is no structure: .* atoms in .* bytes"):
+    with pytest.raises(ValueError, match="is no structure: .* atoms, and . lines follow"):
         read_structure(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("comment", ["90000000", "step 12", ""])
+def test_a_number_in_a_comment_is_no_count(tmp_path, comment):
+    frame = f"2\n{comment}\nSi 0 0 0\nSi 1 1 1\n"
+    (tmp_path / "a.xyz").write_text(2 * frame)
+    assert len(read_structure(str(tmp_path / "a.xyz"))) == 2
 
 
 def test_atoms_beyond_the_faces_of_a_cell():

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import threading
 from collections.abc import Iterator
 
 
@@ -14,7 +15,7 @@ def replaced(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     **Raises:** `OSError` when it cannot be written.
     """
     path = pathlib.Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         yield unfinished
         with open(unfinished, "rb+") as file:

@@ -15,14 +15,14 @@ from jax.tree_util import DictKey
 from jaxtyping import Array, ArrayLike, Float
 
 from micjax.core.names import unknown_name
-from micjax.core.problem import InverseProblem
+from micjax.core.problem import InverseProblem, check_data
 from micjax.core.tree import array_of, named_leaves, replace
 
 SHARED = "shared"
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class Parts:
+class JointForward:
     """The forward model of a joint problem: what each part makes of its own `x`, as a law.
 
     Its leaves are called as in the parts (`a.forward.u_A2`), those that are shared
@@ -42,6 +42,8 @@ class Parts:
         return cls(dict(zip(names, children, strict=False)), children[-1], ties)
 
     def __call__(self, x: Mapping) -> dict[str, dist.Distribution]:
+        if x.keys() != self.parts.keys():
+            raise ValueError(f"x of {sorted(x)}; the parts are {sorted(self.parts)}")
         laws = {}
         for name, part in self.parts.items():
             own = {leaf: self.shared[n] for n, of, leaf in self.ties if of == name}
@@ -50,7 +52,7 @@ class Parts:
         return laws
 
 
-class Together(eqx.Module):
+class JointNoise(eqx.Module):
     """The noise of a joint problem: the data of all parts, each of its own law."""
 
     def __call__(self, laws: dict[str, dist.Distribution]) -> "JointLaw":
@@ -147,18 +149,38 @@ def joint(
     known = {n: p.given(dict.fromkeys(p.priors)) for n, p in parts.items()}
     named = {f"forward.{n}": p for n, p in priors.items()}
     named |= {f"forward.{SHARED}.{n}": p for n, p in common.items()}
-    return InverseProblem(Parts(known, values, tuple(ties)), Together(), named)
+    return InverseProblem(JointForward(known, values, tuple(ties)), JointNoise(), named)
 
 
-def joint_data(data: Mapping[str, tuple[object, ArrayLike]]) -> tuple[dict, Float[Array, "n"]]:
-    """`{part: (x, y)}` as the (x, y) of a joint problem of parts in this order."""
-    row = jnp.concatenate([jnp.ravel(jnp.asarray(y, float)) for _, y in data.values()])
-    return {name: x for name, (x, _) in data.items()}, row
+def joint_data(
+    problem: InverseProblem, data: Mapping[str, tuple[object, ArrayLike]]
+) -> tuple[dict, Float[Array, "n"]]:
+    """`{part: (x, y)}` as the (x, y) of a joint problem.
+
+    **Raises:** `ValueError` for data of other parts, or of another shape than a part predicts.
+    """
+    parts = problem.forward.parts
+    if data.keys() != parts.keys():
+        raise ValueError(f"data of {sorted(data)}; the parts are {sorted(parts)}")
+    pieces = []
+    for name in parts:
+        x, y = data[name][0], jnp.asarray(data[name][1], float)
+        try:
+            check_data(parts[name], x, y)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        pieces.append(jnp.ravel(y))
+    return {name: data[name][0] for name in parts}, jnp.concatenate(pieces)
 
 
 def part(problem: InverseProblem, name: str) -> InverseProblem:
-    """A part of a joint problem at the values that it has there, and with its own unknowns."""
+    """A part of a joint problem at the values that it has there, and with its own unknowns.
+
+    **Raises:** `ValueError` for a part that there is not.
+    """
     forward = problem.forward
+    if name not in forward.parts:
+        raise ValueError(unknown_name("part", name, forward.parts))
     own = {leaf: n for n, of, leaf in forward.ties if of == name}
     priors = {
         key.removeprefix(f"forward.{name}."): prior

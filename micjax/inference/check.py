@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.infer.util import log_density
 
+from micjax.core.precision import in_float64
 from micjax.core.problem import InverseProblem, neg_log_joint
 from micjax.core.tree import array_of, named_leaves
-from micjax.inference.errors.density import in_float64
 from micjax.inference.errors.nuts import model
 from micjax.inference.result import load, save
 from micjax.inference.runner import floats, parted, stages_of

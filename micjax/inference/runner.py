@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, Literal
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,10 +29,8 @@ from micjax.inference.starts.draw import draw_starts
 
 SETTLED = 1e-3  # nats in 100 steps
 AGREE = 1.01  # r_hat, above which chains do not agree
-EXPLAINED, CERTAIN = (
-    1.5,
-    5.0,
-)  # chi^2 of a datum, and in standard errors above 1: beyond is a misfit
+# chi^2 of a datum, and by how many standard errors above 1: beyond both is a misfit
+EXPLAINED, CERTAIN = 1.5, 5.0
 LEAST = 1e-9  # of the largest variance: below are no data, such as blind pixels
 UNEXPLAINED = (
     "The model does not explain the data (chi^2 per datum {:.3g}): the errors are too small, and "
@@ -231,9 +230,8 @@ def _concluded(conclude, solution: Solution, x, y) -> Solution:
 def _compared(problem: InverseProblem, x, y) -> tuple[dict[str, float], list[str]]:
     """The rms of the residual and chi^2 of a datum, where the law of the data has a mean and a
     variance; and a sentence if that is no chance."""
-    law = problem.noise(problem.forward(x))
     try:
-        mean, variance = np.asarray(law.mean), np.asarray(law.variance)
+        mean, variance = map(np.asarray, _moments(problem, x))
     except (AttributeError, NotImplementedError, TypeError):
         return {}, []
     if mean.shape != np.shape(y):
@@ -248,6 +246,12 @@ def _compared(problem: InverseProblem, x, y) -> tuple[dict[str, float], list[str
     found["chi_squared_per_datum"] = chi2 = float(np.mean(terms))
     least = max(EXPLAINED, 1.0 + CERTAIN * float(np.std(terms)) / np.sqrt(terms.size))
     return found, [UNEXPLAINED.format(chi2)] if chi2 > least else []
+
+
+@eqx.filter_jit
+def _moments(problem: InverseProblem, x) -> tuple[Array, Array]:
+    law = problem.noise(problem.forward(x))
+    return law.mean, law.variance
 
 
 def _how_it_ended(fit: Fit, last: Stage | Search) -> Iterator[str]:

@@ -11,9 +11,9 @@ import scipy.stats
 from jaxtyping import Array, Float
 
 from micjax.core.coordinates import Coordinates
-from micjax.core.joint import Parts, part
+from micjax.core.joint import JointForward, part
+from micjax.core.precision import in_float64
 from micjax.core.problem import InverseProblem, log_likelihood
-from micjax.inference.errors.density import in_float64
 from micjax.inference.errors.laplace import Laplace, laplace
 from micjax.inference.solve import AnySolver, fit
 from micjax.inference.solvers.lbfgs import LBFGS
@@ -64,10 +64,12 @@ def tension(
     - `x`, `y`: its data, of `joint_data`.
     - `solver`, `steps`: for the fits of the parts, which start from the joint values.
 
-    **Raises:** `ValueError` for a problem that is not joint.
+    **Raises:** `ValueError` for a problem that is not joint, or whose parts share nothing.
     """
-    if not isinstance(problem.forward, Parts):
+    if not isinstance(problem.forward, JointForward):
         raise ValueError("one problem has nothing to contradict: this is for those of micjax.joint")
+    if not problem.forward.ties:
+        raise ValueError("the parts share nothing, and cannot contradict each other")
     data = problem.noise(problem.forward(x)).split(y)
     gain, dof = 0.0, -_determined(problem, laplace(problem, x, y))
     shared: dict[str, dict[str, tuple[float, float]]] = {n: {} for n in problem.forward.shared}

@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from micjax.core.precision import in_float64 as in_float64
 from micjax.core.problem import InverseProblem, Theta, neg_log_joint
 
 

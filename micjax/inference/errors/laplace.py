@@ -12,8 +12,9 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from micjax.core.coordinates import Coordinates
 from micjax.core.devices import check_memory
+from micjax.core.precision import in_float64
 from micjax.core.problem import InverseProblem, Values, check_data
-from micjax.inference.errors.density import in_float64, potential
+from micjax.inference.errors.density import potential
 from micjax.inference.finite import NonFiniteError, non_finite
 from micjax.inference.starts.draw import prior_draws
 

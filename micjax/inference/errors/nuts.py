@@ -16,9 +16,10 @@ from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from numpyro.infer.hmc import hmc
 
 from micjax.core import progress as reporting
+from micjax.core.precision import in_float64
 from micjax.core.problem import InverseProblem, Theta, Values, check_data
 from micjax.core.progress import until_interrupted
-from micjax.inference.errors.density import in_float64, potential
+from micjax.inference.errors.density import potential
 from micjax.inference.finite import NonFiniteError, non_finite
 from micjax.inference.starts.draw import stacked_starts
 

@@ -13,9 +13,10 @@ import optax
 from jaxtyping import Array
 
 from micjax.core.coordinates import Coordinates
+from micjax.core.precision import in_float64
 from micjax.core.problem import InverseProblem, check_data
 from micjax.core.progress import progress, until_interrupted
-from micjax.inference.errors.density import in_float64, potential
+from micjax.inference.errors.density import potential
 from micjax.inference.errors.nuts import Posterior
 from micjax.inference.finite import NonFiniteError, non_finite
 

@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def read_structure(path: str) -> Any:
         if kind == "cif":
             return _of_cif(path)
         if kind in COUNTED:
-            _check_counts(path)
+            _check_counts(path, kind)
         found = ase.io.read(path, index=":")
         return _of_arrays(path, _last(path, found))
     except Exception as error:  # its readers raise anything
@@ -46,13 +47,28 @@ def read_structure(path: str) -> Any:
         raise ValueError(f"{path} is no structure: {type(error).__name__}: {reason}") from error
 
 
-def _check_counts(path: str) -> None:
-    """**Raises:** `ValueError` for more atoms than the file has room for: ase looks for all."""
-    size = pathlib.Path(path).stat().st_size
-    with open(path, encoding="utf-8", errors="replace") as lines:
-        for words in map(str.split, lines):
-            if all(map(str.isdecimal, words)) and (most := max(map(int, words), default=0)) > size:
-                raise ValueError(f"{most:.6g} atoms in {size} bytes")
+def _check_counts(path: str, kind: str) -> None:
+    """**Raises:** `ValueError` for more atoms than lines follow: ase would look for all of them."""
+    lines = pathlib.Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    if kind == "vasp":  # the numbers of each element follow the edges, or the names of elements
+        heads = [i for i in (5, 6) if i < len(lines) and lines[i].split()]
+        heads = [i for i in heads if all(map(str.isdecimal, lines[i].split()))][:1]
+    else:
+        heads = _frames(lines)
+    for i in heads:
+        count = sum(map(int, lines[i].split()))
+        if count > len(lines) - i - 1:
+            raise ValueError(f"{str(count)[:20]} atoms, and {len(lines) - i - 1} lines follow")
+
+
+def _frames(lines: list[str]) -> Iterator[int]:
+    """The lines of an XYZ file that say how many atoms follow, behind one of comment."""
+    i = 0
+    while i < len(lines) and lines[i].strip().isdecimal():
+        yield i
+        i += int(lines[i]) + 2
+        while i < len(lines) and lines[i].lstrip().startswith("VEC"):  # edges of the cell
+            i += 1
 
 
 def _last(path: str, found: list[Any]) -> Any:
