@@ -72,7 +72,9 @@ def with_settings(given: Mapping[str, Any], assignments: Sequence[str]) -> dict[
     **Raises:** `ValueError` for text that is no assignment, or a table that a plan has not.
     """
     plan = copy.deepcopy(dict(given))
-    kind = kind_of(plan, "--set")
+    if not assignments:
+        return plan
+    kind = kind_of(plan, "the plan")
     for text in assignments:
         name, equals, value = text.partition("=")
         words = [word.strip() for word in name.split(".")]
