@@ -1,4 +1,7 @@
+import contextlib
+import ctypes
 import functools
+import gc
 import os
 import pathlib
 import signal
@@ -13,9 +16,10 @@ import pytest
 
 jax.config.update("jax_enable_x64", True)
 
-# Linux gives a process 65,530 mappings, every compiled program takes several, and beyond the limit
-# the compiler crashes
-MOST_MAPPINGS = 25_000
+# what compiled programs may take of a worker: memory, and mappings, of which Linux gives a process
+# 65,530, a program takes several, and the compiler crashes beyond them
+MOST_BYTES, MOST_MAPPINGS = 1_400_000_000, 25_000
+PROCESS = pathlib.Path("/proc/self")
 SHARED = pathlib.Path(__file__).parents[1].parent / "shared"
 
 
@@ -39,13 +43,29 @@ def references():
     return read
 
 
-@pytest.fixture(autouse=True, scope="module")
+def pytest_collection_finish(session):
+    """What was imported stays: the collector need not walk it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def too_many_programs() -> bool:
+    if not PROCESS.exists():
+        return False
+    pages = int((PROCESS / "statm").read_text().split()[1])
+    mappings = (PROCESS / "maps").read_bytes().count(b"\n")
+    return pages * os.sysconf("SC_PAGESIZE") > MOST_BYTES or mappings > MOST_MAPPINGS
+
+
+@pytest.fixture(autouse=True)
 def programs():
-    """What a file of tests has compiled is given back when there is too much of it."""
+    """What the tests have compiled is given back when there is too much of it."""
     yield
-    mappings = pathlib.Path("/proc/self/maps")
-    if mappings.exists() and mappings.read_bytes().count(b"\n") > MOST_MAPPINGS:
+    if too_many_programs():
         jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # other C libraries keep what is free
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)
