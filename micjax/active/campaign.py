@@ -254,20 +254,20 @@ class Campaign:
 
     def _learnt_at(self, point: Point, at: Mapping[str, float]) -> Point:
         """The point with the readbacks before its measurement in place of what was asked for."""
-        place, found = self._place(point), dict(point)
+        place, learnt = self._place(point), dict(point)
         for name in set(point) & set(place) & set(self.instrument.axes):
             if place[name] == point[name] and math.isfinite(at[name]):  # in the same unit
                 axis = self.instrument.axes[name]  # beyond whose ends it may be by a tolerance
-                found[name] = min(max(float(at[name]), axis.lo), axis.hi)
-        return found
+                learnt[name] = min(max(float(at[name]), axis.lo), axis.hi)
+        return learnt
 
     def _measured(self, point: Point, record: Record, at: Mapping[str, float]) -> None:
-        found = self._learnt_at(point, at)
-        found[self.outcome] = float(self._reduce(record))
+        learnt = self._learnt_at(point, at)
+        learnt[self.outcome] = float(self._reduce(record))
         self._record = None
-        self._found.append(found)
-        self.points.append(found)
-        self._failures = 0 if math.isfinite(found[self.outcome]) else self._failures + 1
+        self._found.append(learnt)
+        self.points.append(learnt)
+        self._failures = 0 if math.isfinite(learnt[self.outcome]) else self._failures + 1
         self._next()
 
     def _not_measured(self, point: Point, reason: str) -> None:
@@ -281,9 +281,9 @@ class Campaign:
         self._open = self._open[1:]
         if self._open:
             return
-        found, failed, self._found, self._failed = self._found, self._failed, [], []
-        if found:
-            self.policy.ingest(found)
+        measured, failed, self._found, self._failed = self._found, self._failed, [], []
+        if measured:
+            self.policy.ingest(measured)
         register = getattr(self.policy, "register_failures", None)
         if failed and register is not None:
             register(failed)

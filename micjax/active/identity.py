@@ -13,22 +13,22 @@ import numpyro.distributions as dist
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function or an object: another one in each process
 
 
-def told_apart(thing: Any) -> str | None:
+def told_apart(value: Any) -> str | None:
     """The type of a tree of arrays, numbers and functions, and a hash of all that it holds.
 
     Numbers that JAX has made count to 6 digits: another precision rounds the others. Of a function
     only its name counts.
     """
-    if thing is None:
+    if value is None:
         return None
     # NumPyro's distributions come apart in another order in each process
-    leaves, structure = jax.tree.flatten(thing, lambda n: isinstance(n, dist.Distribution))
-    whole = hashlib.sha256(ADDRESS.sub("", str(structure)).encode())
+    leaves, structure = jax.tree.flatten(value, lambda n: isinstance(n, dist.Distribution))
+    digest = hashlib.sha256(ADDRESS.sub("", str(structure)).encode())
     for leaf in leaves:
-        whole.update(_leaf(leaf).encode())
-    kind = type(thing).__name__
-    shape = f" {np.shape(thing)}" if isinstance(thing, np.ndarray) else ""
-    return f"{kind}{shape} {whole.hexdigest()[:16]}"
+        digest.update(_leaf(leaf).encode())
+    kind = type(value).__name__
+    shape = f" {np.shape(value)}" if isinstance(value, np.ndarray) else ""
+    return f"{kind}{shape} {digest.hexdigest()[:16]}"
 
 
 def _leaf(leaf: Any) -> str:

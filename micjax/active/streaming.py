@@ -109,29 +109,29 @@ def tell(
         observed, values = gp.grown(cloud.observed, cloud.y)
         followed = _follow(cloud.theta, cloud.problem, observed, values, cloud.points)
         cloud = cloud._replace(observed=observed, y=values, followed=followed)
-    told = _told(cloud, *new)
-    if told.effective >= smc.ENOUGH * len(told.theta):
-        return told
-    if told.effective >= SURPRISED * len(told.theta):
-        return rejuvenated(told, key)
-    density = smc.Data(told.problem, told.observed, told.y, cloud.observed)
+    updated = _told(cloud, *new)
+    if updated.effective >= smc.ENOUGH * len(updated.theta):
+        return updated
+    if updated.effective >= SURPRISED * len(updated.theta):
+        return rejuvenated(updated, key)
+    density = smc.Data(updated.problem, updated.observed, updated.y, cloud.observed)
     begun = smc.placed(cloud.theta, density)
     end, _, gained, _ = smc.let_in(
         key, begun, cloud.log_weight, density, smc.walks_and_jumps, settle=True
     )
-    return _equal(told, end.theta)._replace(log_evidence=cloud.log_evidence + gained)
+    return _equal(updated, end.theta)._replace(log_evidence=cloud.log_evidence + gained)
 
 
 @eqx.filter_jit
 def _told(cloud: Cloud, point, y, noise_ratio):
     n = cloud.observed.free_row
 
-    def one(theta, own):
+    def of_particle(theta, own):
         new = gp.told(_tracked(cloud, theta, own), point, y, noise_ratio)
         log_density = jnp.log(new.state.root[n, n]) - 0.5 * new.state.white[n] ** 2
         return _own(new), new.state.observed, new.state.y, log_density
 
-    followed, observed, values, factors = jax.vmap(one, out_axes=(0, None, None, 0))(
+    followed, observed, values, factors = jax.vmap(of_particle, out_axes=(0, None, None, 0))(
         cloud.theta, cloud.followed
     )
     weight = cloud.log_weight + factors - 0.5 * jnp.log(2.0 * jnp.pi)
@@ -255,8 +255,8 @@ def _own(tracked: Tracked) -> Followed:
 
 @eqx.filter_jit
 def _follow(theta: Float[Array, "particles p"], problem, observed, y, points) -> Followed:
-    def one(theta):
+    def of_particle(theta):
         at = Coordinates(problem).at(theta)
         return _own(gp.tracked(gp.conditioned(at, observed, y), points))
 
-    return jax.lax.map(one, theta)
+    return jax.lax.map(of_particle, theta)

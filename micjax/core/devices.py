@@ -38,8 +38,8 @@ def each(function: Callable[[PyTree], PyTree], items: PyTree, mesh: Mesh | None 
     if mesh is None:
         return function(items)
     count, (items, _) = _count(items), _filled(items, mesh)
-    found = _shared(function, mesh, P(*mesh.axis_names))(items)
-    return jax.tree.map(lambda a: a[:count], found)
+    results = _shared(function, mesh, P(*mesh.axis_names))(items)
+    return jax.tree.map(lambda a: a[:count], results)
 
 
 def mean(
@@ -57,8 +57,8 @@ def mean(
     count, total = 0, None
     if mesh is None:
         for item in items:
-            one = function(item)
-            count, total = count + 1, one if count == 0 else jax.tree.map(jnp.add, total, one)
+            value = function(item)
+            count, total = count + 1, value if count == 0 else jax.tree.map(jnp.add, total, value)
     elif count := _count(items):
         total = _shared(lambda given: _sum(function, *given, mesh), mesh, P())(_filled(items, mesh))
     if not count:
@@ -68,8 +68,8 @@ def mean(
 
 def _sum(function, items, there, mesh: Mesh):
     @jax.checkpoint  # a derivative computes an item twice, and holds what one of them needs
-    def add(total, one):
-        item, counts = one
+    def add(total, item_and_count):
+        item, counts = item_and_count
         return jax.tree.map(lambda t, v: t + jnp.where(counts, v, 0), total, function(item)), None
 
     like = jax.eval_shape(function, jax.tree.map(lambda a: a[0], items))

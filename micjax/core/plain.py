@@ -50,9 +50,9 @@ def storable(values: Any) -> np.ndarray:
     if not array.dtype.hasobject:
         return array
     try:
-        found = np.array(array.tolist())
-        if found.shape == array.shape and not found.dtype.hasobject:
-            return found
+        rebuilt = np.array(array.tolist())
+        if rebuilt.shape == array.shape and not rebuilt.dtype.hasobject:
+            return rebuilt
     except ValueError:
         pass
     return np.array([_text(v) for v in array.ravel()], dtype=str).reshape(array.shape)
@@ -64,28 +64,28 @@ def _converted(value: Any, other: Callable[[Any], Any], depth: int) -> Any:
     if depth > DEEPEST:
         return other(value)
     if hasattr(value, "__array__"):
-        found = _listed(value)
-        return other(value) if found is value else _converted(found, other, depth + 1)
+        listed = _listed(value)
+        return other(value) if listed is value else _converted(listed, other, depth + 1)
     if isinstance(value, list | tuple):
         return [_converted(v, other, depth + 1) for v in value]
     if not isinstance(value, Mapping):
         return other(value)
-    found = {}
+    converted = {}
     for key, inner in value.items():
         name = key if isinstance(key, str) else str(other(key))
-        if name in found:  # 1 and "1" are two keys
+        if name in converted:  # 1 and "1" are two keys
             name = f"{name} ({type(key).__name__})"
-        found[name] = _converted(inner, other, depth + 1)
-    return found
+        converted[name] = _converted(inner, other, depth + 1)
+    return converted
 
 
 def _listed(array: Any) -> Any:
     """Its numbers; the array itself where it has none, as keys of random numbers and dates."""
     try:
-        found = np.asarray(array).tolist()
+        listed = np.asarray(array).tolist()
     except TypeError:
         return array
-    return array if isinstance(found, np.generic) else found
+    return array if isinstance(listed, np.generic) else listed
 
 
 def _text(value: Any) -> str:

@@ -155,17 +155,19 @@ UNITS: dict[str, float] = {  # the largest magnitude
 }
 
 _WITH_UNIT = re.compile(rf"_({'|'.join(UNITS)})$")
-_BY_NAME = [(pattern, found) for words, found in NAMES.items() for pattern in words.split()]
-_BY_NAME_AND_UNIT = [(pattern, found) for pattern, found in _BY_NAME if _WITH_UNIT.search(pattern)]
+_BY_NAME = [(pattern, limits) for words, limits in NAMES.items() for pattern in words.split()]
+_BY_NAME_AND_UNIT = [
+    (pattern, limits) for pattern, limits in _BY_NAME if _WITH_UNIT.search(pattern)
+]
 
 
 def range_of(name: str, ours: bool = True) -> Range:
     """The range of the number with this dotted name, `ANY` where only the magnitude matters."""
     parts = [part.partition("[")[0] for part in name.split(".")]
     for part in parts:
-        for pattern, found in _BY_NAME if ours else _BY_NAME_AND_UNIT:
+        for pattern, limits in _BY_NAME if ours else _BY_NAME_AND_UNIT:
             if fnmatchcase(part, pattern):
-                return found
+                return limits
     for part in reversed(parts):
         if unit := _WITH_UNIT.search(part):
             highest, word = UNITS[unit[1]], part[: unit.start()].rpartition("_")[2]

@@ -26,8 +26,8 @@ def non_finite(theta: Theta, problem: InverseProblem, x, y) -> str:
 
 
 def _first_fault(leaves: dict[str, dict], *order: str) -> list[str]:
-    for what in order:
-        if bad := [f"{n} ({what})" for n, finite in leaves.items() if not finite[what]]:
+    for part in order:
+        if bad := [f"{n} ({part})" for n, finite in leaves.items() if not finite[part]]:
             return bad
     return []
 

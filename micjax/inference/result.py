@@ -170,13 +170,13 @@ def _opened(path: Path) -> Iterator[File]:
         raise ValueError(f"{path} is not a micjax result: {error}") from error
 
 
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """What keeps the values `found` from being those of `wanted`; empty if nothing does."""
-    lines = [f"{n!r} is missing" for n in sorted(set(wanted) - set(found))]
-    lines += [f"{n!r} is no unknown of it" for n in sorted(set(found) - set(wanted))]
+def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """What keeps the values `stored` from being those of `wanted`; empty if nothing does."""
+    lines = [f"{n!r} is missing" for n in sorted(set(wanted) - set(stored))]
+    lines += [f"{n!r} is no unknown of it" for n in sorted(set(stored) - set(wanted))]
     lines += [
-        f"{n!r} has shape {np.shape(found[n])} instead of {np.shape(wanted[n])}"
-        for n in sorted(set(found) & set(wanted))
-        if np.shape(found[n]) != np.shape(wanted[n])
+        f"{n!r} has shape {np.shape(stored[n])} instead of {np.shape(wanted[n])}"
+        for n in sorted(set(stored) & set(wanted))
+        if np.shape(stored[n]) != np.shape(wanted[n])
     ]
     return "; ".join(lines)

@@ -238,14 +238,14 @@ def _compared(problem: InverseProblem, x, y) -> tuple[dict[str, float], list[str
         return {}, []
     squares = np.abs(np.asarray(y) - mean).astype(float) ** 2
     variance = np.broadcast_to(variance, mean.shape)
-    found = {"residual_rms": float(np.sqrt(np.mean(squares)))}
+    measures = {"residual_rms": float(np.sqrt(np.mean(squares)))}
     seen = np.isfinite(variance) & (variance > LEAST * np.max(variance, initial=0.0))
     if not seen.any():
-        return found, []
+        return measures, []
     terms = squares[seen] / variance[seen]
-    found["chi_squared_per_datum"] = chi2 = float(np.mean(terms))
+    measures["chi_squared_per_datum"] = chi2 = float(np.mean(terms))
     least = max(EXPLAINED, 1.0 + CERTAIN * float(np.std(terms)) / np.sqrt(terms.size))
-    return found, [UNEXPLAINED.format(chi2)] if chi2 > least else []
+    return measures, [UNEXPLAINED.format(chi2)] if chi2 > least else []
 
 
 @eqx.filter_jit

@@ -172,9 +172,9 @@ def fit_stages(
 
 def _searched(stage: Search, problem: InverseProblem, x, y, key: Array, state: Snapshot) -> Arrays:
     """The arrays of all searches so far, from the best values so far."""
-    here = problem.at(min(state.candidates, key=_loss).values)
+    current = problem.at(min(state.candidates, key=_loss).values)
     with progress(stage.title, 100) as show:
-        arrays = stage.work(here, x, y, key, lambda share, text: show(int(100 * share), text))
+        arrays = stage.work(current, x, y, key, lambda share, text: show(int(100 * share), text))
     return state.arrays | {n: np.asarray(a) for n, a in arrays.items()}
 
 
@@ -213,8 +213,8 @@ def _fits(
             theta = at.unconstrain(at.values())
         objective = Objective(at, x, y)
         carry = restored(state, begin(solver, objective, theta, many), stage)
-        made = sum(map(len, state.losses))
-        offset, left = solver.offset(objective), stage.steps - made
+        steps_done = sum(map(len, state.losses))
+        offset, left = solver.offset(objective), stage.steps - steps_done
         if not _settled(state.losses, stage):
             for reached, losses in chunks(solver, objective, carry, left, stage.chunk, many):
                 state.advance(reached, losses + offset)

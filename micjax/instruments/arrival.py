@@ -7,7 +7,7 @@ from micjax.instruments.base import Axis, LimitError, MoveError
 
 
 def check_arrived(
-    axes: Mapping[str, Axis], target: Mapping[str, float], found: Mapping[str, float]
+    axes: Mapping[str, Axis], target: Mapping[str, float], readings: Mapping[str, float]
 ) -> None:
     """Compares readbacks with a target that was checked before.
 
@@ -16,25 +16,25 @@ def check_arrived(
     """
     for name, value in target.items():
         axis = axes[name]
-        if not abs(found[name] - value) <= axis.tolerance:
+        if not abs(readings[name] - value) <= axis.tolerance:
             unstated = (
                 "" if math.isfinite(axis.tol) else ", a part of its range since it has no tol"
             )
             raise MoveError(
-                f"{name} is at {found[name]:g} {axis.unit}, asked for {value:g}; "
+                f"{name} is at {readings[name]:g} {axis.unit}, asked for {value:g}; "
                 f"{axis.tolerance:g} {axis.unit} are tolerated{unstated}"
             )
 
 
 def check_standing(
-    axes: Mapping[str, Axis], found: Mapping[str, float], but: Iterable[str] = ()
+    axes: Mapping[str, Axis], readings: Mapping[str, float], but: Iterable[str] = ()
 ) -> None:
     """Compares readbacks with the limits of all axes `but` some.
 
     **Raises:** `LimitError` for an axis beyond them by more than its tolerance.
     """
     for name in set(axes) - set(but):
-        axis, value = axes[name], found[name]
+        axis, value = axes[name], readings[name]
         if not axis.lo - axis.tolerance <= value <= axis.hi + axis.tolerance:
             raise LimitError(
                 f"{name} is at {value:g} {axis.unit}, outside {axis.lo:g} to {axis.hi:g} "

@@ -210,14 +210,14 @@ class Mode:
 
         **Raises:** `BudgetError` for what is no finite number from 0 on: no budget could be kept.
         """
-        found = []
+        amounts = []
         for name in ("seconds", "dose"):
             amount = getattr(self, name)
             amount = float(amount(over) if callable(amount) else amount)
             if not 0.0 <= amount < math.inf:
                 raise BudgetError(f"{name} of a measurement = {amount}: no budget can be kept")
-            found.append(amount)
-        return found[0], found[1]
+            amounts.append(amount)
+        return amounts[0], amounts[1]
 
     def swept(self) -> Sweeps:
         """Where a measurement takes axes by itself, asked for now."""
@@ -342,8 +342,8 @@ def check_over(axes: Mapping[str, Axis], modes: Mapping[str, Mode], mode: str, o
     if kind == "path":
         shape = getattr(over, "shape", None)
         if not isinstance(over, np.ndarray) or over.ndim != 2 or shape[1] != 2 or not len(over):
-            found = f"an array {shape}" if isinstance(over, np.ndarray) else type(over).__name__
-            raise LimitError(f"{mode} goes over an array of points [n, 2], not {found}")
+            given = f"an array {shape}" if isinstance(over, np.ndarray) else type(over).__name__
+            raise LimitError(f"{mode} goes over an array of points [n, 2], not {given}")
     for x, y in points_of(over)[_ENDS] if kind == "frame" else points_of(over):
         check_target(axes, {"x": x, "y": y})
     return modes[mode]

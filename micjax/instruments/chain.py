@@ -82,12 +82,12 @@ def read_chained(path: pathlib.Path) -> Lines:
 
 def _parsed(line: bytes, where: str) -> dict[str, Any]:
     try:
-        found = json.loads(line)
+        entry = json.loads(line)
     except ValueError as error:
         raise JournalError(f"{where}: {error}") from error
-    if not isinstance(found, dict):
-        raise JournalError(f"{where}: {found!r} is no entry of a journal")
-    return found
+    if not isinstance(entry, dict):
+        raise JournalError(f"{where}: {entry!r} is no entry of a journal")
+    return entry
 
 
 def write_end(path: pathlib.Path, count: int, chain: str) -> None:

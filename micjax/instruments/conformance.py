@@ -58,10 +58,10 @@ def check_instrument(instrument: Any) -> Conformance:
         rows.append((check.__name__.replace("_", " "), fault))
     if begun:
         instrument.move(begun)
-    found = Conformance(rows)
+    conformance = Conformance(rows)
     if any(fault and not fault.startswith("skipped") for _, fault in rows):
-        raise ConformanceError(str(found))
-    return found
+        raise ConformanceError(str(conformance))
+    return conformance
 
 
 # --- the promises: each returns what is wrong ----------------------------------------------------
@@ -83,10 +83,10 @@ def axes_have_SI_units(instrument) -> str | None:
 
 
 def reads_every_axis(instrument) -> str | None:
-    found = instrument.read()
-    if set(found) != set(instrument.axes):
-        return f"reads {sorted(found)}, its axes are {sorted(instrument.axes)}"
-    wrong = {n: v for n, v in found.items() if not math.isfinite(v)}
+    readings = instrument.read()
+    if set(readings) != set(instrument.axes):
+        return f"reads {sorted(readings)}, its axes are {sorted(instrument.axes)}"
+    wrong = {n: v for n, v in readings.items() if not math.isfinite(v)}
     return f"reads {wrong}" if wrong else None
 
 
@@ -96,13 +96,13 @@ def arrives_where_it_was_sent(instrument) -> str | None:
         for share in (0.3, 0.8):
             before, target = instrument.read(), axis.lo + share * (axis.hi - axis.lo)
             answered = instrument.move({name: target})
-            found = instrument.read()
+            readings = instrument.read()
             for n, wanted in (before | {name: target}).items():
                 other = instrument.axes[n]
                 limit = other.tol if math.isfinite(other.tol) else 1e-6 * (other.hi - other.lo)
-                if not abs(found[n] - wanted) <= limit:
-                    return f"moved {name} to {target:g}; {n} is at {found[n]:g}, not {wanted:g}"
-            if set(answered) != set(found):
+                if not abs(readings[n] - wanted) <= limit:
+                    return f"moved {name} to {target:g}; {n} is at {readings[n]:g}, not {wanted:g}"
+            if set(answered) != set(readings):
                 return f"move returned {sorted(answered)} and not all readbacks"
     return None
 

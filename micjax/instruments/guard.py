@@ -123,11 +123,11 @@ class Guard:
             steps = [count_steps(self._axes, now, leg) for leg in legs]  # an axis has one leg
             seconds = sum(travel_s(self._axes, now, leg) for leg in legs)
             with self._charged(seconds), self._stopped_by_interrupts():
-                found = now
+                readings = now
                 for leg, count in zip(legs, steps, strict=True):
                     for step in ramp(now, leg, count):
-                        found = self._step(step)
-                return found
+                        readings = self._step(step)
+                return readings
         finally:
             self._turn.release()
 
@@ -234,11 +234,11 @@ class Guard:
 
     # --- one at a time, and stopped ------------------------------------------------------------
 
-    def _begin(self, what: str) -> None:
+    def _begin(self, action: str) -> None:
         self._alive()
         if not self._turn.acquire(blocking=False):
-            raise NotReady(f"{what} cannot begin: {self._doing} still goes on")
-        self._doing = what
+            raise NotReady(f"{action} cannot begin: {self._doing} still goes on")
+        self._doing = action
 
     def _alive(self) -> None:
         if self._stopped.is_set():
@@ -247,14 +247,14 @@ class Guard:
     def _step(self, step: dict[str, float]) -> dict[str, float]:
         self._alive()
         try:
-            found = self.instrument.move(step)
+            readings = self.instrument.move(step)
         except InstrumentError as error:
             if self._stopped.is_set():  # where it was halted is no place that it cannot reach
                 raise Aborted("the move was stopped") from error
             raise
         self._alive()
-        check_arrived(self._axes, step, found)
-        return found
+        check_arrived(self._axes, step, readings)
+        return readings
 
     def _stop_again(self) -> None:
         """What was about to begin when the instrument was stopped would go on."""
@@ -299,14 +299,16 @@ class Guard:
         if not box:
             self.stop()
             raise LinkError(f"{mode} has not ended after {limit:g} s and was stopped")
-        good, found = box[0]
+        good, result = box[0]
         if self._stopped.is_set() and good:
-            raise Aborted("stopped when it had measured; the record is kept", found)
-        if self._stopped.is_set() and isinstance(found, InstrumentError):
-            raise Aborted("the measurement was stopped", getattr(found, "record", None)) from found
+            raise Aborted("stopped when it had measured; the record is kept", result)
+        if self._stopped.is_set() and isinstance(result, InstrumentError):
+            raise Aborted(
+                "the measurement was stopped", getattr(result, "record", None)
+            ) from result
         if not good:
-            raise found
-        return found
+            raise result
+        return result
 
 
 def narrowed(
@@ -316,7 +318,7 @@ def narrowed(
 
     **Raises:** `LimitError` for limits that are wider, empty, or of no axis.
     """
-    found = dict(axes)
+    within = dict(axes)
     for name, (lo, hi) in limits.items():
         if name not in axes:
             raise LimitError(unknown_name("axis", name, axes))
@@ -326,8 +328,8 @@ def narrowed(
                 f"limits of {name} from {lo:g} to {hi:g} {axis.unit} do not lie within "
                 f"{axis.lo:g} to {axis.hi:g} {axis.unit}"
             )
-        found[name] = dataclasses.replace(axis, lo=float(lo), hi=float(hi), tol=axis.tolerance)
-    return found
+        within[name] = dataclasses.replace(axis, lo=float(lo), hi=float(hi), tol=axis.tolerance)
+    return within
 
 
 def count_steps(

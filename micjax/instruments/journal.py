@@ -332,20 +332,20 @@ def _same(first: dict[str, Any], begun: dict[str, Any], path: pathlib.Path) -> N
             continue  # NaN is NaN
         if isinstance(old, dict) and isinstance(new, dict):
             keys = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-            told = "; ".join(f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in keys)
+            differences = "; ".join(f"{k}: {old.get(k)!r} then, {new.get(k)!r} now" for k in keys)
         else:
-            told = f"{old!r} then, {new!r} now"
-        raise JournalError(f"{path} is of another {part}: {told}")
+            differences = f"{old!r} then, {new!r} now"
+        raise JournalError(f"{path} is of another {part}: {differences}")
 
 
 def _cut(path: pathlib.Path) -> None:
     """Takes a torn last line away."""
     raw = path.read_bytes()
-    whole = raw.rfind(b"\n") + 1
-    if whole == len(raw):
+    complete_bytes = raw.rfind(b"\n") + 1
+    if complete_bytes == len(raw):
         return
     with open(path, "r+b") as file:
-        file.truncate(whole)
+        file.truncate(complete_bytes)
         os.fsync(file.fileno())
 
 

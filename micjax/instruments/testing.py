@@ -225,8 +225,8 @@ class _Handler(socketserver.BaseRequestHandler):
             if name in faults.error:
                 raise ValueError(faults.error[name])
             values, error = controller.answer(name, body), None
-        except ValueError as found:
-            values, error = (), str(found)
+        except ValueError as fault:
+            values, error = (), str(fault)
             if not faults.bare and name in faults.error:
                 values = controller.answer(name, body)
         raw = wire.response(name, values, error)

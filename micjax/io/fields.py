@@ -277,5 +277,5 @@ def check_image(image: Field) -> Field:
 
 def unit_in_brackets(label: str) -> str:
     """The unit of a label such as `Height (nm)`; empty where there is none."""
-    found = re.search(r"\(([^()]*)\)\s*$", label)
-    return found.group(1) if found else ""
+    match = re.search(r"\(([^()]*)\)\s*$", label)
+    return match.group(1) if match else ""

@@ -151,11 +151,11 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Pairs) -> Solution:
     """With the surface, and whether the loop lags enough."""
     best = solution.problem
     apart, noise = float(jnp.sqrt(jnp.mean((y[:, 0] - y[:, 1]) ** 2) / 2)), float(best.noise.sigma)
-    said = [
+    statements = [
         "The gains are those of the recursion of micjax.physics.probes.loop, without error bars."
     ]
     if apart < 1.5 * noise:
-        said.insert(
+        statements.insert(
             0,
             f"NOT IDENTIFIED: trace and retrace differ by {apart:.2g} nm rms each and the noise is "
             f"{noise:.2g} nm: the loop follows too well to tell its gains.",
@@ -163,7 +163,7 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Pairs) -> Solution:
     return dataclasses.replace(
         solution,
         results={"surface": _image("surface", best.forward.surface_nm[x])},
-        statements=[*said, *solution.statements],
+        statements=[*statements, *solution.statements],
     )
 
 
@@ -186,8 +186,11 @@ def compare(solution: Solution, x, y: Pairs, truth: InverseProblem) -> list[dict
         "micjax": np.asarray(solution.problem.forward.surface_nm[x]),
     }
     return [
-        {"surface": name, "rms error (nm)": float(np.sqrt(np.mean((found - surface) ** 2)))}
-        for name, found in candidates.items()
+        {
+            "surface": name,
+            "rms error (nm)": float(np.sqrt(np.mean((surface_estimate - surface) ** 2))),
+        }
+        for name, surface_estimate in candidates.items()
     ]
 
 
@@ -199,9 +202,9 @@ def figures(solution: Solution, x, y: Pairs, truth: InverseProblem | None = None
         maps["true surface"] = truth.forward.surface_nm[x[0]]
     row = int(np.argmax(np.ptp(np.asarray(y[0, 0]), axis=1)))
     profiles = {n: np.asarray(m)[row] for n, m in maps.items()}
-    said = "Heights less the set point. Trace and retrace lag behind the surface either way."
+    caption = "Heights less the set point. Trace and retrace lag behind the surface either way."
     return {
         "Line profile": lambda: captioned(
-            line_profiles(profiles, label="height (nm)", title=f"line {row}"), said
+            line_profiles(profiles, label="height (nm)", title=f"line {row}"), caption
         )
     }

@@ -108,12 +108,12 @@ def largest(problem: InverseProblem, x: Frequencies, y: Response) -> Values:
         power = jnp.where(inside, power, -1.0)
     i = jnp.argmax(power)
     real, imaginary = y[i]
-    found = {
+    estimates = {
         "forward.f0_kHz": x[i],
         "forward.amplitude": jnp.hypot(real, imaginary) / problem.forward.Q,
         "forward.phase_rad": jnp.arctan2(real, -imaginary),  # of i y
     }
-    return values | {n: v for n, v in found.items() if n in values}
+    return values | {n: v for n, v in estimates.items() if n in values}
 
 
 def stages(problem: InverseProblem, x: Frequencies, y: Response, *, steps: int = 2000) -> list:
@@ -151,12 +151,12 @@ def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, A
 def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:
     """Both channels, data and fit."""
     model, data = np.asarray(solution.problem.forward(x)), np.asarray(y)
-    said = "The data, the oscillator at the estimate, and what is left."
+    caption = "The data, the oscillator at the estimate, and what is left."
 
     def channel(i):
         panel = curve_with_residual(
             np.asarray(x), data[:, i], model[:, i], x_label="frequency (kHz)", label="response"
         )
-        return captioned(panel, said)
+        return captioned(panel, caption)
 
     return {"In phase": lambda: channel(0), "In quadrature": lambda: channel(1)}

@@ -106,8 +106,8 @@ def protected_server(fill: Callable[[Document], None], port: int, token: str) ->
         http = HTTPServer(application, max_body_size=LARGEST)
         http.add_sockets(sockets)
     except Exception:
-        for one in sockets:
-            one.close()
+        for socket in sockets:
+            socket.close()
         raise
     server = BaseServer(IOLoop.current(), application, http)
     server.start()

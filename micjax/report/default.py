@@ -37,8 +37,8 @@ def default_figures(
         if 1 < len(scalars) <= 6:
             makers["Correlations"] = partial(_corner, scalars, truth)
     if solution.fit is not None and solution.fit.losses.size:
-        found = solution.fit
-        makers[CONVERGENCE] = partial(figures.loss_curve, found.losses, found.stop_reason)
+        fit = solution.fit
+        makers[CONVERGENCE] = partial(figures.loss_curve, fit.losses, fit.stop_reason)
     return makers
 
 

@@ -107,8 +107,10 @@ def course(
         first.set_yscale("log")
         first.set_ylabel("regret", fontsize=8.5)
         if (regret == 0).any():
-            found = int(np.argmax(regret == 0)) + 1
-            first.axvline(found, color=TRUTH, lw=1.4, label=f"best of all: measurement {found}")
+            measurement = int(np.argmax(regret == 0)) + 1
+            first.axvline(
+                measurement, color=TRUTH, lw=1.4, label=f"best of all: measurement {measurement}"
+            )
             first.legend(fontsize=8, frameon=False)
     axes[0, 1].plot(steps, surprise, ".-", color=SERIES[3], lw=1.0, ms=4)
     axes[0, 1].set_ylabel("predicted sd at the point (scaled)", fontsize=8.5)

@@ -65,16 +65,16 @@ def fill(document: Document, look: Callable[[], View | None], stop: Callable[[],
     view = look()
     if view is None:
         raise ValueError("there is nothing to see at first")
-    said = Div(styles={"font": "15px/1.45 system-ui, sans-serif", "color": INK})
+    statements = Div(styles={"font": "15px/1.45 system-ui, sans-serif", "color": INK})
     button = Button(label="Stop the instrument", button_type="danger", name="stop", width=200)
     body = column(name="body")
-    page = _Page(said, button, body)
+    page = _Page(statements, button, body)
     page.show(view)
 
     def update():
-        found = look()
-        if found is not None:
-            page.show(found)
+        latest = look()
+        if latest is not None:
+            page.show(latest)
 
     def clicked():
         button.label, button.disabled = "Stopping …", True
@@ -82,15 +82,15 @@ def fill(document: Document, look: Callable[[], View | None], stop: Callable[[],
 
     button.on_click(clicked)
     document.title = f"micjax: {view.title}"
-    document.add_root(column(said, button, body, sizing_mode="stretch_width"))
+    document.add_root(column(statements, button, body, sizing_mode="stretch_width"))
     document.add_periodic_callback(update, EVERY_MS)
 
 
 class _Page:
     """The panels, made anew when other ones are wanted and else only filled."""
 
-    def __init__(self, said: Div, button: Button, body: Any):
-        self._said, self._button, self._body = said, button, body
+    def __init__(self, statements: Div, button: Button, body: Any):
+        self._said, self._button, self._body = statements, button, body
         self._kind: Any = None
         self._fill: list[Callable[[View], None]] = []
 
@@ -118,31 +118,31 @@ Panel = tuple[figure, Callable[[View], None]]
 
 
 def _panels(view: View) -> list[Panel]:
-    found: list[Panel] = []
+    panels: list[Panel] = []
     if "along0" in view.believed:
-        found += [_map(view, name) for name in MAPS]
+        panels += [_map(view, name) for name in MAPS]
     elif view.believed:
-        found += [_profile(view, i) for i in range(len(view.names))]
+        panels += [_profile(view, i) for i in range(len(view.names))]
     elif len(view.names) > 1:
-        found.append(_places(view))
+        panels.append(_places(view))
     if view.believed:
-        found.append(_course(view))
-    return found + [_curve(view, i) for i in range(len(view.last))]
+        panels.append(_course(view))
+    return panels + [_curve(view, i) for i in range(len(view.last))]
 
 
 # --- panels: a figure, and what fills it ---------------------------------------------------------
 
 
 def _figure(title: str, x_label: str, y_label: str, **options: Any) -> figure:
-    made = figure(
+    plot = figure(
         title=title, width=410, height=340, toolbar_location=None, background_fill_color=None,
         **options,
     )  # fmt: skip
-    made.title.text_color = made.axis.axis_label_text_color = INK
-    made.axis.major_label_text_color = made.axis.axis_line_color = FAINT
-    made.axis.axis_label_text_font_style = "normal"
-    made.xaxis.axis_label, made.yaxis.axis_label = x_label, y_label
-    return made
+    plot.title.text_color = plot.axis.axis_label_text_color = INK
+    plot.axis.major_label_text_color = plot.axis.axis_line_color = FAINT
+    plot.axis.axis_label_text_font_style = "normal"
+    plot.xaxis.axis_label, plot.yaxis.axis_label = x_label, y_label
+    return plot
 
 
 def _scale(view: View, i: int, far: float) -> tuple[float, str]:
@@ -155,22 +155,22 @@ def _places(view: View) -> Panel:
     """Where it was measured, over the first two axes, while nothing is believed."""
     reach = np.max(np.abs(np.concatenate([view.points, view.following])), axis=0, initial=0.0)
     (down, y_label), (across, x_label) = (_scale(view, i, float(reach[i])) for i in range(2))
-    made = _figure("measured points", x_label, y_label)
-    made.y_range.flipped = True
-    points, following = _scattered(made)
+    plot = _figure("measured points", x_label, y_label)
+    plot.y_range.flipped = True
+    points, following = _scattered(plot)
 
     def fill_places(now: View) -> None:
         points.data = {"x": now.points[:, 1] * across, "y": now.points[:, 0] * down}
         following.data = {"x": now.following[:, 1] * across, "y": now.following[:, 0] * down}
 
-    return made, fill_places
+    return plot, fill_places
 
 
-def _scattered(made: figure) -> tuple[ColumnDataSource, ColumnDataSource]:
+def _scattered(plot: figure) -> tuple[ColumnDataSource, ColumnDataSource]:
     points = ColumnDataSource({"x": [], "y": []}, name="points")
     following = ColumnDataSource({"x": [], "y": []}, name="following")
-    made.scatter("x", "y", source=points, size=6, fill_color="white", line_color=INK)
-    made.scatter("x", "y", source=following, marker="x", size=14, line_color=ALERT, line_width=3)
+    plot.scatter("x", "y", source=points, size=6, fill_color="white", line_color=INK)
+    plot.scatter("x", "y", source=following, marker="x", size=14, line_color=ALERT, line_width=3)
     return points, following
 
 
@@ -180,18 +180,18 @@ def _map(view: View, name: str) -> Panel:
     (down, y_label), (across, x_label) = (_scale(view, i, reach[i]) for i in range(2))
     y, x = along[0] * down, along[1] * across
     # y down the rows, as in an image
-    made = _figure(
+    plot = _figure(
         f"{view.believed['outcome']}: {name}",
         x_label,
         y_label,
         x_range=Range1d(x[0], x[-1]),
         y_range=Range1d(y[-1], y[0]),
     )
-    made.grid.visible = False
+    plot.grid.visible = False
     image = ColumnDataSource({"z": [view.believed[name]]}, name=name)
     place = {"x": x[0], "y": y[0], "dw": x[-1] - x[0], "dh": y[-1] - y[0]}
-    made.image("z", source=image, palette="Viridis256", **place)
-    points, following = _scattered(made)
+    plot.image("z", source=image, palette="Viridis256", **place)
+    points, following = _scattered(plot)
 
     def fill_map(now: View) -> None:
         values = now.believed[name]
@@ -201,44 +201,44 @@ def _map(view: View, name: str) -> Panel:
         points.data = {"x": now.points[:, 1] * across, "y": now.points[:, 0] * down}
         following.data = {"x": now.following[:, 1] * across, "y": now.following[:, 0] * down}
 
-    return made, fill_map
+    return plot, fill_map
 
 
 def _profile(view: View, i: int) -> Panel:
     scale, label = _scale(view, i, float(np.max(np.abs(view.believed["along"][i]))))
     outcome = str(view.believed["outcome"])
     through = "" if len(view.names) == 1 else " through the best point"
-    made = _figure(f"prediction{through}, 90 %", label, outcome)
+    plot = _figure(f"prediction{through}, 90 %", label, outcome)
     band = ColumnDataSource({n: [] for n in ("x", "median", "lower", "upper")}, name="band")
-    made.varea("x", "lower", "upper", source=band, fill_color=SERIES[0], fill_alpha=0.2)
-    made.line("x", "median", source=band, color=SERIES[0], line_width=2)
-    points, _ = _scattered(made)
+    plot.varea("x", "lower", "upper", source=band, fill_color=SERIES[0], fill_alpha=0.2)
+    plot.line("x", "median", source=band, color=SERIES[0], line_width=2)
+    points, _ = _scattered(plot)
 
     def fill_profile(now: View) -> None:
         bands = {n: now.believed[n][i] for n in ("median", "lower", "upper")}
         band.data = {"x": now.believed["along"][i] * scale, **bands}
         points.data = {"x": now.believed["points"][:, i] * scale, "y": now.believed["outcomes"]}
 
-    return made, fill_profile
+    return plot, fill_profile
 
 
 def _course(view: View) -> Panel:
     outcome = str(view.believed["outcome"])
-    made = _figure(f"{outcome} of each measurement", "measurement", outcome)
+    plot = _figure(f"{outcome} of each measurement", "measurement", outcome)
     source = ColumnDataSource({"x": [], "y": []}, name="course")
-    made.line("x", "y", source=source, color=FAINT)
-    made.scatter("x", "y", source=source, size=5, color=SERIES[0])
+    plot.line("x", "y", source=source, color=FAINT)
+    plot.scatter("x", "y", source=source, size=5, color=SERIES[0])
 
     def fill_course(now: View) -> None:
         outcomes = now.believed["outcomes"]
         source.data = {"x": np.arange(1, len(outcomes) + 1), "y": outcomes}
 
-    return made, fill_course
+    return plot, fill_course
 
 
 def _curve(view: View, i: int) -> Panel:
     curve = view.last[i]
-    made = _figure(
+    plot = _figure(
         f"last: {curve.y_label}",
         curve.x_label,
         curve.y_label,
@@ -246,9 +246,9 @@ def _curve(view: View, i: int) -> Panel:
         y_range=DataRange1d(),
     )
     source = ColumnDataSource({"x": [], "y": []}, name="last")
-    made.line("x", "y", source=source, color=SERIES[3], line_width=1.5)
+    plot.line("x", "y", source=source, color=SERIES[3], line_width=1.5)
 
     def fill_curve(now: View) -> None:
         source.data = {"x": now.last[i].x, "y": now.last[i].y}
 
-    return made, fill_curve
+    return plot, fill_curve

@@ -212,23 +212,23 @@ def _unknowns(page: Page) -> Iterator[str]:
 
 
 def _convergence(page: Page) -> Iterator[str]:
-    found = page.solution.fit
-    if found is None:
+    fit = page.solution.fit
+    if fit is None:
         return
     yield "<h2>Convergence</h2>"
     yield (
-        f"<p>{found.steps} steps, lowest loss {_e(number(found.loss, 7))} nats; "
-        f"stop reason: {_e(': '.join(filter(None, (found.stop_reason, found.fault))))}.</p>"
+        f"<p>{fit.steps} steps, lowest loss {_e(number(fit.loss, 7))} nats; "
+        f"stop reason: {_e(': '.join(filter(None, (fit.stop_reason, fit.fault))))}.</p>"
     )
     for picture in page.pictures:
         if picture.title == CONVERGENCE:
             yield _figure(picture)
-    if len(found.starts_losses) > 1:
-        best = float(np.min(found.starts_losses))
-        near = int(np.sum(found.starts_losses < best + 0.5))
+    if len(fit.starts_losses) > 1:
+        best = float(np.min(fit.starts_losses))
+        near = int(np.sum(fit.starts_losses < best + 0.5))
         yield (
-            f"<p>{len(found.starts_losses)} starts, {near} of them end within 0.5 nats of the "
-            f"best; losses: {_e(', '.join(number(float(v)) for v in found.starts_losses))}.</p>"
+            f"<p>{len(fit.starts_losses)} starts, {near} of them end within 0.5 nats of the "
+            f"best; losses: {_e(', '.join(number(float(v)) for v in fit.starts_losses))}.</p>"
         )
 
 

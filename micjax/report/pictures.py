@@ -34,8 +34,8 @@ def save_pictures(
     pictures = []
     for i, (title, figure) in enumerate(figures.items()):
         try:
-            made = figure() if callable(figure) else figure
-            png, caption = render(made), made.get_label()
+            drawn = figure() if callable(figure) else figure
+            png, caption = render(drawn), drawn.get_label()
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             log.warning("figure %r failed: %s", title, reason, exc_info=True)

@@ -22,9 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     arguments = parser().parse_args(argv)
-    here = os.getcwd()
-    if here not in sys.path:  # package.module may lie in the current folder; nothing there, which
-        sys.path.append(here)  # may be a folder of data, takes the place of an installed package
+    folder = os.getcwd()
+    if folder not in sys.path:  # package.module may lie in the current folder; nothing there, which
+        sys.path.append(folder)  # may be a folder of data, takes the place of an installed package
     with until_interrupted():
         return _done(arguments, ["micjax", *argv])
     print("micjax: interrupted", file=sys.stderr)
@@ -52,11 +52,11 @@ def parser() -> argparse.ArgumentParser:
     of = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function: Callable[..., int], *shared: argparse.ArgumentParser):
-        made = of.add_parser(
+        subparser = of.add_parser(
             name, help=function.__doc__, description=function.__doc__, parents=[DEBUG, *shared]
         )
-        made.set_defaults(command=function)
-        return made.add_argument
+        subparser.set_defaults(command=function)
+        return subparser.add_argument
 
     demo = command("demo", commands.demo, SET, OUT, RESUME)
     demo("problem", metavar="PROBLEM", nargs="?", default="tip", help=PROBLEM)
@@ -86,9 +86,9 @@ def parser() -> argparse.ArgumentParser:
 
 def _shared(*names: str, **options: Any) -> argparse.ArgumentParser:
     """An argument of several commands."""
-    made = argparse.ArgumentParser(add_help=False)
-    made.add_argument(*names, **options)
-    return made
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument(*names, **options)
+    return shared
 
 
 DEBUG = _shared("--debug", action="store_true", help="show the traceback of an error")

@@ -58,8 +58,8 @@ def validate(arguments: argparse.Namespace, asked: Asked) -> int:
     """check a plan without computing"""
     plan = make_plan(with_settings(read_plan(arguments.plan), arguments.set), arguments.plan)
     with precision_of(plan):
-        told = RUNS[plan.kind](plan, asked).describe()
-    print(f"{arguments.plan} is valid: {told}")
+        description = RUNS[plan.kind](plan, asked).describe()
+    print(f"{arguments.plan} is valid: {description}")
     return 0
 
 

@@ -52,9 +52,9 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def new_path(what: str) -> pathlib.Path:
+def new_path(kind: str) -> pathlib.Path:
     """A folder in `runs/` that is not there yet."""
-    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{what}"
+    stem = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{kind}"
     path, count = pathlib.Path(RUNS) / stem, 1
     while path.exists():  # two runs in one second
         count += 1
@@ -130,11 +130,11 @@ def _check_same(folder: RunFolder, plan: Plan, same: Mapping[str, Any], resume: 
     path = folder.path
     try:
         old, facts = folder.read_json("plan.resolved.json"), folder.read_json("provenance.json")
-        was = {"plan": old, "inputs": _hashes(facts["inputs"])}
+        earlier = {"plan": old, "inputs": _hashes(facts["inputs"])}
         status, x64 = facts.get("status"), facts["x64"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--out {path} is not empty and holds no micjax run") from error
-    differences = _differences(was, same, plan.MAY_DIFFER if resume else ())
+    differences = _differences(earlier, same, plan.MAY_DIFFER if resume else ())
     if x64 != bool(jax.config.jax_enable_x64):
         differences.append(f"x64 was {x64}, is {not x64}")
     if differences:
@@ -148,10 +148,10 @@ def _check_same(folder: RunFolder, plan: Plan, same: Mapping[str, Any], resume: 
         )
 
 
-def _differences(was: Mapping[str, Any], now: Mapping[str, Any], ignore: tuple) -> list[str]:
+def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], ignore: tuple) -> list[str]:
     lines = []
     for key in now["plan"]:
-        old, new = was.get("plan", {}).get(key), now["plan"][key]
+        old, new = earlier.get("plan", {}).get(key), now["plan"][key]
         if key in ignore or old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
@@ -159,6 +159,6 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any], ignore: tuple) 
             lines += [f"{key}.{n} was {old.get(n)!r}, is {new.get(n)!r}" for n in names]
         else:
             lines.append(f"{key} was {old!r}, is {new!r}")
-    if was.get("inputs") != now["inputs"]:
+    if earlier.get("inputs") != now["inputs"]:
         lines.append("the input files have another content")
     return lines

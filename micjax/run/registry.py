@@ -38,8 +38,8 @@ class Citizen(NamedTuple):
         return first_line(self.module.__doc__).removesuffix(".") or self.name
 
     def function(self, name: str) -> Callable[..., Any] | None:
-        found = getattr(self.module, name, None)
-        return found if callable(found) else None
+        attribute = getattr(self.module, name, None)
+        return attribute if callable(attribute) else None
 
 
 class Listed(NamedTuple):

@@ -18,20 +18,20 @@ def status(folder: str | os.PathLike) -> list[str]:
     doubt = [s for s in steps if s.result is None]
     running = being_written(folder)
     ago = _duration(time.time() - max(_when(line) for line in lines))
-    said = [
+    statements = [
         f"{folder}: {'being measured' if running else 'nothing is being measured'}; "
         f"the last line of its journal is {ago} old.",
         f"{len(done)} measurements in {_duration(_when(lines[-1]) - lines[0]['time'])}, "
         f"{sum(line['kind'] == 'unreachable' for line in lines)} points could not be reached.",
     ]
     if done:
-        said.append(f"Last: {done[-1].intent['mode']} at {_place(done[-1].result['at'])}.")
+        statements.append(f"Last: {done[-1].intent['mode']} at {_place(done[-1].result['at'])}.")
     waiting = [s for s in doubt if not (running and s is steps[-1])]
     for step in waiting:
-        said.append(
+        statements.append(
             f"In doubt: step {step.index}, {step.intent['mode']}, at {_place(step.intent['at'])}."
         )
-    return said
+    return statements
 
 
 def _when(line: dict[str, Any]) -> float:

@@ -47,7 +47,7 @@ class Folder:
 def view_of(path: pathlib.Path) -> View:
     """What the page shows of a run."""
     lines = journal_lines(path)
-    believed, said = _believed(path / STATE), status(path)
+    believed, statements = _believed(path / STATE), status(path)
     steps = [s for s in steps_of(lines) if s.measured]
     suggested = [p for line in lines if line["kind"] == "suggested" for p in line["points"]]
     if believed:
@@ -60,7 +60,7 @@ def view_of(path: pathlib.Path) -> View:
     numeric = all(isinstance(p.get(n), int | float) for p in suggested for n in names)
     return View(
         title=str(path),
-        said=said,
+        said=statements,
         running=being_written(path),
         believed=believed,
         names=names,
@@ -118,17 +118,17 @@ def _numbers(points: list[Mapping[str, float]], names: list[str]) -> np.ndarray:
 
 
 def _curves(record: Record) -> list[Curve]:
-    found = []
+    curves = []
     for name, values in record.data.items():
         values = np.abs(values) if np.iscomplexobj(values) else np.asarray(values, float)
         if values.ndim != 1:
             continue
         (along,) = record.dims[name]
         where, unit = record.coords.get(along, (np.arange(values.size), ""))
-        found.append(
+        curves.append(
             Curve(np.asarray(where), values, _label(along, unit), _label(name, record.units[name]))
         )
-    return found[:MOST]
+    return curves[:MOST]
 
 
 def _label(name: str, unit: str) -> str:

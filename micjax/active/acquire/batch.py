@@ -200,8 +200,8 @@ def greedy_improvement_in(
     level = np.array(np.broadcast_to(best, paths.weights.shape[:1]), np.float64)
     scale = _process_scale(paths)
     points = []
-    for one in jax.random.split(key, count):
-        points.append(best_in(_joint_score, box, one, (paths, level, scale), near))
+    for draw_key in jax.random.split(key, count):
+        points.append(best_in(_joint_score, box, draw_key, (paths, level, scale), near))
         level = np.maximum(level, np.asarray(paths(points[-1][None]))[:, 0])
     return np.array(points)
 
@@ -236,8 +236,8 @@ def fantasy_batch_in(
     """
     state = with_room(state, count - 1)
     points = []
-    for one in jax.random.split(key, count):
-        points.append(best_in(score, box, one, (state, *arguments), near))
+    for draw_key in jax.random.split(key, count):
+        points.append(best_in(score, box, draw_key, (state, *arguments), near))
         if len(points) < count:
             state = append(state, points[-1], predict(state, points[-1][None])[0][0])
     return np.array(points)

@@ -108,10 +108,10 @@ def boxes_beyond(
     lower = np.zeros((len(fronts), capacity, len(reference)))
     upper = np.zeros_like(lower)
     for i, front in enumerate(fronts):
-        found = _sweep(front[np.all(front > reference, axis=1)], reference)
-        if len(found) > capacity:
-            raise ValueError(f"{len(found)} boxes do not fit into a capacity of {capacity}")
-        lower[i, : len(found)], upper[i, : len(found)] = found[:, 0], found[:, 1]
+        boxes = _sweep(front[np.all(front > reference, axis=1)], reference)
+        if len(boxes) > capacity:
+            raise ValueError(f"{len(boxes)} boxes do not fit into a capacity of {capacity}")
+        lower[i, : len(boxes)], upper[i, : len(boxes)] = boxes[:, 0], boxes[:, 1]
     return Boxes(lower, upper)
 
 
@@ -167,8 +167,8 @@ def log_hypervolume_improvement(
     """
     scale = jnp.asarray(scale)
 
-    def of_draw(one):
-        values, lower, upper = one
+    def of_draw(draw):
+        values, lower, upper = draw
         high = jnp.minimum(values[:, None], upper)
         sides = positive((high - lower) / scale, CORNER)
         real = jnp.all(upper > lower, axis=-1)
@@ -238,9 +238,9 @@ def greedy_hypervolume_in(
     fronts = _front(values, reference)
     room, scale = _capacity(fronts, count - 1), scale_of(np.asarray(values, np.float64)[None])
     points = []
-    for one in jax.random.split(key, count):
+    for draw_key in jax.random.split(key, count):
         boxes = _beyond(fronts, reference, room, len(paths[0].weights))
-        points.append(best_in(_score, box, one, (paths, boxes, scale), near))
+        points.append(best_in(_score, box, draw_key, (paths, boxes, scale), near))
         at = [np.asarray(p(points[-1][None]))[:, 0] for p in paths]
         fronts = _joined(fronts, np.stack(at, axis=-1))
     return np.array(points)
@@ -259,8 +259,8 @@ def _front(values: ArrayLike, reference: ArrayLike) -> Float[np.ndarray, "1 p k"
 
 def _beyond(fronts: np.ndarray, reference: ArrayLike, capacity: int, draws: int) -> Boxes:
     # repeated for every draw, so that one front and many are the same compiled program
-    found = boxes_beyond(fronts, reference, capacity)
-    return Boxes(*(np.broadcast_to(b, (draws, *b.shape[1:])) for b in found))
+    boxes = boxes_beyond(fronts, reference, capacity)
+    return Boxes(*(np.broadcast_to(b, (draws, *b.shape[1:])) for b in boxes))
 
 
 def _joined(fronts: np.ndarray, new: Float[np.ndarray, "s k"]) -> Float[np.ndarray, "s n k"]:

@@ -107,11 +107,11 @@ def peaks(
     """Where each path is highest in a box, and how high: Thompson samples (Thompson 1933), and the
     draws of the maximum for `max_value_entropy`."""
     keys = jax.random.split(key, len(paths.weights))
-    found = [maximise(_height, box, k, (paths, np.asarray(i)), near) for i, k in enumerate(keys)]
-    points, heights = zip(*found, strict=True)
+    maxima = [maximise(_height, box, k, (paths, np.asarray(i)), near) for i, k in enumerate(keys)]
+    points, heights = zip(*maxima, strict=True)
     return np.asarray(points), np.asarray(heights)
 
 
 def _height(points: Array, paths: Paths, i: Array) -> Array:
-    one = (paths.weights[i][None], paths.update[i][None])
-    return eqx.tree_at(lambda p: (p.weights, p.update), paths, one)(points)[0]
+    path = (paths.weights[i][None], paths.update[i][None])
+    return eqx.tree_at(lambda p: (p.weights, p.update), paths, path)(points)[0]

@@ -85,7 +85,7 @@ def expected_information(
         log_p = problem.at(values).noise(prediction).log_prob(y)
         return jnp.sum(row_weights * by_row(log_p, rows))
 
-    def one(i, noise_key, inner_key):
+    def gains_of_draw(i, noise_key, inner_key):
         values, prediction = jax.tree.map(lambda a: a[i], (draws, predictions))
         noise = problem.at(values).noise(prediction)
         y = noise.sample(noise_key)
@@ -114,7 +114,7 @@ def expected_information(
     rest = np.setdiff1d(np.arange(sum(v[0].size for v in draws.values())), wanted)
     nuisances = _nuisances(problem, draws, log_weights, wanted, rest, inner)
     keys = (jax.random.split(k, outer) for k in (noise_key, inner_key))
-    gains = jax.lax.map(lambda a: one(*a), (own, *keys), batch_size=TOGETHER)
+    gains = jax.lax.map(lambda a: gains_of_draw(*a), (own, *keys), batch_size=TOGETHER)
     low, high = gains.mean(axis=0)
     effective = -jax.nn.logsumexp(2 * log_weights)
     return Information(low, high, effective, gains[:, 0].std() / jnp.sqrt(outer))

@@ -190,7 +190,7 @@ def limits(
     A design is made for each unknown alone ("A"), and one for all together ("D"); expected
     precisions, to first order about the draws. `options` and the errors are those of `plan`.
     """
-    found = {}
+    designs = {}
     for i, name in enumerate(problem.unknowns()):
         alone = plan(
             jax.random.fold_in(key, i),
@@ -202,13 +202,13 @@ def limits(
             measure="A",
             **options,
         ).x
-        found[name] = alone, expected(key, problem, particles, alone)
+        designs[name] = alone, expected(key, problem, particles, alone)
     together = plan(key, problem, particles, space, count, measure="D", **options).x
     return Limits(
-        {n: best.identified[n] for n, (_, best) in found.items()},
-        {n: best.relative_sd[n] for n, (_, best) in found.items()},
-        {n: best.sd[n] for n, (_, best) in found.items()},
-        {n: x for n, (x, _) in found.items()},
+        {n: best.identified[n] for n, (_, best) in designs.items()},
+        {n: best.relative_sd[n] for n, (_, best) in designs.items()},
+        {n: best.sd[n] for n, (_, best) in designs.items()},
+        {n: x for n, (x, _) in designs.items()},
         expected(key, problem, particles, together).flat_directions,
     )
 

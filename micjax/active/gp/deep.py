@@ -328,8 +328,8 @@ def train(ensemble: Ensemble, observed: gp.Observed, y: Array, steps: int = STEP
     trained, losses = _train(ensemble, observed, y, jnp.asarray(steps))
     if bad := np.flatnonzero(~np.isfinite(losses)).tolist():
         at = jax.tree.map(lambda leaf: leaf[bad[0]], trained.theta)
-        what = non_finite(at, ensemble.problem, observed, y)
-        raise NonFiniteError(f"the density of members {bad} is not finite: {what}")
+        fault = non_finite(at, ensemble.problem, observed, y)
+        raise NonFiniteError(f"the density of members {bad} is not finite: {fault}")
     return trained
 
 

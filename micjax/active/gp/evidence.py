@@ -97,11 +97,11 @@ def fit_evidence(
         return _fit(last, observed, y, starts, evaluations)
 
 
-def _same_process(one: InverseProblem, other: InverseProblem) -> bool:
+def _same_process(problem: InverseProblem, other: InverseProblem) -> bool:
     """But for the values of the unknowns, at which a fit may begin anywhere."""
-    if one.priors.keys() != other.priors.keys():
+    if problem.priors.keys() != other.priors.keys():
         return False
-    return bool(eqx.tree_equal(replace(one, other.values()), other))
+    return bool(eqx.tree_equal(replace(problem, other.values()), other))
 
 
 def _begun(
@@ -129,26 +129,26 @@ def _fit(
     width = last.width
 
     def loss(z: np.ndarray) -> tuple[float, np.ndarray]:
-        found = jax.device_get(
+        loss_and_gradient = jax.device_get(
             _value_and_gradient(width * z, last.template.leaves, observed, y, last.template.kind)
         )
-        if not all(np.isfinite(part).all() for part in found):
+        if not all(np.isfinite(part).all() for part in loss_and_gradient):
             return IMPOSSIBLE, np.zeros_like(z)
-        return float(found[0]), width * found[1]
+        return float(loss_and_gradient[0]), width * loss_and_gradient[1]
 
     best, spent, metric = None, 0, last.metric
     for start in starts:
-        found = _descend(loss, start / width, metric, evaluations)
-        spent += found.nfev
-        if best is None or found.fun < best.fun:
-            best = found
+        descent = _descend(loss, start / width, metric, evaluations)
+        spent += descent.nfev
+        if best is None or descent.fun < best.fun:
+            best = descent
         metric = None  # it belongs to the first start only
     problem, flat = last.problem, width * best.x
     if best.fun < IMPOSSIBLE:
         problem = replace(problem, _constrained(flat, last.template.leaves, last.template.kind))
     else:
-        what = non_finite(problem.unconstrain(problem.values()), problem, observed, y)
-        raise NonFiniteError(f"the density is finite at none of {len(starts)} starts: {what}")
+        fault = non_finite(problem.unconstrain(problem.values()), problem, observed, y)
+        raise NonFiniteError(f"the density is finite at none of {len(starts)} starts: {fault}")
     metric = 0.5 * (best.hess_inv + best.hess_inv.T)
     return dataclasses.replace(
         last, problem=problem, loss=float(best.fun), metric=metric, evaluations=spent, flat=flat

@@ -152,7 +152,7 @@ class Competing:
             scale = scale_of(y, kind)
             observed, z = gp.buffered(points, scale.apply(y))
             for process in self.processes:
-                found = fit_evidence(
+                evidence = fit_evidence(
                     process,
                     observed,
                     z,
@@ -160,7 +160,9 @@ class Competing:
                     key=jax.random.fold_in(key, len(fits)),
                     restarts=1 if fresh else 0,
                 )
-                fits.append(Fitted(found, scale, observed, z, scale.log_slope(y) - found.loss))
+                fits.append(
+                    Fitted(evidence, scale, observed, z, scale.log_slope(y) - evidence.loss)
+                )
         best = max(fits, key=lambda fit: fit.log_density)
         state = gp.condition(best.evidence.problem, best.observed, best.z)
         few = self.sampled and len(y) <= FEW
@@ -179,8 +181,8 @@ class _Prediction:
     def __call__(self, points: Points) -> list[Part]:
         parts = []
         for fit, log_weight, values in self.draws:
-            found = over_draws(values, fit.evidence.problem, fit.observed, fit.z, points)
-            parts.append(Part(fit.scale, np.full(len(found[0]), log_weight), *found))
+            predicted = over_draws(values, fit.evidence.problem, fit.observed, fit.z, points)
+            parts.append(Part(fit.scale, np.full(len(predicted[0]), log_weight), *predicted))
         return parts
 
     @functools.cached_property
@@ -189,8 +191,8 @@ class _Prediction:
         key = jax.random.key(0)
         if not self.few:
             best = self.best
-            found = laplace(best.evidence.problem, best.observed, best.z).sample(key, DRAWS)
-            return [(best, 0.0, found)]
+            values = laplace(best.evidence.problem, best.observed, best.z).sample(key, DRAWS)
+            return [(best, 0.0, values)]
         drawn = []
         for fit in sorted(self.fits, key=lambda fit: -fit.log_density):
             if fit.log_density < self.best.log_density - PLAUSIBLE:

@@ -29,9 +29,9 @@ def read(file: pathlib.Path | None, identity: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{file} is no checkpoint of a learner: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{file} is no checkpoint of a learner")
-    was, now = content["settings"], json.loads(json.dumps(identity))
-    if was != now:
-        other = sorted(k for k in {**was, **now} if was.get(k) != now.get(k))
-        differ = "; ".join(f"{k} is {now.get(k)} and was {was.get(k)}" for k in other)
+    earlier, now = content["settings"], json.loads(json.dumps(identity))
+    if earlier != now:
+        other = sorted(k for k in {**earlier, **now} if earlier.get(k) != now.get(k))
+        differ = "; ".join(f"{k} is {now.get(k)} and was {earlier.get(k)}" for k in other)
         raise ValueError(f"{file} is of a learner with other {', '.join(other)}: {differ}")
     return content

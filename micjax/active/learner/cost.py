@@ -137,8 +137,8 @@ def _reversals(order: Int[np.ndarray, "n"], apart: Float[np.ndarray, "n n"]) -> 
         for i in range(len(order) - 2):
             # the part from i + 1 to each of `last`: the leg before it and, unless it is the end,
             # the leg after it are replaced
-            here, first, last = order[i], order[i + 1], order[i + 2 :]
-            gain = apart[here, first] - apart[here, last]
+            last_kept, first, last = order[i], order[i + 1], order[i + 2 :]
+            gain = apart[last_kept, first] - apart[last_kept, last]
             gain[:-1] += apart[last[:-1], last[1:]] - apart[first, last[1:]]
             j = int(np.argmax(gain))
             if gain[j] > least:

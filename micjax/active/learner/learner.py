@@ -120,8 +120,8 @@ class Learner:
             self._pending.pop(identity, None)
         bad = [numbers for _, numbers, y in batch if not math.isfinite(y)]
         if bad:
-            said = "%d of %d outcomes are not finite: counted as failures"
-            log.warning(said, len(bad), len(batch))
+            message = "%d of %d outcomes are not finite: counted as failures"
+            log.warning(message, len(bad), len(batch))
             self._failures += bad
         self._take([entry for entry in batch if math.isfinite(entry[2])])
 
@@ -145,13 +145,13 @@ class Learner:
         instrument that arrives a little beyond an end of an axis is at that end."""
         if identity not in self._pending:
             return point
-        found = self.space.settings(self._pending[identity])
+        readback = self.space.settings(self._pending[identity])
         if self.space.candidates is None:
             for axis in (a for a in self.space.axes if not a.whole):
                 value, beyond = float(point[axis.name]), BEYOND * (axis.upper - axis.lower)
                 near = axis.lower - beyond <= value <= axis.upper + beyond
-                found[axis.name] = min(max(value, axis.lower), axis.upper) if near else value
-        return found
+                readback[axis.name] = min(max(value, axis.lower), axis.upper) if near else value
+        return readback
 
     def _take(self, batch: list[Measured]) -> None:
         if not batch:
@@ -164,8 +164,8 @@ class Learner:
         before, self._belief = self._belief, self.model(points, y, self._belief, key)
         singular = self._belief is not None and self._belief.singular
         if singular and not (before is not None and before.singular):
-            said = "the kernel matrix of %d data is singular: distrust the smallest uncertainties"
-            log.warning(said, len(y))
+            text = "the kernel matrix of %d data is singular: distrust the smallest uncertainties"
+            log.warning(text, len(y))
 
     @property
     def data(self) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n"]]:
@@ -443,7 +443,7 @@ class Learner:
 
     def _identity(self) -> dict[str, Any]:
         axes = [dataclasses.asdict(axis) for axis in self.space.axes]
-        whole = {"candidates": self.space.candidates, "cost": self.cost, "model": self.model}
+        parts = {"candidates": self.space.candidates, "cost": self.cost, "model": self.model}
         return (
-            {"axes": axes} | {n: told_apart(v) for n, v in whole.items()} | self.settings._asdict()
+            {"axes": axes} | {n: told_apart(v) for n, v in parts.items()} | self.settings._asdict()
         )

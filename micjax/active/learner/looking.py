@@ -113,5 +113,5 @@ class Looking:
 
 def _predict(ensemble: deep_kernel.Ensemble, scale: Scale, observed, z, points) -> list[Part]:
     draws = deep_kernel.values(ensemble)
-    found = over_draws(draws, ensemble.problem, observed, z, points)
-    return [Part(scale, np.zeros(len(found[0])), *found)]
+    predicted = over_draws(draws, ensemble.problem, observed, z, points)
+    return [Part(scale, np.zeros(len(predicted[0])), *predicted)]

@@ -48,15 +48,15 @@ def quantiles(parts: Sequence[Part], chances: Sequence[float]) -> Float[np.ndarr
             chance = chance + np.exp(part.log_weight - total) @ ndtr(u)
         return chance
 
-    found = []
+    values = []
     for chance in chances:
         low, high = least, most
         for _ in range(BISECTIONS):
             middle = 0.5 * (low + high)
             enough = below(middle) >= chance
             low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-        found.append(bracket.invert(0.5 * (low + high)))
-    return np.asarray(found)
+        values.append(bracket.invert(0.5 * (low + high)))
+    return np.asarray(values)
 
 
 def _bracket(parts: Sequence[Part]) -> Scale:

@@ -54,7 +54,7 @@ def believed(learner: Learner) -> dict[str, Any]:
     """
     space = learner.space
     points, outcomes = learner.data
-    found = {
+    snapshot = {
         "names": np.array(space.names),
         "units": np.array([axis.unit for axis in space.axes]),
         "outcome": np.array(learner.settings.outcome),
@@ -64,7 +64,7 @@ def believed(learner: Learner) -> dict[str, Any]:
     along = np.stack(
         [np.linspace(lo, hi, ACROSS) for lo, hi in zip(space.lower, space.upper, strict=True)]
     )
-    return found | (_maps(learner, along) if len(along) == 2 else _profiles(learner, along))
+    return snapshot | (_maps(learner, along) if len(along) == 2 else _profiles(learner, along))
 
 
 def _maps(learner: Learner, along: np.ndarray) -> dict[str, Any]:

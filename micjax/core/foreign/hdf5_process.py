@@ -49,7 +49,7 @@ def plain(value: Any) -> Any:
 
 
 def attributes(item: h5py.HLObject) -> dict[str, Any]:
-    found = {}
+    values = {}
     for name in item.attrs:
         if name in OF_SCALES:
             continue
@@ -58,16 +58,16 @@ def attributes(item: h5py.HLObject) -> dict[str, Any]:
             raise ValueError(f"the attribute {name} of {item.name} is too large")
         value = plain(item.attrs[name])
         if value is not None:
-            found[clean(name)] = value
-    return found
+            values[clean(name)] = value
+    return values
 
 
 def elsewhere(dataset: h5py.Dataset) -> str:
     """In what other files the values are; empty if they are in this one."""
-    made = dataset.id.get_create_plist()
-    if made.get_layout() == h5py.h5d.VIRTUAL:
+    properties = dataset.id.get_create_plist()
+    if properties.get_layout() == h5py.h5d.VIRTUAL:
         return "a virtual dataset"
-    return "external storage" if made.get_external_count() else ""
+    return "external storage" if properties.get_external_count() else ""
 
 
 class Listing:
@@ -143,8 +143,8 @@ def needed_bytes(dataset: h5py.Dataset) -> int:
 
 
 def serve(path: str, allowed: int) -> None:
-    def answer(*what: Any) -> None:
-        pickle.dump(what, sys.stdout.buffer, protocol=5)
+    def answer(*parts: Any) -> None:
+        pickle.dump(parts, sys.stdout.buffer, protocol=5)
         sys.stdout.buffer.flush()
 
     try:

@@ -71,10 +71,10 @@ def defined(path: pathlib.Path) -> dict[str, list[str]]:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
-    found: dict[str, list[str]] = {}
+    origins: dict[str, list[str]] = {}
     for name, origin in _names(tree.body):
-        found.setdefault(name, []).extend([] if origin is None else [origin])
-    return found
+        origins.setdefault(name, []).extend([] if origin is None else [origin])
+    return origins
 
 
 def _names(statements: list[ast.stmt]) -> Iterator[tuple[str, str | None]]:
@@ -118,10 +118,10 @@ def trusted_source(module: str, trusted: Collection[str] | None = ()) -> pathlib
 
 
 def _is_here(path: pathlib.Path) -> bool:
-    here, path = pathlib.Path.cwd().resolve(), path.resolve()
-    if not path.is_relative_to(here):
+    working_folder, path = pathlib.Path.cwd().resolve(), path.resolve()
+    if not path.is_relative_to(working_folder):
         return False
-    return not any(part in INSTALLED for part in path.relative_to(here).parts)
+    return not any(part in INSTALLED for part in path.relative_to(working_folder).parts)
 
 
 def trusted_function(what: str, trusted: Collection[str] | None = ()) -> str:

@@ -94,8 +94,8 @@ def from_priors(
     start = placed(theta, density)
     if not np.isfinite(start.new).any():
         theta = Coordinates(problem).theta(theta[0])
-        what = non_finite(theta, problem, x, y)
-        raise NonFiniteError(f"the likelihood is finite for none of {particles} draws: {what}")
+        fault = non_finite(theta, problem, x, y)
+        raise NonFiniteError(f"the likelihood is finite for none of {particles} draws: {fault}")
     end, _, log_evidence, _ = let_in(
         key, start, equal(particles), density, walks_and_jumps, settle=True
     )
@@ -161,7 +161,7 @@ def let_in(
 
     **Raises:** `NonFiniteError` when the likelihood of no particle is finite.
     """
-    now, log_weight, rest, log_evidence, made = start, np.asarray(log_weight), 1.0, 0.0, None
+    now, log_weight, rest, log_evidence, moved = start, np.asarray(log_weight), 1.0, 0.0, None
     while rest > 0.0:
         key, move = jax.random.split(key)
         gain = np.nan_to_num(np.asarray(now.new), nan=-np.inf, neginf=-np.inf)
@@ -172,9 +172,9 @@ def let_in(
         log_weight, mean = normalised(log_weight + step * gain)
         log_evidence += mean
         if rest > 0.0 or settle or effective(log_weight) < enough * len(gain):
-            now, made = moves(move, now, log_weight, jnp.asarray(1.0 - rest, float), density)
+            now, moved = moves(move, now, log_weight, jnp.asarray(1.0 - rest, float), density)
             log_weight = equal(len(gain))
-    return now, log_weight, log_evidence, made
+    return now, log_weight, log_evidence, moved
 
 
 def equal(count: int) -> Float[np.ndarray, "count"]:
@@ -253,12 +253,12 @@ def walks_and_jumps(
         mine, others = halves
         # the density stands here once: it is what takes time to compile
         tried, correction = jax.lax.cond(jumps, _jump, _walk, propose, mine.theta, others.theta)
-        mine, made = _metropolis(accept, mine, tried, correction, power, density)
-        return (others, mine), made  # now it is the turn of the others
+        mine, accepted = _metropolis(accept, mine, tried, correction, power, density)
+        return (others, mine), accepted  # now it is the turn of the others
 
     jumps = jnp.tile(jnp.asarray([False, False, True, True]), ROUNDS)
-    halves, made = jax.lax.scan(step, halves, (jax.random.split(move, len(jumps)), jumps))
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *halves), jnp.mean(made)
+    halves, accepted = jax.lax.scan(step, halves, (jax.random.split(move, len(jumps)), jumps))
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *halves), jnp.mean(accepted)
 
 
 @eqx.filter_jit
@@ -281,8 +281,8 @@ def differences(
         tried = now.theta + size[:, None] * (crowd[a] - crowd[b])
         return _metropolis(accept, now, tried, 0.0, power, density)
 
-    now, made = jax.lax.scan(step, now, jax.random.split(walk, STEPS))
-    return now, jnp.mean(made)
+    now, accepted = jax.lax.scan(step, now, jax.random.split(walk, STEPS))
+    return now, jnp.mean(accepted)
 
 
 def _spread(theta: Float[Array, "n p"]) -> Float[Array, "p p"]:

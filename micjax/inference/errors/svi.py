@@ -70,10 +70,10 @@ def svi(
                 state, bounds = _advance(state, problem, x, y, descent_key, rate, all_steps, count)
                 losses.append(np.asarray(bounds))
                 if not np.isfinite(losses[-1][-1]):
-                    what = non_finite(problem.unconstrain(problem.values()), problem, x, y)
+                    fault = non_finite(problem.unconstrain(problem.values()), problem, x, y)
                     raise NonFiniteError(
                         f"the bound is not finite after {done + count} steps (try a smaller "
-                        f"learning_rate); at the start: {what}"
+                        f"learning_rate); at the start: {fault}"
                     )
                 show(done + count, f"loss {losses[-1][-1]:.6g}")
         draws = jax.device_get(_draws(state[0], problem, draw_key, samples))

@@ -103,9 +103,9 @@ def expected_hessian(problem: InverseProblem, x, y) -> Float[Array, "d d"]:
     """Of -log p(theta | y) in the unconstrained coordinates at the current values, in the order of
     their sorted names: what `laplace` takes in place of its own."""
     coordinates = Coordinates(problem)
-    here = _local(coordinates.vector(), problem, x, y)
+    local = _local(coordinates.vector(), problem, x, y)
     volume = jax.hessian(coordinates.log_volume)(coordinates.vector())
-    return here.fisher + here.prior - volume
+    return local.fisher + local.prior - volume
 
 
 def _curvature(local: _Local) -> Float[Array, "d d"]:

@@ -62,12 +62,12 @@ class LBFGS(Solver):
     def init(self, objective, theta):
         coordinates = Coordinates(objective.problem)
         width = coordinates.widths()
-        here = coordinates.vector(theta) / width
-        none = jnp.zeros((self.memory, here.size), here.dtype)
+        point = coordinates.vector(theta) / width
+        none = jnp.zeros((self.memory, point.size), point.dtype)
         infinite = jnp.asarray(jnp.inf, jax.eval_shape(objective, theta).dtype)
-        zero, number = jnp.zeros((), here.dtype), jnp.asarray(0)
+        zero, number = jnp.zeros((), point.dtype), jnp.asarray(0)
         return _State(
-            width, here, infinite, 0 * here, none, none, number, 0 * here, zero, zero,
+            width, point, infinite, 0 * point, none, none, number, 0 * point, zero, zero,
             jnp.full_like(zero, jnp.inf), number,
         )  # fmt: skip
 

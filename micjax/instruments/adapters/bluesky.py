@@ -149,8 +149,8 @@ class Movable:
         return {"fields": [self.name]}
 
     async def read(self) -> dict[str, dict[str, Any]]:
-        found = await asyncio.wrap_future(self._turns.take(self._turns.instrument.read))
-        return {self.name: {"value": found[self._axis], "timestamp": time.time()}}
+        readings = await asyncio.wrap_future(self._turns.take(self._turns.instrument.read))
+        return {self.name: {"value": readings[self._axis], "timestamp": time.time()}}
 
     def describe(self) -> dict[str, dict[str, Any]]:
         axis = self._turns.instrument.axes[self._axis]
@@ -243,11 +243,11 @@ class Detector:
     def _settings(self) -> dict[str, tuple[np.ndarray, str, tuple[str, ...]]]:
         if isinstance(self._over, Frame):
             units = {"center": "m", "size": "m", "angle": "rad", "dwell": "s"}
-            found = {n: (np.asarray(getattr(self._over, n)), unit) for n, unit in units.items()}
+            settings = {n: (np.asarray(getattr(self._over, n)), unit) for n, unit in units.items()}
         else:
-            found = {} if self._over is None else {"points": (self._over, "m")}
+            settings = {} if self._over is None else {"points": (self._over, "m")}
         dims = ((), ("xy",), ("point", "xy"))
-        return {f"{self.name}_{n}": (v, unit, dims[v.ndim]) for n, (v, unit) in found.items()}
+        return {f"{self.name}_{n}": (v, unit, dims[v.ndim]) for n, (v, unit) in settings.items()}
 
 
 def _readings(columns: Mapping[str, tuple], timestamp: float) -> dict[str, dict[str, Any]]:

@@ -113,10 +113,10 @@ class Nanonis:
     def read(self) -> dict[str, float]:
         x, y = self._link.call("FolMe.XYPosGet", 1)
         (bias,) = self._link.call("Bias.Get")
-        found = {"x": x, "y": y, "bias": bias}
+        readings = {"x": x, "y": y, "bias": bias}
         if "setpoint" in self.axes:
-            (found["setpoint"],) = self._link.call("ZCtrl.SetpntGet")
-        return found
+            (readings["setpoint"],) = self._link.call("ZCtrl.SetpntGet")
+        return readings
 
     def move(self, target: Mapping[str, float]) -> dict[str, float]:
         target = check_target(self.axes, target)
@@ -128,10 +128,10 @@ class Nanonis:
             self._link.call("Bias.Set", target["bias"])
         if "setpoint" in target:
             self._link.call("ZCtrl.SetpntSet", target["setpoint"])
-        found = self.read()
+        arrived = self.read()
         self._alive()
-        check_arrived(self.axes, target, found)
-        return found
+        check_arrived(self.axes, target, arrived)
+        return arrived
 
     def acquire(self, mode: str, over: Over = None) -> Record:
         asked = check_over(self.axes, self.modes, mode, over)
@@ -196,11 +196,11 @@ class Nanonis:
         if len(labels) != len(rows) or not len(rows):
             raise LinkError(f"a spectrum of {len(rows)} rows with the names {labels}")
         (swept, unit), *channels = map(_label, labels)
-        found = {name: row for (name, _), row in zip(channels, rows[1:], strict=True)}
+        recorded = {name: row for (name, _), row in zip(channels, rows[1:], strict=True)}
         units = self.modes["spectrum"].channels
-        if missing := sorted(set(units) - set(found)):
-            raise NotReady(f"the spectrum has {sorted(found)}, and no {', '.join(missing)}")
-        data = {name: found[name] for name in units}
+        if missing := sorted(set(units) - set(recorded)):
+            raise NotReady(f"the spectrum has {sorted(recorded)}, and no {', '.join(missing)}")
+        data = {name: recorded[name] for name in units}
         return data, dict.fromkeys(data, (swept,)), dict(units), {swept: (rows[0], unit)}
 
     def _image(self, frame: Frame):
@@ -229,11 +229,11 @@ class Nanonis:
         x, y, width, height, angle = self._link.call("Scan.FrameGet")
         recorded, nx, ny = self._link.call("Scan.BufferGet")
         _, _, line_s, *_ = self._link.call("Scan.SpeedGet")
-        found = Frame((x, y), (width, height), (ny, nx), -math.radians(angle), line_s / nx)
+        accepted = Frame((x, y), (width, height), (ny, nx), -math.radians(angle), line_s / nx)
         if sorted(recorded) != channels:
             raise LimitError(f"it would record the channels {recorded}, not {channels}")
-        if not _alike(found, frame):
-            raise LimitError(f"it would take {found}, not {frame}")
+        if not _alike(accepted, frame):
+            raise LimitError(f"it would take {accepted}, not {frame}")
 
     def _wait(self) -> None:
         """For the end of the scan, which a stop brings about even if it came before the start."""
@@ -265,12 +265,12 @@ def _seconds(frame: Frame) -> float:
     return 2.0 * frame.dwell * frame.shape[0] * frame.shape[1]
 
 
-def _alike(one: Frame, other: Frame) -> bool:
+def _alike(frame: Frame, other: Frame) -> bool:
     """Within a tenth of a pixel, and a thousandth of the dwell."""
-    if one.shape != other.shape or not math.isclose(one.dwell, other.dwell, rel_tol=1e-3):
+    if frame.shape != other.shape or not math.isclose(frame.dwell, other.dwell, rel_tol=1e-3):
         return False
     pixel = min(other.size[0] / other.shape[1], other.size[1] / other.shape[0])
-    return np.allclose(one.points(), other.points(), rtol=0.0, atol=0.1 * pixel)
+    return np.allclose(frame.points(), other.points(), rtol=0.0, atol=0.1 * pixel)
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -87,15 +87,15 @@ class OphydAsync:
         except LinkError as error:
             self.stop()
             raise MoveError(f"{', '.join(target)}: {error}") from error
-        found = self.read()
-        check_arrived(self.axes, target, found)
-        return found
+        arrived = self.read()
+        check_arrived(self.axes, target, arrived)
+        return arrived
 
     def acquire(self, mode: str, over: Over = None) -> Record:
         channels = check_over(self.axes, self.modes, mode, over).channels
         begun = time.time()
-        found = self._wait(self._measured, mode)
-        data = {n: np.array(found[n]["value"]) for n in channels}
+        readings = self._wait(self._measured, mode)
+        data = {n: np.array(readings[n]["value"]) for n in channels}
         dims = {n: tuple(f"axis{i}" for i in range(v.ndim)) for n, v in data.items()}
         return Record(data, dims, dict(channels), {}, self.read(), begun, time.time())
 
@@ -129,8 +129,8 @@ class OphydAsync:
         except InstrumentError:
             raise
         except Exception as error:
-            what = str(error) or f"no answer within {self._timeout_s:g} s"
-            raise LinkError(f"{type(error).__name__}: {what}") from error
+            reason = str(error) or f"no answer within {self._timeout_s:g} s"
+            raise LinkError(f"{type(error).__name__}: {reason}") from error
 
     async def _within(self, coroutine: Coroutine) -> Any:
         self._task = asyncio.current_task()
@@ -144,13 +144,13 @@ class OphydAsync:
             for channel, unit in mode.channels.items():
                 if channel not in keys:
                     raise NotReady(f"{name}: {unknown_name('channel', channel, keys)}")
-                found = keys[channel].get("units") or unit
-                if found != unit:
-                    raise NotReady(f"{name}: {channel} comes in {found}, not in {unit}")
+                stated_unit = keys[channel].get("units") or unit
+                if stated_unit != unit:
+                    raise NotReady(f"{name}: {channel} comes in {stated_unit}, not in {unit}")
 
     async def _located(self) -> dict[str, float]:
-        found = await asyncio.gather(*(device.locate() for device in self._movables.values()))
-        places = zip(self._movables, found, strict=True)
+        locations = await asyncio.gather(*(device.locate() for device in self._movables.values()))
+        places = zip(self._movables, locations, strict=True)
         return {n: float(place["readback"]) * self._scales[n] for n, place in places}
 
     async def _sent(self, target: dict[str, float]) -> None:

@@ -82,13 +82,13 @@ class Tango:
             raise NotReady(f"{device}: {unknown_name('command', stop, self._commands.values())}")
 
     def read(self) -> dict[str, float]:
-        found = {}
+        readings = {}
         for name, (attribute, scale) in self._attributes.items():
             value = self._ask(self._proxy.read_attribute, attribute).value
             if value is None:
                 raise NotReady(f"{self._device}: {attribute} has no valid value")
-            found[name] = float(value) * scale
-        return found
+            readings[name] = float(value) * scale
+        return readings
 
     def move(self, target: Mapping[str, float]) -> dict[str, float]:
         target, sent = check_target(self.axes, target), []
@@ -106,22 +106,22 @@ class Tango:
             if refused and sent:
                 raise MoveError(f"{error}; {', '.join(sent)} had been sent before") from error
             raise
-        found = self.read()
-        check_arrived(self.axes, target, found)
-        return found
+        arrived = self.read()
+        check_arrived(self.axes, target, arrived)
+        return arrived
 
     def acquire(self, mode: str, over: Over = None) -> Record:
         ((channel, unit),) = check_over(self.axes, self.modes, mode, over).channels.items()
         self._stopped.clear()
-        begun, found = time.time(), None
+        begun, answer = time.time(), None
         command, attribute = self._sources[mode]
         if command is not None:
-            found = self._ask(self._proxy.command_inout, command)
+            answer = self._ask(self._proxy.command_inout, command)
         if attribute is not None:
             if command is not None:
                 self._wait(("MOVING", "RUNNING"), InstrumentError)
-            found = self._ask(self._proxy.read_attribute, attribute).value
-        values = self._numbers(attribute or command, found)
+            answer = self._ask(self._proxy.read_attribute, attribute).value
+        values = self._numbers(attribute or command, answer)
         dims = tuple(f"axis{i}" for i in range(values.ndim))
         ended, at = time.time(), self.read()
         return Record({channel: values}, {channel: dims}, {channel: unit}, {}, at, begun, ended)
@@ -139,18 +139,18 @@ class Tango:
         return proxy
 
     def _ask(self, verb: Callable, *arguments: Any) -> Any:
-        what = " ".join(map(str, (self._device, *arguments)))
+        request = " ".join(map(str, (self._device, *arguments)))
         try:
             return verb(*arguments)
         except TypeError as error:  # what pytango makes of a write once the device has gone
-            raise LinkError(f"{what}: {error}; the state of the device is unknown") from error
+            raise LinkError(f"{request}: {error}; the state of the device is unknown") from error
         except self._tango.DevFailed as error:
             reason, text = error.args[0].reason, " ".join(error.args[0].desc.split())
             lost = self._tango.ConnectionFailed, self._tango.CommunicationFailed
             if isinstance(error, lost) or reason == "API_CantConnectToDevice":
-                raise LinkError(f"{what}: {text}; the state of the device is unknown") from error
+                raise LinkError(f"{request}: {text}; the state of the device is unknown") from error
             kind = LimitError if reason == "API_WAttrOutsideLimit" else InstrumentError
-            raise kind(f"{what}: {text}") from error
+            raise kind(f"{request}: {text}") from error
 
     def _wait(self, busy: tuple[str, ...], late: type[InstrumentError]) -> None:
         until = time.monotonic() + self._timeout_s
@@ -196,9 +196,12 @@ class Tango:
             known = [*self._commands.values(), *self._readable.values()]
             raise NotReady(f"{name}: {unknown_name('command or attribute', command, known)}")
         if attribute is not None:
-            (unit,), found = self.modes[name].channels.values(), self._config(name, attribute).unit
-            if found not in ("", "No unit", unit):
-                raise NotReady(f"{name}: {attribute} comes in {found}, not in {unit}")
+            (unit,), stated_unit = (
+                self.modes[name].channels.values(),
+                self._config(name, attribute).unit,
+            )
+            if stated_unit not in ("", "No unit", unit):
+                raise NotReady(f"{name}: {attribute} comes in {stated_unit}, not in {unit}")
         return command, attribute
 
     def _config(self, name: str, attribute: str) -> Any:
@@ -208,12 +211,12 @@ class Tango:
             )
         return self._ask(self._proxy.get_attribute_config, attribute)
 
-    def _numbers(self, source: str, found: Any) -> np.ndarray:
+    def _numbers(self, source: str, answer: Any) -> np.ndarray:
         with contextlib.suppress(ValueError):  # rows that are not equally long
-            values = np.array(found)
+            values = np.array(answer)
             if values.dtype.kind in "biufc":
                 return values
-        raise InstrumentError(f"{self._device}: {source} gave {found!r:.60}; numbers are wanted")
+        raise InstrumentError(f"{self._device}: {source} gave {answer!r:.60}; numbers are wanted")
 
 
 def _end(text: str, unknown: float) -> float:

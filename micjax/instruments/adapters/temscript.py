@@ -125,9 +125,9 @@ class Temscript:
             self._ask("PUT", endpoint, self._body(endpoint, values))
         if "stage_position" in wanted:
             self._wait_for_the_stage()
-        found = self.read()
-        check_arrived(self.axes, target, found)
-        return found
+        arrived = self.read()
+        check_arrived(self.axes, target, arrived)
+        return arrived
 
     def acquire(self, mode: str, over: Over = None) -> Record:
         seconds = check_over(self.axes, self.modes, mode, over).cost()[0]
@@ -188,10 +188,10 @@ class Temscript:
             alarm.cancel()
             link.close()
 
-    def _lost(self, what: str, why: object) -> LinkError:
+    def _lost(self, request: str, why: object) -> LinkError:
         host, port = self._address
         why = str(why) or type(why).__name__
-        return LinkError(f"{host}:{port}, {what}: {why}; the state of the microscope is unknown")
+        return LinkError(f"{host}:{port}, {request}: {why}; the state of the microscope is unknown")
 
     def _part(self, endpoint: str, answer: Any, key: str | int | None) -> float:
         try:
@@ -200,12 +200,12 @@ class Temscript:
             raise self._lost(f"GET {endpoint}", f"answered {answer!r}") from error
 
     def _stage_axes(self, stage: Mapping[str, float]) -> dict[str, Axis]:
-        found, axes = self._ask("GET", "stage_limits"), {}
+        limits, axes = self._ask("GET", "stage_limits"), {}
         for name, tol in stage.items():
             try:
-                lo, hi = (float(end) for end in found[STAGE[name]])
+                lo, hi = (float(end) for end in limits[STAGE[name]])
             except (LookupError, TypeError, ValueError) as error:
-                raise NotReady(f"the stage has no limits of {name}, it has {found!r}") from error
+                raise NotReady(f"the stage has no limits of {name}, it has {limits!r}") from error
             axes[name] = Axis("rad" if name in ("alpha", "beta") else "m", lo, hi, tol=tol)
         return axes
 
@@ -213,14 +213,14 @@ class Temscript:
         """Where the settings of each detector are found."""
         cameras = self._ask("GET", "cameras") if names else {}
         others = self._ask("GET", "stem_detectors") if set(names) - set(cameras) else {}
-        found = {}
+        settings = {}
         for name in names:
             if name not in {*cameras, *others}:
                 raise NotReady(unknown_name("detector", name, [*cameras, *others]))
             quoted = urllib.parse.quote(name, safe="")
             stem = (f"stem_detector_param/{quoted}", "stem_acquisition_param")
-            found[name] = (f"camera_param/{quoted}",) if name in cameras else stem
-        return found
+            settings[name] = (f"camera_param/{quoted}",) if name in cameras else stem
+        return settings
 
     def _body(self, endpoint: str, values: dict) -> Any:
         if endpoint == "stage_position":

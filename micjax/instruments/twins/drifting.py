@@ -89,8 +89,8 @@ class Drifting(Layer):
         # the same steps each time, as many as it takes
         steps = generator(self._key, "drift").standard_normal((int(seconds.max()) + 1, 2))
         walked = self._walk * np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
-        whole = np.arange(len(walked))
-        return moved + np.stack([np.interp(seconds, whole, w) for w in walked.T], axis=-1)
+        whole_seconds = np.arange(len(walked))
+        return moved + np.stack([np.interp(seconds, whole_seconds, w) for w in walked.T], axis=-1)
 
     def acquire(self, mode: str, over: Over = None) -> Record:
         asked, now = check_over(self.axes, self.modes, mode, over), self.read()

@@ -93,9 +93,9 @@ class DTMicroscope(Replay):
     def move(self, target: Mapping[str, float]) -> dict[str, float]:
         target = check_target(self.axes, target)
         self._go(self.read() | target)
-        found = self.read()
-        check_arrived(self.axes, target, found)
-        return found
+        arrived = self.read()
+        check_arrived(self.axes, target, arrived)
+        return arrived
 
     def acquire(self, mode: str, over: Over = None) -> Record:
         check_over(self.axes, self.modes, mode, over)
@@ -132,8 +132,8 @@ class DTMicroscope(Replay):
         try:
             if self._remote:
                 self._twin._pyroClaimOwnership()  # a guard measures in a thread of its own
-            found = getattr(self._twin, name)
-            return found(*arguments, **options) if callable(found) else found
+            attribute = getattr(self._twin, name)
+            return attribute(*arguments, **options) if callable(attribute) else attribute
         except self._lost as error:
             raise LinkError(f"{name}: {error}; the state of the twin is unknown") from error
         except Exception as error:
@@ -201,7 +201,7 @@ class DTMicroscope(Replay):
             jy, jx = divmod(ix * len(self._y) + iy, len(self._x))
             self._go(self._place(jx, jy))
         try:
-            swept, values = (_array(found) for found in self._ask("get_spectrum"))
+            swept, values = (_array(answer) for answer in self._ask("get_spectrum"))
         finally:
             self._go(self._at)
         ((channel, unit),), (name, per) = self.modes["spectrum"].channels.items(), self._swept
@@ -215,12 +215,12 @@ class DTMicroscope(Replay):
         return {"x": float(self._places["x"][ix]), "y": float(self._places["y"][iy])}
 
 
-def _array(found: Any) -> np.ndarray:
+def _array(answer: Any) -> np.ndarray:
     """An array of its own, which a server sends as (list, shape, dtype)."""
-    if isinstance(found, tuple | list) and len(found) == 3 and isinstance(found[2], str):
-        values, shape, dtype = found
+    if isinstance(answer, tuple | list) and len(answer) == 3 and isinstance(answer[2], str):
+        values, shape, dtype = answer
         return np.array(values, dtype).reshape(shape)
-    return np.array(found)
+    return np.array(answer)
 
 
 def _plain(value: Any) -> Any:

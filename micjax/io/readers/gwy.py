@@ -42,9 +42,9 @@ class _Bytes:
 
     def text(self) -> str:
         end = self.content.find(b"\0", self.at)
-        found = self.take((end if end >= 0 else len(self.content)) - self.at)
+        raw = self.take((end if end >= 0 else len(self.content)) - self.at)
         self.take(1)
-        return found.decode("utf-8", "replace")
+        return raw.decode("utf-8", "replace")
 
     def count(self) -> int:
         return struct.unpack("<I", self.take(4))[0]
@@ -66,15 +66,15 @@ def _object(source: _Bytes, depth: int = 0) -> _Object:
 
 
 def _value(source: _Bytes, letter: str, depth: int) -> Any:
-    one = letter.lower()
-    if one in _NUMBERS:
-        values = source.numbers(_NUMBERS[one], 1 if one == letter else source.count())
-        return values[0].item() if one == letter else values
-    if one not in "so":
+    kind = letter.lower()
+    if kind in _NUMBERS:
+        values = source.numbers(_NUMBERS[kind], 1 if kind == letter else source.count())
+        return values[0].item() if kind == letter else values
+    if kind not in "so":
         raise ValueError(f"a component of the unknown type {letter!r}")
-    if one == letter:
-        return source.text() if one == "s" else _object(source, depth + 1)
-    return [_value(source, one, depth) for _ in range(source.count())]
+    if kind == letter:
+        return source.text() if kind == "s" else _object(source, depth + 1)
+    return [_value(source, kind, depth) for _ in range(source.count())]
 
 
 def read_gwy(path: Path) -> dict[str, Field]:
@@ -83,8 +83,8 @@ def read_gwy(path: Path) -> dict[str, Field]:
     if source.take(4) != b"GWYP":
         raise ValueError("it does not begin with GWYP")
     items = _object(source).items
-    found = (re.match(r"/(\d+)/data$", name) for name in items)
-    numbers = sorted(int(match.group(1)) for match in found if match)
+    matches = (re.match(r"/(\d+)/data$", name) for name in items)
+    numbers = sorted(int(match.group(1)) for match in matches if match)
     fields = [_field(items, f"/{number}") for number in numbers]
     known = re.compile(r"/\d+/(data|meta|select/.*)$")
     if others := [n for n, o in items.items() if isinstance(o, _Object) and not known.match(n)]:
@@ -96,22 +96,22 @@ def _field(items: dict[str, Any], where: str) -> Field:
     image = items[f"{where}/data"]
     if not isinstance(image, _Object) or image.kind != "GwyDataField":
         raise ValueError(f"{where}/data is no data field")
-    said = image.items
-    if missing := [k for k in ("xres", "yres", "xreal", "yreal", "data") if k not in said]:
+    content = image.items
+    if missing := [k for k in ("xres", "yres", "xreal", "yreal", "data") if k not in content]:
         raise ValueError(f"{where}/data says nothing of {', '.join(missing)}")
-    shape = (int(said["yres"]), int(said["xres"]))
-    data = np.asarray(said["data"])
+    shape = (int(content["yres"]), int(content["xres"]))
+    data = np.asarray(content["data"])
     if min(shape) < 1 or data.shape != (shape[0] * shape[1],):
         raise ValueError(f"{where}/data: {data.size} values for {shape[0]} x {shape[1]} pixels")
-    pixel = (float(said["yreal"]) / shape[0], float(said["xreal"]) / shape[1])
-    origin = (float(said.get("yoff", 0.0)), float(said.get("xoff", 0.0)))
-    axes = image_axes(shape, pixel, _unit(said, "si_unit_xy"), origin)
+    pixel = (float(content["yreal"]) / shape[0], float(content["xreal"]) / shape[1])
+    origin = (float(content.get("yoff", 0.0)), float(content.get("xoff", 0.0)))
+    axes = image_axes(shape, pixel, _unit(content, "si_unit_xy"), origin)
     title = items.get(f"{where}/data/title", f"Channel {where[1:]}")
     meta = items.get(f"{where}/meta")
     notes = dict(meta.items) if isinstance(meta, _Object) else {}
-    return Field(data.reshape(shape), axes, _unit(said, "si_unit_z"), str(title), notes)
+    return Field(data.reshape(shape), axes, _unit(content, "si_unit_z"), str(title), notes)
 
 
-def _unit(said: dict[str, Any], name: str) -> str:
-    unit = said.get(name)
+def _unit(content: dict[str, Any], name: str) -> str:
+    unit = content.get(name)
     return str(unit.items.get("unitstr", "")) if isinstance(unit, _Object) else ""

@@ -36,9 +36,9 @@ def nsid_fields(file: File) -> list[Field]:
     rows. In files made from Asylum's Igor waves this y points up, so that the same scan read from
     the .ibw has its rows the other way round.
     """
-    found = [n for n in file.nodes() if n.text("quantity") and n.shape and not n.is_scale]
-    readable = [n for n in found if n.kind not in ("", "text") or n.elsewhere]
-    if others := [n.path for n in found if n not in readable]:
+    datasets = [n for n in file.nodes() if n.text("quantity") and n.shape and not n.is_scale]
+    readable = [n for n in datasets if n.kind not in ("", "text") or n.elsewhere]
+    if others := [n.path for n in datasets if n not in readable]:
         log.warning("no numbers, not read: %s", ", ".join(others))
     return [_nsid_field(file, dataset) for dataset in readable]
 

@@ -44,8 +44,8 @@ def orthogonal(structure: Any) -> Any:
     best = np.lexsort((np.round(turn, 6), np.round(area / area.min(), 6)))[0]
     up = upward[np.argmin(length[upward])]
     chosen = steps[[level[first[best]], level[second[best]], up]]
-    found = make_supercell(structure, chosen, wrap=True)
-    fractions = np.linalg.solve(np.asarray(found.cell[:]).T, found.positions.T).T
-    found.set_cell(np.diag(np.linalg.norm(chosen @ old, axis=1)))
-    found.positions = (fractions - np.floor(fractions + ALIKE)) * found.cell.lengths()
-    return found
+    supercell = make_supercell(structure, chosen, wrap=True)
+    fractions = np.linalg.solve(np.asarray(supercell.cell[:]).T, supercell.positions.T).T
+    supercell.set_cell(np.diag(np.linalg.norm(chosen @ old, axis=1)))
+    supercell.positions = (fractions - np.floor(fractions + ALIKE)) * supercell.cell.lengths()
+    return supercell

@@ -51,8 +51,8 @@ def _label(channel, repeated: bool) -> str:
     # Igor writes a label over a longer one: "Phase1Retracece" is "Phase1Retrace" and its remains
     name = re.sub(r"(trace)(a?ce)+$", r"\1", channel.name or "Channel", flags=re.IGNORECASE)
     raw = channel.info.get("raw_metadata", {}) if repeated else {}
-    told = [raw[key] for key in _QUALIFIERS if isinstance(raw.get(key), str)]
-    return f"{name} ({' '.join(told)})" if told else name
+    qualifiers = [raw[key] for key in _QUALIFIERS if isinstance(raw.get(key), str)]
+    return f"{name} ({' '.join(qualifiers)})" if qualifiers else name
 
 
 def read_topography(path: Path, extension: str) -> dict[str, Field]:

@@ -40,8 +40,8 @@ def read_structure(path: str) -> Any:
             return _of_cif(path)
         if kind in COUNTED:
             _check_counts(path, kind)
-        found = ase.io.read(path, index=":")
-        return _of_arrays(path, _last(path, found))
+        structures = ase.io.read(path, index=":")
+        return _of_arrays(path, _last(path, structures))
     except Exception as error:  # its readers raise anything
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} is no structure: {type(error).__name__}: {reason}") from error
@@ -71,12 +71,12 @@ def _frames(lines: list[str]) -> Iterator[int]:
             i += 1
 
 
-def _last(path: str, found: list[Any]) -> Any:
-    if not found:
+def _last(path: str, structures: list[Any]) -> Any:
+    if not structures:
         raise ValueError("it holds none")
-    if len(found) > 1:
-        log.warning("%s holds %d structures; the last one is taken", path, len(found))
-    return found[-1]
+    if len(structures) > 1:
+        log.warning("%s holds %d structures; the last one is taken", path, len(structures))
+    return structures[-1]
 
 
 def _of_arrays(path: str, atoms: Any) -> Any:
@@ -96,7 +96,7 @@ def _of_arrays(path: str, atoms: Any) -> Any:
 def _asymmetric_unit(path: str) -> None:
     """A warning where a PDB file has a symmetry, which nobody applies."""
     with open(path, encoding="utf-8", errors="replace") as lines:
-        group = next((one[55:66].strip() for one in lines if one.startswith("CRYST1")), "")
+        group = next((line[55:66].strip() for line in lines if line.startswith("CRYST1")), "")
     if group.replace(" ", "") not in ("", "1", "P1"):
         log.warning("%s: the atoms it lists, without the symmetry of %s", path, group)
 
@@ -150,7 +150,7 @@ def _displacements(path: str, block: Any, sites: Any) -> np.ndarray:
                 tensor[i, j] = tensor[j, i] = _numbers(values)[k] / over
             scaled = tensor * np.outer(reciprocal, reciprocal)
             mean = np.sum(scaled * (edges @ edges.T)) / 3.0
-            u = np.where([one == label for one in labels] & np.isnan(u), mean, u)
+            u = np.where([site_label == label for site_label in labels] & np.isnan(u), mean, u)
     return u if np.all(np.isnan(u)) else _known(path, "displacement", u, 0.0)
 
 

@@ -31,7 +31,7 @@ def whole_tiff(path: Path) -> Iterator:
 
     **Raises:** ValueError where pages or parts of them are missing, or too large.
     """
-    with _complaints() as said, third_party("tifffile", ".tiff") as tifffile:
+    with _complaints() as complaints, third_party("tifffile", ".tiff") as tifffile:
         with tifffile.TiffFile(path) as tiff:
             size = path.stat().st_size
             ends, where = [], set()
@@ -41,8 +41,10 @@ def whole_tiff(path: Path) -> Iterator:
                 where.add(page.offset)
                 parts = zip(page.dataoffsets, page.databytecounts, strict=False)
                 ends += [start + length for start, length in parts]
-            if (after := _page_after_the_last(tiff)) or any("IFD" in line for line in said):
-                raise ValueError(f"a page is missing ({after or said}): is the file cut short?")
+            if (after := _page_after_the_last(tiff)) or any("IFD" in line for line in complaints):
+                raise ValueError(
+                    f"a page is missing ({after or complaints}): is the file cut short?"
+                )
             if max(ends, default=0) > size:
                 raise ValueError(f"{size} bytes of {max(ends)}: the file is cut short")
             if not all(math.prod(series.shape) for series in tiff.series):
@@ -51,15 +53,15 @@ def whole_tiff(path: Path) -> Iterator:
             for page in tiff.pages:
                 _check_packed(tiff, page)
             yield tiff
-    for line in said:
+    for line in complaints:
         log.warning("%s: %s", path, line)
 
 
 def _page_after_the_last(tiff) -> int:
     """Where the last page says that there is another one; 0 if it is the last."""
     tiff.filehandle.seek(tiff.pages.next_page_offset)
-    told = tiff.filehandle.read(tiff.tiff.offsetsize)
-    return int(struct.unpack(tiff.tiff.offsetformat, told)[0]) if told else 0
+    offset = tiff.filehandle.read(tiff.tiff.offsetsize)
+    return int(struct.unpack(tiff.tiff.offsetformat, offset)[0]) if offset else 0
 
 
 def _check_packed(tiff, page) -> None:
@@ -77,13 +79,13 @@ def _check_packed(tiff, page) -> None:
 @contextlib.contextmanager
 def _complaints() -> Iterator[list[str]]:
     """What tifffile logs of a damaged file, which goes nowhere else."""
-    said: list[str] = []
+    messages: list[str] = []
     handler, logger = logging.Handler(logging.ERROR), logging.getLogger("tifffile")
-    handler.emit = lambda record: said.append(record.getMessage())
+    handler.emit = lambda record: messages.append(record.getMessage())
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        yield said
+        yield messages
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate
@@ -168,7 +170,7 @@ def _imagej_values(data: np.ndarray, notes: dict[str, Any]) -> tuple[np.ndarray,
 def _imagej_scales(notes: dict[str, Any], tags) -> dict[str, tuple]:
     """Step, unit and origin in pixels of the axes that ImageJ has given a unit."""
     x_unit = _text(notes.get("unit", ""))
-    found: dict[str, tuple] = {}
+    scales: dict[str, tuple] = {}
     for name, tag in (("X", "XResolution"), ("Y", "YResolution")):
         unit = _text(notes.get(f"{name.lower()}unit", x_unit))
         if nm_per(unit) is None or tag not in tags:
@@ -176,12 +178,12 @@ def _imagej_scales(notes: dict[str, Any], tags) -> dict[str, tuple]:
         above, below = tags[tag].value  # pixels per unit, as a fraction
         if not above:
             raise ValueError(f"{tag} of {above}/{below} pixels per {unit}")
-        found[name] = (below / above, unit, float(notes.get(f"{name.lower()}origin", 0.0)))
+        scales[name] = (below / above, unit, float(notes.get(f"{name.lower()}origin", 0.0)))
     if nm_per(z_unit := _text(notes.get("zunit", x_unit))) and "spacing" in notes:
-        found["Z"] = (float(notes["spacing"]), z_unit, float(notes.get("zorigin", 0.0)))
+        scales["Z"] = (float(notes["spacing"]), z_unit, float(notes.get("zorigin", 0.0)))
     if "finterval" in notes:
-        found["T"] = (float(notes["finterval"]), _text(notes.get("tunit", "s")))
-    return found
+        scales["T"] = (float(notes["finterval"]), _text(notes.get("tunit", "s")))
+    return scales
 
 
 def _ome_scales(notes: dict[str, Any]) -> dict[str, tuple]:

@@ -151,8 +151,8 @@ def propagate(
     else:
         slices, to_next = (transmissions, dz), lambda t, d: (t, travel(d))
 
-    def step(wave, one):
-        t, p = to_next(*one)
+    def step(wave, this_slice):
+        t, p = to_next(*this_slice)
         return jnp.fft.ifft2(jnp.fft.fft2(t * wave) * p), None
 
     def through(wave):
@@ -219,15 +219,15 @@ def multislice(
     once = _travel(alike.astype(real), turns, limit) if alike.ndim == 0 else None
 
     @jax.checkpoint
-    def step(waves, one):
-        v, d = one
+    def step(waves, this_slice):
+        v, d = this_slice
         t = cis(sigma * v)  # here, so that no phases of all slices are held
         t = t if limit is None else _cut(t, limit)
         travel = _travel(d, turns, limit) if once is None else once
         return jnp.fft.ifft2(jnp.fft.fft2(t * waves) * travel)
 
     if memory == "store":
-        return jax.lax.scan(lambda w, one: (step(w, one), None), waves, (potential_VA, dz))[0]
+        return jax.lax.scan(lambda w, s: (step(w, s), None), waves, (potential_VA, dz))[0]
     return _in_segments(step, waves, (potential_VA, dz))
 
 
@@ -251,22 +251,22 @@ def _in_segments(step, waves: Waves, slices: Any) -> Waves:
     """A scan of scans, of which only the outer one keeps waves."""
     count = jax.tree.leaves(slices)[0].shape[0]
     inner = max(1, round(np.sqrt(count)))
-    whole = count - count % inner
+    in_segments = count - count % inner
 
     @jax.checkpoint
     def segment(waves, some):
         return jax.lax.scan(lambda w, s: (step(w, s), None), waves, some)[0], None
 
-    first = jax.tree.map(lambda a: a[:whole].reshape(-1, inner, *a.shape[1:]), slices)
-    rest = jax.tree.map(lambda a: a[whole:], slices)
+    first = jax.tree.map(lambda a: a[:in_segments].reshape(-1, inner, *a.shape[1:]), slices)
+    rest = jax.tree.map(lambda a: a[in_segments:], slices)
     waves = jax.lax.scan(segment, waves, first)[0]
     return segment(waves, rest)[0] if count % inner else waves
 
 
 @jax.custom_vjp
 def _reversible(waves: Waves, potential, sigma, dz, turns) -> Waves:
-    def step(waves, one):
-        v, d = one
+    def step(waves, this_slice):
+        v, d = this_slice
         return jnp.fft.ifft2(jnp.fft.fft2(cis(sigma * v) * waves) * _travel(d, turns, None)), None
 
     return jax.lax.scan(step, waves, (potential, dz))[0]
@@ -284,9 +284,9 @@ def _reversible_backward(kept, cotangent):
     """
     after, potential, sigma, dz, turns = kept
 
-    def back(carry, one):
+    def back(carry, this_slice):
         wave, adjoint, d_sigma, d_turns = carry
-        v, d = one
+        v, d = this_slice
         wave, adjoint = jnp.fft.fft2(wave), jnp.fft.fft2(adjoint)
         # d loss / d(angle) of a factor exp(i angle) is -Im(conj(adjoint) factor wave)
         leading = tuple(range(wave.ndim - 2))

@@ -97,8 +97,8 @@ def mean_transmission(
     for i, layer in enumerate(layers):
         index[i, : len(layer)], there[i, : len(layer)] = layer, 1.0
 
-    def times(others, one):
-        i, present = one
+    def times(others, atom):
+        i, present = atom
         position, u = atoms.position_A[i], atoms.u_A2[i]
         place = cis(-2.0 * jnp.pi * ky * position[1]) * cis(-2.0 * jnp.pi * kx * position[0])
         factor = scale * present * atoms.occupancy[i] * factors[which[i]]
@@ -241,8 +241,8 @@ def rocking(
         @jax.checkpoint
         def through_a_cell(spectrum, _):
             intensity = spectrum.real**2 + spectrum.imag**2
-            found = intensity[gy[:, None], gx], jnp.sum(intensity)
-            return jax.lax.scan(through_a_slice, spectrum, transmissions)[0], found
+            intensities = intensity[gy[:, None], gx], jnp.sum(intensity)
+            return jax.lax.scan(through_a_slice, spectrum, transmissions)[0], intensities
 
         start = jnp.zeros((ny, nx), transmissions.dtype).at[0, 0].set(1.0)
         return jax.lax.scan(through_a_cell, start, length=cells + 1)[1]

@@ -200,8 +200,8 @@ def evidence(probes: Probes, law: UnknownObject, x: Series) -> Evidence:
     )
 
 
-def information(probes: Probes, law: UnknownObject, found: Evidence) -> Float[Array, "3 3"]:
-    """Fisher information about `KNOBS`, per Å^2, of a series whose `evidence` is `found`.
+def information(probes: Probes, law: UnknownObject, sums: Evidence) -> Float[Array, "3 3"]:
+    """Fisher information about `KNOBS`, per Å^2, of a series whose `evidence` is `sums`.
 
     1/2 sum_q tr(C^-1 dC_i C^-1 dC_j) of C = 1 + S h h^+, with the noise held, and without what the
     unknown strengths take away (the Schur complement, 1 / scatter^2 being their own information):
@@ -212,10 +212,10 @@ def information(probes: Probes, law: UnknownObject, found: Evidence) -> Float[Ar
     """
     series = law(jnp.zeros((1, *probes.shape)))
     s = series.spectrum
-    v = found.slope / (1 + s * found.power)
-    sa = s * found.power / (1 + s * found.power)
-    crossed = s * (jnp.conj(found.slope)[:, None] * v[None]).real
-    each = s**2 * (v[:, None] * v[None]).real + s * sa * (found.curvature - crossed)
+    v = sums.slope / (1 + s * sums.power)
+    sa = s * sums.power / (1 + s * sums.power)
+    crossed = s * (jnp.conj(sums.slope)[:, None] * v[None]).real
+    each = s**2 * (v[:, None] * v[None]).real + s * sa * (sums.curvature - crossed)
     along = s * v.real
     each -= 2 * along[:, None] * along[None] * sa**2 / (sa**2 + law.scatter**-2)
     return jnp.sum(series.weights() * each, axis=(-2, -1))

@@ -71,17 +71,17 @@ def averaged(
     **Raises:** `ValueError` when there is none.
     """
 
-    def both(one):
-        after = exit_waves(one)
+    def both(configuration):
+        after = exit_waves(configuration)
         return after, diffraction(after)
 
     count = 0 if mesh is None else len(jax.tree.leaves(configurations)[0])
 
     def counted():
         nonlocal count
-        for one in configurations:
+        for configuration in configurations:
             count += 1
-            yield one
+            yield configuration
 
     wave, total = mean(both, counted() if mesh is None else configurations, mesh)
     return Thermal(total, diffraction(wave), count)

@@ -78,7 +78,7 @@ def scattering_matrix(
         both = (turns_y - jnp.round(turns_y))[:, None] + (turns_x - jnp.round(turns_x))
         return per_window * cis(2.0 * jnp.pi * both).astype(transmissions.dtype)
 
-    def one(index):
+    def of_beam(index):
         return propagate(
             wave(index),
             transmissions,
@@ -89,7 +89,7 @@ def scattering_matrix(
             limit=limit,
         )
 
-    return jax.lax.map(one, jnp.asarray(beams.index, float))
+    return jax.lax.map(of_beam, jnp.asarray(beams.index, float))
 
 
 def probe_weights(
@@ -103,9 +103,9 @@ def probe_weights(
     wavelength = optics.wavelength_A(energy_keV)
     angles = optics.angles_mrad(beams.window, np.asarray(sampling_A), wavelength)
     step = [n // w for n, w in zip(beams.shape, beams.window, strict=True)]
-    here = tuple((beams.index // step).T)
-    amplitude = optics.aperture(angles, semiangle_mrad)[here]
-    phase = optics.chi(angles, coefficients, wavelength)[here]
+    at_beams = tuple((beams.index // step).T)
+    amplitude = optics.aperture(angles, semiangle_mrad)[at_beams]
+    phase = optics.chi(angles, coefficients, wavelength)[at_beams]
     return amplitude * cis(-phase) / jnp.linalg.norm(amplitude)
 
 

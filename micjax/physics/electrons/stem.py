@@ -78,7 +78,7 @@ def scanned(
     # on a CPU one wave at a time stays in the cache
     batch = 1 if jax.default_backend() == "cpu" else max(1, GPU_WAVES // probe.size)
 
-    def one(place):
+    def at_place(place):
         return jax.tree.map(lambda a: a[0], seen(place[None]))
 
-    return each(lambda places: jax.lax.map(one, places, batch_size=batch), positions_A, mesh)
+    return each(lambda places: jax.lax.map(at_place, places, batch_size=batch), positions_A, mesh)

@@ -170,8 +170,8 @@ def example(
     x = series(np.array([-150.0, -50.0, 50.0, 150.0]))
     seed = int(jax.random.randint(object_key, (), 0, 1 << 30))
     large = dataclasses.replace(truth.forward, shape=(2 * ny, 2 * nx))
-    thing = SPECIMENS[specimen](np.random.default_rng(seed), large.shape, float(large.sampling_A))
-    spectrum = jnp.fft.fft2(jnp.asarray(thing, dtype=float)) * jnp.fft.fft2(large(x))
+    object_ = SPECIMENS[specimen](np.random.default_rng(seed), large.shape, float(large.sampling_A))
+    spectrum = jnp.fft.fft2(jnp.asarray(object_, dtype=float)) * jnp.fft.fft2(large(x))
     seen = jnp.fft.ifft2(spectrum).real[:, ny // 2 : ny // 2 + ny, nx // 2 : nx // 2 + nx]
     rate = mean_counts * jnp.maximum(seen, 0.0) / jnp.mean(seen)
     return truth, x, jax.random.poisson(noise_key, rate).astype(float)

@@ -67,10 +67,10 @@ class PhaselessSeries(UnknownObjectSeries):
         z, log_weight = (jnp.asarray(n, power.dtype)[:, None, None] for n in NODES)
         s = self.spectrum * jnp.exp(self.scatter * z)
 
-        def one(power, seen):
+        def of_image(power, seen):
             return -seen / (1.0 + s * power) - jnp.log1p(s * power)
 
-        each = sum(one(*image) for image in zip(power, seen, strict=True))
+        each = sum(of_image(*image) for image in zip(power, seen, strict=True))
         terms = jax.scipy.special.logsumexp(log_weight + each, axis=0)
         return 0.5 * jnp.sum(self.weights() * (terms - jnp.sum(jnp.log(noise), axis=0)))
 
@@ -115,12 +115,12 @@ def conclude(solution: Solution, x: Series, y: Images) -> Solution:
         for c, loss in zip(C10_A, fit.starts_losses, strict=True)
         if loss < fit.loss + NEAR and abs(c - best_A) > FAR_A
     ]
-    said = [UNEXPLAINED.format(error)] if error > WRONG else []
-    said += [AMBIGUOUS.format(c, best_A) for c in others_A]
+    statements = [UNEXPLAINED.format(error)] if error > WRONG else []
+    statements += [AMBIGUOUS.format(c, best_A) for c in others_A]
     return dataclasses.replace(
         solution,
         metrics={**solution.metrics, "model_error": error},
-        statements=[*said, *solution.statements],
+        statements=[*statements, *solution.statements],
     )
 
 

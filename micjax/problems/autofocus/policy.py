@@ -105,18 +105,18 @@ def decide(
     # each image may be the one in focus
     starts_A = [-np.asarray(s, float) for s in settings_A]
     starts_A += [np.array(m) for m in previous.modes_A] if previous else []
-    found, counted_A = modes(problem, x, y, starts_A), np.asarray(settings_A, float)
-    whole = _whole(found[0], counted_A)
-    if ENOUGH <= whole.sum() < len(images):
-        counted_A = counted_A[whole]
-        x, y = series(counted_A, [image for image, w in zip(images, whole, strict=True) if w])
-        found = modes(problem, x, y, [mode.mean_A for mode in found])
-    best, last_A = found[0], np.asarray(settings_A[-1], float)
-    done, reason = _done(found, previous, len(images), rules)
+    posterior, counted_A = modes(problem, x, y, starts_A), np.asarray(settings_A, float)
+    complete = _whole(posterior[0], counted_A)
+    if ENOUGH <= complete.sum() < len(images):
+        counted_A = counted_A[complete]
+        x, y = series(counted_A, [image for image, w in zip(images, complete, strict=True) if w])
+        posterior = modes(problem, x, y, [mode.mean_A for mode in posterior])
+    best, last_A = posterior[0], np.asarray(settings_A[-1], float)
+    done, reason = _done(posterior, previous, len(images), rules)
     if done:
         setting_A = rules.within(-best.mean_A, last_A)
     else:
-        setting_A, reason = _planned(found, counted_A, len(images), last_A, seed, rules)
+        setting_A, reason = _planned(posterior, counted_A, len(images), last_A, seed, rules)
     return Decision(
         step=len(images),
         setting_A=setting_A.tolist(),
@@ -124,8 +124,8 @@ def decide(
         reason=reason,
         estimate_A=best.mean_A.tolist(),
         covariance_A2=best.covariance_A2.tolist(),
-        modes_A=[mode.mean_A.tolist() for mode in found],
-        weights=[mode.weight for mode in found],
+        modes_A=[mode.mean_A.tolist() for mode in posterior],
+        weights=[mode.weight for mode in posterior],
     )
 
 
@@ -142,12 +142,14 @@ def _whole(mode: Mode, settings_A: Float[np.ndarray, "n 3"]) -> np.ndarray:
     return blur_A <= BORDER * float(probes.sampling_A) * min(probes.shape)
 
 
-def _done(found: list[Mode], previous: Decision | None, n: int, rules: Rules) -> tuple[bool, str]:
-    best = found[0]
+def _done(
+    posterior: list[Mode], previous: Decision | None, n: int, rules: Rules
+) -> tuple[bool, str]:
+    best = posterior[0]
     sd = np.sqrt(np.diag(best.covariance_A2))
     sure = rules.met(rules.deviations * sd)
     moved = best.mean_A - np.array(previous.estimate_A) if previous else np.full(3, np.inf)
-    if len(found) == 1 and sure and rules.met(2 * moved):
+    if len(posterior) == 1 and sure and rules.met(2 * moved):
         return True, f"sure: sd {sd[0]:.1f}, {sd[1]:.1f}, {sd[2]:.1f} Å, and the estimate stays"
     if n >= rules.images:
         return True, f"the {rules.images} images are spent"
@@ -158,19 +160,19 @@ def _done(found: list[Mode], previous: Decision | None, n: int, rules: Rules) ->
 
 
 def _planned(
-    found: list[Mode], counted_A, images: int, last_A: Setting, seed: int, rules: Rules
+    posterior: list[Mode], counted_A, images: int, last_A: Setting, seed: int, rules: Rules
 ) -> tuple[Setting, str]:
     """The candidate of the most information beside the images that count, and why."""
     x, _ = series(counted_A, np.zeros((len(counted_A), 1, 1)))
     if images == 1:
         # what one image seems to tell rests on what the object is taken for: plan for the prior
-        problem = found[0].problem
+        problem = posterior[0].problem
         believed = [(problem, draw_A) for draw_A in in_prior(problem, DRAWS)]
         wanted_A = last_A + FIRST_MOVES_A
     else:
-        believed = _drawn(found, np.random.default_rng([seed, images]))
+        believed = _drawn(posterior, np.random.default_rng([seed, images]))
         # as many centres for one mode as for three, so that nothing is compiled anew
-        centres = [found[min(i, len(found) - 1)] for i in range(CENTRES)]
+        centres = [posterior[min(i, len(posterior) - 1)] for i in range(CENTRES)]
         wanted_A = np.concatenate([OFFSETS_A - mode.mean_A for mode in centres])
     candidates_A = np.stack([rules.within(w, last_A) for w in wanted_A])
     gains = np.mean(
@@ -188,10 +190,10 @@ def _planned(
     return candidates_A[best], f"the most informative of {len(gains)}: {gains[best]:.2f} nats"
 
 
-def _drawn(found: list[Mode], rng) -> list[tuple[InverseProblem, Setting]]:
+def _drawn(posterior: list[Mode], rng) -> list[tuple[InverseProblem, Setting]]:
     """Draws from the posterior, shared out among its modes by weight."""
-    shares = np.cumsum([mode.weight for mode in found])[:-1]
-    which = [found[np.searchsorted(shares, (i + 0.5) / DRAWS)] for i in range(DRAWS)]
+    shares = np.cumsum([mode.weight for mode in posterior])[:-1]
+    which = [posterior[np.searchsorted(shares, (i + 0.5) / DRAWS)] for i in range(DRAWS)]
     return [(m.problem, rng.multivariate_normal(m.mean_A, m.covariance_A2)) for m in which]
 
 
@@ -203,15 +205,15 @@ def _log_determinants(
     prior = jnp.stack([problem.priors[n].variance for n in NAMES])
     so_far = evidence(problem.forward, problem.noise, x)
 
-    def one(candidate_A):
+    def of_candidate(candidate_A):
         further = Series(candidate_A[None], jnp.ones(1))
         added = evidence(problem.forward, problem.noise, further)
         both = jax.tree.map(jnp.add, so_far, added)
-        found = information(problem.forward, problem.noise, both)
+        fisher = information(problem.forward, problem.noise, both)
         scale = jnp.sqrt(prior)
-        return 0.5 * jnp.linalg.slogdet(jnp.eye(3) + scale[:, None] * found * scale)[1]
+        return 0.5 * jnp.linalg.slogdet(jnp.eye(3) + scale[:, None] * fisher * scale)[1]
 
-    return jax.lax.map(one, candidates_A)
+    return jax.lax.map(of_candidate, candidates_A)
 
 
 # --- the loop and its record --------------------------------------------------------------------

@@ -60,8 +60,8 @@ def modes(problem: InverseProblem, x: Series, y: Images, starts_A: Sequence[Sett
     ended = fit_stages(problem, x, y, fits(problem, x, y, starts_A))
     if ended.stop_reason is StopReason.INTERRUPTED:
         raise KeyboardInterrupt
-    found = sorted(zip(ended.starts_losses, ended.starts_values, strict=True), key=lambda f: f[0])
-    return _weighted(found, problem, x, y)
+    ranked = sorted(zip(ended.starts_losses, ended.starts_values, strict=True), key=lambda f: f[0])
+    return _weighted(ranked, problem, x, y)
 
 
 def stages(problem: InverseProblem, x: Series, y: Images) -> list:
@@ -109,21 +109,21 @@ def _limits_A(problem: InverseProblem) -> tuple[Setting, Setting]:
 
 def _weighted(fits, problem: InverseProblem, x: Series, y: Images) -> list[Mode]:
     """The distinct ones among the fits, best first, weighed by their evidence."""
-    found: list[tuple[float, InverseProblem, Setting, np.ndarray]] = []
+    distinct: list[tuple[float, InverseProblem, Setting, np.ndarray]] = []
     for loss, values in fits:
         mean = np.array([float(values[n]) for n in NAMES])
-        close = [np.abs(mean - m) < 3 * np.sqrt(np.diag(c)) for _, _, m, c in found]
+        close = [np.abs(mean - m) < 3 * np.sqrt(np.diag(c)) for _, _, m, c in distinct]
         if loss > fits[0][0] + NEAR or any(c.all() for c in close):
             continue
         fitted = problem.at(values)
         draws = laplace(fitted, x, y).sample(jax.random.key(0), 256)
-        found.append(
+        distinct.append(
             (loss, fitted, mean, np.cov([draws[n] for n in NAMES]) + ROUNDING_A**2 * np.eye(3))
         )
-    score = np.array([0.5 * np.linalg.slogdet(c)[1] - loss for loss, _, _, c in found])
+    score = np.array([0.5 * np.linalg.slogdet(c)[1] - loss for loss, _, _, c in distinct])
     weights = np.exp(score - score.max()) / np.exp(score - score.max()).sum()
-    made = [Mode(p, m, c, float(w)) for (_, p, m, c), w in zip(found, weights, strict=True)]
-    return sorted(made, key=lambda mode: -mode.weight)
+    weighted = [Mode(p, m, c, float(w)) for (_, p, m, c), w in zip(distinct, weights, strict=True)]
+    return sorted(weighted, key=lambda mode: -mode.weight)
 
 
 @eqx.filter_jit

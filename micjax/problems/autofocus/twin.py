@@ -139,6 +139,6 @@ def microscope(
 ) -> Microscope:
     """A microscope in front of the `seed`-th object, which is twice the size of the images."""
     large = (2 * shape[0], 2 * shape[1])
-    thing = nanoparticles(np.random.default_rng(seed), large, sampling_A)
+    specimen = nanoparticles(np.random.default_rng(seed), large, sampling_A)
     probes = Probes(aberrations_A, sampling_A, energy_keV, semiangle_mrad, large)
-    return Microscope(probes, thing, shape, electrons, source_A)
+    return Microscope(probes, specimen, shape, electrons, source_A)

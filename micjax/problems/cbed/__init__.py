@@ -153,14 +153,14 @@ def _shape(pixels, box, energy_keV, on_camera_mrad, elastic_mrad) -> tuple[int, 
         return shape_over(box, coarsest_A(max(on_camera_mrad, elastic_mrad), energy_keV))
     ny, nx = (int(n) for n in np.broadcast_to(pixels, (2,)))
     highest = highest_angle_mrad((box[1] / ny, box[0] / nx), energy_keV)
-    for needed, what in (
+    for needed, purpose in (
         (on_camera_mrad, "reach_mrad and the aperture need"),
         (LEAST * elastic_mrad, "the thermal motion u_A2 lets the wave scatter up to"),
     ):
         if highest < needed * (1.0 - 1e-6):
             more = shape_over(box, coarsest_A(max(on_camera_mrad, elastic_mrad), energy_keV))
             raise ValueError(
-                f"{what} {needed:.4g} mrad, but {ny} x {nx} pixels over the cell end at "
+                f"{purpose} {needed:.4g} mrad, but {ny} x {nx} pixels over the cell end at "
                 f"{highest:.4g} mrad: take pixels = {list(more)}, or none for as many as needed"
             )
     return ny, nx

@@ -47,11 +47,11 @@ def conclude(solution: Solution, x: Camera, y: Pixels) -> Solution:
     """With the electrons that the grid loses."""
     forward = solution.problem.forward
     lost = float(forward.lost())
-    said = [TOO_COARSE.format(*forward.shape, 100 * lost)] if lost > LOST else []
+    statements = [TOO_COARSE.format(*forward.shape, 100 * lost)] if lost > LOST else []
     return dataclasses.replace(
         solution,
         metrics={**solution.metrics, "electrons_lost_beyond_grid": lost},
-        statements=[*solution.statements, *said],
+        statements=[*solution.statements, *statements],
     )
 
 
@@ -70,16 +70,18 @@ def everywhere(problem: InverseProblem, x: Camera, y: Pixels, n: int) -> list[Va
     table = np.array(_log_likelihoods(problem, jnp.asarray(tilts, dtype=float), x, y))
     table[:, ~allowed] = -np.inf
     apart = 1.1 * np.max(np.diff(tilts, axis=0), initial=0.0)
-    found = []
+    starts = []
     for _ in range(n):
         i, j = np.unravel_index(np.argmax(table), table.shape)
         if not np.isfinite(table[i, j]):
             break
         start = {"forward.thickness_A": thickness[j], "forward.tilt_mrad": tilts[i]}
-        found.append({name: jnp.asarray(v, float) for name, v in start.items() if name in unknowns})
+        starts.append(
+            {name: jnp.asarray(v, float) for name, v in start.items() if name in unknowns}
+        )
         near = np.hypot(*(tilts - tilts[i]).T) <= apart
         table[np.ix_(near, np.abs(thickness - thickness[j]) < 4 * height)] = -np.inf
-    return found
+    return starts
 
 
 @eqx.filter_jit

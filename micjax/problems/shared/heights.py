@@ -52,10 +52,12 @@ def heights_nm(field: Field, height_unit: str | None = None) -> Float[np.ndarray
 
 def _refuse_others(field: Field, values: np.ndarray) -> None:
     low, high, stored = values.min(), values.max(), field.metadata.get("stored", values.dtype)
-    found = f"{field.name}: no unit in the file, and values from {low:.4g} to {high:.4g}"
+    contents = f"{field.name}: no unit in the file, and values from {low:.4g} to {high:.4g}"
     if stored.kind in "iu":
         raise ValueError(
-            f"{found} ({stored}) are grey levels or counts: set height_unit if they are heights"
+            f"{contents} ({stored}) are grey levels or counts: set height_unit if they are heights"
         )
     if np.ptp(values) < LEAST_RANGE_NM:
-        raise ValueError(f"{found} would be less than 1 pm in nm: set height_unit=m if in metres")
+        raise ValueError(
+            f"{contents} would be less than 1 pm in nm: set height_unit=m if in metres"
+        )

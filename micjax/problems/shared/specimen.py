@@ -16,15 +16,17 @@ def atoms_from(structure: str | None, given: dict[str, Any]) -> Atoms | None:
 
     **Raises:** `ValueError` for neither, or for both, besides what `read_structure` raises.
     """
-    told = [name for name, value in given.items() if value is not None]
-    if structure is not None and not told:
+    named = [name for name, value in given.items() if value is not None]
+    if structure is not None and not named:
         return atoms_of(read_structure(structure))
-    if structure is None and len(told) == len(given):
+    if structure is None and len(named) == len(given):
         return None
-    found = ", ".join([*told, *(["structure"] if structure is not None else [])]) or "none of them"
+    sources = (
+        ", ".join([*named, *(["structure"] if structure is not None else [])]) or "none of them"
+    )
     raise ValueError(
         "which specimen? Set structure (a CIF, XYZ, POSCAR ... of the cell, the beam along z), or "
-        f"{', '.join(given)} together; found: {found}"
+        f"{', '.join(given)} together; found: {sources}"
     )
 
 

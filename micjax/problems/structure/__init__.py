@@ -207,15 +207,15 @@ def _columns(atoms: Atoms, column_A: float) -> tuple[int, ...]:
     """The column of each atom: the first one that is near enough, around the edges of the box."""
     place, box = np.asarray(atoms.position_A)[:, :2], np.asarray(atoms.box_A)[:2]
     first: list[int] = []
-    found = []
+    columns = []
     for i, z in enumerate(atoms.numbers):
         apart = place[first] - place[i]
         apart = np.hypot(*(apart - box * np.round(apart / box)).T)
         same = np.array([atoms.numbers[f] == z for f in first], bool)
         near = np.flatnonzero(same & (apart <= column_A))
-        found.append(int(near[0]) if len(near) else len(first))
+        columns.append(int(near[0]) if len(near) else len(first))
         first += [] if len(near) else [i]
-    return tuple(found)
+    return tuple(columns)
 
 
 def _shape(kind, box, sampling_A, energy_keV, semiangle_mrad, reach_mrad) -> tuple[int, int]:

@@ -147,15 +147,15 @@ class Scanned(eqx.Module):
         def each(seen, places):
             # on a CPU one wave at a time stays in the cache
             batch = 1 if jax.default_backend() == "cpu" else max(1, GPU_WAVES // probe.size)
-            one = jax.checkpoint(lambda r: seen(placed(probe, r[None], crystal.sampling_A)[0]))
-            return jax.lax.map(one, places, batch_size=batch)
+            at_place = jax.checkpoint(lambda r: seen(placed(probe, r[None], crystal.sampling_A)[0]))
+            return jax.lax.map(at_place, places, batch_size=batch)
 
         *grid, _ = x.position_A.shape
         places = (x.position_A + self.offset_A).reshape(-1, 2)
         if not crystal.normal.size:
             still = crystal.transmissions(None, energy_keV)
-            found = each(lambda wave: on_camera(diffraction(after(wave, still))), places)
-            return found.reshape(*grid, *x.efficiency.shape)
+            patterns = each(lambda wave: on_camera(diffraction(after(wave, still))), places)
+            return patterns.reshape(*grid, *x.efficiency.shape)
         mean = crystal.mean_transmissions(energy_keV)
         smooth = self.smooth(angles)
 
@@ -172,10 +172,10 @@ class Scanned(eqx.Module):
             return each(seen, places)
 
         which = dealt(len(places), len(crystal.normal))
-        found = jax.lax.map(of_set, (crystal.normal, places[which]))
+        patterns = jax.lax.map(of_set, (crystal.normal, places[which]))
         first = np.unique(which, return_index=True)[1]
-        found = found.reshape(-1, *x.efficiency.shape)[first]
-        return found.reshape(*grid, *x.efficiency.shape)
+        patterns = patterns.reshape(-1, *x.efficiency.shape)[first]
+        return patterns.reshape(*grid, *x.efficiency.shape)
 
     def probe(self) -> Complex[Array, "ny nx"]:
         crystal, wavelength_A = self.crystal, optics.wavelength_A(self.energy_keV)
@@ -296,16 +296,16 @@ def normal_numbers(sets: int, moments: int, column: Sequence[int]) -> np.ndarray
     correlated, even in the third part of the sets (for a multiple of 9) in which they move at once.
     """
     rng, third = np.random.default_rng(0), moments // 3
-    found = np.zeros((sets, moments, len(column), 2))
+    numbers = np.zeros((sets, moments, len(column), 2))
     signs = np.tile([[1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], third // 4)
     for c in sorted(set(column)):
         atoms = np.flatnonzero(np.asarray(column) == c)
-        for one in range(sets):
+        for index in range(sets):
             for first in range(0, len(atoms), 3):
                 thirds = rng.permutation(moments).reshape(3, third)
                 for k, atom in enumerate(atoms[first : first + 3]):
                     for along in range(2):
                         moved = np.sqrt(3.0) * rng.choice([-1, 1]) * signs[(k + along) % 3]
-                        when = thirds[(k * one + along * (one // 3)) % 3]
-                        found[one, when, atom, along] = moved
-    return found
+                        when = thirds[(k * index + along * (index // 3)) % 3]
+                        numbers[index, when, atom, along] = moved
+    return numbers

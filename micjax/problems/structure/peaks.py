@@ -45,7 +45,7 @@ def peaks(
         ]
     )
     noise = np.sqrt(np.maximum(image, 1.0))
-    found = scipy.optimize.least_squares(
+    fit = scipy.optimize.least_squares(
         lambda v: ((model(v) - image) / noise).ravel(), start, max_nfev=200
     )
-    return found.x[: 2 * n].reshape(n, 2)
+    return fit.x[: 2 * n].reshape(n, 2)

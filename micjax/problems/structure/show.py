@@ -45,14 +45,14 @@ def peak_shifts(problem: InverseProblem, x: Scan, y, inner_mrad: float | None = 
     crystal, first = forward.crystal, first_atoms(forward.crystal.column)
     start = np.asarray(crystal.position_A)[first, 1::-1]
     inner = 1.5 * float(forward.semiangle_mrad) if inner_mrad is None else inner_mrad
-    found = peaks(
+    fitted = peaks(
         annular(x, y, inner),
         np.asarray(x.position_A),
         start,
         [crystal.numbers[i] for i in first],
         np.asarray(crystal.box_A)[1::-1],
     )
-    return (found - start)[:, ::-1]
+    return (fitted - start)[:, ::-1]
 
 
 def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:

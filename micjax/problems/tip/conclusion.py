@@ -20,21 +20,21 @@ CERTAIN_SIGMAS = 2.0  # two contacts closer than this are not told apart
 
 def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]) -> Solution:
     """With the maps, numbers and sentences of surface and tip."""
-    problem, found = solution.problem, found_in(solution.fit.arrays)
+    problem, estimate = solution.problem, found_in(solution.fit.arrays)
     forward, sigma = problem.forward, problem.noise.sigma
     tip = forward.tip()
     flat = levelled(y, forward.line_offsets_nm[x])
     clean = jax.vmap(lambda s: dilate(s, tip))(forward.surface_nm[x])
     upper = jax.vmap(lambda i: erode(i, tip))(clean)
     sure, contacts = jax.vmap(lambda i: certain(i, tip, CERTAIN_SIGMAS * sigma))(clean)
-    if found is not None:
+    if estimate is not None:
         # The true tip lies between the estimate and a needle, and so does its surface: a point is
         # certain only where the two agree.
         sure = sure & (_below_needle(clean, tip) - upper <= sigma)
     touching = jnp.any(jax.vmap(lambda i: touching_tip_pixels(i, tip))(clean), axis=0)
     classical = tip  # with a known tip the classical answer is its erosion
-    if found is not None:
-        classical = found.classical_nm
+    if estimate is not None:
+        classical = estimate.classical_nm
     classical_surface = jax.vmap(lambda i: erode(i, classical))(flat)
 
     maps = {
@@ -67,14 +67,14 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]
         "tip_pixels_touching": float(jnp.mean(touching)),
         "taken_off_nm": float(jnp.mean(flat - forward.surface_nm[x])),
     }
-    said = _statements(found, share, float(jnp.mean(touching)))
+    statements = _statements(estimate, share, float(jnp.mean(touching)))
     return dataclasses.replace(
         solution,
         results=results,
         metrics=metrics,
-        table=_table(flat, sigma, tip, classical, found),
-        statements=[*said, *solution.statements],
-        extra={"found": found, "tip": np.asarray(tip), "classical_tip": np.asarray(classical)},
+        table=_table(flat, sigma, tip, classical, estimate),
+        statements=[*statements, *solution.statements],
+        extra={"found": estimate, "tip": np.asarray(tip), "classical_tip": np.asarray(classical)},
     )
 
 
@@ -101,18 +101,18 @@ def _field(data: np.ndarray, pixel: np.ndarray, name: str, frames: int = 0) -> F
     return Field(data, axes, unit, name)
 
 
-def _table(flat, sigma, tip, classical, found) -> list[dict[str, Any]]:
+def _table(flat, sigma, tip, classical, estimate) -> list[dict[str, Any]]:
     """The tips in question, with what the image says of them."""
     flat_tip = jnp.zeros_like(tip).at[...].set(-1e6).at[tip.shape[0] // 2, tip.shape[1] // 2].set(0)
     rows = []
     for name, heights in (
         ("no tip correction", flat_tip),
-        ("known tip", tip) if found is None else ("classical (Villarrubia)", classical),
-        *([] if found is None else [("micjax", tip)]),
+        ("known tip", tip) if estimate is None else ("classical (Villarrubia)", classical),
+        *([] if estimate is None else [("micjax", tip)]),
     ):
         seen, floor, bluntness = map(float, misfit(flat, heights, sigma, jax.random.key(0)))
-        own = found is not None and name == "micjax"  # a double tip has an allowance of its own
-        passes = found.passes if own else admissible(seen, floor)
+        own = estimate is not None and name == "micjax"  # a double tip has an allowance of its own
+        passes = estimate.passes if own else admissible(seen, floor)
         rows.append(
             {
                 "tip": name,
@@ -125,9 +125,9 @@ def _table(flat, sigma, tip, classical, found) -> list[dict[str, Any]]:
     return rows
 
 
-def _statements(found, share: float, touching: float) -> list[str]:
-    for_any_tip = "" if found is None else " and the same for every admissible tip"
-    said = [
+def _statements(estimate, share: float, touching: float) -> list[str]:
+    for_any_tip = "" if estimate is None else " and the same for every admissible tip"
+    statements = [
         f"{100 * share:.0f} % of the surface is measured (touched at one point only, nothing else "
         f"within {CERTAIN_SIGMAS:.0f} sigma{for_any_tip}); elsewhere the surface is an estimate "
         "below the upper bound.",
@@ -135,37 +135,37 @@ def _statements(found, share: float, touching: float) -> list[str]:
         f"{100 * touching:.0f} % of the tip's pixels touched the surface; the others are not "
         "identified by this scan.",
     ]
-    if found is None:
-        return said
-    said.insert(0, f"Blind estimate of the tip: {describe(found)}.")
-    said.insert(
+    if estimate is None:
+        return statements
+    statements.insert(0, f"Blind estimate of the tip: {describe(estimate)}.")
+    statements.insert(
         1,
         "A blind estimate is the bluntest tip that the image admits. Sharper ones, down to a "
         "needle, may have taken the image as well: the scan alone does not identify the tip from "
         "below, nor its place below the image.",
     )
-    if not found.passes:
-        said.insert(
+    if not estimate.passes:
+        statements.insert(
             0,
             "NOT IDENTIFIED: no tip of this size and kind is admissible within the noise. The tip "
             "may have changed during the scan, be larger than the window (tip_size), or the noise "
             "be larger than assumed (sigma_nm).",
         )
-    elif found.bluntness < 0.1:
-        said.insert(
+    elif estimate.bluntness < 0.1:
+        statements.insert(
             0,
             "NOT IDENTIFIED: within the noise assumed the image shows no trace of the tip, which "
             "is then sharper than a pixel. Where lag of the feedback or drift between lines move "
             "the heights by more than that noise, state it as sigma_nm.",
         )
-    if not found.free_form:
-        said.append(
+    if not estimate.free_form:
+        statements.append(
             "Errors of the tip's parameters are those of the noise alone, with the surface as "
             "estimated; how blunt the tip is at all is the larger question."
         )
     else:
-        said.append(
+        statements.append(
             "The tip was reshaped pixel by pixel, so it has no parameters with error bars; "
             "tip_steps=0 keeps the parametric tip."
         )
-    return said
+    return statements

@@ -76,7 +76,7 @@ def stages(
 
     def search(problem, x, y, key, report):
         window, images = problem.forward.tip.shape, levelled(y, _starting_offsets(problem, x, y))
-        found = blind(
+        estimate = blind(
             images,
             problem.noise.sigma,
             window.pixel_nm,
@@ -87,10 +87,10 @@ def stages(
             radii=tip_radii,
             report=report,
         )
-        log.info("tip: %s", describe(found))
+        log.info("tip: %s", describe(estimate))
         depth_nm = 1.05 * float(jnp.max(jnp.ptp(images, axis=(1, 2))))
-        heights, shape = _apex_in_the_middle(found.heights_nm, found.shape, depth_nm)
-        numbers = {n: getattr(found, n) for n in NUMBERS} | {"heights_nm": heights}
+        heights, shape = _apex_in_the_middle(estimate.heights_nm, estimate.shape, depth_nm)
+        numbers = {n: getattr(estimate, n) for n in NUMBERS} | {"heights_nm": heights}
         return numbers | {f"shape_{n}": getattr(shape, n) for n in SHAPE}
 
     return [Search(search, _with_tip, "tip"), surface, *errors[posterior]]
@@ -102,13 +102,13 @@ def found_in(arrays: Arrays) -> Found | None:
         return None
     shape = {n: arrays[f"shape_{n}"] for n in SHAPE}
     heights, classical = (jnp.asarray(arrays[n]) for n in NUMBERS[:2])
-    told = [arrays[n].item() for n in NUMBERS[2:]]
-    return Found(Double(**shape, size=heights.shape), heights, classical, *told)
+    numbers = [arrays[n].item() for n in NUMBERS[2:]]
+    return Found(Double(**shape, size=heights.shape), heights, classical, *numbers)
 
 
 def _with_tip(problem: InverseProblem, arrays: Arrays) -> InverseProblem:
-    found = found_in(arrays)
-    tip = Reshaped(found.shape, found.heights_nm - found.shape())
+    estimate = found_in(arrays)
+    tip = Reshaped(estimate.shape, estimate.heights_nm - estimate.shape())
     return eqx.tree_at(lambda p: p.forward.tip, problem, tip)
 
 
@@ -147,11 +147,11 @@ def parameters(fit: Fit) -> list[str]:
 
     A reshaped tip has no parameters, and a single one no second apex.
     """
-    found = found_in(fit.arrays)
-    if found.free_form:
+    estimate = found_in(fit.arrays)
+    if estimate.free_form:
         return []
     names = ["forward.tip.shape.radius_nm", "forward.tip.shape.half_angle_deg", "noise.sigma"]
-    if found.double:
+    if estimate.double:
         names += ["forward.tip.shape.offset_nm", "forward.tip.shape.drop_nm"]
     return [n for n in names if n in fit.problem.priors]
 
@@ -177,13 +177,13 @@ def _apex_in_the_middle(heights, shape: Double, depth_nm: float) -> tuple[Array,
     return heights, shape
 
 
-def describe(found: Found | BlindTip) -> str:
+def describe(estimate: Found | BlindTip) -> str:
     """In some words."""
-    shape = found.shape
+    shape = estimate.shape
     text = (
         f"radius {float(shape.radius_nm):.3g} nm, half-angle {float(shape.half_angle_deg):.0f} deg"
     )
-    if found.double:
+    if estimate.double:
         dy, dx = (float(v) for v in shape.offset_nm)
         text += f", second apex at (y {dy:.3g}, x {dx:.3g}) nm, {float(shape.drop_nm):.3g} nm lower"
-    return text + (", reshaped pixel by pixel" if found.free_form else "")
+    return text + (", reshaped pixel by pixel" if estimate.free_form else "")

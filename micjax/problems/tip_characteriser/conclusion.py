@@ -67,11 +67,11 @@ def _offsets(values: list[Values]) -> Float[np.ndarray, "starts 2"]:
     return np.array([np.asarray(v["forward.tip.offset_nm"]) for v in values])
 
 
-def _statements(found: Fit, good, posterior: Posterior | None) -> list[str]:
-    said = [_of_starts(found.starts_losses, good)]
+def _statements(fit: Fit, good, posterior: Posterior | None) -> list[str]:
+    statements = [_of_starts(fit.starts_losses, good)]
     if posterior is None:
-        return [*said, "The posterior was not sampled: there are no error bars."]
-    return [*said, f"The chains began {SPREAD:.0f} times wider than the posterior."]
+        return [*statements, "The posterior was not sampled: there are no error bars."]
+    return [*statements, f"The chains began {SPREAD:.0f} times wider than the posterior."]
 
 
 def _of_starts(losses: np.ndarray, good) -> str:
@@ -116,9 +116,9 @@ def touched(forward: CharacteriserScan, x: Int[Array, " n"]) -> Bool[np.ndarray,
         rounding = 32 * jnp.finfo(image.dtype).eps * jnp.max(jnp.abs(image))
         return contacts(image, surface, tip, rounding)[1]
 
-    found = np.zeros(tip.size, bool)
-    found[np.unique(np.asarray(jax.vmap(last)(forward.surface_nm[x])))] = True
-    return found.reshape(tip.shape)
+    touched_pixels = np.zeros(tip.size, bool)
+    touched_pixels[np.unique(np.asarray(jax.vmap(last)(forward.surface_nm[x])))] = True
+    return touched_pixels.reshape(tip.shape)
 
 
 def _tip_sd(problem: InverseProblem, posterior: Posterior) -> Float[np.ndarray, "ky kx"]:

@@ -58,14 +58,14 @@ def elements(values: Values) -> list[tuple[str, tuple[int, ...], str]]:
 
 def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:
     """Image, tip, the second apex, and where the starts went."""
-    made = {
+    makers = {
         "Image and model": lambda: _image_figure(solution),
         "Tip": lambda: _tip_figure(solution, truth),
         "Where the starts went": lambda: _starts_figure(solution, truth),
     }
     if solution.posterior is not None:
-        made["Place of the second apex"] = lambda: _apex_figure(solution, truth)
-    return made
+        makers["Place of the second apex"] = lambda: _apex_figure(solution, truth)
+    return makers
 
 
 def _image_figure(solution: Solution):

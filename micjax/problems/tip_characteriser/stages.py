@@ -83,22 +83,22 @@ def _drawn(keys: Array, problem: InverseProblem, x, y) -> tuple[Values, Float[Ar
     return jax.lax.map(point, keys)
 
 
-def best_basin(found: Fit) -> Bool[np.ndarray, " starts"]:
+def best_basin(fit: Fit) -> Bool[np.ndarray, " starts"]:
     """Which starts ended within `NEAR` nats of the best; the others are in wrong basins."""
-    return found.starts_losses <= found.starts_losses.min() + NEAR
+    return fit.starts_losses <= fit.starts_losses.min() + NEAR
 
 
-def spread_starts(found: Fit, x, y, key: Array, n: int) -> list[Values]:
+def spread_starts(fit: Fit, x, y, key: Array, n: int) -> list[Values]:
     """`n` points wider apart than the posterior, about the ends of the good fits in turn.
 
     Draws of the Laplace approximation at the best one, `SPREAD` times as wide.
     """
-    curvature = laplace(found.problem, x, y)
-    good = best_basin(found)
-    ends = [v for v, is_good in zip(found.starts_values, good, strict=True) if is_good]
-    coordinates, drawn = Coordinates(found.problem, curvature.names), []
+    curvature = laplace(fit.problem, x, y)
+    good = best_basin(fit)
+    ends = [v for v, is_good in zip(fit.starts_values, good, strict=True) if is_good]
+    coordinates, drawn = Coordinates(fit.problem, curvature.names), []
     for i, k in enumerate(jax.random.split(key, n)):
-        end = found.problem.unconstrain(ends[i % len(ends)])
+        end = fit.problem.unconstrain(ends[i % len(ends)])
         about = dataclasses.replace(
             curvature,
             mean=np.asarray(coordinates.vector(end), float),

@@ -170,8 +170,8 @@ class _Noted:
 
     def suggest(self, num_points: int | None = None) -> list[dict[str, Any]]:
         points = self.learner.suggest(num_points)
-        told = zip(self._doubt(points), self._spent(points), strict=True)
-        self._waiting = {p[ID]: both for p, both in zip(points, told, strict=True)}
+        doubt_and_cost = zip(self._doubt(points), self._spent(points), strict=True)
+        self._waiting = {p[ID]: both for p, both in zip(points, doubt_and_cost, strict=True)}
         return points
 
     def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:

@@ -70,8 +70,8 @@ def _title(exploration: Exploration) -> str:
         "map": "A map of",
     }
     plan = exploration.plan
-    what = f"Where is {plan.outcome} {plan.level}" if plan.goal == "level" else ""
-    return what or f"{goals[plan.goal]} {plan.outcome}"
+    level = f"Where is {plan.outcome} {plan.level}" if plan.goal == "level" else ""
+    return level or f"{goals[plan.goal]} {plan.outcome}"
 
 
 def write_measurements(exploration: Exploration, path: pathlib.Path) -> None:
@@ -100,12 +100,12 @@ def _maps(exploration: Exploration) -> Maps:
         axes = tuple(_along(axis) for axis in source.space.axes[:2])
         shape = tuple(len(a) for a in axes)
         grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
-    found = exploration.learner.predict(grid)
+    prediction = exploration.learner.predict(grid)
     believed = {
-        "median": found.median,
-        "uncertainty": found.uncertainty,
-        "lower_5_percent": found.lower,
-        "upper_95_percent": found.upper,
+        "median": prediction.median,
+        "uncertainty": prediction.uncertainty,
+        "lower_5_percent": prediction.lower,
+        "upper_95_percent": prediction.upper,
     }
     worth = exploration.learner.acquisition_at(grid).reshape(shape)
     return Maps(axes, {n: v.reshape(shape) for n, v in believed.items()}, worth)
@@ -165,8 +165,8 @@ def _against_truth(exploration: Exploration) -> dict[str, float]:
     truth = exploration.source.truth
     if truth is None:
         return {}
-    found = exploration.learner.predict(exploration.source.space.candidates)
-    inside = np.mean((found.lower <= truth) & (truth <= found.upper))
+    prediction = exploration.learner.predict(exploration.source.space.candidates)
+    inside = np.mean((prediction.lower <= truth) & (truth <= prediction.upper))
     _, outcomes = exploration.learner.data
     metrics = {"coverage_of_90_percent": float(inside)}
     if exploration.plan.goal in ("maximise", "minimise"):
@@ -225,9 +225,9 @@ def _figures(
     exploration: Exploration, maps: Maps | None, solution: Solution
 ) -> dict[str, Callable[[], Figure]]:
     believed = partial(_map_figure, maps=maps) if maps is not None else _slice_figure
-    made = {"What is believed": believed, "How it went": _course_figure}
+    makers = {"What is believed": believed, "How it went": _course_figure}
     common = default_figures(solution, None, None, data=False)
-    return {title: partial(make, exploration) for title, make in made.items()} | common
+    return {title: partial(make, exploration) for title, make in makers.items()} | common
 
 
 def _readable(axis: Axis) -> tuple[float, str]:

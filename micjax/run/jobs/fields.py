@@ -41,5 +41,5 @@ def argument(problem: InverseProblem) -> tuple[str, str]:
         name = next(iter(inspect.signature(problem.forward).parameters))
     except (TypeError, ValueError, StopIteration):
         return "x", ""
-    found = _WITH_UNIT.match(name)
-    return (found[1], found[2]) if found else (name, "")
+    match = _WITH_UNIT.match(name)
+    return (match[1], match[2]) if match else (name, "")

@@ -41,12 +41,12 @@ class Source:
         return dict(zip(self.space.names, self.space.numbers(point), strict=True))
 
 
-def open_file(what: str, channel: str | None, signal_name: str) -> Source:
+def open_file(file: str, channel: str | None, signal_name: str) -> Source:
     """An image, or a curve at each of its points, as an instrument that has seen all of it.
 
     **Raises:** `ValueError`, `OSError` for what cannot be opened.
     """
-    field = read(what, channel)
+    field = read(file, channel)
     truth, axes = _reduced(field, signal_name), field.axes[:2]
     named = [Axis(a.name, a.values.min(), a.values.max(), a.unit) for a in axes]
     grid = np.stack(np.meshgrid(*(a.values for a in axes), indexing="ij"), axis=-1)
@@ -70,14 +70,14 @@ def open_file(what: str, channel: str | None, signal_name: str) -> Source:
     )
 
 
-def open_function(what: str, signal_name: str, axes: Mapping[str, Mapping[str, Any]]) -> Source:
+def open_function(address: str, signal_name: str, axes: Mapping[str, Mapping[str, Any]]) -> Source:
     """`package.module:function`, of settings by the names of `axes`.
 
     **Raises:** `ValueError` for what cannot be imported, or no axes.
     """
     if not axes:
-        raise ValueError(f"{what} needs `axes`: their names, lower and upper")
-    function = imported(what)
+        raise ValueError(f"{address} needs `axes`: their names, lower and upper")
+    function = imported(address)
     space = Space([Axis(n, **dict(given)) for n, given in axes.items()])
 
     def measure(**numbers: float):
@@ -135,52 +135,52 @@ def _within(name: str, given: dict[str, Any], there: Range) -> Axis:
     )
 
 
-def imported(what: str) -> Any:
+def imported(address: str) -> Any:
     """The thing at `package.module:name`; the module may lie in the current folder.
 
     Importing runs it: `micjax.run.jobs.explore` asks first whether the user agrees to that.
 
     **Raises:** `ValueError` when it cannot be imported.
     """
-    module, _, name = what.rpartition(":")
+    module, _, name = address.rpartition(":")
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{what} cannot be imported: {error}") from error
+        raise ValueError(f"{address} cannot be imported: {error}") from error
 
 
-def device_of(what: str, options: Mapping[str, Any]) -> Instrument:
+def device_of(address: str, options: Mapping[str, Any]) -> Instrument:
     """The instrument at `package.module:name`, or what this makes of the options.
 
     **Raises:** `ValueError` for what is no instrument; whatever making it raises.
     """
-    found = imported(what)
-    if isinstance(found, type) or not isinstance(found, Instrument):
-        if not callable(found):
-            raise ValueError(f"{what} is neither an instrument nor a function that makes one")
-        found = found(**options)
-    if not isinstance(found, Instrument):
-        raise ValueError(f"{what} gave a {type(found).__name__}, which is no instrument")
-    return found
+    device = imported(address)
+    if isinstance(device, type) or not isinstance(device, Instrument):
+        if not callable(device):
+            raise ValueError(f"{address} is neither an instrument nor a function that makes one")
+        device = device(**options)
+    if not isinstance(device, Instrument):
+        raise ValueError(f"{address} gave a {type(device).__name__}, which is no instrument")
+    return device
 
 
 def _ranges(axes) -> dict[str, Range]:
     return {a.name: Range(a.unit, float(a.lower), float(a.upper)) for a in axes}
 
 
-def image_of(what: str, channel: str | None, signal_name: str, logarithm: bool) -> np.ndarray:
+def image_of(file: str, channel: str | None, signal_name: str, logarithm: bool) -> np.ndarray:
     """An image `[ny, nx]` that is known before anything is measured.
 
     **Raises:** `ValueError`, `OSError` for what cannot be opened or is no image.
     """
-    image = _reduced(read(what, channel), signal_name)
+    image = _reduced(read(file, channel), signal_name)
     if image.ndim != 2:
-        raise ValueError(f"{what}: shape {image.shape} is no image to look at")
+        raise ValueError(f"{file}: shape {image.shape} is no image to look at")
     if not logarithm:
         return image
     size = np.abs(image)
     if not np.any(size > 0.0):
-        raise ValueError(f"{what}: an image of zeros has no logarithm")
+        raise ValueError(f"{file}: an image of zeros has no logarithm")
     return np.log10(np.maximum(size, size[size > 0.0].min()))
 
 

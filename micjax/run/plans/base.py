@@ -75,7 +75,7 @@ class Plan(Section):
 
 def faults(plan: type[Plan], error: pydantic.ValidationError) -> str:
     """Every key that is unknown, missing or of another kind, by its path."""
-    return "; ".join(_fault(plan, one) for one in error.errors())
+    return "; ".join(_fault(plan, details) for details in error.errors())
 
 
 def _fault(plan: type[Plan], error: Any) -> str:

@@ -12,11 +12,11 @@ from micjax.core.names import unknown_name
 from micjax.core.ranges import check_ranges
 
 DISTRIBUTIONS = {
-    name: thing
-    for name, thing in vars(dist).items()
-    if inspect.isclass(thing)
-    and issubclass(thing, dist.Distribution)
-    and thing is not dist.Distribution
+    name: value
+    for name, value in vars(dist).items()
+    if inspect.isclass(value)
+    and issubclass(value, dist.Distribution)
+    and value is not dist.Distribution
 } | {"TruncatedNormal": dist.TruncatedNormal, "TruncatedCauchy": dist.TruncatedCauchy}
 
 COMMON = (  # what a message lists: densities of one real number

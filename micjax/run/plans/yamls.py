@@ -46,8 +46,8 @@ def _mapping(loader: yaml.constructor.SafeConstructor, node: yaml.MappingNode) -
         if not isinstance(key, yaml.ScalarNode):
             raise yaml.MarkedYAMLError(None, None, "a key is one word", key.start_mark)
         if key.value in seen:
-            found = f"{key.value!r} stands there twice"
-            raise yaml.MarkedYAMLError(None, None, found, key.start_mark)
+            message = f"{key.value!r} stands there twice"
+            raise yaml.MarkedYAMLError(None, None, message, key.start_mark)
         seen.add(key.value)
     return dict(yaml.constructor.SafeConstructor.construct_mapping(loader, node, deep=True))
 
@@ -56,8 +56,8 @@ def _whole(loader: yaml.constructor.SafeConstructor, node: yaml.ScalarNode) -> i
     try:
         return int(node.value)
     except ValueError as error:  # Python reads a few thousand digits
-        found = f"a whole number of {len(node.value)} digits"
-        raise yaml.MarkedYAMLError(None, None, found, node.start_mark) from error
+        message = f"a whole number of {len(node.value)} digits"
+        raise yaml.MarkedYAMLError(None, None, message, node.start_mark) from error
 
 
 _Loader.add_constructor(f"{TAG}map", _mapping)

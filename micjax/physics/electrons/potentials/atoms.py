@@ -124,9 +124,9 @@ def atoms_of(structure: Any, u_A2: Any = None) -> Atoms:
     positions, height = np.array(structure.positions, float), cell[2, 2]
     if getattr(structure, "pbc", (True,) * 3)[2]:
         positions[:, 2] -= height * np.floor(positions[:, 2] / height + WRAP)
-    told = getattr(structure, "arrays", {})
-    u_A2 = told.get("u_A2", 0.0) if u_A2 is None else u_A2
-    occupancy = told.get("occupancy", 1.0)
+    arrays = getattr(structure, "arrays", {})
+    u_A2 = arrays.get("u_A2", 0.0) if u_A2 is None else u_A2
+    occupancy = arrays.get("occupancy", 1.0)
     return Atoms(structure.numbers, positions, np.diag(cell), u_A2=u_A2, occupancy=occupancy)
 
 

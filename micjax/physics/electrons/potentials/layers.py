@@ -53,8 +53,8 @@ def layers(atoms: Atoms, thickness_A: Float[np.ndarray, "slices"]) -> Layers:
     thickness = np.asarray(thickness_A, float)
     borders = np.cumsum(thickness)[:-1] - EDGE * thickness.min()
     index = np.searchsorted(borders, z, side="right")
-    found = (np.flatnonzero(index == i).tolist() for i in range(len(thickness)))
-    return tuple(map(tuple, found))
+    members = (np.flatnonzero(index == i).tolist() for i in range(len(thickness)))
+    return tuple(map(tuple, members))
 
 
 def potential_VA(
@@ -113,19 +113,19 @@ def potential_VA(
         spectra = [lambda m, f=f: f * total(atoms, shape, m) for f in factors]
     volts = shape[0] * shape[1] * VOLT_A2 / (atoms.box_A[0] * atoms.box_A[1])
 
-    def one(members):
+    def of_slice(members):
         each = (spectrum(m) for spectrum, m in zip(spectra, members, strict=True))
         return jnp.fft.irfft2(sum(each), s=shape) * volts
 
-    return jax.lax.map(one, groups)
+    return jax.lax.map(of_slice, groups)
 
 
 def _members(atoms: Atoms, slices: Layers, element: int):
     """For each slice the atoms of an element in it, `[slices, most]`, and how much of each."""
-    own = [[i for i in one if atoms.numbers[i] == element] for one in slices]
+    own = [[i for i in members if atoms.numbers[i] == element] for members in slices]
     most, any_one = max(map(len, own)), atoms.numbers.index(element)
-    atom = np.array([one + [any_one] * (most - len(one)) for one in own])
-    there = np.arange(most) < np.array([[len(one)] for one in own])
+    atom = np.array([members + [any_one] * (most - len(members)) for members in own])
+    there = np.arange(most) < np.array([[len(members)] for members in own])
     return jnp.asarray(atom), jnp.where(there, atoms.occupancy[atom], 0.0)
 
 
@@ -133,7 +133,7 @@ def _whole(atoms: Atoms, thickness_A, slices: Layers) -> None:
     """**Raises:** `ValueError` for slices of other atoms or another thickness."""
     if len(slices) != len(thickness_A):
         raise ValueError(f"atoms of {len(slices)} slices, thicknesses of {len(thickness_A)}")
-    if sorted(i for one in slices for i in one) != list(range(len(atoms.numbers))):
+    if sorted(i for members in slices for i in members) != list(range(len(atoms.numbers))):
         raise ValueError(f"each of {len(atoms.numbers)} atoms has to be in exactly one slice")
 
 

@@ -168,7 +168,7 @@ def refine(
     depth_nm = 1.05 * jnp.max(jnp.ptp(images, axis=(1, 2)))
     pixel = jnp.min(shapes.pixel_nm)
 
-    def one(shape):
+    def refined(shape):
         def moved(p):
             return eqx.tree_at(
                 lambda d: (d.radius_nm, d.half_angle_deg, d.offset_nm, d.drop_nm, d.origin_nm),
@@ -205,7 +205,7 @@ def refine(
         (p, _), _ = lax.scan(step, (start, optimiser.init(start)), rates)
         return moved(p)
 
-    return lax.map(one, shapes)
+    return lax.map(refined, shapes)
 
 
 def heights_of_one(shape: Double, depth_nm: Scalar) -> Kernel:

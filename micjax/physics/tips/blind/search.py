@@ -109,7 +109,7 @@ def blind(
     parametric = heights_of_one(shape, depth_nm)
     seen, floor, bluntness = map(float, misfit(images, parametric, sigma_nm, key))
     classical, _ = villarrubia(images, size, float(threshold_sigmas * sigma_nm))
-    found = BlindTip(
+    estimate = BlindTip(
         parametric,
         shape,
         double,
@@ -122,12 +122,12 @@ def blind(
         classical,
     )
     if steps == 0:
-        return found
-    found = _blunter(found, classical, images, sigma_nm, key)
-    if found.bluntness < _NO_TRACE:  # computed images are exact, where no shape of ours fits
+        return estimate
+    estimate = _blunter(estimate, classical, images, sigma_nm, key)
+    if estimate.bluntness < _NO_TRACE:  # computed images are exact, where no shape of ours fits
         everywhere = 4 * size[0] * size[1] * images.size < 1e8
         exact, _ = villarrubia(images, size, 1e-6 * depth_nm, everywhere=everywhere)
-        found = _blunter(found, exact, images, sigma_nm, key)
+        estimate = _blunter(estimate, exact, images, sigma_nm, key)
     # from blunter starts too, so that flanks that are no cones and unequal sides come out as well
     descents = [(start, flatter) for start in starts for flatter in (1.0, 0.5, 0.15)]
     for n, (start, flatter) in enumerate(descents):
@@ -143,20 +143,20 @@ def blind(
         )
         own = float(misfit(images, start, sigma_nm, key)[2])
         at_least = _WORTH_FREEDOM * own if flatter < 1 else 0.0
-        found = _blunter(found, heights, images, sigma_nm, key, at_least)
-    return found
+        estimate = _blunter(estimate, heights, images, sigma_nm, key, at_least)
+    return estimate
 
 
 def _blunter(
-    found: BlindTip, heights: Kernel, images, sigma_nm, key, at_least: float = 0.0
+    estimate: BlindTip, heights: Kernel, images, sigma_nm, key, at_least: float = 0.0
 ) -> BlindTip:
     """The free-form tip instead of the one found so far, if it is worth it."""
     seen, floor, bluntness = map(float, misfit(images, heights, sigma_nm, key))
-    wanted = max(_WORTHWHILE * found.bluntness + 0.1, at_least)
-    worthwhile = bluntness > wanted or not found.passes
+    wanted = max(_WORTHWHILE * estimate.bluntness + 0.1, at_least)
+    worthwhile = bluntness > wanted or not estimate.passes
     if not (worthwhile and bool(admissible(seen, floor))):
-        return found
-    return found._replace(
+        return estimate
+    return estimate._replace(
         heights_nm=heights,
         free_form=True,
         passes=True,

@@ -76,9 +76,9 @@ def second_apex(
     near = around(fine.shape(k))
     # apexes between two pixels are told from those on one, where that helps
     refined = [refine(near, images, sigma_nm, key, 60, origin_px) for origin_px in (0.0, 1.0)]
-    found = tried(images, _joined(*refined), sigma_nm, key)
-    lost = ~_truly_double(images, found.shapes)
-    return found._replace(misfit=jnp.where(lost, jnp.inf, found.misfit))
+    candidates = tried(images, _joined(*refined), sigma_nm, key)
+    lost = ~_truly_double(images, candidates.shapes)
+    return candidates._replace(misfit=jnp.where(lost, jnp.inf, candidates.misfit))
 
 
 def _joined(*shapes: Double) -> Double:
@@ -109,12 +109,12 @@ def _screened(part: Frames, single: Double, height_nm: float, sigma_nm: Scalar, 
 def _screen(images, tips):
     """(mean squared opening residual, mean height taken off) of many tips, without their floors."""
 
-    def one(tip):
+    def of_tip(tip):
         eroded = jax.vmap(lambda i: erode(i, tip))(images)
         opened = jax.vmap(lambda s: dilate(s, tip))(eroded)
         return mean_power(images - opened, tip, 2), jnp.mean(images - eroded)
 
-    return lax.map(one, tips)
+    return lax.map(of_tip, tips)
 
 
 def _bumps(images: Frames, size: tuple[int, int], sigma_nm: Scalar) -> list[tuple[int, int]]:
@@ -130,11 +130,11 @@ def _bumps(images: Frames, size: tuple[int, int], sigma_nm: Scalar) -> list[tupl
         for k in range(1, n + 1):
             dy, dx = np.argwhere(labels == k).mean(0) - np.array(size) // 2
             tops.append((float(bound[labels == k][0]), round(dy), round(dx)))
-    found: list[tuple[int, int]] = []
+    bumps: list[tuple[int, int]] = []
     for _, dy, dx in sorted(tops, reverse=True):
-        if np.hypot(dy, dx) >= _APART and all(np.hypot(dy - y, dx - x) >= 2 for y, x in found):
-            found.append((dy, dx))
-    return found[:5]
+        if np.hypot(dy, dx) >= _APART and all(np.hypot(dy - y, dx - x) >= 2 for y, x in bumps):
+            bumps.append((dy, dx))
+    return bumps[:5]
 
 
 def _busiest(images: Frames, n: int) -> Float[Array, "frames my mx"]:
@@ -177,11 +177,11 @@ def second_apex_shares(images: Frames, shapes: Double) -> Float[Array, " n"]:
     (_, ny, nx), (hy, hx) = images.shape, (n // 2 for n in shapes.size)
     depth_nm = 1.05 * jnp.max(jnp.ptp(images, axis=(1, 2)))
 
-    def one(shape):
-        whole = jnp.maximum(shape(), -depth_nm)
+    def share(shape):
+        both = jnp.maximum(shape(), -depth_nm)
         alone = eqx.tree_at(lambda d: d.drop_nm, shape, 4 * depth_nm)()
-        second = whole > jnp.maximum(alone, -depth_nm) + 1e-6 * depth_nm
-        contact = jax.vmap(lambda i: contact_pixel(i, whole))(images)
+        second = both > jnp.maximum(alone, -depth_nm) + 1e-6 * depth_nm
+        contact = jax.vmap(lambda i: contact_pixel(i, both))(images)
         return jnp.mean(second.reshape(-1)[contact][:, hy : ny - hy, hx : nx - hx])
 
-    return lax.map(one, shapes)
+    return lax.map(share, shapes)

@@ -84,12 +84,12 @@ def probe_of(plan: SimulatePlan, setup: Setup) -> tuple[jax.Array, list[str]]:
     share = float(intensity[np.ix_(*within)].sum() / intensity.sum())
     if share >= KEPT:
         return probe, []
-    said = (
+    warning = (
         f"Only {100.0 * share:.1f} % of the probe lies within half of the cell: it meets its "
         "neighbours. More tiles along x and y would keep them apart."
     )
-    log.warning(said)
-    return probe, [said]
+    log.warning(warning)
+    return probe, [warning]
 
 
 def counted(plan: SimulatePlan, fractions: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -60,15 +60,15 @@ def simulate(
     """
     setup, kept = prepare(plan) if setup is None else setup, Kept(folder, resume)
     kind = {"stem": _stem, "cbed": _cbed, "hrtem": _hrtem}[plan.what]
-    fields, said = kind(plan, setup, kept)
+    fields, statements = kind(plan, setup, kept)
     (ny, nx), (dy, dx) = setup.shape, setup.sampling_A
     first = (
         f"{len(setup.atoms.numbers)} atoms, {len(setup.thickness_A)} slices, {ny} x {nx} pixels of "
         f"{dy:.4g} x {dx:.4g} Å, up to {setup.highest_mrad:.4g} mrad."
     )
     if setup.mesh is not None:
-        said = [*said, f"Devices: {setup.mesh.size}."]
-    return Simulated(fields, [first, *said])
+        statements = [*statements, f"Devices: {setup.mesh.size}."]
+    return Simulated(fields, [first, *statements])
 
 
 def _behind(plan: SimulatePlan, setup: Setup, potential, waves):
@@ -82,7 +82,7 @@ def _behind(plan: SimulatePlan, setup: Setup, potential, waves):
 def _stem(plan: SimulatePlan, setup: Setup, kept: Kept):
     """Line by line for one configuration after the other; a dose is counted at the end."""
     masks = jnp.asarray(setup.masks)
-    probe, said = probe_of(plan, setup)
+    probe, statements = probe_of(plan, setup)
     lines, moments = places(plan, setup), len(setup.moments)
     together = 1 if setup.mesh is None else setup.mesh.size  # a line for each device
     groups = [lines[i : i + together] for i in range(0, len(lines), together)]
@@ -142,15 +142,17 @@ def _stem(plan: SimulatePlan, setup: Setup, kept: Kept):
         images = np.asarray(source_blurred(jnp.asarray(images), step, plan.source_fwhm_A))
     images = counted(plan, images, np.random.default_rng(plan.seed))
     images = images.reshape(-1, *(a.values.size for a in axes))
-    fields = {n: Field(one, axes, unit, n) for n, one in zip(plan.detectors, images, strict=True)}
+    fields = {
+        n: Field(image, axes, unit, n) for n, image in zip(plan.detectors, images, strict=True)
+    }
     if plan.places_A is not None:
         for name, along in zip(("place_y", "place_x"), lines[:, 0].T, strict=True):
             fields[name] = Field(0.1 * along, axes, "nm", name)
     if plan.patterns:
         outer = outer_mrad(plan, setup)
         of = ", of a source without a size" if plan.source_fwhm_A else ""
-        said.append(f"All patterns, up to {outer:.4g} mrad{of}, are in patterns.nxs.")
-    return fields, said
+        statements.append(f"All patterns, up to {outer:.4g} mrad{of}, are in patterns.nxs.")
+    return fields, statements
 
 
 def _scan(plan: SimulatePlan, setup: Setup, masks, moments: int) -> Callable:
@@ -208,15 +210,15 @@ def _averaged(
     together = 1 if mesh is None else mesh.size
     groups = [setup.moments[i : i + together] for i in range(0, moments, together)]
 
-    def at(key, one):
-        return function(setup.potential(key), one)
+    def at(key, argument):
+        return function(setup.potential(key), argument)
 
     @jax.jit
-    def of(keys, one):
+    def of(keys, argument):
         if mesh is None:
-            return at(keys[0], one)
-        found = devices.mean(lambda key: at(key, one), keys, mesh)
-        return jax.tree.map(lambda m: m * len(keys), found)
+            return at(keys[0], argument)
+        means = devices.mean(lambda key: at(key, argument), keys, mesh)
+        return jax.tree.map(lambda m: m * len(keys), means)
 
     def add(step: int, sums: Sums) -> Sums:
         which, group = divmod(step, len(groups))
@@ -232,7 +234,7 @@ def _averaged(
 
 
 def _cbed(plan: SimulatePlan, setup: Setup, kept: Kept):
-    probe, said = probe_of(plan, setup)
+    probe, statements = probe_of(plan, setup)
     several = plan.averaged or plan.places_A is not None
     at = places(plan, setup).reshape(-1, 2) if several else np.array([plan.position_A])
     at_once = max(1, GPU_WAVES // math.prod(setup.shape))
@@ -255,12 +257,12 @@ def _cbed(plan: SimulatePlan, setup: Setup, kept: Kept):
     shown = {"pattern": thermal.total}
     if plan.phonons > 1:
         shown |= {"elastic": thermal.elastic, "thermal_diffuse": thermal.diffuse}
-        said.append(
+        statements.append(
             f"Elastic and thermal diffuse are without the bias of {plan.phonons} configurations "
             f"(1/{plan.phonons} of the diffuse part in the mean wave), and may be below 0 by noise."
         )
     rng = np.random.default_rng(plan.seed)
-    return {name: _pattern(plan, setup, name, of, rng) for name, of in shown.items()}, said
+    return {name: _pattern(plan, setup, name, of, rng) for name, of in shown.items()}, statements
 
 
 def _pattern(plan: SimulatePlan, setup: Setup, name: str, pattern, rng) -> Field:

@@ -22,7 +22,7 @@ FLOOR = 1e-7  # of the brightest pixel: below it a pattern is black
 
 
 def conclude(
-    plan: SimulatePlan, found: Simulated, folder: RunFolder, facts: dict[str, Any]
+    plan: SimulatePlan, result: Simulated, folder: RunFolder, facts: dict[str, Any]
 ) -> tuple[Solution, pathlib.Path]:
     """What was computed as a solution without unknowns, and the report.
 
@@ -31,12 +31,12 @@ def conclude(
     title = f"{plan.what.upper()} of {pathlib.Path(plan.structure).name}"
     given = plan.resolved()
     process = {"plan": given, "provenance": facts}
-    write_nexus(folder / "result.nxs", found.fields, title=title, process=process)
+    write_nexus(folder / "result.nxs", result.fields, title=title, process=process)
     nothing_unknown = InverseProblem(lambda x: x, Poisson(plan.dose or 1.0), {})
-    solution = Solution(nothing_unknown, statements=found.said, table=_table(found.fields))
+    solution = Solution(nothing_unknown, statements=result.said, table=_table(result.fields))
     page = {"title": title, "problem": f"simulate {plan.what}", "data": plan.structure}
     page |= {"solution": solution, "provenance": facts, "plan": given}
-    return solution, write_report(folder, _figures(plan, found.fields), **page)
+    return solution, write_report(folder, _figures(plan, result.fields), **page)
 
 
 def _table(fields: dict[str, Field]) -> list[dict[str, Any]]:

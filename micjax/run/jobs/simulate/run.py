@@ -24,12 +24,12 @@ class SimulateRun(Run):
 
     def compute(self, folder: RunFolder, facts: Facts, resume: bool) -> Outcome:
         with until_interrupted() as interruption:
-            found = simulate(self.plan, folder.path, setup=self.setup, resume=resume)
+            result = simulate(self.plan, folder.path, setup=self.setup, resume=resume)
         if interruption.happened:
             facts.ended("interrupted")
             facts.write()
             return Outcome(folder, None, True, None)
-        solution, report = conclude(self.plan, found, folder, facts.ended("finished"))
+        solution, report = conclude(self.plan, result, folder, facts.ended("finished"))
         facts.write()
         (folder / "checkpoints" / "simulation.h5").unlink(missing_ok=True)
         return Outcome(folder, solution, False, report)

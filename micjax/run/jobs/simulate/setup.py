@@ -119,8 +119,8 @@ def _cell(plan: SimulatePlan) -> Atoms:
     for element in plan.u_A2:
         if element not in symbols:
             raise ValueError(f"u_A2: {unknown_name('element', element, sorted(set(symbols)))}")
-    told = zip(symbols, structure.arrays["u_A2"], strict=True)
-    return atoms_of(structure, np.asarray([plan.u_A2.get(s, float(u)) for s, u in told]))
+    symbols_u_A2 = zip(symbols, structure.arrays["u_A2"], strict=True)
+    return atoms_of(structure, np.asarray([plan.u_A2.get(s, float(u)) for s, u in symbols_u_A2]))
 
 
 def _sensible(plan: SimulatePlan, atoms: Atoms, cell_A: np.ndarray) -> None:
@@ -209,7 +209,7 @@ def _options(plan: SimulatePlan, atoms: Atoms, thickness_A) -> dict[str, Any]:
 
 def _most(atoms: Atoms, slices: Layers) -> int:
     """Atoms of one element in one slice."""
-    counts = (Counter(atoms.numbers[i] for i in one) for one in slices)
+    counts = (Counter(atoms.numbers[i] for i in members) for members in slices)
     return max(max(c.values(), default=0) for c in counts)
 
 

@@ -43,18 +43,18 @@ class Kept:
             return 0, sums
         try:
             with h5py.File(self.path, "r") as file:
-                facts, found = dict(file.attrs), {n: np.asarray(d[()]) for n, d in file.items()}
+                facts, stored = dict(file.attrs), {n: np.asarray(d[()]) for n, d in file.items()}
         except OSError as error:
             raise ValueError(f"{self.path} is no checkpoint: {error}") from error
         alike = facts.get("format") == FORMAT and facts.get("steps") == steps
         for name, new in sums.items():
-            old = found.get(name)
+            old = stored.get(name)
             alike &= old is not None and (old.shape, old.dtype) == (new.shape, new.dtype)
         if not alike:
             raise ValueError(
                 f"{self.path} is of another simulation, another precision or number of devices"
             )
-        return int(facts["done"]), found
+        return int(facts["done"]), stored
 
     def write(self, done: int, sums: Sums, steps: int) -> None:
         """**Raises:** `OSError` when it cannot be written."""
