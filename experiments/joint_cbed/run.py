@@ -1,11 +1,11 @@
 """Two patterns of one crystal at two tilts, each fitted alone and both jointly, repeated.
 
-    python experiments/joint_cbed/run.py [--repeats 40] [--dose 1e5]    one JSON line each, appended
-    python experiments/joint_cbed/run.py --wrong 0.03 --repeats 10      camera length of b off by 3 %
-    python experiments/joint_cbed/run.py --table                        what results.jsonl says
+    python experiments/joint_cbed/run.py [--repeats 40] [--dose 1e5]  one JSON line each, appended
+    python experiments/joint_cbed/run.py --wrong 0.03 --repeats 10    camera length of b off by 3 %
+    python experiments/joint_cbed/run.py --table                      what results.jsonl says
 
 Each repeat draws a crystal and a tilt as `experiments/cbed/run.py` does, a second tilt, strain and
-diffuse share of the same laws, and counts of `dose` electrons in each pattern from the model itself.
+diffuse share of the same laws, and counts of `dose` electrons a pattern from the model itself.
 Thickness and U are those of the crystal, and shared. A pattern alone is solved by
 `micjax.problems.cbed` from its defaults; the joint fit goes on from the better of the two.
 """
@@ -23,7 +23,6 @@ import jax
 import numpy as np
 
 import micjax
-from micjax.core.joint import part
 from micjax.core.problem import neg_log_joint
 from micjax.inference.solvers.gauss_newton import FisherScoring, expected_hessian
 from micjax.physics.electrons.pacbed import Camera
@@ -69,8 +68,8 @@ def solved(truths, data, dose: float, key) -> dict:
     lines["joint"]["stop_reason"] = str(fit.stop_reason)
     told = micjax.tension(fit.problem, x, y, SOLVER, steps=30, expected=True)
     return {
-        "truth": true | {f"tilt_{n}_mrad": np.asarray(p.forward.tilt_mrad).tolist()
-                         for n, p in truths.items()},
+        "truth": true
+        | {f"tilt_{n}_mrad": np.asarray(p.forward.tilt_mrad).tolist() for n, p in truths.items()},
         **lines,
         "p_value": told.p_value,
         "chi_squared": told.chi_squared,

@@ -11,7 +11,7 @@ import scipy.stats
 from jaxtyping import Array, Float
 
 from micjax.core.coordinates import Coordinates
-from micjax.core.joint import JointForward, part
+from micjax.core.joint import JointForward, part, pieces
 from micjax.core.precision import in_float64
 from micjax.core.problem import InverseProblem, log_likelihood
 from micjax.inference.errors.laplace import Laplace, laplace
@@ -73,7 +73,7 @@ def tension(
         raise ValueError("one problem has nothing to contradict: this is for those of micjax.joint")
     if not problem.forward.ties:
         raise ValueError("the parts share nothing, and cannot contradict each other")
-    data = problem.noise(problem.forward(x)).split(y)
+    data = pieces(problem, x, y)
     gain, dof = 0.0, -_determined(problem, _errors(problem, x, y, expected))
     shared: dict[str, dict[str, tuple[float, float]]] = {n: {} for n in problem.forward.shared}
     for name, own_x in x.items():
