@@ -103,6 +103,29 @@ def compared(true, problem, laplace, prefix: str, key) -> dict:
     return line
 
 
+def table(lines: list[dict]) -> None:
+    right = [line for line in lines if not line["wrong"]]
+    size = {
+        fit: np.abs([line[fit]["error"]["thickness_A"] for line in right])
+        for fit in ("a", "b", "joint")
+    }
+    rms = {fit: float(np.sqrt(np.mean(e**2))) for fit, e in size.items()}
+    print(f"{len(right)} repeats: error of the thickness (A), and 90 % intervals that hold")
+    for fit, errors in size.items():
+        held = [sum(line[fit]["covered"][n] for line in right) for n in SHARED]
+        print(f"{fit:<6} median {np.median(errors):.3f}  rms {rms[fit]:.3f}  held {held}")
+    draws = np.random.default_rng(0).integers(len(right), size=(2000, len(right)))
+    again = {fit: np.sqrt(np.mean(e[draws] ** 2, axis=1)) for fit, e in size.items()}
+    ratio = rms["joint"] / min(rms["a"], rms["b"])
+    spread = np.std(again["joint"] / np.minimum(again["a"], again["b"]))
+    luckier = np.sqrt(np.mean(np.minimum(size["a"], size["b"]) ** 2))
+    print(f"rms joint / smaller rms of a and b: {ratio:.3f} +- {spread:.3f} (bootstrap)")
+    print(f"rms joint / rms of whichever was closer in each repeat: {rms['joint'] / luckier:.3f}")
+    for wrong in sorted({line["wrong"] for line in lines}):
+        told = [line["p_value"] < 0.01 for line in lines if line["wrong"] == wrong]
+        print(f"camera length of b {wrong:.0%} wrong: p < 0.01 in {sum(told)} of {len(told)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--repeats", type=int, default=40)
