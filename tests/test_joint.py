@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 
 import micjax
+from micjax.__main__ import main
 from micjax.core.joint import joint_data, part
 from micjax.core.problem import log_likelihood, neg_log_joint
 from micjax.inference.solvers.lbfgs import LBFGS
@@ -141,3 +142,40 @@ def test_what_has_no_tension():
         tension(apart, x, y)
     with pytest.raises(ValueError, match="no part 'c'"):
         part(apart, "c")
+
+
+PLAN = """problem: joint
+parts:
+  a: {problem: edge, options: {width_nm: 0.9}}
+  b: {problem: edge}
+shared: {width_nm: [a.forward.width_nm, b.forward.width_nm]}
+"""
+
+
+def test_a_plan_of_parts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "joint.yaml").write_text(PLAN)
+    for words, message in (
+        ("parts.a.options.widht_nm=1", "parts.a: no option of edge 'widht_nm' (nearest: width_nm)"),
+        ("parts.a.fil=x", "no key 'parts.a.fil' (nearest: parts.a.file)"),
+        ("problem=edge", "parts and shared are tables of `problem: joint`"),
+        ("file=x.npy", "parts.PART.file"),
+        ("options.steps=1", "parts.PART.options"),
+    ):
+        assert main(["validate", "joint.yaml", "--set", words]) == 2
+        said = capsys.readouterr().err
+        assert message in said and len(said.splitlines()) == 1
+    moved = ["--set", "parts.b.values.forward.edge_nm=0.5"]
+    assert main(["run", "joint.yaml", *moved, "--out", "first"]) == 0
+    assert main(["run", "first/plan.resolved.json", "--out", "second"]) == 0
+    first, second = (micjax.load(f"{n}/values.h5").values() for n in ("first", "second"))
+    assert first["forward.shared.width_nm"] == pytest.approx(0.6, abs=0.15)
+    for name, value in first.items():
+        np.testing.assert_array_equal(second[name], value)
+
+
+def test_a_file_may_not_name_any_module():
+    from micjax.problems import joint as of_parts
+
+    with pytest.raises(ValueError, match="to import a module runs its code"):
+        of_parts.problem({"a": {"problem": "antigravity"}, "b": {"problem": "edge"}})

@@ -14,6 +14,7 @@ from micjax.run.folder import RunFolder
 # settings under which a problem is solved in seconds, and after how many chunks it is interrupted
 QUICK = {
     "edge": (["engine.steps=300", "engine.tolerance=0"], 2),
+    "joint": ([], 1),
     "resonance": (["engine.steps=300"], 1),
 }
 LONG = {

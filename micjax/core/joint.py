@@ -29,17 +29,21 @@ class JointForward:
     `shared.NAME`.
     """
 
-    def __init__(self, parts: dict, shared: dict, ties: tuple):
-        self.parts, self.shared, self.ties = parts, shared, ties
+    def __init__(self, parts: dict, shared: dict, ties: tuple, modules: tuple = ()):
+        self.parts, self.shared, self.ties, self.modules = parts, shared, ties, modules
 
     def tree_flatten_with_keys(self):
         pairs = [(DictKey(name), part) for name, part in self.parts.items()]
-        return [*pairs, (DictKey(SHARED), self.shared)], (tuple(self.parts), self.ties)
+        return [*pairs, (DictKey(SHARED), self.shared)], (
+            tuple(self.parts),
+            self.ties,
+            self.modules,
+        )
 
     @classmethod
-    def tree_unflatten(cls, names_and_ties, children):
-        names, ties = names_and_ties
-        return cls(dict(zip(names, children, strict=False)), children[-1], ties)
+    def tree_unflatten(cls, static, children):
+        names, *others = static
+        return cls(dict(zip(names, children, strict=False)), children[-1], *others)
 
     def __call__(self, x: Mapping) -> dict[str, dist.Distribution]:
         if x.keys() != self.parts.keys():
@@ -109,7 +113,9 @@ class JointLaw(dist.Distribution):
 
 
 def joint(
-    parts: Mapping[str, InverseProblem], shared: Mapping[str, Sequence[str]] | None = None
+    parts: Mapping[str, InverseProblem],
+    shared: Mapping[str, Sequence[str]] | None = None,
+    modules: Mapping[str, str] | None = None,
 ) -> InverseProblem:
     """One problem of several, whose unknowns are those of all.
 
@@ -118,6 +124,8 @@ def joint(
     - `parts`: by a name of yours.
     - `shared`: what is one unknown in several parts, `{"thickness_A": ("a.forward.thickness_A",
         "b.forward.thickness_A")}`. It starts from the value in the first of them.
+    - `modules`: `{"a": "micjax.problems.cbed"}` of the parts, whose stages `micjax.problems.joint`
+        begins with.
 
     **Returns:** a problem whose unknowns are called `forward.a.forward.u_A2` and
     `forward.shared.thickness_A`. Its data are those of `joint_data`.
@@ -141,15 +149,17 @@ def joint(
         there = [array_of(named_leaves(parts[n])[k]) for n, k in zip(of, leaf, strict=True)]
         if len({jnp.shape(v) for v in there}) > 1 or not all(_alike(laws[0], p) for p in laws):
             raise ValueError(
-                f"shared {name!r}: {', '.join(leaves)} differ in shape or prior; "
-                "`problem.given({name: prior})` changes the prior of a part"
+                f"shared {name!r}: {', '.join(leaves)} differ in shape or prior; the priors of a "
+                "part are changed by `problem.given({name: prior})`, in a plan by "
+                "`parts.PART.priors`"
             )
         values[name], common[name] = there[0], laws[0]
         ties += [(name, n, k) for n, k in zip(of, leaf, strict=True)]
     known = {n: p.given(dict.fromkeys(p.priors)) for n, p in parts.items()}
     named = {f"forward.{n}": p for n, p in priors.items()}
     named |= {f"forward.{SHARED}.{n}": p for n, p in common.items()}
-    return InverseProblem(JointForward(known, values, tuple(ties)), JointNoise(), named)
+    of_modules = tuple((modules or {}).items())
+    return InverseProblem(JointForward(known, values, tuple(ties), of_modules), JointNoise(), named)
 
 
 def joint_data(
@@ -171,6 +181,12 @@ def joint_data(
             raise ValueError(f"{name}: {error}") from error
         pieces.append(jnp.ravel(y))
     return {name: data[name][0] for name in parts}, jnp.concatenate(pieces)
+
+
+def pieces(problem: InverseProblem, x: Mapping, y: Float[Array, "n"]) -> dict[str, Array]:
+    """The data of each part of a joint problem, in their shapes."""
+    law = eqx.filter_eval_shape(lambda p, x: p.noise(p.forward(x)), problem, x)
+    return law.split(y)
 
 
 def part(problem: InverseProblem, name: str) -> InverseProblem:

@@ -11,11 +11,12 @@ import scipy.stats
 from jaxtyping import Array, Float
 
 from micjax.core.coordinates import Coordinates
-from micjax.core.joint import JointForward, part
+from micjax.core.joint import JointForward, part, pieces
 from micjax.core.precision import in_float64
 from micjax.core.problem import InverseProblem, log_likelihood
 from micjax.inference.errors.laplace import Laplace, laplace
 from micjax.inference.solve import AnySolver, fit
+from micjax.inference.solvers.gauss_newton import expected_hessian
 from micjax.inference.solvers.lbfgs import LBFGS
 
 TOLD = 0.01  # the p-value below which a tension is told
@@ -54,6 +55,7 @@ def tension(
     y: Float[Array, "n"],
     solver: AnySolver | None = None,
     steps: int = 500,
+    expected: bool = False,
 ) -> Tension:
     """Twice the log likelihood that the best values of the parts gain on the joint ones, against
     what noise would give (Raveri & Hu 2019, Phys. Rev. D 99, 043506, eqs. 30 and 36).
@@ -63,6 +65,7 @@ def tension(
     - `problem`: of `micjax.joint`, at its best values.
     - `x`, `y`: its data, of `joint_data`.
     - `solver`, `steps`: for the fits of the parts, which start from the joint values.
+    - `expected`: errors by the Hessian that is to be expected of counts, see `LaplaceErrors`.
 
     **Raises:** `ValueError` for a problem that is not joint, or whose parts share nothing.
     """
@@ -70,14 +73,14 @@ def tension(
         raise ValueError("one problem has nothing to contradict: this is for those of micjax.joint")
     if not problem.forward.ties:
         raise ValueError("the parts share nothing, and cannot contradict each other")
-    data = problem.noise(problem.forward(x)).split(y)
-    gain, dof = 0.0, -_determined(problem, laplace(problem, x, y))
+    data = pieces(problem, x, y)
+    gain, dof = 0.0, -_determined(problem, _errors(problem, x, y, expected))
     shared: dict[str, dict[str, tuple[float, float]]] = {n: {} for n in problem.forward.shared}
     for name, own_x in x.items():
         together = part(problem, name)
         alone = fit(together, own_x, data[name], solver or LBFGS(), steps=steps).problem
         gain += _likelihood(alone, own_x, data[name]) - _likelihood(together, own_x, data[name])
-        errors = laplace(alone, own_x, data[name])
+        errors = _errors(alone, own_x, data[name], expected)
         dof += _determined(alone, errors)
         values, sd = alone.values(), errors.sd()
         for n, of, leaf in problem.forward.ties:
@@ -87,6 +90,11 @@ def tension(
     dof, chi_squared = max(dof, 0.5), max(2.0 * gain, 0.0)
     p_value = float(scipy.stats.chi2.sf(chi_squared, dof))
     return Tension(chi_squared, dof, p_value, {n: of for n, of in shared.items() if of})
+
+
+def _errors(problem: InverseProblem, x, y, expected: bool) -> Laplace:
+    hessian = expected_hessian(problem, x, y) if expected else None
+    return laplace(problem, x, y, hessian=hessian)
 
 
 def _likelihood(problem: InverseProblem, x, y) -> float:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -84,8 +84,24 @@ def _is_file(path: pathlib.Path) -> bool:
 
 def identity(plan: Plan, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two runs the same: the resolved plan, and what is in its files."""
-    same = plan.model_dump(exclude={"kind", "out", *plan.FILES})
+    same = _without_files(plan, plan.model_dump(exclude={"kind", "out"}))
     return json.loads(dumps({"plan": same, "inputs": _hashes(inputs)}))
+
+
+def _without_files(plan: Plan, known: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of a plan without the paths `plan.FILES`; * stands for every name in a table."""
+
+    def without(value: Any, path: Sequence[str]) -> Any:
+        if not isinstance(value, dict):
+            return value
+        first, *others = path
+        if not others:
+            return {n: v for n, v in value.items() if n != first}
+        return {n: without(v, others) if first in (n, "*") else v for n, v in value.items()}
+
+    for path in plan.FILES:
+        known = without(known, path.split("."))
+    return dict(known)
 
 
 def _hashes(inputs: Mapping[str, Any]) -> dict[str, str]:
@@ -130,7 +146,7 @@ def _check_same(folder: RunFolder, plan: Plan, same: Mapping[str, Any], resume: 
     path = folder.path
     try:
         old, facts = folder.read_json("plan.resolved.json"), folder.read_json("provenance.json")
-        earlier = {"plan": old, "inputs": _hashes(facts["inputs"])}
+        earlier = {"plan": _without_files(plan, old), "inputs": _hashes(facts["inputs"])}
         status, x64 = facts.get("status"), facts["x64"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--out {path} is not empty and holds no micjax run") from error

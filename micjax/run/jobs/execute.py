@@ -17,9 +17,9 @@ from micjax.inference.result import save
 from micjax.inference.runner import solve
 from micjax.inference.solution import Solution
 from micjax.io import write_nexus
+from micjax.problems.shared.comparison import comparison
 from micjax.report.default import default_figures
 from micjax.run.folder import RunFolder
-from micjax.run.jobs.fields import comparison
 from micjax.run.jobs.job import Job, float_leaves
 from micjax.run.jobs.page import write_report
 from micjax.run.lifecycle import Facts, Outcome

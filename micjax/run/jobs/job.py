@@ -17,10 +17,11 @@ from micjax.core.problem import InverseProblem, neg_log_joint
 from micjax.core.ranges import check_ranges
 from micjax.core.tree import array_of, named_leaves
 from micjax.inference.runner import stages_of
+from micjax.problems import joint
 from micjax.run.folder import fingerprints
 from micjax.run.plans.priors import check_prior, parse_prior
 from micjax.run.plans.settings import NO_DEFAULT, Setting, checked, settings_of, takes_anything
-from micjax.run.plans.solve import SolvePlan
+from micjax.run.plans.solve import PartPlan, SolvePlan
 from micjax.run.registry import Citizen, find
 
 _ANY = Setting("", None, NO_DEFAULT, "")  # what `**options` of a load takes
@@ -41,6 +42,7 @@ class Job:
     truth: InverseProblem | None  # of an example
     key: Array
     inputs: dict[str, dict[str, Any]]  # {"file": {path, sha256, bytes}}
+    parts: dict[str, "Job"] = dataclasses.field(default_factory=dict)  # of a joint problem
 
 
 def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
@@ -63,18 +65,24 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
         if prior is not None:
             check_prior(name, prior, citizen.ours)
     example_key, key = jax.random.split(jax.random.key(plan.seed))
-    if plan.file is None:
+    parts = _parts(citizen, plan, trusted)
+    start = None
+    if parts:
+        start, problem_options, (truth, x, y) = _joint(plan, parts)
+        options = {}
+    elif plan.file is None:
         options, problem_options, (truth, x, y) = _example(citizen, plan, example_key)
     else:
         options, problem_options, (truth, x, y) = _file(citizen, plan)
     as_built = citizen.module.problem(**problem_options)
-    problem = _with_priors(_with_values(as_built, plan.values), priors)
+    problem = _with_priors(_with_values(start or as_built, plan.values), priors)
     _check_start(problem, x, y)
     plan = plan.model_copy(
         update={
             "file": None if plan.file is None else str(pathlib.Path(plan.file).absolute()),
             "options": options,
             "engine": _resolved(engine, of_engine),
+            "parts": {n: _part_plan(job.plan) for n, job in parts.items()},
         }
     )
     return Job(
@@ -89,8 +97,64 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
         truth=truth,
         key=key,
         # the data, and options which are the path of a file
-        inputs=fingerprints({"file": plan.file, **{f"options.{n}": v for n, v in options.items()}}),
+        inputs=fingerprints({"file": plan.file, **{f"options.{n}": v for n, v in options.items()}})
+        | {f"parts.{n}.{k}": v for n, job in parts.items() for k, v in job.inputs.items()},
+        parts=parts,
     )
+
+
+def _part_plan(plan: SolvePlan) -> PartPlan:
+    return PartPlan(**{n: getattr(plan, n) for n in PartPlan.model_fields})
+
+
+def _parts(citizen: Citizen, plan: SolvePlan, trusted: Collection[str] | None) -> dict[str, Job]:
+    """Each data set of a joint plan as a job of its own; the example of part i has the seed that
+    is higher by i."""
+    is_joint = citizen.reference == joint.__name__
+    if (plan.parts or plan.shared) and not is_joint:
+        raise ValueError(f"parts and shared are tables of `problem: joint`, not of {plan.problem}")
+    if is_joint and any(v is not None for v in plan.options.values()):
+        raise ValueError(
+            "the options of a joint problem are those of its parts: parts.PART.options"
+        )
+    if is_joint and plan.file is not None:
+        raise ValueError("the files of a joint problem are those of its parts: parts.PART.file")
+    if plan.shared and not plan.parts:
+        raise ValueError("shared names the unknowns of parts, and there are no parts")
+    jobs = {}
+    for i, (name, part) in enumerate(plan.parts.items()):
+        own = SolvePlan(seed=plan.seed + i, **part.model_dump())
+        try:
+            jobs[name] = prepare(own, trusted)
+        except (ValueError, OSError, ImportError) as error:
+            raise ValueError(f"parts.{name}: {error}") from error
+    return jobs
+
+
+def _joint(plan: SolvePlan, parts: Mapping[str, Job]):
+    modules = {n: job.citizen.reference for n, job in parts.items()}
+    problem = joint.tied({n: job.problem for n, job in parts.items()}, plan.shared, modules)
+    x, y = joint.joint_data(problem, {n: (job.x, job.y) for n, job in parts.items()})
+    options = {
+        "parts": {
+            n: {"problem": modules[n], "options": j.problem_options} for n, j in parts.items()
+        },
+        "shared": plan.shared,
+    }
+    return problem, options, (_joint_truth(problem, parts), x, y)
+
+
+def _joint_truth(problem: InverseProblem, parts: Mapping[str, Job]) -> InverseProblem | None:
+    """The true values, where all parts are examples and agree about what they share."""
+    if any(job.truth is None for job in parts.values()):
+        return None
+    leaves = {n: float_leaves(job.truth) for n, job in parts.items()}
+    true = {f"forward.{n}.{k}": v for n, of in leaves.items() for k, v in of.items()}
+    for name, of, leaf in problem.forward.ties:
+        value = true.setdefault(f"forward.{joint.SHARED}.{name}", leaves[of][leaf])
+        if not bool(jnp.array_equal(value, leaves[of][leaf])):
+            return None
+    return problem.at(true)
 
 
 def engine_settings(citizen: Citizen) -> dict[str, Setting]:

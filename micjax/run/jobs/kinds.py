@@ -35,18 +35,16 @@ class SolveRun(Run):
 
     def __init__(self, plan: SolvePlan, asked: Asked):
         citizen = find(plan.problem, asked.trust)
-        asked.kept.watch(citizen.reference.partition(".")[0])
+        parts = [find(part.problem, asked.trust) for part in plan.parts.values()]
+        for each in (citizen, *parts):
+            asked.kept.watch(each.reference.partition(".")[0])
         self.job = prepare(plan, asked.trust)
         self.plan, self.inputs, self.name = self.job.plan, self.job.inputs, citizen.short
         self.title = f"{plan.problem} on {plan.file or 'its example'}"
         source = fingerprints({"problem": getattr(citizen.module, "__file__", None)})
         self.facts = {"problem": {"reference": citizen.reference} | source.get("problem", {})}
         self.facts |= {"problem_options": self.job.problem_options}
-        try:
-            trusted_source(citizen.reference)
-            self.trust = ()
-        except (ValueError, ImportError):  # there it is a file that names the module
-            self.trust = (citizen.reference,)
+        self.trust = [r for c in (citizen, *parts) if not _trusted(r := c.reference)]
 
     def describe(self) -> str:
         values = self.job.problem.values().values()
@@ -61,6 +59,14 @@ class SolveRun(Run):
     def tables(self, solution: Solution) -> tuple[Any, ...]:
         rows = unknown_rows(solution, self.job.truth)
         return solution.table, solution.comparison, rows if len(rows) <= MOST_ROWS else ()
+
+
+def _trusted(reference: str) -> bool:
+    try:
+        trusted_source(reference)
+    except (ValueError, ImportError):  # there it is a file that names the module
+        return False
+    return True
 
 
 class ExploreRun(Run):

@@ -96,7 +96,10 @@ def _path(kind: type[Plan], words: list[str], text: str) -> list[str]:
     """From the outermost table to the name in the innermost."""
     first, *others = words
     if first in kind.model_fields:
-        return [first, ".".join(others)] if others and first in kind.DOTTED else words
+        for i, word in enumerate(words[:-1]):
+            if word in kind.DOTTED:  # one name, which has points in it
+                return [*words[: i + 1], ".".join(words[i + 1 :])]
+        return words
     if others:
         hint = "; a name without a dot is an option of the problem" if kind.OTHERS else ""
         raise ValueError(f"--set {text}: {unknown_name('section', first, kind.tables())}{hint}")
