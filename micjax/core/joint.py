@@ -215,5 +215,5 @@ def _size(law: dist.Distribution) -> int:
     return size
 
 
-def _alike(one: dist.Distribution, other: dist.Distribution) -> bool:
-    return bool(eqx.tree_equal(one, other))
+def _alike(prior: dist.Distribution, other: dist.Distribution) -> bool:
+    return bool(eqx.tree_equal(prior, other))

@@ -19,9 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from micjax.core.foreign.modules import references
-from micjax.core.joint import SHARED, part, pieces
-from micjax.core.joint import joint as tied
-from micjax.core.joint import joint_data as joint_data
+from micjax.core.joint import SHARED, joint, joint_data, part, pieces
 from micjax.core.names import unknown_name
 from micjax.core.problem import InverseProblem, Values, free, neg_log_joint
 from micjax.core.tree import array_of, named_leaves
@@ -74,7 +72,7 @@ def problem(
         prior = next((built[n].priors[k] for n, k in there if k in built[n].priors), free())
         for n, leaf in there:
             built[n] = built[n].given({leaf: prior})
-    return tied(built, shared, {n: m.__name__ for n, m in modules.items()})
+    return joint(built, shared, {n: m.__name__ for n, m in modules.items()})
 
 
 def _module(part: str, given: Mapping[str, Any]) -> ModuleType:
@@ -145,10 +143,10 @@ def _alone(name: str, fits: list[Stage | Search], i: int) -> Search:
     def work(problem, x, y, key, report):
         data = pieces(problem, x, y)[name]
         key = jax.random.fold_in(key, i)
-        found = fit_stages(part(problem, name), x[name], data, fits, key=key)
-        if found.stop_reason is StopReason.INTERRUPTED:  # half a search is none
+        fit = fit_stages(part(problem, name), x[name], data, fits, key=key)
+        if fit.stop_reason is StopReason.INTERRUPTED:  # half a search is none
             raise KeyboardInterrupt
-        return {f"forward.{name}.{n}": v for n, v in found.problem.values().items()}
+        return {f"forward.{name}.{n}": v for n, v in fit.problem.values().items()}
 
     return Search(work, lambda problem, arrays: problem.at(arrays), f"{name} by itself")
 
@@ -165,21 +163,23 @@ def _descent(fits: Mapping[str, list], steps: int | None) -> Stage:
     return dataclasses.replace(stage, steps=steps, starts=_likeliest)
 
 
-def _same_solver(one: Stage, other: Stage | Search) -> bool:
+def _same_solver(stage: Stage, other: Stage | Search) -> bool:
     if not isinstance(other, Stage):
         return False
-    return bool(eqx.tree_equal(as_solver(one.solver), as_solver(other.solver)))
+    return bool(eqx.tree_equal(as_solver(stage.solver), as_solver(other.solver)))
 
 
 def _likeliest(problem: InverseProblem, x, y, candidates, key) -> list[Values]:
     """Of what each part says of what they share, and the mean, whatever suits all of them best."""
-    said: dict[str, dict[str, Any]] = {}
+    by_unknown: dict[str, dict[str, Any]] = {}
     for name, of, leaf in problem.forward.ties:
         alone = named_leaves(problem.forward.parts[of])[leaf]
-        said.setdefault(f"forward.{SHARED}.{name}", {})[of] = array_of(alone)
-    said = {n: of for n, of in said.items() if n in problem.priors}
-    means = {n: sum(of.values()) / len(of) for n, of in said.items()}
-    by_part = [{n: of.get(p, means[n]) for n, of in said.items()} for p in problem.forward.parts]
+        by_unknown.setdefault(f"forward.{SHARED}.{name}", {})[of] = array_of(alone)
+    by_unknown = {n: of for n, of in by_unknown.items() if n in problem.priors}
+    means = {n: sum(of.values()) / len(of) for n, of in by_unknown.items()}
+    by_part = [
+        {n: of.get(p, means[n]) for n, of in by_unknown.items()} for p in problem.forward.parts
+    ]
     starts = [*by_part, means]
     losses = np.array([_loss(problem.at(start), x, y) for start in starts])
     return [starts[int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))]]
@@ -192,20 +192,20 @@ def _loss(problem: InverseProblem, x, y) -> float:
 
 def conclude(solution: Solution, x, y) -> Solution:
     """With what the modules of the parts conclude, and whether the parts contradict each other."""
-    metrics, said, results = dict(solution.metrics), list(solution.statements), {}
+    metrics, statements, results = dict(solution.metrics), list(solution.statements), {}
     for name, own in _solutions(solution, x, y).items():
         results |= {f"{name}_{n}": field for n, field in own.results.items()}
         metrics |= {f"{name}_{n}": number for n, number in own.metrics.items()}
-        said += [f"{name}: {sentence}" for sentence in own.statements]
-    found, sentences = _tension(solution, x, y)
+        statements += [f"{name}: {sentence}" for sentence in own.statements]
+    numbers, sentences = _tension(solution, x, y)
     return dataclasses.replace(
-        solution, results=results, metrics=metrics | found, statements=[*said, *sentences]
+        solution, results=results, metrics=metrics | numbers, statements=[*statements, *sentences]
     )
 
 
 def _solutions(solution: Solution, x, y) -> dict[str, Solution]:
     """Of each part, with data and prediction as maps where its module has none."""
-    modules, found = dict(solution.problem.forward.modules), {}
+    modules, solutions = dict(solution.problem.forward.modules), {}
     for name, data in pieces(solution.problem, x, y).items():
         own = Solution(part(solution.problem, name))
         module = importlib.import_module(modules[name]) if name in modules else None
@@ -214,8 +214,8 @@ def _solutions(solution: Solution, x, y) -> dict[str, Solution]:
         if not own.results:
             maps = attempt(f"maps of {name}", comparison, own.problem, x[name], data)
             own = dataclasses.replace(own, results=maps or {})
-        found[name] = own
-    return found
+        solutions[name] = own
+    return solutions
 
 
 def _tension(solution: Solution, x, y) -> tuple[dict[str, float], list[str]]:
@@ -226,13 +226,13 @@ def _tension(solution: Solution, x, y) -> tuple[dict[str, float], list[str]]:
         return {}, [UNASKED]
     *_, descent, estimate = stages(problem, x, y)
     how = {"steps": descent.steps, "expected": estimate.expected}
-    found = attempt("tension of the parts", tension, problem, x, y, descent.solver, **how)
-    if found is None:
+    measured = attempt("tension of the parts", tension, problem, x, y, descent.solver, **how)
+    if measured is None:
         return {}, [UNASKED]
-    for sentence in found.statements():
+    for sentence in measured.statements():
         log.warning("%s", sentence)
     numbers = ("p_value", "chi_squared", "degrees_of_freedom")
-    return {f"tension_{n}": getattr(found, n) for n in numbers}, found.statements()
+    return {f"tension_{n}": getattr(measured, n) for n in numbers}, measured.statements()
 
 
 def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:

@@ -11,19 +11,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from micjax.core.joint import SHARED, joint, joint_data
 from micjax.core.names import unknown_name
 from micjax.core.plain import plain
 from micjax.core.problem import InverseProblem, neg_log_joint
 from micjax.core.ranges import check_ranges
 from micjax.core.tree import array_of, named_leaves
 from micjax.inference.runner import stages_of
-from micjax.problems import joint
 from micjax.run.folder import fingerprints
 from micjax.run.plans.priors import check_prior, parse_prior
 from micjax.run.plans.settings import NO_DEFAULT, Setting, checked, settings_of, takes_anything
 from micjax.run.plans.solve import PartPlan, SolvePlan
 from micjax.run.registry import Citizen, find
 
+JOINT = "micjax.problems.joint"  # by its name: a plan of another problem need not import it
 _ANY = Setting("", None, NO_DEFAULT, "")  # what `**options` of a load takes
 
 
@@ -110,7 +111,7 @@ def _part_plan(plan: SolvePlan) -> PartPlan:
 def _parts(citizen: Citizen, plan: SolvePlan, trusted: Collection[str] | None) -> dict[str, Job]:
     """Each data set of a joint plan as a job of its own; the example of part i has the seed that
     is higher by i."""
-    is_joint = citizen.reference == joint.__name__
+    is_joint = citizen.reference == JOINT
     if (plan.parts or plan.shared) and not is_joint:
         raise ValueError(f"parts and shared are tables of `problem: joint`, not of {plan.problem}")
     if is_joint and any(v is not None for v in plan.options.values()):
@@ -133,8 +134,8 @@ def _parts(citizen: Citizen, plan: SolvePlan, trusted: Collection[str] | None) -
 
 def _joint(plan: SolvePlan, parts: Mapping[str, Job]):
     modules = {n: job.citizen.reference for n, job in parts.items()}
-    problem = joint.tied({n: job.problem for n, job in parts.items()}, plan.shared, modules)
-    x, y = joint.joint_data(problem, {n: (job.x, job.y) for n, job in parts.items()})
+    problem = joint({n: job.problem for n, job in parts.items()}, plan.shared, modules)
+    x, y = joint_data(problem, {n: (job.x, job.y) for n, job in parts.items()})
     options = {
         "parts": {
             n: {"problem": modules[n], "options": j.problem_options} for n, j in parts.items()
@@ -151,7 +152,7 @@ def _joint_truth(problem: InverseProblem, parts: Mapping[str, Job]) -> InversePr
     leaves = {n: float_leaves(job.truth) for n, job in parts.items()}
     true = {f"forward.{n}.{k}": v for n, of in leaves.items() for k, v in of.items()}
     for name, of, leaf in problem.forward.ties:
-        value = true.setdefault(f"forward.{joint.SHARED}.{name}", leaves[of][leaf])
+        value = true.setdefault(f"forward.{SHARED}.{name}", leaves[of][leaf])
         if not bool(jnp.array_equal(value, leaves[of][leaf])):
             return None
     return problem.at(true)
