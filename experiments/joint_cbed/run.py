@@ -2,12 +2,14 @@
 
     python experiments/joint_cbed/run.py [--repeats 40] [--dose 1e5]  one JSON line each, appended
     python experiments/joint_cbed/run.py --wrong 0.03 --repeats 10    camera length of b off by 3 %
+    python experiments/joint_cbed/run.py --share thickness_A,u_A2     a strain for each pattern
     python experiments/joint_cbed/run.py --table                      what results.jsonl says
 
-Each repeat draws a crystal and a tilt as `experiments/cbed/run.py` does, a second tilt, strain and
-diffuse share of the same laws, and counts of `dose` electrons a pattern from the model itself.
-Thickness and U are those of the crystal, and shared. A pattern alone is solved by
-`micjax.problems.cbed` from its defaults; the joint fit goes on from the better of the two.
+Each repeat draws a crystal and a tilt as `experiments/cbed/run.py` does, a second tilt and diffuse
+share of the same laws, and counts of `dose` electrons a pattern from the model itself. Thickness, U
+and strain are those of the crystal, and shared; with `--share thickness_A,u_A2` the strain is drawn
+and fitted for each pattern. A pattern alone is solved by `micjax.problems.cbed` from its defaults;
+the joint fit goes on from the better of the two.
 """
 
 import argparse
@@ -32,15 +34,15 @@ HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "cbed"))
 from run import drawn, pixels  # noqa: E402
 
-SHARED = {n: tuple(f"{p}.forward.{n}" for p in "ab") for n in ("thickness_A", "u_A2")}
+SHARED = ("thickness_A", "u_A2", "strain")
 SOLVER = FisherScoring()
 
 
-def problems(key, dose: float):
+def problems(key, dose: float, shared):
     """A crystal under two tilts, with true values."""
     key_a, key_b = jax.random.split(key)
     a, b = drawn(key_a, dose), drawn(key_b, dose)
-    same = {f"forward.{n}": a.values()[f"forward.{n}"] for n in SHARED}
+    same = {f"forward.{n}": a.values()[f"forward.{n}"] for n in shared}
     return {"a": a, "b": b.at(same)}
 
 
@@ -52,17 +54,18 @@ def camera_off(share: float) -> Camera:
     )
 
 
-def solved(truths, data, dose: float, key) -> dict:
+def solved(truths, data, dose: float, shared, key) -> dict:
     began, lines, starts = time.perf_counter(), {}, {}
-    true = {n: float(truths["a"].values()[f"forward.{n}"]) for n in SHARED}
+    true = {n: float(truths["a"].values()[f"forward.{n}"]) for n in shared}
     for name, (x, y) in data.items():
         solution = micjax.solve(cbed, cbed.problem(dose=dose), x, y, key=key)
         lines[name] = compared(true, solution.problem, solution.laplace, "forward.", key)
         lines[name]["chi_squared_per_datum"] = solution.metrics["chi_squared_per_datum"]
         starts[name] = solution.problem.values()
-    problem = micjax.joint({name: cbed.problem(dose=dose) for name in data}, SHARED)
+    ties = {n: tuple(f"{p}.forward.{n}" for p in data) for n in shared}
+    problem = micjax.joint({name: cbed.problem(dose=dose) for name in data}, ties)
     x, y = micjax.joint_data(problem, data)
-    fit = micjax.fit(best_start(problem, starts, x, y), x, y, SOLVER, steps=30, chunk=3)
+    fit = micjax.fit(best_start(problem, starts, shared, x, y), x, y, SOLVER, steps=30, chunk=3)
     errors = micjax.laplace(fit.problem, x, y, hessian=expected_hessian(fit.problem, x, y))
     lines["joint"] = compared(true, fit.problem, errors, "forward.shared.", key)
     lines["joint"]["stop_reason"] = str(fit.stop_reason)
@@ -78,12 +81,12 @@ def solved(truths, data, dose: float, key) -> dict:
     }
 
 
-def best_start(problem, starts, x, y):
+def best_start(problem, starts, shared, x, y):
     """What each pattern says by itself; of what is shared, what suits both best."""
     own = {f"forward.{n}.{k}": v for n, values in starts.items() for k, v in values.items()}
     own = {n: v for n, v in own.items() if n in problem.values()}
-    said = [{n: values[f"forward.{n}"] for n in SHARED} for values in starts.values()]
-    said.append({n: sum(s[n] for s in said) / len(said) for n in SHARED})
+    said = [{n: values[f"forward.{n}"] for n in shared} for values in starts.values()]
+    said.append({n: sum(s[n] for s in said) / len(said) for n in shared})
     begun = [problem.at(own | {f"forward.shared.{n}": v for n, v in s.items()}) for s in said]
     return min(begun, key=lambda p: float(loss(p.unconstrain(p.values()), p, x, y)))
 
@@ -104,6 +107,12 @@ def compared(true, problem, laplace, prefix: str, key) -> dict:
 
 
 def table(lines: list[dict]) -> None:
+    for shared in sorted({tuple(line["shared"]) for line in lines}):
+        print(f"shared: {', '.join(shared)}")
+        table_of([line for line in lines if tuple(line["shared"]) == shared], shared)
+
+
+def table_of(lines: list[dict], shared) -> None:
     right = [line for line in lines if not line["wrong"]]
     size = {
         fit: np.abs([line[fit]["error"]["thickness_A"] for line in right])
@@ -112,7 +121,7 @@ def table(lines: list[dict]) -> None:
     rms = {fit: float(np.sqrt(np.mean(e**2))) for fit, e in size.items()}
     print(f"{len(right)} repeats: error of the thickness (A), and 90 % intervals that hold")
     for fit, errors in size.items():
-        held = [sum(line[fit]["covered"][n] for line in right) for n in SHARED]
+        held = [sum(line[fit]["covered"][n] for line in right) for n in shared]
         print(f"{fit:<6} median {np.median(errors):.3f}  rms {rms[fit]:.3f}  held {held}")
     draws = np.random.default_rng(0).integers(len(right), size=(2000, len(right)))
     again = {fit: np.sqrt(np.mean(e[draws] ** 2, axis=1)) for fit, e in size.items()}
@@ -132,6 +141,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--dose", type=float, default=1e5)
     parser.add_argument("--wrong", type=float, default=0.0)
+    parser.add_argument("--share", type=lambda names: tuple(names.split(",")), default=SHARED)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "results.jsonl")
     given = parser.parse_args()
@@ -139,13 +149,13 @@ def main() -> None:
         return table([json.loads(line) for line in given.out.read_text().splitlines()])
     for seed in range(given.first, given.first + given.repeats):
         truth_key, noise_key, key = jax.random.split(jax.random.key(seed), 3)
-        truths, data = problems(truth_key, given.dose), {}
+        truths, data = problems(truth_key, given.dose, given.share), {}
         off = {"a": pixels(), "b": camera_off(given.wrong)}
         for (name, truth), k in zip(truths.items(), jax.random.split(noise_key), strict=True):
             y = truth.noise(truth.forward(pixels())).sample(k).astype(float)
             data[name] = off[name], y
-        line = {"seed": seed, "dose": given.dose, "wrong": given.wrong}
-        line = json.dumps(line | solved(truths, data, given.dose, key))
+        line = {"seed": seed, "dose": given.dose, "wrong": given.wrong, "shared": given.share}
+        line = json.dumps(line | solved(truths, data, given.dose, given.share, key))
         print(line, flush=True)
         with given.out.open("a") as file:
             file.write(line + "\n")
