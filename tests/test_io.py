@@ -229,6 +229,16 @@ def test_unknown_channel(tmp_path):
         mio.read(tmp_path / "a.npz", channel="hieght")
 
 
+def test_names_that_cannot_be_seen_are_escaped(tmp_path):
+    """A terminal takes `\\x1b` for a command, and a message is one line."""
+    named = {"a\nb": ramp(), "Ziel\x1b[2J": ramp(), "µ": ramp()}
+    np.savez(tmp_path / "a.npz", **named, pixel_nm=1.0)
+    assert list(mio.channels(tmp_path / "a.npz")) == [r"a\nb", r"Ziel\x1b[2J", "µ"]
+    assert mio.read(tmp_path / "a.npz", r"a\nb").name == r"a\nb"
+    with pytest.raises(ValueError, match=r"which channel\? There are a\\nb, Ziel\\x1b\[2J, µ$"):
+        mio.read(tmp_path / "a.npz")
+
+
 def test_the_choice_is_logged(tmp_path, caplog):
     np.savez(tmp_path / "a.npz", height=ramp(), phase=ramp(), pixel_nm=1.0)
     with caplog.at_level(logging.INFO, logger="micjax.io"):

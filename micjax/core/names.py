@@ -10,8 +10,21 @@ def unknown_name(what: str, name: str, allowed: Iterable[str]) -> str:
     allowed = list(allowed)
     near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.5)
     hint = f" (nearest: {near[0]})" if near else ""
-    listed = ", ".join(allowed[:30]) + (", ..." if len(allowed) > 30 else "")
-    return f"no {what} {name!r}{hint}; " + (f"there are {listed}" if allowed else "there are none")
+    there = f"there are {listed(allowed)}" if allowed else "there are none"
+    return f"no {what} {name!r}{hint}; {there}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first thirty names, for a message."""
+    names = list(names)
+    return ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
+
+
+def printable(text: str) -> str:
+    """`text` of somebody's file, whose signs that cannot be seen are written as `\\x1b`."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
 
 
 def plain_name(name: str) -> str:

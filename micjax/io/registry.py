@@ -1,5 +1,6 @@
 """Which reader reads which file, and which channel is meant."""
 
+import dataclasses
 import importlib.metadata
 import logging
 import os
@@ -9,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from micjax.core.names import unknown_name
+from micjax.core.names import listed, printable, unknown_name
 from micjax.io.fields import Field, Pixel, as_pixel, with_pixel
 from micjax.io.readers import arrays, gwy, hdf5, spm, tiff
 
@@ -86,7 +87,12 @@ def _load(path: str | os.PathLike) -> Mapping[str, Field]:
         raise ValueError(f"{path}: not readable as {family}: {reason}") from error
     if not fields:
         raise ValueError(f"{path}: no image in this {family} file; is it complete?")
-    return fields
+    return {printable(name): _printable(item) for name, item in fields.items()}
+
+
+def _printable(item: Field) -> Field:
+    """With a name and a unit that a message, a report and a terminal can show."""
+    return dataclasses.replace(item, name=printable(item.name), unit=printable(item.unit))
 
 
 def channels(path: str | os.PathLike) -> dict[str, str]:
@@ -115,8 +121,8 @@ def _choose(path: Path, fields: Mapping[str, Field]) -> str:
     retraces = [name for name in heights if name.startswith("HeightRetrace")]
     chosen = marked or retraces or heights or (list(fields) if len(fields) == 1 else [])
     if not chosen:
-        raise ValueError(f"{path}: which channel? There are {', '.join(fields)}")
-    log.info("%s: channel %s of %s", path, chosen[0], ", ".join(fields))
+        raise ValueError(f"{path}: which channel? There are {listed(fields)}")
+    log.info("%s: channel %s of %s", path, chosen[0], listed(fields))
     return chosen[0]
 
 
