@@ -39,7 +39,7 @@ def test_it_focuses_within_its_bounds(focused):
 def test_every_decision_replays_from_its_record(focused, small, tmp_path):
     _, record = focused
     record.save(tmp_path / "record.h5")
-    loaded = af.Record.load(tmp_path / "record.h5")
+    loaded = af.AutofocusRecord.load(tmp_path / "record.h5")
     assert loaded.decisions == record.decisions and loaded.rules == record.rules
     assert loaded.replayed(small) == record.decisions
 
@@ -85,4 +85,4 @@ def test_images_that_are_none(small, image, message):
 
 def test_no_record(tmp_path):
     with pytest.raises(FileNotFoundError, match="no record at"):
-        af.Record.load(tmp_path / "none.h5")
+        af.AutofocusRecord.load(tmp_path / "none.h5")

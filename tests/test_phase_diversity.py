@@ -7,14 +7,14 @@ import pytest
 
 from micjax.physics.electrons.phase_diversity import (
     Probes,
-    Series,
+    ProbeSeries,
     UnknownObject,
     evidence,
     information,
 )
 
 SHAPE = (12, 10)
-X = Series(
+X = ProbeSeries(
     jnp.array([[0.0, 0.0, 0.0], [150.0, 0.0, 0.0], [-100.0, 40.0, -30.0], [9.0, 9.0, 9.0]]),
     jnp.array([1.0, 1.0, 1.0, 0.0]),
 )
@@ -81,7 +81,7 @@ def test_unknown_strengths_are_integrated_out():
 def test_free_rows_change_nothing():
     images = jnp.asarray(np.random.default_rng(0).poisson(200.0, (3, *SHAPE)), float)
     padded = jnp.concatenate([images, jnp.zeros((1, *SHAPE))])
-    short = Series(X.settings_A[:3], X.present[:3])
+    short = ProbeSeries(X.settings_A[:3], X.present[:3])
 
     def loss(C10, x, y):
         return -law(0.7)(probes(C10=C10)(x)).log_prob(y)

@@ -35,9 +35,9 @@ def holds_numbers(kind, default):
 
 def numeric_settings():
     for name in PROBLEMS:
-        citizen = find(name)
-        functions = [citizen.function(f) for f in ("problem", "example", "load")]
-        for settings in [*map(settings_of, filter(None, functions)), engine_settings(citizen)]:
+        entry = find(name)
+        functions = [entry.function(f) for f in ("problem", "example", "load")]
+        for settings in [*map(settings_of, filter(None, functions)), engine_settings(entry)]:
             for setting in settings.values():
                 if holds_numbers(setting.kind, setting.default):
                     yield pytest.param(setting, id=f"{name}.{setting.name}")

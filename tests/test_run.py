@@ -17,7 +17,7 @@ from micjax.inference.stage import Search, Stage
 from micjax.io import Axis, Field, read_nexus
 from micjax.problems import edge
 from micjax.report.text import describe_prior
-from micjax.run import registry as citizens
+from micjax.run import registry
 from micjax.run.folder import open_folder
 from micjax.run.info import extras
 from micjax.run.jobs import execute
@@ -201,7 +201,7 @@ def test_the_kind_of_a_default(default, good, bad):
 
 def toy(monkeypatch, **functions):
     """A module which is `edge` but for `functions`."""
-    module = types.ModuleType("toy_citizen", "A toy.")
+    module = types.ModuleType("toy_problem", "A toy.")
     module.problem, module.example = edge.problem, edge.example
     for name, function in functions.items():
         setattr(module, name, function)
@@ -217,12 +217,12 @@ def test_an_entry_point_is_a_problem(monkeypatch):
             self.name, self.value = name, value
 
     points = [Point("mine", name), Point("edge", name), Point("gone", "no_such_package.x")]
-    monkeypatch.setattr(citizens.importlib.metadata, "entry_points", lambda group: points)
-    assert citizens.find("mine").reference == name and citizens.find("mine").title == "A toy"
-    assert citizens.find("edge").reference == "micjax.problems.edge"
+    monkeypatch.setattr(registry.importlib.metadata, "entry_points", lambda group: points)
+    assert registry.find("mine").reference == name and registry.find("mine").title == "A toy"
+    assert registry.find("edge").reference == "micjax.problems.edge"
     with pytest.raises(ValueError, match="no_such_package"):
-        citizens.find("gone")
-    listed = {p.name: p for p in citizens.listed()}
+        registry.find("gone")
+    listed = {p.name: p for p in registry.listed()}
     assert listed["edge"].functions == ("problem", "example") and "gone" in listed
 
 

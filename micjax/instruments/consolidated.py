@@ -7,7 +7,7 @@ import numpy as np
 
 from micjax.instruments.base import Record
 from micjax.instruments.chain import JournalError
-from micjax.instruments.journal_reader import Step, journal_lines, records
+from micjax.instruments.journal_reader import JournalStep, journal_lines, records
 from micjax.io import Axis as FieldAxis
 from micjax.io import Field, write_nexus
 
@@ -20,7 +20,7 @@ def consolidate(folder: str | os.PathLike, path: str | os.PathLike) -> int:
 
     **Returns:** how many records there are.
     """
-    groups: dict[tuple, list[tuple[Step, Record]]] = {}
+    groups: dict[tuple, list[tuple[JournalStep, Record]]] = {}
     for step, record in records(folder):
         shapes = tuple((n, np.shape(v)) for n, v in record.data.items())
         groups.setdefault((step.intent["mode"], shapes), []).append((step, record))
@@ -37,7 +37,7 @@ def consolidate(folder: str | os.PathLike, path: str | os.PathLike) -> int:
     return sum(map(len, groups.values()))
 
 
-def _fields(prefix: str, members: list[tuple[Step, Record]]) -> dict[str, Field]:
+def _fields(prefix: str, members: list[tuple[JournalStep, Record]]) -> dict[str, Field]:
     first = members[0][1]
     index = FieldAxis("step", np.array([s.index for s, _ in members], dtype=float), "")
     fields = {}

@@ -49,7 +49,7 @@ from micjax.instruments.chain import (
     same_file,
     write_end,
 )
-from micjax.instruments.journal_reader import LINES, RECORDS, Step, record_of, steps_of
+from micjax.instruments.journal_reader import LINES, RECORDS, JournalStep, record_of, steps_of
 
 log = logging.getLogger("micjax")
 
@@ -196,14 +196,14 @@ class Journal:
         return self._lines[1:]
 
     @property
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[JournalStep]:
         return steps_of(self._lines)
 
     @property
-    def in_doubt(self) -> list[Step]:
+    def in_doubt(self) -> list[JournalStep]:
         return [step for step in self.steps if step.result is None]
 
-    def record(self, step: Step) -> Record:
+    def record(self, step: JournalStep) -> Record:
         """The record of a step, checked against its sha256."""
         return record_of(self.folder, step)
 

@@ -17,7 +17,7 @@ LINES, RECORDS = "journal.jsonl", "records"
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class JournalStep:
     """A measurement as the journal has it; `result` is None while it is in doubt."""
 
     index: int
@@ -46,11 +46,11 @@ def being_written(folder: str | os.PathLike) -> bool:
     return is_locked(pathlib.Path(folder) / LINES)
 
 
-def steps_of(lines: list[dict[str, Any]]) -> list[Step]:
+def steps_of(lines: list[dict[str, Any]]) -> list[JournalStep]:
     """The steps in their order."""
     results = {line["index"]: line for line in lines if line["kind"] == "result"}
     return [
-        Step(line["index"], line, results.get(line["index"]))
+        JournalStep(line["index"], line, results.get(line["index"]))
         for line in lines
         if line["kind"] == "intent"
     ]
@@ -69,7 +69,7 @@ def spent_of(lines: list[dict[str, Any]], each: tuple[float, float]) -> tuple[fl
     return seconds, dose
 
 
-def record_of(folder: pathlib.Path, step: Step) -> Record:
+def record_of(folder: pathlib.Path, step: JournalStep) -> Record:
     """The record of a step.
 
     **Raises:** `JournalError` if it has none, or its file is missing or another one.
@@ -102,7 +102,7 @@ def record_of(folder: pathlib.Path, step: Step) -> Record:
     )
 
 
-def records(folder: str | os.PathLike) -> Iterator[tuple[Step, Record]]:
+def records(folder: str | os.PathLike) -> Iterator[tuple[JournalStep, Record]]:
     """All steps of a journal that have a record; it may still be written to."""
     folder = pathlib.Path(folder)
     for step in steps_of(journal_lines(folder)):

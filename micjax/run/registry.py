@@ -14,7 +14,7 @@ from micjax.core.names import unknown_name
 REQUIRED, OPTIONAL = ("problem", "example"), ("load", "stages", "conclude", "figures", "compare")
 
 
-class Citizen(NamedTuple):
+class RegistryEntry(NamedTuple):
     """A problem module that has been imported: how the user called it, and what it can do."""
 
     name: str  # as given: "tip" or "mylab.my_problem"
@@ -55,7 +55,7 @@ def first_line(doc: str | None) -> str:
     return (doc or "").strip().partition("\n")[0]
 
 
-def find(name: str, trusted: Collection[str] | None = None) -> Citizen:
+def find(name: str, trusted: Collection[str] | None = None) -> RegistryEntry:
     """The problem module called `name`: a short name of `references()`, or `package.module`.
 
     **Arguments:**
@@ -87,7 +87,7 @@ def find(name: str, trusted: Collection[str] | None = None) -> Citizen:
             f"problem {name!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     _complete(reference, {n for n in REQUIRED if callable(getattr(module, n, None))})
-    return Citizen(name, module)
+    return RegistryEntry(name, module)
 
 
 def _read(reference: str, trusted: Collection[str] | None) -> None:

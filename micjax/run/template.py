@@ -12,28 +12,28 @@ from micjax.report.text import describe_prior
 from micjax.run.jobs.job import engine_settings
 from micjax.run.plans.priors import parse_prior
 from micjax.run.plans.settings import Setting, settings_of
-from micjax.run.registry import Citizen
+from micjax.run.registry import RegistryEntry
 
 
-def template(citizen: Citizen) -> str:
-    """The text of a plan for `citizen`, which is valid as it stands."""
-    return "\n".join(_lines(citizen)) + "\n"
+def template(entry: RegistryEntry) -> str:
+    """The text of a plan for `entry`, which is valid as it stands."""
+    return "\n".join(_lines(entry)) + "\n"
 
 
-def _lines(citizen: Citizen) -> Iterator[str]:
-    yield f"# A plan for micjax: {citizen.title}"
+def _lines(entry: RegistryEntry) -> Iterator[str]:
+    yield f"# A plan for micjax: {entry.title}"
     yield "#   micjax validate plan.yaml    reads and checks everything, computes nothing"
     yield "#   micjax run plan.yaml         computes"
     yield "# What stands behind one comment sign is the default: take the sign off to change it."
-    yield f"problem: {citizen.name}"
-    load = citizen.function("load")
+    yield f"problem: {entry.name}"
+    load = entry.function("load")
     if load is None:
         yield "\n# This problem reads no files: the plan runs on its made-up example."
     else:
         yield "\n# The microscope's file, seen from the current folder. Without one: the example."
         yield "# file: scan.ibw"
     of_load = {} if load is None else settings_of(load)
-    of_problem = settings_of(citizen.module.problem)
+    of_problem = settings_of(entry.module.problem)
     yield "\noptions:"
     if of_load:
         yield "  ## of reading the file"
@@ -41,8 +41,8 @@ def _lines(citizen: Citizen) -> Iterator[str]:
         yield "  ## of the problem"
     yield from _settings({n: s for n, s in of_problem.items() if n not in of_load})
     yield "\nengine:"
-    yield from _settings(engine_settings(citizen))
-    yield from _unknowns(citizen)
+    yield from _settings(engine_settings(entry))
+    yield from _unknowns(entry)
     yield "\n# seed: 0                # of the example and of all random numbers"
     yield "# precision: float32     # or float64; Laplace and NUTS use float64 anyway"
     yield "# out: runs/my-run       # without it, a new folder in runs/"
@@ -75,8 +75,8 @@ def _can_be_read(prior: str) -> bool:
     return True
 
 
-def _unknowns(citizen: Citizen) -> Iterator[str]:
-    problem = citizen.module.problem()
+def _unknowns(entry: RegistryEntry) -> Iterator[str]:
+    problem = entry.module.problem()
     yield "\n# The unknowns and their priors. Name(numbers) of numpyro.distributions replaces one;"
     yield "# null makes an unknown known, at its value below."
     yield "priors:"

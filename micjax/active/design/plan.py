@@ -47,7 +47,7 @@ TOGETHER = 16  # designs side by side, which bounds the memory
 Names = Sequence[str] | Mapping[str, float] | None
 
 
-class Plan(NamedTuple):
+class DesignPlan(NamedTuple):
     """What to measure next, and what it is expected to teach."""
 
     x: Array  # [count, ...]
@@ -78,7 +78,7 @@ def plan(
     samples: int = 128,
     starts: int = 4,
     steps: int = 10,
-) -> Plan:
+) -> DesignPlan:
     """The `count` settings that together teach most about the named unknowns.
 
     In a box: a coarse screen, then the best of it climb by gradient. From a list: one after the
@@ -132,7 +132,7 @@ def plan(
         x = x.reshape(count, *particles.x.shape[1:])
     if not np.isfinite(gain):
         raise ValueError("no design has a finite gain: look at forward(x) at the ends of the space")
-    return Plan(x.astype(particles.x.dtype), float(gain), _ceiling(outlook, measure))
+    return DesignPlan(x.astype(particles.x.dtype), float(gain), _ceiling(outlook, measure))
 
 
 @double

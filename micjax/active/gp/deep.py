@@ -297,7 +297,7 @@ class Ensemble(NamedTuple):
     moments: optax.OptState
 
 
-class Prediction(NamedTuple):
+class EnsemblePrediction(NamedTuple):
     """Mean and variance of the function over the members, and the variance of the noise."""
 
     mean: Float[np.ndarray, "m ..."]
@@ -379,13 +379,15 @@ def _conditioned(ensemble: Ensemble, observed, y) -> tuple[gp.State, ...]:
 
 
 @gp.double
-def predict(ensemble: Ensemble, observed: gp.Observed, y: Array, points: ArrayLike) -> Prediction:
+def predict(
+    ensemble: Ensemble, observed: gp.Observed, y: Array, points: ArrayLike
+) -> EnsemblePrediction:
     """The mixture of the members at `points`, for one output `[m]` or several `[m, outputs]`."""
     return jax.device_get(_predict(ensemble, observed, y, jnp.asarray(points)))
 
 
 @eqx.filter_jit
-def _predict(ensemble: Ensemble, observed, y, points) -> Prediction:
+def _predict(ensemble: Ensemble, observed, y, points) -> EnsemblePrediction:
     def member(theta):
         problem = ensemble.problem.at(ensemble.problem.constrain(theta))
         if not isinstance(problem.noise, EachOutput):
@@ -403,4 +405,4 @@ def _predict(ensemble: Ensemble, observed, y, points) -> Prediction:
     means, variances, noises = jax.lax.map(member, ensemble.theta)
     mean = jnp.mean(means, axis=0)
     between = jnp.mean((means - mean) ** 2, axis=0)
-    return Prediction(mean, jnp.mean(variances, axis=0) + between, jnp.mean(noises, axis=0))
+    return EnsemblePrediction(mean, jnp.mean(variances, axis=0) + between, jnp.mean(noises, axis=0))

@@ -33,7 +33,7 @@ _Z, _W = np.polynomial.hermite_e.hermegauss(7)
 NODES = _Z, np.log(_W / _W.sum())
 
 
-class Series(NamedTuple):
+class ProbeSeries(NamedTuple):
     """The settings of a series of images. Rows that hold no image yet are masked."""
 
     settings_A: Float[Array, "images 3"]  # what the lenses added to C10, C12a and C12b
@@ -51,7 +51,7 @@ class Probes(eqx.Module):
     semiangle_mrad: Float[Array, ""] = parameter()
     shape: tuple[int, int] = eqx.field(static=True)
 
-    def __call__(self, x: Series) -> Images:
+    def __call__(self, x: ProbeSeries) -> Images:
         wavelength_A = optics.wavelength_A(self.energy_keV)
         angles = optics.angles_mrad(self.shape, self.sampling_A, wavelength_A)
 
@@ -175,7 +175,7 @@ def _squared(z):
 # --- what a series tells ------------------------------------------------------------------------
 
 
-class Evidence(NamedTuple):
+class TransferSums(NamedTuple):
     """Sums over images of |h|^2, h^+ b_i and Re b_i^+ b_j, where b_i is the derivative of h with
     respect to knob i (per Å). They add up: a further image is one more summand."""
 
@@ -184,7 +184,7 @@ class Evidence(NamedTuple):
     curvature: Float[Array, "3 3 ny nq"]
 
 
-def evidence(probes: Probes, law: UnknownObject, x: Series) -> Evidence:
+def evidence(probes: Probes, law: UnknownObject, x: ProbeSeries) -> TransferSums:
     """What the images of `x` would tell about the aberrations, at the current values."""
     scale = 1 / jnp.sqrt(law(probes(x)).variances())
 
@@ -193,14 +193,14 @@ def evidence(probes: Probes, law: UnknownObject, x: Series) -> Evidence:
 
     h, slope = jax.linearize(transfer, jnp.zeros(3))
     b = jax.vmap(slope)(jnp.eye(3))
-    return Evidence(
+    return TransferSums(
         jnp.sum(_squared(h), axis=0),
         jnp.sum(jnp.conj(h) * b, axis=1),
         jnp.sum((jnp.conj(b)[:, None] * b[None]).real, axis=2),
     )
 
 
-def information(probes: Probes, law: UnknownObject, sums: Evidence) -> Float[Array, "3 3"]:
+def information(probes: Probes, law: UnknownObject, sums: TransferSums) -> Float[Array, "3 3"]:
     """Fisher information about `KNOBS`, per Å^2, of a series whose `evidence` is `sums`.
 
     1/2 sum_q tr(C^-1 dC_i C^-1 dC_j) of C = 1 + S h h^+, with the noise held, and without what the

@@ -21,7 +21,7 @@ from micjax.core.problem import InverseProblem
 from micjax.core.ranges import not_negative, positive
 from micjax.io import read
 from micjax.physics.electrons import optics
-from micjax.physics.electrons.phase_diversity import Images, Series, UnknownObject
+from micjax.physics.electrons.phase_diversity import Images, ProbeSeries, UnknownObject
 from micjax.problems.aberrations.model import FOUND, NAMES, DriftingProbes
 from micjax.problems.aberrations.show import compare as compare
 from micjax.problems.aberrations.show import defocus_A as defocus_A
@@ -144,7 +144,7 @@ def problem(
 
 def example(
     key, ny: int = 128, nx: int = 128, mean_counts: float = 100.0, specimen: str = "clusters"
-) -> tuple[InverseProblem, Series, Images]:
+) -> tuple[InverseProblem, ProbeSeries, Images]:
     """Four images of gold on carbon, which goes on beyond the borders; the aberrations and the
     drift are drawn from their priors.
 
@@ -177,11 +177,11 @@ def example(
     return truth, x, jax.random.poisson(noise_key, rate).astype(float)
 
 
-def series(defocus_change_A) -> Series:
+def series(defocus_change_A) -> ProbeSeries:
     """Settings of a series through focus: what was added to C10, Å; minus the defocus."""
     change = jnp.asarray(defocus_change_A, dtype=float)
     settings = jnp.zeros((len(change), 3)).at[:, 0].set(change)
-    return Series(settings, jnp.ones(len(change)))
+    return ProbeSeries(settings, jnp.ones(len(change)))
 
 
 def load(
@@ -191,7 +191,7 @@ def load(
     pixel_nm: float | None = None,
     energy_keV: float = 200.0,
     semiangle_mrad: float = 25.0,
-) -> tuple[dict[str, Any], Series, Images]:
+) -> tuple[dict[str, Any], ProbeSeries, Images]:
     """A stack of images through focus, in any unit, from a microscope's file.
 
     How much noise is in them is seen at the frequencies that no probe transfers; where the pixels

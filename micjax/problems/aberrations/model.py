@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from micjax.core.problem import parameter
 from micjax.physics.electrons import optics
-from micjax.physics.electrons.phase_diversity import KNOBS, Images, Series
+from micjax.physics.electrons.phase_diversity import KNOBS, Images, ProbeSeries
 from micjax.physics.electrons.stem import placed
 
 FOUND = [n for n in optics.CARTESIAN if int(n[1]) <= 3]
@@ -29,7 +29,7 @@ class DriftingProbes(eqx.Module):
     shape: tuple[int, int] = eqx.field(static=True)
     foci: int = eqx.field(static=True)
 
-    def __call__(self, x: Series) -> Images:
+    def __call__(self, x: ProbeSeries) -> Images:
         wavelength_A = optics.wavelength_A(self.energy_keV)
         angles = optics.angles_mrad(self.shape, self.sampling_A, wavelength_A)
         foci_A, weights = optics.focal_nodes_A(self.focal_spread_A, self.foci)

@@ -21,7 +21,7 @@ from micjax.physics.electrons.phase_diversity import (
     KNOBS,
     NODES,
     Images,
-    Series,
+    ProbeSeries,
     UnknownObject,
     UnknownObjectSeries,
 )
@@ -75,7 +75,7 @@ class PhaselessSeries(UnknownObjectSeries):
         return 0.5 * jnp.sum(self.weights() * (terms - jnp.sum(jnp.log(noise), axis=0)))
 
 
-def stages(problem: InverseProblem, x: Series, y: Images) -> list:
+def stages(problem: InverseProblem, x: ProbeSeries, y: Images) -> list:
     """Several fits, from the likeliest defoci and two-fold astigmatisms; Laplace errors.
 
     First without the phases, which neither drift nor the lattice of a crystal leads astray; then
@@ -103,7 +103,7 @@ def stages(problem: InverseProblem, x: Series, y: Images) -> list:
     ]
 
 
-def conclude(solution: Solution, x: Series, y: Images) -> Solution:
+def conclude(solution: Solution, x: ProbeSeries, y: Images) -> Solution:
     """With how wrong the model is, and other values that explain the images as well."""
     best, fit = solution.problem, solution.fit
     error = float(best.noise.model_error)
@@ -168,7 +168,7 @@ def odd_times(sign: float, problem: InverseProblem) -> Values:
     return values | {n: sign * values[n] for n in odd}
 
 
-def everywhere(problem: InverseProblem, x: Series, y: Images, n: int) -> list[InverseProblem]:
+def everywhere(problem: InverseProblem, x: ProbeSeries, y: Images, n: int) -> list[InverseProblem]:
     """The problem at its `n` likeliest values of `WIDE`, apart from one another."""
     unknowns = problem.unknowns()
     held = [name for name in WIDE if name in unknowns]
@@ -187,7 +187,7 @@ def everywhere(problem: InverseProblem, x: Series, y: Images, n: int) -> list[In
 
 
 @eqx.filter_jit
-def registered(problem: InverseProblem, x: Series, y: Images) -> InverseProblem:
+def registered(problem: InverseProblem, x: ProbeSeries, y: Images) -> InverseProblem:
     """With each image where it fits the others best, to a pixel, the aberrations given.
 
     Phase correlation (Kuglin & Hines 1975) of conj(h_k) y_k and the sum of those of the others:
@@ -259,7 +259,7 @@ def _spectra(law: UnknownObjectSeries, y: Images) -> _Spectra:
 
 
 @eqx.filter_jit
-def left_over(problem: InverseProblem, x: Series, y: Images) -> Images:
+def left_over(problem: InverseProblem, x: ProbeSeries, y: Images) -> Images:
     """What the object that fits best at each frequency leaves of the images, which are windowed, in
     units of the noise."""
     spectra = _spectra(problem.noise(problem.forward(x)), y)

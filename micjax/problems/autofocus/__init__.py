@@ -6,7 +6,7 @@ The forward model and the law of the counts are those of `micjax.physics.electro
 The posterior of the aberrations has several modes while the images are far from focus (one image
 does not tell the sign of its defocus), so fits start from everywhere. `decide` plans the next
 setting from the images so far, by their expected Fisher information, and says when to stop;
-`autofocus` is the loop, and its `Record` replays to the same decisions.
+`autofocus` is the loop, and its `AutofocusRecord` replays to the same decisions.
 """
 
 import jax
@@ -15,14 +15,20 @@ import numpyro.distributions as dist
 
 from micjax.core.problem import InverseProblem
 from micjax.core.ranges import positive
-from micjax.physics.electrons.phase_diversity import KNOBS, Images, Probes, Series, UnknownObject
+from micjax.physics.electrons.phase_diversity import (
+    KNOBS,
+    Images,
+    Probes,
+    ProbeSeries,
+    UnknownObject,
+)
+from micjax.problems.autofocus.policy import AutofocusRecord as AutofocusRecord
 from micjax.problems.autofocus.policy import Decision as Decision
-from micjax.problems.autofocus.policy import Record as Record
 from micjax.problems.autofocus.policy import Rules as Rules
 from micjax.problems.autofocus.policy import autofocus as autofocus
 from micjax.problems.autofocus.policy import decide as decide
 from micjax.problems.autofocus.posterior import NAMES
-from micjax.problems.autofocus.posterior import Mode as Mode
+from micjax.problems.autofocus.posterior import PosteriorMode as PosteriorMode
 from micjax.problems.autofocus.posterior import modes as modes
 from micjax.problems.autofocus.posterior import series as series
 from micjax.problems.autofocus.posterior import stages as stages
@@ -91,7 +97,7 @@ def problem(
     )
 
 
-def example(key) -> tuple[InverseProblem, Series, Images]:
+def example(key) -> tuple[InverseProblem, ProbeSeries, Images]:
     """Four images of gold particles, two as found and at 80 nm more, two near the focus."""
     found_A = {"C10": 900.0, "C12a": 250.0, "C12b": -150.0}
     seed = int(jax.random.randint(key, (), 0, 1 << 30))

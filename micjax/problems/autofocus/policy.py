@@ -15,8 +15,15 @@ from jaxtyping import Array, Float
 from micjax.core.foreign.hdf5 import opened
 from micjax.core.problem import InverseProblem
 from micjax.core.ranges import positive
-from micjax.physics.electrons.phase_diversity import Series, evidence, information
-from micjax.problems.autofocus.posterior import NAMES, Mode, Setting, in_prior, modes, series
+from micjax.physics.electrons.phase_diversity import ProbeSeries, evidence, information
+from micjax.problems.autofocus.posterior import (
+    NAMES,
+    PosteriorMode,
+    Setting,
+    in_prior,
+    modes,
+    series,
+)
 
 Image = Float[np.ndarray, "ny nx"]
 
@@ -129,7 +136,7 @@ def decide(
     )
 
 
-def _whole(mode: Mode, settings_A: Float[np.ndarray, "n 3"]) -> np.ndarray:
+def _whole(mode: PosteriorMode, settings_A: Float[np.ndarray, "n 3"]) -> np.ndarray:
     """Which images hold all of what they show: in the others the blur reaches over the borders, of
     which the model knows to first order only; once there are better ones they would mislead."""
     probes = mode.problem.forward
@@ -143,7 +150,7 @@ def _whole(mode: Mode, settings_A: Float[np.ndarray, "n 3"]) -> np.ndarray:
 
 
 def _done(
-    posterior: list[Mode], previous: Decision | None, n: int, rules: Rules
+    posterior: list[PosteriorMode], previous: Decision | None, n: int, rules: Rules
 ) -> tuple[bool, str]:
     best = posterior[0]
     sd = np.sqrt(np.diag(best.covariance_A2))
@@ -160,7 +167,7 @@ def _done(
 
 
 def _planned(
-    posterior: list[Mode], counted_A, images: int, last_A: Setting, seed: int, rules: Rules
+    posterior: list[PosteriorMode], counted_A, images: int, last_A: Setting, seed: int, rules: Rules
 ) -> tuple[Setting, str]:
     """The candidate of the most information beside the images that count, and why."""
     x, _ = series(counted_A, np.zeros((len(counted_A), 1, 1)))
@@ -190,7 +197,7 @@ def _planned(
     return candidates_A[best], f"the most informative of {len(gains)}: {gains[best]:.2f} nats"
 
 
-def _drawn(posterior: list[Mode], rng) -> list[tuple[InverseProblem, Setting]]:
+def _drawn(posterior: list[PosteriorMode], rng) -> list[tuple[InverseProblem, Setting]]:
     """Draws from the posterior, shared out among its modes by weight."""
     shares = np.cumsum([mode.weight for mode in posterior])[:-1]
     which = [posterior[np.searchsorted(shares, (i + 0.5) / DRAWS)] for i in range(DRAWS)]
@@ -199,14 +206,14 @@ def _drawn(posterior: list[Mode], rng) -> list[tuple[InverseProblem, Setting]]:
 
 @eqx.filter_jit
 def _log_determinants(
-    problem: InverseProblem, x: Series, candidates_A: Float[Array, "n 3"]
+    problem: InverseProblem, x: ProbeSeries, candidates_A: Float[Array, "n 3"]
 ) -> Float[Array, " n"]:
     """1/2 log det of the information, in units of the prior, with each candidate measured too."""
     prior = jnp.stack([problem.priors[n].variance for n in NAMES])
     so_far = evidence(problem.forward, problem.noise, x)
 
     def of_candidate(candidate_A):
-        further = Series(candidate_A[None], jnp.ones(1))
+        further = ProbeSeries(candidate_A[None], jnp.ones(1))
         added = evidence(problem.forward, problem.noise, further)
         both = jax.tree.map(jnp.add, so_far, added)
         fisher = information(problem.forward, problem.noise, both)
@@ -220,7 +227,7 @@ def _log_determinants(
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class AutofocusRecord:
     """All that was measured and decided."""
 
     seed: int
@@ -239,7 +246,7 @@ class Record:
             file.attrs["rules"] = json.dumps(dataclasses.asdict(self.rules))
 
     @classmethod
-    def load(cls, path) -> "Record":
+    def load(cls, path) -> "AutofocusRecord":
         if not pathlib.Path(path).is_file():
             raise FileNotFoundError(f"no record at {path}")
         try:
@@ -271,7 +278,7 @@ def autofocus(
     seed: int = 0,
     rules: Rules | None = None,
     start_A: Setting | None = None,
-) -> Record:
+) -> AutofocusRecord:
     """Takes images until the posterior is sure or the rules' number of images is spent.
 
     **Arguments:**
@@ -287,7 +294,7 @@ def autofocus(
     """
     rules = rules or Rules()
     setting_A = np.zeros(3) if start_A is None else np.asarray(start_A, float)
-    record = Record(seed, rules, [], [], [])
+    record = AutofocusRecord(seed, rules, [], [], [])
     while True:
         record.settings_A.append(setting_A)
         record.images.append(_checked(measure(setting_A), problem.forward.shape))

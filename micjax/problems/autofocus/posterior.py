@@ -17,7 +17,7 @@ from micjax.inference.errors.laplace import laplace
 from micjax.inference.solve import fit_stages
 from micjax.inference.solvers.lbfgs import LBFGS
 from micjax.inference.stage import Stage
-from micjax.physics.electrons.phase_diversity import KNOBS, Images, Series
+from micjax.physics.electrons.phase_diversity import KNOBS, Images, ProbeSeries
 
 NAMES = [f"forward.aberrations_A.{knob}" for knob in KNOBS]
 Setting = Float[np.ndarray, "3"]
@@ -30,19 +30,19 @@ NEAR = 10.0  # nats above the best fit, within which another one is a mode of th
 
 def series(
     settings_A: Sequence[Setting] | np.ndarray, images: Sequence[np.ndarray] | np.ndarray
-) -> tuple[Series, Images]:
+) -> tuple[ProbeSeries, Images]:
     """Images in buffers of 1, 2, 4, 8 ... rows, so that one more compiles nothing."""
     capacity = 1 << (len(images) - 1).bit_length()
     free = capacity - len(images)
     settings_A = np.pad(np.asarray(settings_A, float), ((0, free), (0, 0)))
     y = np.pad(np.asarray(images, float), ((0, free), (0, 0), (0, 0)))
     present = (np.arange(capacity) < len(images)).astype(float)
-    x = Series(jnp.asarray(settings_A, dtype=float), jnp.asarray(present, dtype=float))
+    x = ProbeSeries(jnp.asarray(settings_A, dtype=float), jnp.asarray(present, dtype=float))
     return x, jnp.asarray(y, dtype=float)
 
 
 @dataclasses.dataclass(frozen=True)
-class Mode:
+class PosteriorMode:
     """One explanation of the images, and the Gaussian about it."""
 
     problem: InverseProblem
@@ -51,7 +51,9 @@ class Mode:
     weight: float
 
 
-def modes(problem: InverseProblem, x: Series, y: Images, starts_A: Sequence[Setting]) -> list[Mode]:
+def modes(
+    problem: InverseProblem, x: ProbeSeries, y: Images, starts_A: Sequence[Setting]
+) -> list[PosteriorMode]:
     """The modes of the posterior, the heaviest first: fits from the best of many points of the
     prior and from `starts_A`, the best of them finished, each with its Laplace approximation.
 
@@ -64,14 +66,14 @@ def modes(problem: InverseProblem, x: Series, y: Images, starts_A: Sequence[Sett
     return _weighted(ranked, problem, x, y)
 
 
-def stages(problem: InverseProblem, x: Series, y: Images) -> list:
+def stages(problem: InverseProblem, x: ProbeSeries, y: Images) -> list:
     """The best of many fits, one of them for each image as if that were in focus; Laplace errors.
     See `modes` for all that explain the images."""
     settings_A = np.asarray(x.settings_A)[np.asarray(x.present) > 0]
     return [*fits(problem, x, y, -settings_A), LaplaceErrors()]
 
 
-def fits(problem: InverseProblem, x: Series, y: Images, starts_A) -> list[Stage]:
+def fits(problem: InverseProblem, x: ProbeSeries, y: Images, starts_A) -> list[Stage]:
     """From the best of many points of the prior and from `starts_A`; the best of them finished."""
     points_A = in_prior(problem, SCREENED)
     likely = np.argsort(np.asarray(_losses(jnp.asarray(points_A, dtype=float), problem, x, y)))
@@ -107,7 +109,7 @@ def _limits_A(problem: InverseProblem) -> tuple[Setting, Setting]:
     return low, high
 
 
-def _weighted(fits, problem: InverseProblem, x: Series, y: Images) -> list[Mode]:
+def _weighted(fits, problem: InverseProblem, x: ProbeSeries, y: Images) -> list[PosteriorMode]:
     """The distinct ones among the fits, best first, weighed by their evidence."""
     distinct: list[tuple[float, InverseProblem, Setting, np.ndarray]] = []
     for loss, values in fits:
@@ -122,12 +124,14 @@ def _weighted(fits, problem: InverseProblem, x: Series, y: Images) -> list[Mode]
         )
     score = np.array([0.5 * np.linalg.slogdet(c)[1] - loss for loss, _, _, c in distinct])
     weights = np.exp(score - score.max()) / np.exp(score - score.max()).sum()
-    weighted = [Mode(p, m, c, float(w)) for (_, p, m, c), w in zip(distinct, weights, strict=True)]
+    weighted = [
+        PosteriorMode(p, m, c, float(w)) for (_, p, m, c), w in zip(distinct, weights, strict=True)
+    ]
     return sorted(weighted, key=lambda mode: -mode.weight)
 
 
 @eqx.filter_jit
-def _losses(points_A: Float[Array, "n 3"], problem: InverseProblem, x: Series, y: Images):
+def _losses(points_A: Float[Array, "n 3"], problem: InverseProblem, x: ProbeSeries, y: Images):
     """At each of the points, the other unknowns as they are."""
 
     def loss(point_A):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from micjax.physics.electrons.phase_diversity import KNOBS, Probes, Series
+from micjax.physics.electrons.phase_diversity import KNOBS, Probes, ProbeSeries
 
 GOLD_A = 4.08  # lattice constant
 # projections of the fcc lattice along [100], [110] and [111]: two vectors between columns
@@ -117,7 +117,7 @@ class Microscope:
 
 @jax.jit
 def _expected(probes: Probes, image, setting_A, source_A):
-    x = Series(setting_A[None], jnp.ones(1))
+    x = ProbeSeries(setting_A[None], jnp.ones(1))
     q2 = sum(
         (jnp.fft.fftfreq(n) ** 2).reshape(s)
         for n, s in zip(image.shape, ((-1, 1), (1, -1)), strict=True)

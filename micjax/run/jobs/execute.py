@@ -46,7 +46,7 @@ def _solved(job: Job, folder: RunFolder, resume: bool) -> tuple[Solution | None,
     if not resume:  # a finished run of the same plan may have left its own
         folder.checkpoint.unlink(missing_ok=True)
         (folder / "metrics.jsonl").unlink(missing_ok=True)
-    began, module = time.monotonic(), job.citizen.module
+    began, module = time.monotonic(), job.entry.module
     with interrupts() as watch, until_interrupted() as interruption:
         how = {"checkpoint": folder.checkpoint, "resume": resume}
         how |= {"key": job.key, "on_chunk": _recorder(folder, began)}
@@ -54,7 +54,7 @@ def _solved(job: Job, folder: RunFolder, resume: bool) -> tuple[Solution | None,
     if interruption.happened:
         log.warning("interrupted before there was a result")
         return None, True
-    if job.citizen.function("conclude") is None:
+    if job.entry.function("conclude") is None:
         maps = attempt("maps of data and prediction", comparison, solution.problem, job.x, job.y)
         solution = dataclasses.replace(solution, results=maps or {})
     stopped = solution.fit is not None and solution.fit.stop_reason == "interrupted"
@@ -81,7 +81,7 @@ def _finite(value: Any) -> float | None:
 
 def _compared(job: Job, solution: Solution) -> Solution:
     """With the module's own comparison to the truth, where there is one."""
-    compare = job.citizen.function("compare")
+    compare = job.entry.function("compare")
     if job.truth is None or compare is None:
         return solution
     try:
@@ -103,7 +103,7 @@ def _keep(job: Job, solution: Solution, folder: RunFolder, facts: dict[str, Any]
                 folder / "result.nxs",
                 solution.results,
                 errors=errors,
-                title=f"{job.citizen.title} ({job.plan.problem})",
+                title=f"{job.entry.title} ({job.plan.problem})",
                 process={"plan": plan, "provenance": facts, "metrics": dict(solution.metrics)},
             )
     finally:
@@ -124,7 +124,7 @@ def _save_values(job: Job, solution: Solution, folder: RunFolder, plan: dict[str
         save(
             folder / "values.h5",
             job.as_built.at({n: leaves[n] for n in wanted}),
-            job.citizen.reference,
+            job.entry.reference,
             job.problem_options,
             solution.posterior,
             {"plan": plan},
@@ -140,7 +140,7 @@ def _report(
         return write_report(
             folder,
             _figures(job, solution),
-            title=job.citizen.title,
+            title=job.entry.title,
             problem=job.plan.problem,
             data=job.plan.file or f"made-up example, seed {job.plan.seed}",
             solution=solution,
@@ -157,7 +157,7 @@ def _report(
 
 def _figures(job: Job, solution: Solution) -> dict[str, Any]:
     """The figures of the module, and the ones every run has."""
-    own = job.citizen.function("figures")
+    own = job.entry.function("figures")
     figures = {}
     if own is not None:
         try:

@@ -131,10 +131,10 @@ def _model(plan: ExplorePlan, source: Source) -> Model:
         )
     if plan.mean is None:
         return plain_model(source.space)
-    citizen = find(plan.mean.problem)
-    allowed = settings_of(citizen.module.problem)
-    options = checked(f"option of {citizen.name}", plan.mean.options, allowed, citizen.ours)
-    physics = citizen.module.problem(**options)
+    entry = find(plan.mean.problem)
+    allowed = settings_of(entry.module.problem)
+    options = checked(f"option of {entry.name}", plan.mean.options, allowed, entry.ours)
+    physics = entry.module.problem(**options)
     return physical_model(source.space, physics, y_scale=plan.mean.y_scale)
 
 

@@ -22,7 +22,7 @@ from micjax.run.folder import fingerprints
 from micjax.run.plans.priors import check_prior, parse_prior
 from micjax.run.plans.settings import NO_DEFAULT, Setting, checked, settings_of, takes_anything
 from micjax.run.plans.solve import PartPlan, SolvePlan
-from micjax.run.registry import Citizen, find
+from micjax.run.registry import RegistryEntry, find
 
 JOINT = "micjax.problems.joint"  # by its name: a plan of another problem need not import it
 _ANY = Setting("", None, NO_DEFAULT, "")  # what `**options` of a load takes
@@ -33,7 +33,7 @@ class Job:
     """A plan with its problem built and its data read."""
 
     plan: SolvePlan  # resolved: every option and setting has its value
-    citizen: Citizen
+    entry: RegistryEntry
     problem: InverseProblem  # with the priors and values of the plan
     as_built: InverseProblem  # without them: module.problem(**problem_options)
     problem_options: dict[str, Any]
@@ -55,27 +55,27 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
 
     **Raises:** `ValueError`, `OSError` or `ImportError` with one line on what is wrong.
     """
-    citizen = find(plan.problem, trusted)
-    of_engine = engine_settings(citizen)
-    ours = citizen.ours or citizen.function("stages") is None
+    entry = find(plan.problem, trusted)
+    of_engine = engine_settings(entry)
+    ours = entry.ours or entry.function("stages") is None
     engine = checked("engine setting", plan.engine, of_engine, ours)
     priors = {n: None if text is None else parse_prior(text) for n, text in plan.priors.items()}
     for name, value in plan.values.items():
-        check_ranges(f"values.{name}", value, citizen.ours)
+        check_ranges(f"values.{name}", value, entry.ours)
     for name, prior in priors.items():
         if prior is not None:
-            check_prior(name, prior, citizen.ours)
+            check_prior(name, prior, entry.ours)
     example_key, key = jax.random.split(jax.random.key(plan.seed))
-    parts = _parts(citizen, plan, trusted)
+    parts = _parts(entry, plan, trusted)
     start = None
     if parts:
         start, problem_options, (truth, x, y) = _joint(plan, parts)
         options = {}
     elif plan.file is None:
-        options, problem_options, (truth, x, y) = _example(citizen, plan, example_key)
+        options, problem_options, (truth, x, y) = _example(entry, plan, example_key)
     else:
-        options, problem_options, (truth, x, y) = _file(citizen, plan)
-    as_built = citizen.module.problem(**problem_options)
+        options, problem_options, (truth, x, y) = _file(entry, plan)
+    as_built = entry.module.problem(**problem_options)
     problem = _with_priors(_with_values(start or as_built, plan.values), priors)
     _check_start(problem, x, y)
     plan = plan.model_copy(
@@ -88,7 +88,7 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
     )
     return Job(
         plan=plan,
-        citizen=citizen,
+        entry=entry,
         problem=problem,
         as_built=as_built,
         problem_options={n: plain(v) for n, v in problem_options.items()},
@@ -108,10 +108,12 @@ def _part_plan(plan: SolvePlan) -> PartPlan:
     return PartPlan(**{n: getattr(plan, n) for n in PartPlan.model_fields})
 
 
-def _parts(citizen: Citizen, plan: SolvePlan, trusted: Collection[str] | None) -> dict[str, Job]:
+def _parts(
+    entry: RegistryEntry, plan: SolvePlan, trusted: Collection[str] | None
+) -> dict[str, Job]:
     """Each data set of a joint plan as a job of its own; the example of part i has the seed that
     is higher by i."""
-    is_joint = citizen.reference == JOINT
+    is_joint = entry.reference == JOINT
     if (plan.parts or plan.shared) and not is_joint:
         raise ValueError(f"parts and shared are tables of `problem: joint`, not of {plan.problem}")
     if is_joint and any(v is not None for v in plan.options.values()):
@@ -133,7 +135,7 @@ def _parts(citizen: Citizen, plan: SolvePlan, trusted: Collection[str] | None) -
 
 
 def _joint(plan: SolvePlan, parts: Mapping[str, Job]):
-    modules = {n: job.citizen.reference for n, job in parts.items()}
+    modules = {n: job.entry.reference for n, job in parts.items()}
     problem = joint({n: job.problem for n, job in parts.items()}, plan.shared, modules)
     x, y = joint_data(problem, {n: (job.x, job.y) for n, job in parts.items()})
     options = {
@@ -158,12 +160,12 @@ def _joint_truth(problem: InverseProblem, parts: Mapping[str, Job]) -> InversePr
     return problem.at(true)
 
 
-def engine_settings(citizen: Citizen) -> dict[str, Setting]:
+def engine_settings(entry: RegistryEntry) -> dict[str, Setting]:
     """The keywords of the `stages` of this problem.
 
     **Raises:** `ValueError` when it has a `solve` in their place.
     """
-    return settings_of(stages_of(citizen.module))
+    return settings_of(stages_of(entry.module))
 
 
 def _resolved(given: Mapping[str, Any], allowed: Mapping[str, Setting]) -> dict[str, Any]:
@@ -180,42 +182,42 @@ def _is_json(value: Any) -> bool:
     return True
 
 
-def _example(citizen: Citizen, plan: SolvePlan, key: Array):
+def _example(entry: RegistryEntry, plan: SolvePlan, key: Array):
     """Made-up data; an option may be one of `problem`, of `example`, or of both."""
-    of_problem = settings_of(citizen.module.problem)
-    of_example = settings_of(citizen.module.example)
+    of_problem = settings_of(entry.module.problem)
+    of_example = settings_of(entry.module.example)
     allowed = of_example | of_problem
-    load = citizen.function("load")
+    load = entry.function("load")
     for name in plan.options:
         if name not in allowed and load is not None and name in settings_of(load):
             raise ValueError(f"option {name!r} is for reading a file, and no file is given")
-    given = checked(f"option of {plan.problem}", plan.options, allowed, citizen.ours)
+    given = checked(f"option of {plan.problem}", plan.options, allowed, entry.ours)
     for_problem, for_example = (
         {n: v for n, v in given.items() if n in names} for names in (of_problem, of_example)
     )
-    return _resolved(given, allowed), for_problem, citizen.module.example(key, **for_example)
+    return _resolved(given, allowed), for_problem, entry.module.example(key, **for_example)
 
 
-def _file(citizen: Citizen, plan: SolvePlan):
+def _file(entry: RegistryEntry, plan: SolvePlan):
     """The user's data; an option may be one of `load`, or of `problem` if `load` has it not."""
-    load = citizen.function("load")
+    load = entry.function("load")
     if load is None:
         raise ValueError(
-            f"{plan.problem} reads no files: {citizen.reference} has no load(file, **options)"
+            f"{plan.problem} reads no files: {entry.reference} has no load(file, **options)"
         )
-    of_load, of_problem = settings_of(load), settings_of(citizen.module.problem)
+    of_load, of_problem = settings_of(load), settings_of(entry.module.problem)
     allowed = of_problem | of_load
     if takes_anything(load):
         of_load |= {n: _ANY for n in plan.options if n not in allowed}
         allowed |= of_load
-    given = checked(f"option of {plan.problem}", plan.options, allowed, citizen.ours)
+    given = checked(f"option of {plan.problem}", plan.options, allowed, entry.ours)
     if not pathlib.Path(plan.file).exists():
         raise FileNotFoundError(f"no such file: {plan.file}")
     for_load = {n: v for n, v in given.items() if n in of_load}
     for_problem = {n: v for n, v in given.items() if n not in of_load}
     problem_options, x, y = load(plan.file, **for_load)
     for name, value in problem_options.items():
-        check_ranges(name, value, citizen.ours, f"{plan.file}: ")
+        check_ranges(name, value, entry.ours, f"{plan.file}: ")
     options = _resolved(given, of_load | {n: of_problem[n] for n in for_problem})
     return options, {**problem_options, **for_problem}, (None, x, y)
 

@@ -34,17 +34,17 @@ class SolveRun(Run):
     """An inverse problem."""
 
     def __init__(self, plan: SolvePlan, asked: Asked):
-        citizen = find(plan.problem, asked.trust)
+        entry = find(plan.problem, asked.trust)
         parts = [find(part.problem, asked.trust) for part in plan.parts.values()]
-        for each in (citizen, *parts):
+        for each in (entry, *parts):
             asked.kept.watch(each.reference.partition(".")[0])
         self.job = prepare(plan, asked.trust)
-        self.plan, self.inputs, self.name = self.job.plan, self.job.inputs, citizen.short
+        self.plan, self.inputs, self.name = self.job.plan, self.job.inputs, entry.short
         self.title = f"{plan.problem} on {plan.file or 'its example'}"
-        source = fingerprints({"problem": getattr(citizen.module, "__file__", None)})
-        self.facts = {"problem": {"reference": citizen.reference} | source.get("problem", {})}
+        source = fingerprints({"problem": getattr(entry.module, "__file__", None)})
+        self.facts = {"problem": {"reference": entry.reference} | source.get("problem", {})}
         self.facts |= {"problem_options": self.job.problem_options}
-        self.trust = [r for c in (citizen, *parts) if not _trusted(r := c.reference)]
+        self.trust = [r for c in (entry, *parts) if not _trusted(r := c.reference)]
 
     def describe(self) -> str:
         values = self.job.problem.values().values()

@@ -28,7 +28,7 @@ MOVES = 6.0  # standard deviations of thermal motion for which there is room: no
 ROUNDING_A = 1e-3  # for which there is room as well
 
 
-class Gaussian(NamedTuple):
+class ScatteringGaussian(NamedTuple):
     """One of an element: a in Å, b in Å^2."""
 
     number: int
@@ -44,10 +44,10 @@ class Room(NamedTuple):
     frequencies: tuple[int, int]
 
 
-def gaussians(elements: tuple[int, ...]) -> list[Gaussian]:
+def gaussians(elements: tuple[int, ...]) -> list[ScatteringGaussian]:
     """Those of each element, one after the other (Peng et al. 1996)."""
     rows = {z: np.split(table("peng")[z - 1], 2) for z in elements}
-    return [Gaussian(z, a, b) for z in elements for a, b in zip(*rows[z], strict=True)]
+    return [ScatteringGaussian(z, a, b) for z in elements for a, b in zip(*rows[z], strict=True)]
 
 
 def rooms(
@@ -61,7 +61,7 @@ def rooms(
     """
     heights_A(atoms)
 
-    def room(gaussian: Gaussian) -> Room:
+    def room(gaussian: ScatteringGaussian) -> Room:
         own = np.flatnonzero(np.asarray(atoms.numbers) == gaussian.number)
         moves_A = MOVES * np.sqrt(np.asarray(atoms.u_A2)[own, 2].max())
         *_, ends = _reaching(atoms, thickness_A, gaussian, moves_A + ROUNDING_A)
@@ -73,7 +73,7 @@ def rooms(
 
 
 def members(
-    atoms: Atoms, thickness_A: Float[Array, "slices"], gaussian: Gaussian, room: Room
+    atoms: Atoms, thickness_A: Float[Array, "slices"], gaussian: ScatteringGaussian, room: Room
 ) -> tuple[Int[Array, "slices room"], Float[Array, "slices room"]]:
     """For each slice the atoms that reach it, and how much of their Gaussian it holds.
 
@@ -95,7 +95,7 @@ def members(
 
 
 def spectrum(
-    atoms: Atoms, shape: tuple[int, int], gaussian: Gaussian, room: Room, members
+    atoms: Atoms, shape: tuple[int, int], gaussian: ScatteringGaussian, room: Room, members
 ) -> Complex[Array, "ny kx"]:
     """f(k) times the sum over the atoms, zero where the Gaussian is."""
     ny, nx = (min(n, 2 * k + 1) for n, k in zip(shape, room.frequencies, strict=True))
@@ -105,7 +105,7 @@ def spectrum(
     return jnp.concatenate([low[: (ny + 1) // 2], between, low[(ny + 1) // 2 :]])
 
 
-def _reaching(atoms: Atoms, thickness_A, gaussian: Gaussian, farther_A: float = 0.0):
+def _reaching(atoms: Atoms, thickness_A, gaussian: ScatteringGaussian, farther_A: float = 0.0):
     """The atoms along z in order: which, at which height, how wide; the borders of the slices; and
     from which to which they reach each slice, or would if they reached so much farther."""
     own = np.flatnonzero(np.asarray(atoms.numbers) == gaussian.number)

@@ -36,7 +36,7 @@ from micjax.run.jobs.simulate.sums import Kept, Sums, summed
 from micjax.run.plans.simulate import SimulatePlan
 
 
-class Simulated(NamedTuple):
+class SimulationResult(NamedTuple):
     """Results by name, and what there is to say."""
 
     fields: dict[str, Field]
@@ -49,7 +49,7 @@ def simulate(
     *,
     setup: Setup | None = None,
     resume: bool = False,
-) -> Simulated:
+) -> SimulationResult:
     """**Arguments:**
 
     - `folder`: for what is kept while it goes on, and for patterns.
@@ -68,7 +68,7 @@ def simulate(
     )
     if setup.mesh is not None:
         statements = [*statements, f"Devices: {setup.mesh.size}."]
-    return Simulated(fields, [first, *statements])
+    return SimulationResult(fields, [first, *statements])
 
 
 def _behind(plan: SimulatePlan, setup: Setup, potential, waves):

@@ -15,14 +15,14 @@ from micjax.physics.noise import Poisson
 from micjax.report.figures import captioned, image_panel, image_row, new_figure
 from micjax.run.folder import RunFolder
 from micjax.run.jobs.page import write_report
-from micjax.run.jobs.simulate.job import Simulated
+from micjax.run.jobs.simulate.job import SimulationResult
 from micjax.run.plans.simulate import SimulatePlan
 
 FLOOR = 1e-7  # of the brightest pixel: below it a pattern is black
 
 
 def conclude(
-    plan: SimulatePlan, result: Simulated, folder: RunFolder, facts: dict[str, Any]
+    plan: SimulatePlan, result: SimulationResult, folder: RunFolder, facts: dict[str, Any]
 ) -> tuple[Solution, pathlib.Path]:
     """What was computed as a solution without unknowns, and the report.
 
