@@ -103,7 +103,7 @@ def test_your_own_problem_runs_from_the_command_line(mylab, here, capsys):
 def test_your_own_problem_is_sampled(mylab, capsys):
     assert main(["demo", "mylab.my_problem", "--set", "engine.sampler=nuts"]) == 0
     out = capsys.readouterr().out
-    assert "5 % to 95 %" in out and "diverged" not in out and "do not agree" not in out
+    assert "5 % to 95 %" in out and "transitions diverged" not in out and "do not agree" not in out
 
 
 def test_your_own_problem_reads_a_file(mylab, here):

@@ -1,7 +1,12 @@
-"""Ctrl-C at some moment and --resume: the same answer as undisturbed, for every problem."""
+"""Ctrl-C or `kill -9` at some moment and --resume: the same answer as undisturbed, for every
+problem."""
 
 import json
 import pathlib
+import signal
+import subprocess
+import sys
+import time
 
 import h5py
 import numpy as np
@@ -46,8 +51,8 @@ def values(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def steps(folder: pathlib.Path) -> list[int]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["steps"] for line in lines]
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line)["steps"] for line in lines if line.endswith("\n")]
 
 
 @pytest.mark.parametrize("name", list(problems()))
@@ -70,12 +75,35 @@ def test_ctrl_c_and_resume_give_the_same_answer(name, tmp_path, monkeypatch, cap
         patched.setattr(RunFolder, "add_metrics", interrupt)
         assert main([*run, "--out", "part"]) == 130
     assert main([*run, "--out", "part", "--resume"]) == 0
-    # it went on, and did not begin anew
-    assert steps(tmp_path / "part") == steps(tmp_path / "whole")
-    whole, part = values(tmp_path / "whole"), values(tmp_path / "part")
+    same_answer(tmp_path)
+
+
+def same_answer(folder: pathlib.Path):
+    """And the run `part` went on where it was, and did not begin anew."""
+    assert steps(folder / "part") == steps(folder / "whole")
+    whole, part = values(folder / "whole"), values(folder / "part")
     assert whole.keys() == part.keys()
     for n, value in whole.items():
         np.testing.assert_array_equal(part[n], value, err_msg=n)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(QUICK | LONG))
+def test_kill_and_resume_give_the_same_answer(name, tmp_path):
+    """The process dies by SIGKILL as soon as it has told of so many chunks."""
+    settings, chunks = (QUICK | LONG)[name]
+    demo = [sys.executable, "-m", "micjax", "demo", name]
+    demo += [w for s in settings for w in ("--set", s)]
+    quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run([*demo, "--out", "whole"], check=True, **quiet)
+    with subprocess.Popen([*demo, "--out", "part"], **quiet) as part:
+        rows = tmp_path / "part" / "metrics.jsonl"
+        while part.poll() is None and (not rows.exists() or len(steps(tmp_path / "part")) < chunks):
+            time.sleep(0.01)
+        part.kill()
+    assert part.returncode == -signal.SIGKILL
+    subprocess.run([*demo, "--out", "part", "--resume"], check=True, **quiet)
+    same_answer(tmp_path)
 
 
 def test_what_follows_a_fit_does_not_cost_it(tmp_path, monkeypatch, capsys):
