@@ -279,3 +279,19 @@ def test_places_and_cells_that_are_no_numbers(tmp_path, old, new, message):
     file.write_text(file.read_text().replace(old, new))
     with pytest.raises(ValueError, match=message):
         read_structure(str(file))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"tile": [1000, 1000, 1000]}, r"tile=\[1000, 1000, 1000\], 6000000000 atoms"),
+        ({"tile": [100, 100, 1], "sampling_A": 0.001}, "sampling_A=0.001, .* pixels"),
+    ],
+)
+def test_a_specimen_larger_than_memory_is_refused(tmp_path, setting, message):
+    structure = written(tmp_path / "mixed.cif")
+    plan = make_plan(
+        {"kind": "simulate", "what": "cbed", "structure": structure, **setting}, "plan"
+    )
+    with pytest.raises(ValueError, match=message):
+        prepare(plan)
