@@ -246,3 +246,52 @@ def test_a_cell_is_made_orthogonal_when_the_user_agrees(tmp_path):
     skewed = ase.Atoms("Si", cell=[3.0, 3.7, 4.1, 81, 77, 85], pbc=True)
     with pytest.raises(ValueError, match="no cell with right angles"):
         orthogonal(skewed)
+
+
+def test_a_mixed_site_that_ase_has_converted(tmp_path):
+    """ase keeps one element of a shared site as an atom, and the others in its notes."""
+    converted = str(tmp_path / "mixed.extxyz")
+    ase.io.write(converted, ase.io.read(written(tmp_path / "mixed.cif")))
+    atoms = read_structure(converted)
+    share = dict(zip(atoms.get_chemical_symbols()[:2], atoms.arrays["occupancy"], strict=False))
+    assert share == {"Ba": 0.6, "Sr": 0.4}
+    np.testing.assert_allclose(sorted(atoms.arrays["occupancy"]), [0.4, 0.6, 0.8, 1, 1, 1])
+    np.testing.assert_allclose(atoms.positions, SITES, atol=1e-6)
+
+
+def test_mixed_sites_that_are_nowhere_are_refused(tmp_path):
+    atoms = ase.io.read(written(tmp_path / "mixed.cif"))
+    ase.io.write(tmp_path / "mixed.traj", atoms)  # a format that keeps the notes alone
+    with pytest.raises(ValueError, match="does not say of which atoms"):
+        read_structure(str(tmp_path / "mixed.traj"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("Ti1 Ti 0.5 0.5", "Ti1 Ti ? 1/2", r"site Ti1 lies at \?, 1/2, 0.5"),
+        ("length_a 3.95", "length_a 1e300", r"no unit cell.*1e\+300"),
+    ],
+)
+def test_places_and_cells_that_are_no_numbers(tmp_path, old, new, message):
+    file = tmp_path / "odd.cif"
+    written(file)
+    file.write_text(file.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        read_structure(str(file))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"tile": [1000, 1000, 1000]}, r"tile=\[1000, 1000, 1000\], 6000000000 atoms"),
+        ({"tile": [100, 100, 1], "sampling_A": 0.001}, "sampling_A=0.001, .* pixels"),
+    ],
+)
+def test_a_specimen_larger_than_memory_is_refused(tmp_path, setting, message):
+    structure = written(tmp_path / "mixed.cif")
+    plan = make_plan(
+        {"kind": "simulate", "what": "cbed", "structure": structure, **setting}, "plan"
+    )
+    with pytest.raises(ValueError, match=message):
+        prepare(plan)

@@ -15,6 +15,7 @@ U_A2, B_A2 = ("u_A2",), ("bfactor", "debye_waller_factors")
 PLAIN = ("numbers", "positions", "tags", "spacegroup_kinds", "masses", "residuenames")
 PLAIN += ("residuenumbers", "atomtypes", *OCCUPANCY, *U_A2, *B_A2)
 COUNTED = ("xyz", "extxyz", "vasp")  # of the names of ase: formats that say how many atoms follow
+LONGEST_A = 1e6  # of an edge: 0.1 mm; more is no number, or no crystal
 COMPONENTS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
@@ -41,7 +42,7 @@ def read_structure(path: str) -> Any:
         if kind in COUNTED:
             _check_counts(path, kind)
         structures = ase.io.read(path, index=":")
-        return _of_arrays(path, _last(path, structures))
+        return _of_arrays(path, _mixed(_last(path, structures)))
     except Exception as error:  # its readers raise anything
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{path} is no structure: {type(error).__name__}: {reason}") from error
@@ -79,6 +80,26 @@ def _last(path: str, structures: list[Any]) -> Any:
     return structures[-1]
 
 
+def _mixed(atoms: Any) -> Any:
+    """With every element of a site: ase keeps the first as an atom, what all share in its notes.
+
+    **Raises:** `ValueError` for shared sites of which nothing says where they are.
+    """
+    notes = atoms.info.get("occupancy")
+    shares = {str(k): v for k, v in notes.items()} if isinstance(notes, dict) else {}
+    if all(list(share.values()) == [1] for share in shares.values()):
+        return atoms
+    if "spacegroup_kinds" not in atoms.arrays:
+        raise ValueError("it has occupancies and does not say of which atoms; give the CIF file")
+    kinds = [str(k) for k in atoms.arrays["spacegroup_kinds"]]
+    parts = [(i, *part) for i, k in enumerate(kinds) for part in shares[k].items()]
+    rows, symbols, occupancy = zip(*parts, strict=True)
+    mixed = atoms[list(rows)]
+    mixed.set_chemical_symbols(symbols)
+    mixed.set_array("occupancy", np.asarray(occupancy, float))
+    return mixed
+
+
 def _of_arrays(path: str, atoms: Any) -> Any:
     """With what the file says of each atom under the two names."""
     given = {n: np.asarray(a) for n, a in atoms.arrays.items()}
@@ -108,9 +129,10 @@ def _of_cif(path: str) -> Any:
 
     with open(path, "rb") as file:
         block = _last(path, [b for b in ase.io.cif.parse_cif(file) if b.has_structure()])
+    _check_places(block)
     sites = block.get_unsymmetrized_structure()
-    if sites.cell.rank != 3:
-        raise ValueError("it has no unit cell")
+    if sites.cell.rank != 3 or not np.all(np.abs(sites.cell) < LONGEST_A):
+        raise ValueError(f"it has no unit cell: {sites.cell.tolist()}")
     group, fractions, of_site = block.get_spacegroup(True), [], []
     for i, place in enumerate(sites.get_scaled_positions(wrap=False)):
         alike, _ = group.equivalent_sites([place], onduplicates="keep", symprec=1e-3)
@@ -128,6 +150,17 @@ def _of_cif(path: str) -> Any:
         log.warning("%s: its ions are taken as neutral atoms", path)
     u_A2 = _displacements(path, block, sites)
     return _told(path, atoms, occupancy[of_site], u_A2[of_site])
+
+
+def _check_places(block: Any) -> None:
+    """**Raises:** `ValueError` for the first site whose coordinates are no numbers."""
+    columns = [block.get(f"_atom_site_{name}") for name in ("fract_x", "fract_y", "fract_z")]
+    if None in columns:
+        return
+    labels = block.get("_atom_site_label", range(len(columns[0])))
+    for label, place in zip(labels, zip(*columns, strict=True), strict=False):
+        if not np.all(np.isfinite(_numbers(place))):
+            raise ValueError(f"site {label} lies at {', '.join(map(str, place))}: no numbers")
 
 
 def _displacements(path: str, block: Any, sites: Any) -> np.ndarray:

@@ -6,6 +6,7 @@ a simulation in single precision has the same.
 
 import functools
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -34,6 +35,8 @@ from micjax.run.plans.simulate import SimulatePlan
 log = logging.getLogger("micjax")
 
 CLOSEST_A = 0.5  # atoms nearer to each other are a mistake in the file, or share a site
+ATOM_BYTES = 200  # at least, of an atom: its place, its motion, and those of the tree of neighbours
+PIXEL_BYTES = 32  # at least, of a pixel of the potential: complex, and a Fourier transform of it
 MANY = 2000  # atoms of an element in a slice, from which on a fast Fourier transform is quicker
 
 
@@ -63,6 +66,7 @@ def prepare(plan: SimulatePlan) -> Setup:
     optics.cartesian(plan.aberrations)
     with jax.enable_x64(True):
         cell = _cell(plan)
+        _check_memory(plan, cell)
         atoms = cell.repeated(*plan.tile)
         cell_A, box_A = (np.asarray(a.box_A) for a in (cell, atoms))
         _sensible(plan, atoms, cell_A)
@@ -121,6 +125,19 @@ def _cell(plan: SimulatePlan) -> Atoms:
             raise ValueError(f"u_A2: {unknown_name('element', element, sorted(set(symbols)))}")
     symbols_u_A2 = zip(symbols, structure.arrays["u_A2"], strict=True)
     return atoms_of(structure, np.asarray([plan.u_A2.get(s, float(u)) for s, u in symbols_u_A2]))
+
+
+def _check_memory(plan: SimulatePlan, cell: Atoms) -> None:
+    """**Raises:** `ValueError` for a specimen or a grid that takes more memory than there is."""
+    box_A = np.asarray(cell.box_A) * plan.tile
+    count = len(cell.numbers) * math.prod(plan.tile)
+    pixels = math.prod(plan.finer * np.ceil(box_A[:2] / plan.sampling_A))
+    try:
+        devices.check_memory(f"tile={list(plan.tile)}, {count} atoms,", ATOM_BYTES * count)
+        grid = f"sampling_A={plan.sampling_A:g}, finer={plan.finer}, {pixels:.3g} pixels,"
+        devices.check_memory(grid, PIXEL_BYTES * pixels)
+    except MemoryError as error:
+        raise ValueError(str(error)) from error
 
 
 def _sensible(plan: SimulatePlan, atoms: Atoms, cell_A: np.ndarray) -> None:
