@@ -295,3 +295,25 @@ def test_a_specimen_larger_than_memory_is_refused(tmp_path, setting, message):
     )
     with pytest.raises(ValueError, match=message):
         prepare(plan)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "told"),
+    [
+        ("U_iso_or_equiv", "inf", "no displacement can be read from _atom_site_u_iso_or_equiv"),
+        ("aniso_beta_11", "0.1", "no displacement can be read from _atom_site_aniso_beta_11"),
+        ("U_iso_or_equiv", "1e400", "u_A2 from inf to inf"),
+    ],
+)
+def test_displacements_that_cannot_be_read(tmp_path, caplog, column, value, told):
+    lines = [f"_cell_length_{e} 4" for e in "abc"]
+    lines += [f"_cell_angle_{a} 90" for a in ("alpha", "beta", "gamma")]
+    lines += ["loop_", "_atom_site_label", *(f"_atom_site_fract_{x}" for x in "xyz")]
+    lines += [f"_atom_site_{column}", f"Ti1 0 0 0 {value}"]
+    (tmp_path / "a.cif").write_text("\n".join(["data_a", *lines, ""]))
+    if "inf to inf" in told:
+        with pytest.raises(ValueError, match=told):
+            read_structure(str(tmp_path / "a.cif"))
+    else:
+        assert np.all(read_structure(str(tmp_path / "a.cif")).arrays["u_A2"] == 0.0)
+        assert told in caplog.text

@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -184,6 +185,11 @@ def _displacements(path: str, block: Any, sites: Any) -> np.ndarray:
             scaled = tensor * np.outer(reciprocal, reciprocal)
             mean = np.sum(scaled * (edges @ edges.T)) / 3.0
             u = np.where([site_label == label for site_label in labels] & np.isnan(u), mean, u)
+    named = [
+        n for n in block if re.search(r"_atom_site_(aniso_)?(u|b|beta)(_|$)", n, re.IGNORECASE)
+    ]
+    if named and np.all(np.isnan(u)):
+        log.warning("%s: no displacement can be read from %s", path, ", ".join(named))
     return u if np.all(np.isnan(u)) else _known(path, "displacement", u, 0.0)
 
 
@@ -201,12 +207,14 @@ def _known(path: str, what: str, values: Any, otherwise: float) -> np.ndarray:
 
 def _told(path: str, atoms: Any, occupancy: np.ndarray, u_A2: np.ndarray) -> Any:
     """With the two arrays, and a line of the log where they say something."""
-    u_A2 = np.nan_to_num(u_A2, nan=0.0)
+    u_A2 = np.where(np.isnan(u_A2), 0.0, u_A2)
     for name in ("occupancy", "u_A2"):
         if name in atoms.arrays:
             del atoms.arrays[name]
     for name, values, usual in (("occupancy", occupancy, 1.0), ("u_A2", u_A2, 0.0)):
-        if np.any(values < 0.0) or (name == "occupancy" and np.any(values > 1.0 + 1e-3)):
+        if not np.all((values >= 0.0) & (values < np.inf)) or (
+            name == "occupancy" and np.any(values > 1.0 + 1e-3)
+        ):
             raise ValueError(f"{name} from {values.min():g} to {values.max():g}")
         atoms.set_array(name, values)
         if np.any(values != usual):
