@@ -9,10 +9,22 @@ import yaml
 
 from micjax.core.plain import plain
 from micjax.report.text import describe_prior
-from micjax.run.jobs.job import engine_settings
+from micjax.run.jobs.job import JOINT, engine_settings
 from micjax.run.plans.priors import parse_prior
 from micjax.run.plans.settings import Setting, settings_of
 from micjax.run.registry import RegistryEntry
+
+PARTS = (
+    "\n# Each data set: a problem, and a file and options as in a plan of its own.",
+    "# Without any: the example.",
+    "# parts:",
+    "#   left: {problem: edge, file: left.npz}",
+    "#   right: {problem: edge, file: right.npz}",
+    "",
+    "# What is one unknown in several of them. Its prior and value below are forward.shared.NAME.",
+    "# shared:",
+    "#   width_nm: [left.forward.width_nm, right.forward.width_nm]",
+)
 
 
 def template(entry: RegistryEntry) -> str:
@@ -27,14 +39,17 @@ def _lines(entry: RegistryEntry) -> Iterator[str]:
     yield "# What stands behind one comment sign is the default: take the sign off to change it."
     yield f"problem: {entry.name}"
     load = entry.function("load")
-    if load is None:
+    if entry.reference == JOINT:
+        yield from PARTS
+    elif load is None:
         yield "\n# This problem reads no files: the plan runs on its made-up example."
     else:
         yield "\n# The microscope's file, seen from the current folder. Without one: the example."
         yield "# file: scan.ibw"
     of_load = {} if load is None else settings_of(load)
-    of_problem = settings_of(entry.module.problem)
-    yield "\noptions:"
+    of_problem = {} if entry.reference == JOINT else settings_of(entry.module.problem)
+    if of_load or of_problem:
+        yield "\noptions:"
     if of_load:
         yield "  ## of reading the file"
         yield from _settings(of_load)
