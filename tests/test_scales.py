@@ -195,9 +195,10 @@ def test_acquisitions_in_any_unit(unit):
     mean, sd, draws = rng.normal(size=6), rng.uniform(0.1, 1.0, 6), rng.normal(size=(32, 6))
     root = rng.normal(size=(6, 6))
 
+    @jax.jit
     def worth(u):
         return {
-            "ei": acquisition.log_expected_improvement(u * mean, u * sd, u) - np.log(u),
+            "ei": acquisition.log_expected_improvement(u * mean, u * sd, u) - jnp.log(u),
             "pi": acquisition.log_probability_of_improvement(u * mean, u * sd, u),
             "ucb": acquisition.upper_confidence_bound(u * mean, u * sd) / u,
             "mes": acquisition.max_value_entropy(u * mean, u * sd, u * np.array([1.0, 2.0])),
@@ -210,7 +211,7 @@ def test_acquisitions_in_any_unit(unit):
             "level": acquisition.level_of_best(u * mean, u * sd, u * mean, 3) / u,
             "greedy": greedy_improvement(u * draws, 0.5 * u, True, 3),
             "volume": H.greedy_hypervolume(
-                np.stack([u * draws, draws], -1), np.array([[u, 1.0]]), np.zeros(2), True, 3
+                jnp.stack([u * draws, draws], -1), jnp.array([[u, 1.0]]), np.zeros(2), True, 3
             ),
         }
 
