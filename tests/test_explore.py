@@ -279,12 +279,8 @@ def test_bad_plans_are_told_in_one_line(folder, capsys, plan, message):
 
 def test_the_printed_line_goes_on_whatever_it_was_begun_with(folder, capsys, unreported):
     (folder / "stop.txt").touch()
-    begin = [
-        "explore",
-        written({**PLAN, "measure": "hilly:counted", "initial": 4, "budget": 3}),
-        "--out",
-        "a b",
-    ]
+    plan = {**PLAN, "measure": "hilly:counted", "initial": 4, "budget": 3}
+    begin = ["explore", written(plan), "--out", "a b"]
     settings = [part for s in ("budget=6", "outcome='the height'") for part in ("--set", s)]
     assert main([*begin, *settings]) == 130
     (folder / "stop.txt").unlink()

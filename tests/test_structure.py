@@ -108,6 +108,7 @@ def moved_potential(crystal, normal):
     return potential_VA(still, fine, thickness, slices=crystal.layers)
 
 
+@eqx.filter_jit
 def mean_transmissions(crystal, energy_keV, limit):
     """Of each slice the product over its atoms, each a mean over its motion by quadrature."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(7)
@@ -139,7 +140,7 @@ def test_a_scan_is_plain_multislice_at_every_place(drifted):
     _, truth, x, _ = drifted
     crystal, energy_keV = truth.forward.crystal, truth.forward.energy_keV
     forward = eqx.tree_at(lambda f: f.smooth_mrad, truth.forward, jnp.asarray(1e-2))
-    found = np.asarray(forward(x)).reshape(-1, *x.efficiency.shape)
+    found = np.asarray(eqx.filter_jit(forward)(x)).reshape(-1, *x.efficiency.shape)
     sampling = tuple(float(a) for a in crystal.sampling_A)
     wavelength = optics.wavelength_A(energy_keV)
     angles = optics.angles_mrad(crystal.shape, np.asarray(sampling), wavelength)
