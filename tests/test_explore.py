@@ -38,7 +38,7 @@ def slow(u, v=0.2):
     time.sleep(0.1)
     return hill(u, v)
 
-def counted(u, v):
+def counted(u, v=0.2):
     with open("count.txt", "a") as file:
         file.write("x")
     if pathlib.Path("stop.txt").exists() and len(pathlib.Path("count.txt").read_text()) == 5:
@@ -47,6 +47,7 @@ def counted(u, v):
 """
 AXES = {"u": {"lower": 0.0, "upper": 1.0}, "v": {"lower": 0.0, "upper": 1.0, "unit": "V"}}
 PLAN = {"measure": "hilly:hill", "axes": AXES, "budget": 9, "initial": 6, "outcome": "height"}
+LINE = {**PLAN, "axes": {"u": AXES["u"]}}  # what it compiles, the tests share
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_a_function_is_explored(folder, capsys):
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(folder, unreported):
-    whole = {**PLAN, "measure": "hilly:counted", "initial": 4, "budget": 7}
+    whole = {**LINE, "measure": "hilly:counted", "initial": 4, "budget": 7}
     assert main(["explore", written(whole), "--out", "whole"]) == 0
     (folder / "count.txt").unlink()
     (folder / "stop.txt").touch()
@@ -208,10 +209,25 @@ def test_bad_plans_of_instruments(folder, capsys, change, message):
     assert message in said and len(said.splitlines()) == 1
 
 
-def test_status_while_it_runs_and_a_stop_on_request(folder, capsys):
-    """And what was measured until then is reported, along the one axis."""
-    slow = {**PLAN, "measure": "hilly:slow", "axes": {"u": AXES["u"]}}
-    slow |= {"initial": 500, "budget": 500}
+def test_a_line_is_explored_and_reported(folder, capsys):
+    plan = {**LINE, "initial": 4, "budget": 5}
+    assert main(["explore", written(plan), "--out", "run"]) == 0
+    said = capsys.readouterr().out
+    assert "5 measurements; stopped: the budget of 5" in said and "Best height" in said
+    page = (folder / "run" / "report.html").read_text()
+    assert page.count("data:image/png") >= 2 and ">nan<" not in page
+    assert (folder / "run" / "measurements.csv").read_text().startswith("u,height,")
+
+
+def test_status_while_it_runs_and_a_stop_on_request(folder, capsys, monkeypatch):
+    reasons, empty = [], Solution(edge.problem())
+
+    def conclude(exploration, *_):
+        reasons.append(exploration.stop_reason)
+        return empty
+
+    monkeypatch.setattr("micjax.run.jobs.kinds.conclude", conclude)
+    slow = {**LINE, "measure": "hilly:slow", "initial": 500, "budget": 500}
     ended = []
     run = threading.Thread(
         target=lambda: ended.append(main(["explore", written(slow), "--out", "run"]))
@@ -224,10 +240,8 @@ def test_status_while_it_runs_and_a_stop_on_request(folder, capsys):
     request_stop("run")
     run.join(60.0)
     assert ended == [130]
-    assert "stopped on request" in capsys.readouterr().out
-    page = (folder / "run" / "report.html").read_text()
-    assert page.count("data:image/png") >= 2 and ">nan<" not in page
-    assert (folder / "run" / "measurements.csv").read_text().startswith("u,height,")
+    assert reasons == ["stopped on request"]
+    capsys.readouterr()
     assert main(["status", "run"]) == 0
     assert "nothing is being measured" in capsys.readouterr().out
     with pytest.raises(ValueError, match="nothing is being measured"):
@@ -279,7 +293,7 @@ def test_bad_plans_are_told_in_one_line(folder, capsys, plan, message):
 
 def test_the_printed_line_goes_on_whatever_it_was_begun_with(folder, capsys, unreported):
     (folder / "stop.txt").touch()
-    plan = {**PLAN, "measure": "hilly:counted", "initial": 4, "budget": 3}
+    plan = {**LINE, "measure": "hilly:counted", "initial": 4, "budget": 3}
     begin = ["explore", written(plan), "--out", "a b"]
     settings = [part for s in ("budget=6", "outcome='the height'") for part in ("--set", s)]
     assert main([*begin, *settings]) == 130

@@ -203,7 +203,6 @@ def test_acquisitions_in_any_unit(unit):
             "ucb": acquisition.upper_confidence_bound(u * mean, u * sd) / u,
             "mes": acquisition.max_value_entropy(u * mean, u * sd, u * np.array([1.0, 2.0])),
             "straddle": acquisition.straddle(u * mean, u * sd, 0.3 * u) / u,
-            "feasible": acquisition.log_feasibility(u * mean, u * sd, 0.0, u),
             "knowledge": acquisition.knowledge_gradient(
                 jnp.asarray(u * mean), jnp.asarray(u**2 * root @ root.T), jnp.asarray(u * sd)
             )
@@ -215,8 +214,11 @@ def test_acquisitions_in_any_unit(unit):
             ),
         }
 
+    found, feasible = worth(unit), acquisition.log_feasibility(unit * mean, unit * sd, 0.0, unit)
     for name, expected in worth(1.0).items():
-        np.testing.assert_allclose(worth(unit)[name], expected, rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-6, err_msg=name)
+    expected = acquisition.log_feasibility(mean, sd, 0.0, 1.0)
+    np.testing.assert_allclose(feasible, expected, rtol=1e-6)
 
 
 def test_the_volume_of_three_small_objectives_does_not_underflow():
