@@ -19,12 +19,12 @@ from micjax.problems import resonance
 
 @pytest.mark.parametrize("names", [None, ["forward.b"]])
 def test_information_gain_of_a_line(names):
-    found = expected_information(KEY, line(), line_draws(2560), X, names, outer=2560, inner=512)
+    found = expected_information(KEY, line(), line_draws(3584), X, names, outer=3584, inner=512)
     wanted = line_gain(X, names or ("forward.a", "forward.b"))
     for bound in (found.lower, found.upper):
         assert abs(bound - wanted) < 0.05 * wanted
     assert found.lower < found.upper and not found.saturated
-    assert found.ceiling == pytest.approx(np.log(2560))
+    assert found.ceiling == pytest.approx(np.log(3584))
     assert found.error < 0.02 * wanted
 
 

@@ -28,7 +28,7 @@ import pathlib
 import time
 from os import system
 
-def hill(u, v):
+def hill(u, v=0.2):
     return -((u - 0.7) ** 2) - (v - 0.2) ** 2
 
 def broken(u, v):

@@ -44,7 +44,7 @@ def images(key):
     return truth.at(dict(zip(autofocus.NAMES, found_A.values(), strict=True))), x, y
 
 
-# what is too large for every day: the options, and the example where its own has no sizes
+# of what is too large for every day: the options, and the example where its own has no sizes
 SMALL = {
     "aberrations": {"ny": 32, "nx": 32},
     "autofocus": {"ny": 32, "nx": 32},
@@ -73,7 +73,13 @@ def test_contract(name):
     holds(name)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if n in ("aberrations", "structure") else [])
+        for n in SMALL
+    ],
+)
 def test_contract_of_a_small_one(name):
     """Of the same module, whose problem and example are of another size."""
     whole = importlib.import_module(f"micjax.problems.{name}")
