@@ -108,7 +108,6 @@ def moved_potential(crystal, normal):
     return potential_VA(still, fine, thickness, slices=crystal.layers)
 
 
-@eqx.filter_jit
 def mean_transmissions(crystal, energy_keV, limit):
     """Of each slice the product over its atoms, each a mean over its motion by quadrature."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(7)
