@@ -14,6 +14,8 @@ import jax
 import numpy as np
 import pytest
 
+from micjax.report import pictures
+
 jax.config.update("jax_enable_x64", True)
 
 # what compiled programs may take of a worker: memory, and mappings, of which Linux gives a process
@@ -55,6 +57,26 @@ def too_many_programs() -> bool:
     pages = int((PROCESS / "statm").read_text().split()[1])
     mappings = (PROCESS / "maps").read_bytes().count(b"\n")
     return pages * os.sysconf("SC_PAGESIZE") > MOST_BYTES or mappings > MOST_MAPPINGS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def figures():
+    """A worker draws a figure of a report once, which takes longer than most fits: again where its
+    size, its axes, their words or the number of things in them are others."""
+    drawn, render = {}, pictures.render
+
+    def words(ax):
+        return ax.get_title(), ax.get_xlabel(), ax.get_ylabel(), len(ax.get_children())
+
+    def once(figure):
+        looks = *figure.get_size_inches(), *map(words, figure.axes)
+        if looks not in drawn:
+            drawn[looks] = render(figure)
+        return drawn[looks]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "render", once)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -137,7 +137,7 @@ def compute(path):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     path = tmp_path_factory.mktemp("devices") / "found.npz"
-    flags = f"--xla_force_host_platform_device_count={DEVICES}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
     surroundings = os.environ | {"XLA_FLAGS": flags, "NPROC": "16", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, __file__, path], env=surroundings, check=True, timeout=300)
     with np.load(path) as file:

@@ -115,14 +115,22 @@ def slopes(losses):
     x = given()
     flat, unflat = ravel_pytree(x)
     step = 1e-5
-    differences = [
-        (losses(unflat(flat.at[i].add(step))) - losses(unflat(flat.at[i].add(-step)))) / (2 * step)
-        for i in range(len(flat))
-    ]
-    numeric = [unflat(row) for row in jnp.stack(differences, 1)]
-    slope = jax.jit(lambda x, of: jax.vjp(losses, x)[1](of)[0])
-    exact = [slope(x, of) for of in jnp.eye(3)]
-    return tuple(jax.tree.map(lambda *rows: jnp.stack(rows), *s) for s in (exact, numeric))
+
+    @jax.jit
+    def differences(flat):
+        def along(i):
+            up, down = jax.lax.map(lambda h: losses(unflat(flat.at[i].add(h))), ends)
+            return (up - down) / (2 * step)
+
+        ends = jnp.asarray([step, -step])
+        return jax.vmap(unflat)(jax.lax.map(along, jnp.arange(len(flat))).T)
+
+    @jax.jit
+    def exact(x):
+        pull = jax.vjp(losses, x)[1]
+        return jax.lax.map(lambda of: pull(of)[0], jnp.eye(3))
+
+    return exact(x), differences(flat)
 
 
 @pytest.mark.parametrize("name", sorted(set(given()) - {"aberrations"}))

@@ -28,25 +28,26 @@ import pathlib
 import time
 from os import system
 
-def hill(u, v):
+def hill(u, v=0.2):
     return -((u - 0.7) ** 2) - (v - 0.2) ** 2
 
 def broken(u, v):
     raise OSError("no current")
 
-def slow(u, v):
+def slow(u, v=0.2):
     time.sleep(0.1)
     return hill(u, v)
 
-def counted(u, v):
+def counted(u, v=0.2):
     with open("count.txt", "a") as file:
         file.write("x")
-    if pathlib.Path("stop.txt").exists() and len(pathlib.Path("count.txt").read_text()) == 7:
+    if pathlib.Path("stop.txt").exists() and len(pathlib.Path("count.txt").read_text()) == 5:
         raise KeyboardInterrupt
     return hill(u, v)
 """
 AXES = {"u": {"lower": 0.0, "upper": 1.0}, "v": {"lower": 0.0, "upper": 1.0, "unit": "V"}}
 PLAN = {"measure": "hilly:hill", "axes": AXES, "budget": 9, "initial": 6, "outcome": "height"}
+LINE = {**PLAN, "axes": {"u": AXES["u"]}}  # what it compiles, the tests share
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_a_function_is_explored(folder, capsys):
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(folder, unreported):
-    whole = {**PLAN, "measure": "hilly:counted"}
+    whole = {**LINE, "measure": "hilly:counted", "initial": 4, "budget": 7}
     assert main(["explore", written(whole), "--out", "whole"]) == 0
     (folder / "count.txt").unlink()
     (folder / "stop.txt").touch()
@@ -141,7 +142,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(folder, unreported):
         file.write('{"kind": "res')  # a line that was torn off
     assert main(["explore", written(whole), "--out", "broken", "--resume"]) == 0
     first, second = ([record.at for _, record in records(n)] for n in ("whole", "broken"))
-    assert first == second and len(first) == PLAN["budget"]
+    assert first == second and len(first) == 7
 
 
 def test_another_plan_or_a_changed_journal_is_refused(folder, capsys, unreported):
@@ -167,7 +168,7 @@ def test_an_instrument_that_always_fails_ends_the_run(folder, capsys):
     assert len((folder / "run" / "journal.jsonl").read_text().splitlines()) == 31
 
 
-def test_an_instrument_is_explored_within_its_bounds(folder, capsys):
+def test_an_instrument_is_explored_within_its_bounds(folder):
     """Narrower limits, a setting that stays, and seconds that are counted over all runs."""
     plan = make_plan({"kind": "explore", **BENCH, "guard": {"seconds": 9.0}}, "test")
     for resume in (False, True):
@@ -176,8 +177,10 @@ def test_an_instrument_is_explored_within_its_bounds(folder, capsys):
         # the moves may have taken some of the last second
         assert re.fullmatch(r"pixel takes 2 s; (1|0\.\d+) s are left", exploration.stop_reason)
         assert len(exploration.learner.data[1]) == 4 and exploration.finished
-    assert main(["explore", written(BENCH), "--out", "run", "--resume"]) == 0
-    assert "6 measurements; stopped: the budget of 6" in capsys.readouterr().out
+    plan = make_plan({"kind": "explore", **BENCH}, "test")
+    with Exploration(plan, "run", resume=True) as exploration:
+        exploration.run()
+    assert exploration.stop_reason.startswith("the budget of 6")
     (*_, last) = sys.modules["device"].Bench.made
     assert last.closed and last.read()["bias"] == 0.5
     found = [record.at for _, record in records("run")]
@@ -206,8 +209,25 @@ def test_bad_plans_of_instruments(folder, capsys, change, message):
     assert message in said and len(said.splitlines()) == 1
 
 
-def test_status_while_it_runs_and_a_stop_on_request(folder, capsys):
-    slow = {**PLAN, "measure": "hilly:slow", "initial": 500, "budget": 500}
+def test_a_line_is_explored_and_reported(folder, capsys):
+    plan = {**LINE, "initial": 4, "budget": 5}
+    assert main(["explore", written(plan), "--out", "run"]) == 0
+    said = capsys.readouterr().out
+    assert "5 measurements; stopped: the budget of 5" in said and "Best height" in said
+    page = (folder / "run" / "report.html").read_text()
+    assert page.count("data:image/png") >= 2 and ">nan<" not in page
+    assert (folder / "run" / "measurements.csv").read_text().startswith("u,height,")
+
+
+def test_status_while_it_runs_and_a_stop_on_request(folder, capsys, monkeypatch):
+    reasons, empty = [], Solution(edge.problem())
+
+    def conclude(exploration, *_):
+        reasons.append(exploration.stop_reason)
+        return empty
+
+    monkeypatch.setattr("micjax.run.jobs.kinds.conclude", conclude)
+    slow = {**LINE, "measure": "hilly:slow", "initial": 500, "budget": 500}
     ended = []
     run = threading.Thread(
         target=lambda: ended.append(main(["explore", written(slow), "--out", "run"]))
@@ -220,7 +240,8 @@ def test_status_while_it_runs_and_a_stop_on_request(folder, capsys):
     request_stop("run")
     run.join(60.0)
     assert ended == [130]
-    assert "stopped on request" in capsys.readouterr().out
+    assert reasons == ["stopped on request"]
+    capsys.readouterr()
     assert main(["status", "run"]) == 0
     assert "nothing is being measured" in capsys.readouterr().out
     with pytest.raises(ValueError, match="nothing is being measured"):
@@ -272,14 +293,15 @@ def test_bad_plans_are_told_in_one_line(folder, capsys, plan, message):
 
 def test_the_printed_line_goes_on_whatever_it_was_begun_with(folder, capsys, unreported):
     (folder / "stop.txt").touch()
-    begin = ["explore", written({**PLAN, "measure": "hilly:counted", "budget": 5}), "--out", "a b"]
-    settings = [part for s in ("budget=9", "outcome='the height'") for part in ("--set", s)]
+    plan = {**LINE, "measure": "hilly:counted", "initial": 4, "budget": 3}
+    begin = ["explore", written(plan), "--out", "a b"]
+    settings = [part for s in ("budget=6", "outcome='the height'") for part in ("--set", s)]
     assert main([*begin, *settings]) == 130
     (folder / "stop.txt").unlink()
     (line,) = [text for text in capsys.readouterr().err.splitlines() if "to go on: " in text]
     program, *words = shlex.split(line.partition("to go on: ")[2])
     assert program == "micjax" and main(words) == 0
-    assert len(list(records("a b"))) == 9
+    assert len(list(records("a b"))) == 6
 
 
 def facts_of(run):

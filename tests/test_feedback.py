@@ -138,6 +138,7 @@ def solved():
     return solve(gains_problem, start, x, y, key=jax.random.key(0)), x, y, truth
 
 
+@pytest.mark.slow
 def test_the_gains_are_recovered(solved):
     solution, x, y, truth = solved
     found, true = solution.problem.values(), truth.values()
@@ -161,6 +162,9 @@ def test_a_loop_with_nothing_to_follow_hides_its_gains():
     start = gains_problem.problem(1, 8, 40)
     solution = solve(gains_problem, start, x, y, key=jax.random.key(0), steps=2)
     assert solution.statements[0].startswith("NOT IDENTIFIED: trace and retrace differ by")
+    assert solution.results["surface"].data.shape == (1, 8, 40)
+    for figure in gains_problem.figures(solution, x, y, truth).values():
+        assert figure().axes
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_whole_numbers_and_categories():
         bonus = {"dart": 0.0, "be": 1.0, "ac": 0.3}[point["mode"]]
         return bonus - (point["volts"] - 0.3) ** 2 - 0.1 * (point["turns"] - 4) ** 2
 
-    learner = explored(Learner(Space(axes), seed=0), 22, measure)
+    learner = explored(Learner(Space(axes), seed=0), 16, measure)
     where = learner.get_best_points()[0][1]
     assert where["mode"] == "be" and where["turns"] == 4
     assert all(isinstance(p["turns"], int) for p in learner.suggest(2))
@@ -183,7 +183,7 @@ def test_travel_is_saved_where_it_costs():
 
     def way(cost):
         learner = Learner(space, goal="map", initial=5, cost=cost)
-        points = explored(learner, 25).data[0][5:]
+        points = explored(learner, 16).data[0][5:]
         return np.abs(np.diff(points, axis=0)).max(axis=1).sum()
 
     assert way(Cost(rates, dwell_s=0.1)) < 0.6 * way(None)
@@ -402,7 +402,7 @@ def test_a_physical_model_learns_its_unknowns():
     model = physical_model(space, edge.problem(), y_scale=0.1)
     learner = Learner(space, goal="map", model=model, outcome="s", initial=6)
     rng = np.random.default_rng(1)
-    for _ in range(20):
+    for _ in range(12):
         point = learner.suggest()[0]
         signal = float(truth.forward(jax.numpy.asarray([point["x_nm"]]))[0])
         learner.ingest([{**point, "s": signal + 0.02 * rng.normal()}])

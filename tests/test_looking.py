@@ -70,6 +70,7 @@ def measured(image, **settings):
     return learner
 
 
+@pytest.mark.slow
 def test_it_finds_what_the_image_tells():
     response = np.exp(1.5 * IMAGE + 0.3 * np.random.default_rng(1).normal(size=SHAPE))
     learner = measured(response, members=2)

@@ -1,3 +1,4 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,11 +48,12 @@ def test_inducing_points_at_all_data_are_the_exact_process():
 
 
 def test_fewer_inducing_points_never_promise_more():
-    exact = float(log_likelihood(process(), OBSERVED, PADDED))
+    likelihood = eqx.filter_jit(log_likelihood)
+    exact = float(likelihood(process(), OBSERVED, PADDED))
     bounds = []
-    for count in (3, 6, 12, 24):
+    for count in (3, 8, 24):
         chosen = low_rank.spread_out(process(), POINTS, count)
-        bounds.append(float(log_likelihood(low_rank.sparse(process(), chosen), OBSERVED, PADDED)))
+        bounds.append(float(likelihood(low_rank.sparse(process(), chosen), OBSERVED, PADDED)))
     assert np.all(np.diff(bounds) > 0.0) and bounds[-1] <= exact + 1e-6
     assert exact - bounds[-1] < 0.1 < exact - bounds[0]
 

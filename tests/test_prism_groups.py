@@ -38,19 +38,21 @@ def test_together_as_alone(order, interpolation):
     at = jnp.asarray(places(order))
     masks = jnp.asarray(random.uniform(size=(3, *beams.window)) < 0.5)
 
-    waves = prism.waves_at(at, weights, matrix, beams, SAMPLING)
-    seen = prism.scanned(at, weights, matrix, beams, SAMPLING, masks)
-    alone = jnp.concatenate(
-        [prism.waves_at(one[None], weights, matrix, beams, SAMPLING) for one in at[::9]]
-    )
+    @jax.jit
+    def scanned(at):
+        return prism.scanned(at, weights, matrix, beams, SAMPLING, masks)
+
+    @jax.jit
+    def waves_at(at):
+        return prism.waves_at(at, weights, matrix, beams, SAMPLING)
+
+    waves, seen = prism.waves_at(at, weights, matrix, beams, SAMPLING), scanned(at)
+    alone = jnp.concatenate([waves_at(one[None]) for one in at[::9]])
     assert waves.shape == (75, *beams.window) and seen.shape == (75, 3)
     np.testing.assert_allclose(waves[::9], alone, atol=1e-12 * float(jnp.abs(alone).max()))
-    single = [
-        prism.scanned(one[None], weights, matrix, beams, SAMPLING, masks)[0] for one in at[::9]
-    ]
+    single = [scanned(one[None])[0] for one in at[::9]]
     np.testing.assert_allclose(seen[::9], jnp.stack(single), rtol=1e-10)
-    jitted = jax.jit(lambda at: prism.waves_at(at, weights, matrix, beams, SAMPLING))(at)
-    np.testing.assert_allclose(jitted, waves, atol=1e-12 * float(jnp.abs(alone).max()))
+    np.testing.assert_allclose(waves_at(at), waves, atol=1e-12 * float(jnp.abs(alone).max()))
 
 
 @pytest.mark.parametrize("interpolation", [1, 2])

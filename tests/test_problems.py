@@ -1,11 +1,14 @@
 """Every problem in micjax/problems keeps the contract, and `check` finds out who does not."""
 
+import functools
+import importlib
 import sys
 import types
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 import pytest
 from flax import nnx
@@ -14,15 +17,77 @@ import micjax
 from micjax import Gaussian, InverseProblem, parameter
 from micjax.core.foreign.modules import references
 from micjax.inference.check import ContractError
-from micjax.problems import edge
+from micjax.problems import autofocus, cbed, edge, structure
 
 BUILT_IN = [m for m in references().values() if m.startswith("micjax.")]
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
-def test_contract(name):
-    report = micjax.check(name)
+def scan(key):
+    """Six patterns of one cell of molybdenum disulphide."""
+    truth = structure.problem(**SMALL["structure"])
+    x = structure.scan_of(truth.forward.crystal.box_A, 3, 2, 45.0, 15.0)
+    return truth, x, truth.noise(truth.forward(x)).sample(key).astype(float)
+
+
+def pattern(key):
+    truth = cbed.problem(**SMALL["cbed"]).at({"forward.tilt_mrad": np.array([1.1, -1.9])})
+    x = cbed.camera(3.0 * np.arange(-6, 7), 3.0 * np.arange(-6, 7))
+    return truth, x, truth.noise(truth.forward(x)).sample(key).astype(float)
+
+
+def images(key):
+    found_A = {"C10": 300.0, "C12a": 100.0, "C12b": -50.0}
+    instrument = autofocus.microscope(0, found_A, (32, 32))
+    settings_A = np.array([[0.0, 0.0, 0.0], [400.0, 0.0, 0.0]])
+    x, y = autofocus.series(settings_A, [instrument.image(key, s) for s in settings_A])
+    truth = autofocus.problem(**SMALL["autofocus"], mean_counts=float(y[0].mean()))
+    return truth.at(dict(zip(autofocus.NAMES, found_A.values(), strict=True))), x, y
+
+
+# of what is too large for every day: the options, and the example where its own has no sizes
+SMALL = {
+    "aberrations": {"ny": 32, "nx": 32},
+    "autofocus": {"ny": 32, "nx": 32},
+    "cbed": {"thickness_A": 12.0, "most_A": 20.0, "reach_mrad": 20.0, "dose": 1e4},
+    "feedback": {"ny": 6, "nx": 24},
+    "structure": {"tile": [1, 1, 1], "sampling_A": 0.3, "slice_A": 3.2, "reach_mrad": 45.0},
+    "tip": {"ny": 24, "nx": 24, "tip_size": 9},
+    "tip_characteriser": {"ny": 32, "nx": 32},
+}
+EXAMPLES = {"autofocus": images, "cbed": pattern, "structure": scan}
+
+
+def holds(module):
+    report = micjax.check(module)
     assert all(fault == "" for _, fault in report.rows) and len(report.rows) == 8
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(m, marks=[pytest.mark.slow] if m.rpartition(".")[2] in SMALL else [])
+        for m in BUILT_IN
+    ],
+)
+def test_contract(name):
+    holds(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[pytest.mark.slow] if n in ("aberrations", "structure") else [])
+        for n in SMALL
+    ],
+)
+def test_contract_of_a_small_one(name):
+    """Of the same module, whose problem and example are of another size."""
+    whole = importlib.import_module(f"micjax.problems.{name}")
+    module = types.ModuleType(name)
+    module.__dict__.update(vars(whole) | {"__name__": whole.__name__})
+    module.problem = functools.partial(whole.problem, **SMALL[name])
+    module.example = EXAMPLES.get(name) or functools.partial(whole.example, **SMALL[name])
+    holds(module)
 
 
 class Line(eqx.Module):
@@ -129,6 +194,7 @@ def test_check_without_an_example():
         micjax.check(module)
 
 
+@pytest.mark.slow
 def test_edge_is_recovered():
     truth, x, y = edge.example(jax.random.key(0))
     best = micjax.fit(edge.problem(), x, y, steps=600)

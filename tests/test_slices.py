@@ -94,11 +94,11 @@ def test_rings_and_sectors_are_the_same_in_both_precisions():
         with jax.enable_x64(double):
             angles = optics.angles_mrad((40, 40), np.asarray((0.1, 0.1)), 0.025079)
             pixel = 1e3 * 0.025079 / 4.0
-            masks = [annulus(angles, m * pixel, (m + 3) * pixel) for m in range(1, 12)]
+            masks = [annulus(angles, m * pixel, (m + 3) * pixel) for m in (1, 2, 3, 5, 8, 11)]
             sectors = segments(angles, pixel, 12 * pixel, 3, 8)
             ones = jnp.ones((40, 40))
             sums = [rings(ones, angles, m * pixel) for m in (1, 2, 3, 5)]
-            shapes = [pixelated(ones, angles, m * pixel).shape for m in range(1, 20)]
+            shapes = [pixelated(ones, angles, m * pixel).shape for m in (1, 2, 3, 5, 8, 13, 19)]
             beams = prism.beams((40, 40), (0.1, 0.1), 20.0, 200.0, 2)
             places = (np.arange(20) + 0.5)[:, None] * 0.1 * np.ones(2)
             corners = prism._corners(jnp.asarray(places, float), beams, (0.1, 0.1))
@@ -106,7 +106,7 @@ def test_rings_and_sectors_are_the_same_in_both_precisions():
     for single, double in zip(*found, strict=True):
         np.testing.assert_array_equal(np.asarray(single), np.asarray(double))
     np.testing.assert_array_equal(found[0][-1][:, 0], np.arange(20) + 1 - 10)  # ties go up
-    assert np.asarray(found[0][11]).sum() == (np.asarray(found[0][11]).any((0, 1))).sum()
+    assert np.asarray(found[0][6]).sum() == (np.asarray(found[0][6]).any((0, 1))).sum()
 
 
 STRONTIUM_TITANATE = """5

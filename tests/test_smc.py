@@ -1,3 +1,4 @@
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,13 +67,15 @@ def by_quadrature(problem, observed, y):
 
 def test_a_datum_weighs_every_particle_by_the_change_of_its_likelihood(cloud):
     told = streaming._told(cloud, jnp.asarray([0.3]), jnp.asarray(0.7), jnp.asarray(1.0))
-    before = jax.vmap(lambda i: log_likelihood(problem_at(cloud, i), cloud.observed, cloud.y))(
-        jnp.arange(64)
-    )
-    after = jax.vmap(lambda i: log_likelihood(problem_at(told, i), told.observed, told.y))(
-        jnp.arange(64)
-    )
-    gained = np.asarray(after - before)
+
+    @eqx.filter_jit
+    def likelihoods(cloud):
+        def of(i):
+            return log_likelihood(problem_at(cloud, i), cloud.observed, cloud.y)
+
+        return jax.vmap(of)(jnp.arange(64))
+
+    gained = np.asarray(likelihoods(told) - likelihoods(cloud))
     changed = np.asarray(told.log_weight - cloud.log_weight)
     np.testing.assert_allclose(changed - changed[0], gained - gained[0], atol=1e-6)
     evidence = float(told.log_evidence - cloud.log_evidence)
@@ -118,7 +121,7 @@ def test_other_points_are_predicted_alike(cloud):
 def test_evidence_and_posterior_agree_with_quadrature():
     problem, (points, y) = only_sigma(), data(12)
     cloud = streaming.begin(
-        problem, *gp.buffered(points[:4], y[:4]), POINTS, jax.random.key(1), particles=512
+        problem, *gp.buffered(points[:4], y[:4]), POINTS, jax.random.key(1), particles=128
     )
     for i in range(4, 12):
         cloud = streaming.tell(cloud, points[i], y[i], jax.random.key(i))
@@ -133,11 +136,11 @@ def test_moves_keep_the_posterior():
     problem, (points, y) = only_sigma(), data(12)
     observed, y = gp.buffered(points, y)
     _, mean, sd = by_quadrature(problem, observed, y)
-    # 1024 particles at one place and at the wrong one: they have to find the density by themselves
-    theta = jnp.full((1024, 1), mean + 2.0 * sd) + 0.1 * sd * jax.random.normal(
-        jax.random.key(0), (1024, 1)
+    # 256 particles at one place and at the wrong one: they have to find the density by themselves
+    theta = jnp.full((256, 1), mean + 2.0 * sd) + 0.1 * sd * jax.random.normal(
+        jax.random.key(0), (256, 1)
     )
-    density, log_weight = smc.Data(problem, observed, y), jnp.asarray(smc.equal(1024))
+    density, log_weight = smc.Data(problem, observed, y), jnp.asarray(smc.equal(256))
     now = smc.placed(theta, density)
     for k in range(4):
         now, accepted = smc.walks_and_jumps(
@@ -149,15 +152,15 @@ def test_moves_keep_the_posterior():
 
 
 def test_a_surprise_is_let_in_by_degrees():
-    """A datum 14 standard deviations off, after which almost every particle is at a wrong place."""
+    """A datum 19 standard deviations off, after which almost every particle is at a wrong place."""
     problem, (points, y) = only_sigma(), data(12)
     cloud = streaming.begin(
-        problem, *gp.buffered(points[:8], y[:8]), POINTS, jax.random.key(1), particles=512
+        problem, *gp.buffered(points[:8], y[:8]), POINTS, jax.random.key(1), particles=128
     )
-    y[8] += 3.0
+    y[8] += 4.0
     assert (
         streaming._told(cloud, points[8], jnp.asarray(y[8]), jnp.asarray(1.0)).effective
-        < 0.05 * 512
+        < 0.05 * 128
     )
     told = streaming.tell(cloud, points[8], y[8], jax.random.key(2))
     log_evidence, mean, sd = by_quadrature(problem, *gp.buffered(points[:9], y[:9]))
@@ -233,6 +236,7 @@ def test_laplace_and_svi_take_a_process():
     assert sigma.std() == pytest.approx(sd, rel=0.2)
 
 
+@pytest.mark.slow
 def test_nuts_takes_a_process():
     problem, (points, y) = only_sigma(), data(12)
     observed, y = gp.buffered(points, y)

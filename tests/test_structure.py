@@ -139,7 +139,7 @@ def test_a_scan_is_plain_multislice_at_every_place(drifted):
     _, truth, x, _ = drifted
     crystal, energy_keV = truth.forward.crystal, truth.forward.energy_keV
     forward = eqx.tree_at(lambda f: f.smooth_mrad, truth.forward, jnp.asarray(1e-2))
-    found = np.asarray(forward(x)).reshape(-1, *x.efficiency.shape)
+    found = np.asarray(eqx.filter_jit(forward)(x)).reshape(-1, *x.efficiency.shape)
     sampling = tuple(float(a) for a in crystal.sampling_A)
     wavelength = optics.wavelength_A(energy_keV)
     angles = optics.angles_mrad(crystal.shape, np.asarray(sampling), wavelength)

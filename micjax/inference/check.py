@@ -85,11 +85,18 @@ def _rows(module: ModuleType, key: Array | None) -> Iterator[tuple[str, str]]:
         yield "problem() and example(key)", f"{type(error).__name__}: {error}"
         return
     yield "problem() and example(key)", ""
+    traces = []
+
+    @eqx.filter_jit
+    def objective(theta, problem, x, y):
+        traces.append(1)  # runs when it is traced only
+        return neg_log_joint(theta, problem, x, y)
+
     contracts: dict[str, Callable[[], str]] = {
         "priors fit their unknowns": lambda: _priors(truth),
         "objective is NumPyro's density": lambda: _objective(truth, x, y),
-        "gradient is that of the objective": lambda: _gradient(truth, x, y, key),
-        "other values, no new compilation": lambda: _compilations(truth, x, y),
+        "gradient is that of the objective": lambda: _gradient(objective, truth, x, y, key),
+        "other values, no new compilation": lambda: _compilations(objective, traces, truth, x, y),
         "forward is pure": lambda: _purity(truth, x),
         "values return by name": lambda: _by_name(default, module),
         "stages are fits, then errors": lambda: _stages(module, truth, x, y),
@@ -128,9 +135,8 @@ def _objective(problem: InverseProblem, x, y) -> str:
     return f"neg_log_joint is {ours}, -log_density {-numpyro_log_p}: is forward random or stateful?"
 
 
-def _gradient(problem: InverseProblem, x, y, key: Array) -> str:
+def _gradient(objective: Callable, problem: InverseProblem, x, y, key: Array) -> str:
     theta = problem.unconstrain(problem.values())
-    objective = eqx.filter_jit(neg_log_joint)
     loss, gradient = eqx.filter_jit(jax.value_and_grad(neg_log_joint))(theta, problem, x, y)
     faults = {}
     for name, direction in _directions(theta, key):
@@ -165,23 +171,19 @@ def _directions(theta, key: Array) -> Iterator[tuple[str, Array]]:
         yield name, (flat / jnp.linalg.norm(flat)).reshape(shape)
 
 
-def _compilations(problem: InverseProblem, x, y) -> str:
-    traces = []
-
-    @eqx.filter_jit
-    def objective(theta, problem, x, y):
-        traces.append(1)  # runs when it is traced only
-        return neg_log_joint(theta, problem, x, y)
-
+def _compilations(objective: Callable, traces: list, problem: InverseProblem, x, y) -> str:
     theta = problem.unconstrain(problem.values())
     other = jax.tree.map(_nudged, problem)
-    for t, p in ((theta, problem), (jax.tree.map(_nudged, theta), problem), (theta, other)):
-        objective(t, p, x, y)
-    if len(traces) == 1:
+    objective(theta, problem, x, y)
+    known = len(traces)
+    objective(jax.tree.map(_nudged, theta), problem, x, y)
+    objective(theta, other, x, y)
+    count = 1 + len(traces) - known
+    if count == 1:
         return ""
     culprits = [n for n, v in named_leaves(problem).items() if _compiles_anew(array_of(v))]
     named = f"; Python or weakly typed floats: {', '.join(culprits)}" if culprits else ""
-    return f"{len(traces)} compilations for 3 sets of values{named}; declare floats `= parameter()`"
+    return f"{count} compilations for 3 sets of values{named}; declare floats `= parameter()`"
 
 
 def _nudged(leaf):

@@ -336,12 +336,13 @@ def test_without_pyro_it_says_what_to_install(monkeypatch):
         DTMicroscope("PYRO:microscope.server@localhost:9092", data_path="dset.h5")
 
 
-def test_no_proposal_leaves_the_limits_and_none_is_clamped():
-    """10,000 proposals, in and out of range: all that the twin was sent is within limits."""
+@pytest.mark.parametrize("count", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_proposal_leaves_the_limits_and_none_is_clamped(count):
+    """Proposals, in and out of range: all that the twin was sent is within limits."""
     twin, rng = Twin(), np.random.default_rng(0)
     guard = Guard(DTMicroscope(twin), {"x": (-1e-6, 1e-6)})
     wanted = []
-    for _ in range(10_000):
+    for _ in range(count):
         point = {n: float(rng.uniform(-4e-6, 4e-6)) for n in ("x", "y")}
         if rng.uniform() < 0.02:
             point["y"] = float(rng.choice([math.nan, math.inf, -math.inf]))
@@ -350,5 +351,5 @@ def test_no_proposal_leaves_the_limits_and_none_is_clamped():
             wanted.append((point["x"], point["y"]))
         except LimitError:
             assert not (abs(point["x"]) <= 1e-6 and 1e-6 <= point["y"] <= 2.5e-6)
-    assert twin.moves == wanted and len(wanted) > 300
+    assert twin.moves == wanted and len(wanted) > count / 40
     assert isinstance(guard.instrument, Replay)

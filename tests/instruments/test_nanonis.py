@@ -417,14 +417,15 @@ def test_stop_ends_a_spectrum_through_the_other_port():
                 guard.move({"x": 0.0})
 
 
-def test_no_proposal_leaves_the_limits_and_none_is_clamped(server):
-    """10,000 proposals, in and out of range: all that the controller was sent is within limits."""
+@pytest.mark.parametrize("count", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_proposal_leaves_the_limits_and_none_is_clamped(server, count):
+    """Proposals, in and out of range: all that the controller was sent is within limits."""
     controller, ports = server
     rng = np.random.default_rng(0)
     with connected(ports) as inst:
         guard = Guard(inst, {"x": (-5e-7, 5e-7)})
         wanted = []
-        for _ in range(10_000):
+        for _ in range(count):
             point = {n: float(rng.uniform(-1.5e-6, 1.5e-6)) for n in ("x", "y")}
             if rng.uniform() < 0.02:
                 point["y"] = float(rng.choice([math.nan, math.inf, -math.inf]))
@@ -433,5 +434,5 @@ def test_no_proposal_leaves_the_limits_and_none_is_clamped(server):
                 wanted.append((point["x"], point["y"]))
             except LimitError:
                 assert not (abs(point["x"]) <= 5e-7 and abs(point["y"]) <= 8e-7)
-        assert controller.positions == wanted and len(wanted) > 1000
+        assert controller.positions == wanted and len(wanted) > count / 10
         assert np.all(np.abs(wanted) <= [5e-7, 8e-7])

@@ -228,12 +228,13 @@ def test_without_pytango_it_says_what_to_install(monkeypatch):
         Tango("a/b/c", {}, {})
 
 
-def test_no_proposal_leaves_the_limits_and_none_is_clamped(running, device):
-    """10,000 proposals, in and out of range: all that the device was sent is within limits."""
+@pytest.mark.parametrize("count", [2000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_proposal_leaves_the_limits_and_none_is_clamped(running, device, count):
+    """Proposals, in and out of range: all that the device was sent is within limits."""
     rng = np.random.default_rng(0)
     guard = Guard(connected(running), {"x": (-4e-4, 4e-4)})
     wanted = []
-    for _ in range(10_000):
+    for _ in range(count):
         point = {
             "x": float(rng.uniform(-6e-3, 6e-3)),
             "tilt": float(rng.uniform(-2.0, 1.3)),  # beyond 80 degrees it reads nothing
@@ -245,5 +246,5 @@ def test_no_proposal_leaves_the_limits_and_none_is_clamped(running, device):
             wanted.append(point["x"] / 1e-3)
         except LimitError:
             assert not (abs(point["x"]) <= 4e-4 and abs(point["tilt"] - 0.2) <= 1.4)
-    assert list(device.seen) == wanted and len(wanted) > 300
+    assert list(device.seen) == wanted and len(wanted) > count / 40
     assert np.all(np.abs(wanted) <= 0.4)
