@@ -477,3 +477,22 @@ def test_a_process_is_a_pytree_of_its_state():
     state = gp.condition(gp.process([0, 0], [1, 1]), *gp.buffered(A, np.zeros(7)))
     doubled = jax.tree.map(lambda leaf: leaf * 2 if eqx.is_inexact_array(leaf) else leaf, state)
     np.testing.assert_allclose(doubled.root, 2.0 * state.root)
+
+
+def test_what_a_process_cannot_take_is_refused():
+    """Points of another number of axes gave a flat prediction, and imaginary parts were dropped."""
+    points = np.linspace(0.0, 1.0, 3)[:, None]
+    with pytest.raises(ValueError, match=r"they have to be \[n, 1\]"):
+        gp.process([0.0], [1.0]).forward.scaled(jnp.zeros((2, 2)))
+    with pytest.raises(ValueError, match="y holds complex numbers"):
+        gp.buffered(points, points[:, 0] + 1j)
+    with (
+        jax.enable_x64(False),
+        pytest.raises(ValueError, match="its widths have to be from 1.18e-38 to 3.4e"),
+    ):
+        gp.process([0.0], [1e300])
+    with (
+        jax.enable_x64(False),
+        pytest.raises(ValueError, match="y_scale is 1e-130; it has to be from 1.18e-36"),
+    ):
+        gp.process([0.0], [1.0], y_scale=1e-130)

@@ -201,7 +201,7 @@ def test_not_finite_from_the_first(solver):
 
 
 def test_a_value_outside_its_support_is_named():
-    with pytest.raises(NonFiniteError, match=r"noise.sigma \(value"):
+    with pytest.raises(ValueError, match=r"noise.sigma starts at \[-0.1.*, outside of"):
         fit(edge.problem().at({"noise.sigma": -0.1}), X, Y, steps=5)
 
 
@@ -505,3 +505,40 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
     fit(edge.problem(), X, Y, **run)
     with pytest.raises(ValueError, match="of another fit: its data are not these"):
         fit(edge.problem(), X, Y + 1.0, resume=True, **run)
+
+
+@pytest.mark.parametrize(
+    "y, message",
+    [
+        (np.ma.masked_greater(np.linspace(0.0, 1.0, 50), 0.5), "the data are masked"),
+        (np.zeros(50, complex), "of type complex128; real numbers are needed"),
+        (np.zeros(50, object), "of type object; real numbers are needed"),
+    ],
+)
+def test_data_that_are_no_real_numbers_are_refused(y, message):
+    """A mask was not looked at: what it hides was fitted."""
+    with pytest.raises(ValueError, match=message):
+        fit(edge.problem(), jnp.linspace(-5.0, 5.0, 50), y)
+
+
+def test_a_start_outside_its_prior_and_a_discrete_prior_are_told():
+    peak = edge.problem().given({"forward.edge_nm": dist.Uniform(2.0, 3.0)})
+    x = jnp.linspace(-5.0, 5.0, 5)
+    with pytest.raises(ValueError, match=r"edge_nm starts at \[0.0\], outside of .*=3.0"):
+        fit(peak, x, x)
+    with pytest.raises(ValueError, match="is a Poisson, of whole numbers"):
+        edge.problem().given({"forward.edge_nm": dist.Poisson(3.0)})
+
+
+def test_laplace_of_data_that_are_not_finite_is_refused():
+    """The curvature of a linear model knows nothing of the data: NaN among them gave the priors."""
+    x = jnp.linspace(-5.0, 5.0, 5)
+    problem = InverseProblem(
+        Level(jnp.array(0.0)), Gaussian(1.0), {"forward.a": dist.Normal(0.0, 1.0)}
+    )
+    with pytest.raises(NonFiniteError, match="the likelihood"):
+        micjax.laplace(problem, x, x.at[0].set(jnp.nan))
+    with pytest.raises(ValueError, match="names is empty"):
+        micjax.laplace(problem, x, x, names=[])
+    with pytest.raises(ValueError, match=r"a Hessian of shape \(9, 9\) for"):
+        micjax.laplace(problem, x, x, hessian=np.eye(9))

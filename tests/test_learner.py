@@ -420,3 +420,24 @@ def sobol_of_any_length():
     with warnings.catch_warnings():
         warnings.filterwarnings("error")
         yield
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"budget": -1}, "budget is -1; a whole number from 0 on"),
+        ({"tolerance": np.nan}, "tolerance is nan: numbers from 0"),
+        ({"initial": -1}, "initial is -1; a whole number"),
+        ({"seed": -1}, "seed is -1: whole numbers from 0"),
+        ({"outcome": ""}, "outcome is ''; a name"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        Learner(Space([Axis("v")]), **setting)
+
+
+def test_only_whole_numbers_of_points_are_suggested():
+    for count in (0, -1):
+        with pytest.raises(ValueError, match="a whole number from 1 on is needed"):
+            Learner(Space([Axis("v")])).suggest(count)

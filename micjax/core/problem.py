@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, ArrayLike, Bool, Float
 
@@ -75,6 +76,11 @@ class InverseProblem(eqx.Module):
                 if name in owner:
                     raise ValueError(f"{name!r} has two priors: {owner[name]!r} and {key!r}")
                 owner[name] = key
+                if prior.support.is_discrete:
+                    raise ValueError(
+                        f"prior {key!r} is a {type(prior).__name__}, of whole numbers: no gradient "
+                        "leads from one to the next; give a continuous one"
+                    )
                 _fitted(prior, jnp.shape(array_of(leaves[name])), key)
 
     def unknowns(self) -> dict[str, dist.Distribution]:
@@ -139,11 +145,21 @@ def neg_log_joint(theta: Theta, problem: InverseProblem, x, y) -> Float[Array, "
 
 
 def check_data(problem: InverseProblem, x, y) -> None:
-    """That there are data, and that they are of the shape which the model predicts: another one
-    would be broadcast, and fitted.
+    """That there are data, that they are real numbers, and that they are of the shape which the
+    model predicts: another one would be broadcast, and fitted.
 
     **Raises:** `ValueError`.
     """
+    for leaf in jax.tree.leaves(y):
+        if np.ma.is_masked(leaf):
+            raise ValueError("the data are masked, which a fit does not look at: leave them out")
+        kind = getattr(leaf, "dtype", None)
+        if (
+            kind is not None
+            and not (jnp.issubdtype(kind, jnp.number) or jnp.issubdtype(kind, jnp.bool_))
+            or jnp.iscomplexobj(leaf)
+        ):
+            raise ValueError(f"the data are of type {kind}; real numbers are needed")
     if not all(jnp.size(leaf) for leaf in jax.tree.leaves(y)) or not jax.tree.leaves(y):
         raise ValueError("there are no data: y is empty")
     law = eqx.filter_eval_shape(lambda p, x: p.noise(p.forward(x)), problem, x)
@@ -164,9 +180,14 @@ def on_edge(prior: dist.Distribution, value: ArrayLike) -> Bool[Array, "..."]:
 
 
 def check_start(problem: InverseProblem, values: Mapping[str, ArrayLike]) -> None:
-    """**Raises:** `ValueError` for values on the edge of their prior."""
+    """**Raises:** `ValueError` for values on the edge of their prior, or outside of it."""
     for name, prior in problem.unknowns().items():
         value = jnp.asarray(values[name])
+        if bool(jnp.any(~prior.support(value) & jnp.isfinite(value))):
+            raise ValueError(
+                f"{name} starts at {jnp.ravel(value)[:3].tolist()}, outside of what its prior "
+                f"allows ({prior.support})"
+            )
         if bool(jnp.any(on_edge(prior, value) & prior.support(value))):
             raise ValueError(
                 f"{name} starts on the edge of what its prior allows ({prior.support}); "

@@ -56,7 +56,7 @@ class Stage:
     def __post_init__(self):
         for name in ("steps", "chunk", "keep", "patience"):
             value = getattr(self, name)
-            if value is not None and not (value == int(value) and value >= 1):
+            if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
                 raise ValueError(f"{name} is {value}: a whole number from 1 on is needed")
         if not self.tolerance >= 0:
             raise ValueError(f"tolerance is {self.tolerance}: nats, not below 0, are needed")

@@ -60,7 +60,7 @@ def buffered(
     below 0, or more points than a given capacity.
     """
     # on the host: to cut and fill a growing array on the device compiles for every length
-    points, y = np.asarray(points, np.float64), np.asarray(y, np.float64)
+    points, y = _reals("points", points), _reals("y", y)
     if points.ndim != 2 or y.shape != points.shape[:1]:
         raise ValueError(f"points {points.shape} and y {y.shape} are not of shapes [n, d] and [n]")
     for name, values in {"points": points, "y": y}.items():
@@ -80,6 +80,12 @@ def buffered(
     with jax.enable_x64(True):
         to = jnp.asarray
         return Observed(to(filled), to(present), to(ratio)), to(values)
+
+
+def _reals(name: str, values: ArrayLike) -> np.ndarray:
+    if np.iscomplexobj(values):  # NumPy would drop the imaginary parts
+        raise ValueError(f"{name} holds complex numbers; a process is of real ones")
+    return np.asarray(values, np.float64)
 
 
 def _check_ratio(noise_ratio: ArrayLike) -> None:

@@ -76,7 +76,13 @@ class Process(eqx.Module):
     span: Float[Array, "d"] = parameter()
 
     def scaled(self, points: Float[Array, "n d"]) -> Float[Array, "n d"]:
-        """What the kernel sees: fractions of the box, but for axes which hold an index."""
+        """What the kernel sees: fractions of the box, but for axes which hold an index.
+
+        **Raises:** `ValueError` for points that have not as many numbers as the box has axes.
+        """
+        if points.ndim != 2 or points.shape[1] != len(self.origin):
+            wanted = f"[n, {len(self.origin)}], one row for each"
+            raise ValueError(f"points of shape {points.shape}; they have to be {wanted}")
         index = self.kernel.index_axes(points.shape[1])
         of_index = np.isin(np.arange(points.shape[1]), sorted(index))
         return jnp.where(of_index, points, (points - self.origin) / self.span)
@@ -132,14 +138,21 @@ def process(
     **Raises:** `ValueError` for an empty box, a `y_scale` whose square is no number, or a prior
     that names nothing.
     """
-    if not SMALLEST_Y <= y_scale <= 1.0 / SMALLEST_Y:
+    precision = jnp.finfo(jnp.result_type(float))
+    smallest = max(SMALLEST_Y, 100.0 * float(precision.tiny))
+    if not smallest <= y_scale <= 1.0 / smallest:
         raise ValueError(
-            f"y_scale is {y_scale}; it has to be from {SMALLEST_Y} to {1.0 / SMALLEST_Y}, "
+            f"y_scale is {y_scale}; it has to be from {smallest:.3g} to {1.0 / smallest:.3g}, "
             "where a variance is a number: give y in another unit"
         )
     lower, upper = np.atleast_1d(np.asarray(lower, float)), np.atleast_1d(np.asarray(upper, float))
     if lower.shape != upper.shape or lower.ndim != 1 or not np.all(lower < upper):
         raise ValueError(f"the box from {lower.tolist()} to {upper.tolist()} is empty")
+    if not (np.all(upper - lower >= precision.tiny) and np.all(upper - lower <= precision.max)):
+        raise ValueError(
+            f"the box from {lower.tolist()} to {upper.tolist()}: its widths have to be from "
+            f"{precision.tiny:.3g} to {precision.max:.3g}; give the points in another unit"
+        )
     axes = len(lower)
     own = _own_priors(mean, y_scale)
     if kernel is None:

@@ -207,9 +207,11 @@ class Learner:
     def suggest(self, num_points: int | None = None) -> list[dict[str, Any]]:
         """The points to measure next, `{"_id": ..., axis: setting}` each.
 
-        **Raises:** `ValueError` when no candidate is left.
+        **Raises:** `ValueError` when no candidate is left, or for no whole number of points.
         """
-        count = 1 if num_points is None else num_points
+        count = 1 if num_points is None else scalar(num_points)
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{num_points} points; a whole number from 1 on is needed")
         key = jax.random.fold_in(jax.random.key(self.settings.seed), 2**20 + self._suggested)
         chosen: list[tuple[float, ...]] = []
         while len(chosen) < count:

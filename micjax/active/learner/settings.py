@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from micjax.active.learner.cost import Cost
 from micjax.active.learner.space import Space
+from micjax.core.ranges import check_ranges
 
 GOALS = {
     "maximise": "log_ei",
@@ -35,6 +36,14 @@ class Settings(NamedTuple):
         **Raises:** `ValueError` where they do not fit each other.
         """
         goal, outcome, level, wanted = self.goal, self.outcome, self.level, self.wanted
+        if not isinstance(outcome, str) or not outcome:
+            raise ValueError(f"outcome is {outcome!r}; a name is needed")
+        for name in ("level", "tolerance", "seed"):
+            check_ranges(name, getattr(self, name))
+        for name in ("wanted", "initial", "budget"):  # 0: at once
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 0):
+                raise ValueError(f"{name} is {value}; a whole number from 0 on is needed")
         if goal not in GOALS:
             raise ValueError(f"goal {goal!r}; there are {', '.join(GOALS)}")
         chosen = GOALS[goal] if self.acquisition is None else self.acquisition

@@ -13,7 +13,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from micjax.core.coordinates import Coordinates
 from micjax.core.devices import check_memory
 from micjax.core.precision import in_float64
-from micjax.core.problem import InverseProblem, Values, check_data
+from micjax.core.problem import InverseProblem, Values, check_data, neg_log_joint
 from micjax.inference.errors.density import potential
 from micjax.inference.finite import NonFiniteError, non_finite
 from micjax.inference.starts.draw import prior_draws
@@ -86,6 +86,8 @@ def laplace(
     with jax.enable_x64(True):
         problem, x, y = in_float64((problem, x, y))
         check_data(problem, x, y)
+        if names is not None and not len(names):
+            raise ValueError(f"names is empty; there are {sorted(problem.unknowns())}")
         coordinates, unknowns = Coordinates(problem, names), problem.unknowns()
         names = list(coordinates.names)
         theta = problem.unconstrain(problem.values())
@@ -94,8 +96,13 @@ def laplace(
         if hessian is None:
             hessian = _hessian(mean, problem, tuple(names), x, y)
         hessian = np.asarray(hessian, float)
+        if hessian.shape != (mean.size, mean.size):
+            raise ValueError(f"a Hessian of shape {hessian.shape} for {mean.size} unknown numbers")
         if not np.isfinite(hessian).all():
             raise NonFiniteError(f"the Hessian is not finite: {non_finite(theta, problem, x, y)}")
+        # NaN among the data may leave no trace in it
+        if not np.isfinite(_loss(theta, problem, x, y)):
+            raise NonFiniteError(f"the loss is not finite: {non_finite(theta, problem, x, y)}")
         prior_sd = np.concatenate([_prior_sd(unknowns[n], theta[n]) for n in names])
         owner = coordinates.owner
     covariance, flat, unbounded = _invert(hessian, prior_sd)
@@ -135,6 +142,9 @@ def _prior_sd(prior: dist.Distribution, theta: Array) -> np.ndarray:
     if draws is None:
         return np.full(theta.size, np.inf)
     return np.asarray(dist.biject_to(prior.support).inv(draws).std(axis=0)).ravel()
+
+
+_loss = eqx.filter_jit(neg_log_joint)
 
 
 @eqx.filter_jit
