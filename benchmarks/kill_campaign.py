@@ -39,7 +39,7 @@ import micjax.problems.resonance  # noqa: F401  # imported here, so that no proc
 import micjax.report  # noqa: F401
 from micjax.active.campaign import Campaign, RandomPolicy
 from micjax.instruments import Guard, Journal, Replay, records
-from micjax.io import Axis, Field
+from micjax.io import Field, FieldAxis
 
 CONFIGURATION = {"what": "a made-up map"}
 WRITES = 60  # of a process, before and after each of which it may be killed
@@ -114,7 +114,7 @@ def _dies_at(write: int) -> None:
 
 
 def instrument():
-    y, x = (Axis(n, np.linspace(0.0, 1000.0, 64), "nm") for n in ("y", "x"))
+    y, x = (FieldAxis(n, np.linspace(0.0, 1000.0, 64), "nm") for n in ("y", "x"))
     height = np.random.default_rng(0).normal(size=(64, 64))
     return Guard(Replay([Field(height, (y, x), "m", "height")]))
 

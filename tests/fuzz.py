@@ -33,7 +33,7 @@ from micjax.inference.errors.nuts import Posterior
 from micjax.inference.result import load_posterior, save
 from micjax.inference.solvers.driver import Carry
 from micjax.inference.stage import Stage
-from micjax.io import Axis, Field
+from micjax.io import Field, FieldAxis
 from micjax.io.readers.structures import read_structure
 from micjax.problems import edge
 from micjax.run.plans.plan import make_plan, read_plan
@@ -49,7 +49,7 @@ HEIGHTS = np.add.outer(np.arange(6.0) ** 2, np.sin(np.arange(8.0)))
 
 
 def field(unit: str = "nm") -> Field:
-    axes = Axis("y", np.arange(6), "nm"), Axis("x", np.arange(8), "nm")
+    axes = FieldAxis("y", np.arange(6), "nm"), FieldAxis("x", np.arange(8), "nm")
     return Field(HEIGHTS, axes, unit, "height")
 
 

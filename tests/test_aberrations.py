@@ -11,7 +11,7 @@ from micjax.inference.errors.laplace import laplace
 from micjax.inference.runner import solve
 from micjax.inference.solve import fit, fit_stages
 from micjax.inference.solvers.lbfgs import LBFGS
-from micjax.io import Axis, Field, write_nexus
+from micjax.io import Field, FieldAxis, write_nexus
 from micjax.physics.electrons import optics
 from micjax.problems import aberrations
 from micjax.problems.aberrations.stages import (
@@ -184,9 +184,9 @@ def test_bad_options_are_named(options, message):
 def stack(tmp_path, data, focus=("defocus", "nm"), unit="nm", dx=0.02, dy=0.02):
     count, ny, nx = data.shape
     axes = (
-        Axis(focus[0], 5.0 * np.arange(count) - 5.0, focus[1]),
-        Axis("y", dy * np.arange(ny), unit),
-        Axis("x", dx * np.arange(nx), unit),
+        FieldAxis(focus[0], 5.0 * np.arange(count) - 5.0, focus[1]),
+        FieldAxis("y", dy * np.arange(ny), unit),
+        FieldAxis("x", dx * np.arange(nx), unit),
     )
     write_nexus(tmp_path / "stack.nxs", {"haadf": Field(data, axes, "", "haadf")})
     return tmp_path / "stack.nxs"

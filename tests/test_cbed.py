@@ -12,7 +12,7 @@ import pytest
 
 from micjax.inference.errors import laplace
 from micjax.inference.runner import solve
-from micjax.io import Axis, Field, write_nexus
+from micjax.io import Field, FieldAxis, write_nexus
 from micjax.physics.electrons import optics
 from micjax.physics.electrons.detectors import diffraction
 from micjax.physics.electrons.grids import quick_size
@@ -237,7 +237,7 @@ def test_bad_options_are_named(options, message):
 
 def pattern_file(tmp_path, data, unit="mrad"):
     axes = tuple(
-        Axis(n, 2.0 * (np.arange(size) - size // 2), unit)
+        FieldAxis(n, 2.0 * (np.arange(size) - size // 2), unit)
         for n, size in zip("yx", data.shape, strict=True)
     )
     write_nexus(tmp_path / "pattern.nxs", {"pattern": Field(data, axes, "electrons", "pattern")})
@@ -313,7 +313,7 @@ GOOD = np.full((9, 9), 5.0)
 )
 def test_bad_files_are_named(tmp_path, data, unit, options, message):
     if data.ndim == 1:
-        axis = Axis("x", np.arange(data.size), unit)
+        axis = FieldAxis("x", np.arange(data.size), unit)
         write_nexus(tmp_path / "pattern.nxs", {"p": Field(data, (axis,), "electrons", "p")})
         file = tmp_path / "pattern.nxs"
     else:

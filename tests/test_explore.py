@@ -14,10 +14,10 @@ import yaml
 from micjax.__main__ import main
 from micjax.active.campaign import request_stop
 from micjax.active.learner.signals import SIGNALS, signal
-from micjax.active.learner.space import Axis as LearnerAxis
+from micjax.active.learner.space import SearchAxis
 from micjax.inference.solution import Solution
 from micjax.instruments import records
-from micjax.io import Axis, Field, write_nexus
+from micjax.io import Field, write_nexus
 from micjax.problems import edge
 from micjax.run.jobs.explore import Exploration, source_of
 from micjax.run.jobs.explore_report import _along
@@ -72,7 +72,7 @@ DEVICE = """
 import numpy as np
 from micjax.instruments import Axis, Simulated, Replay
 from micjax.instruments.base import Mode
-from micjax.io import Axis as FieldAxis, Field
+from micjax.io import FieldAxis, Field
 
 class Bench(Replay):  # a stage and a bias
     made = []
@@ -340,9 +340,9 @@ def test_the_facts_are_there_from_the_beginning(folder, monkeypatch, unreported)
 
 def test_a_wide_axis_of_whole_numbers_is_not_written_out():
     """Of a billion numbers 64 are drawn."""
-    wide = _along(LearnerAxis("n", 0, 10**9, whole=True))
+    wide = _along(SearchAxis("n", 0, 10**9, whole=True))
     assert len(wide) == 64 and wide[-1] == 1e9 and np.all(wide == np.round(wide))
-    np.testing.assert_array_equal(_along(LearnerAxis("k", 0, 5, whole=True)), np.arange(6))
+    np.testing.assert_array_equal(_along(SearchAxis("k", 0, 5, whole=True)), np.arange(6))
 
 
 def test_assignments_reach_into_sections():
@@ -374,7 +374,7 @@ def test_a_map_of_curves_is_scalarised(shared):
 def seen_before(folder):
     """A file with an image taken before and what is high where that image is far from zero."""
     image = np.random.default_rng(0).normal(size=(10, 12))
-    axes = (Axis("y", np.arange(10.0), "nm"), Axis("x", np.arange(12.0), "nm"))
+    axes = (FieldAxis("y", np.arange(10.0), "nm"), FieldAxis("x", np.arange(12.0), "nm"))
     fields = {n: Field(d, axes, "V", n) for n, d in (("now", image**2), ("before", image))}
     write_nexus("sample.nxs", fields)
     return image

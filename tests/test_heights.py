@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from micjax.io import Axis, Field
+from micjax.io import Field, FieldAxis
 from micjax.io.readers.arrays import bare
 from micjax.problems import tip, tip_characteriser
 from micjax.problems.shared.heights import heights_nm
@@ -13,7 +13,10 @@ GREY = np.round(100 + 9 * SCAN).astype("u1")
 
 
 def field(data, unit="", name="scan"):
-    axes = (Axis("y", np.arange(data.shape[0]), "nm"), Axis("x", np.arange(data.shape[1]), "nm"))
+    axes = (
+        FieldAxis("y", np.arange(data.shape[0]), "nm"),
+        FieldAxis("x", np.arange(data.shape[1]), "nm"),
+    )
     return Field(data, axes, unit, name)
 
 

@@ -11,7 +11,7 @@ import micjax
 import micjax.io as mio
 from micjax.core.foreign import hdf5, limits
 from micjax.inference.result import load_posterior, save
-from micjax.io import Axis, Field
+from micjax.io import Field, FieldAxis
 from micjax.problems import edge
 
 HEIGHTS = np.arange(48.0).reshape(6, 8)
@@ -21,7 +21,7 @@ HEIGHTS = np.arange(48.0).reshape(6, 8)
 def scan(tmp_path):
     """A NeXus file of one image, and what changes it."""
     path = tmp_path / "scan.nxs"
-    axes = Axis("y", np.arange(6), "nm"), Axis("x", np.arange(8), "nm")
+    axes = FieldAxis("y", np.arange(6), "nm"), FieldAxis("x", np.arange(8), "nm")
     mio.write_nexus(path, {"height": Field(HEIGHTS, axes, "nm", "height")})
 
     def change(how):

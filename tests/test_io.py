@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import micjax.io as mio
-from micjax.io import Axis, Field, create_nexus
+from micjax.io import Field, FieldAxis, create_nexus
 from micjax.io import registry as registry
 
 # file: channel that is chosen, shape, (dy, dx) in nm, (lowest, highest) in nm
@@ -258,7 +258,7 @@ def test_missing_package(tmp_path, monkeypatch, extension):
 
 def test_check_image():
     def image(data):
-        axes = (Axis("y", np.arange(3), "nm"), Axis("x", np.arange(4), "nm"))
+        axes = (FieldAxis("y", np.arange(3), "nm"), FieldAxis("x", np.arange(4), "nm"))
         return Field(data, axes, "nm", "height")
 
     data = np.arange(12.0).reshape(3, 4)
@@ -286,13 +286,16 @@ def test_nan_is_read_but_not_accepted(tmp_path):
 
 
 def test_field_fits_its_axes():
-    y, x = Axis("y", np.array([0.0, 1.0]), "nm"), Axis("x", np.array([0.0, 2.0, 4.0]), "um")
+    y, x = (
+        FieldAxis("y", np.array([0.0, 1.0]), "nm"),
+        FieldAxis("x", np.array([0.0, 2.0, 4.0]), "um"),
+    )
     with pytest.raises(ValueError, match=r"h: data of shape \(3, 2\) but axes \(y: 2, x: 3\)"):
         Field(np.zeros((3, 2)), (y, x), "nm", "h")
     with pytest.raises(ValueError, match="two axes share a name"):
         Field(np.zeros((2, 2)), (y, y), "nm", "h")
     with pytest.raises(ValueError, match="axis x: values of shape"):
-        Axis("x", np.zeros((2, 2)), "nm")
+        FieldAxis("x", np.zeros((2, 2)), "nm")
     field = Field(np.zeros((2, 3), "i4"), (y, x), "nm", "h")
     assert field.data.dtype == np.float64
     assert field.pixel_nm == (1.0, 2000.0)
@@ -324,10 +327,12 @@ def test_no_lengths(unit):
 def test_no_pixel_size_on_uneven_or_missing_axes():
     y, x = simple_axes(3, 3)
     with pytest.raises(ValueError, match="axis x is not evenly spaced"):
-        _ = Field(np.ones((3, 3)), (y, Axis("x", np.array([0, 1, 3]), "nm")), "nm", "h").pixel_nm
+        _ = Field(
+            np.ones((3, 3)), (y, FieldAxis("x", np.array([0, 1, 3]), "nm")), "nm", "h"
+        ).pixel_nm
     with pytest.raises(ValueError, match="no axis y"):
         _ = Field(np.ones(3), (x,), "nm", "h").pixel_nm
-    down = Field(np.ones((3, 3)), (Axis("y", np.array([4, 2, 0]), "nm"), x), "nm", "h")
+    down = Field(np.ones((3, 3)), (FieldAxis("y", np.array([4, 2, 0]), "nm"), x), "nm", "h")
     assert down.pixel_nm == (2.0, 1.0)
 
 
@@ -422,7 +427,7 @@ def test_as_field_from_array_and_pixel():
 
 
 def simple_axes(ny, nx, unit="nm"):
-    return Axis("y", np.arange(ny), unit), Axis("x", np.arange(nx), unit)
+    return FieldAxis("y", np.arange(ny), unit), FieldAxis("x", np.arange(nx), unit)
 
 
 def simple_field(name="height", data=None):
@@ -432,14 +437,14 @@ def simple_field(name="height", data=None):
 
 def result_fields():
     y, x = simple_axes(6, 8)
-    steps = Axis("step", np.arange(5), "")
+    steps = FieldAxis("step", np.arange(5), "")
     return {
         "loss": Field(np.exp(-np.arange(5.0)), (steps,), "", "loss"),
         "surface": simple_field("the surface"),
         "certain": Field(ramp() > 20, (y, x), "", "certain"),
         "spectra": Field(
             np.random.default_rng(0).normal(size=(6, 8, 100)),  # big enough to be compressed
-            (y, x, Axis("bias", np.sin(np.arange(100)), "V")),
+            (y, x, FieldAxis("bias", np.sin(np.arange(100)), "V")),
             "pm",
             "spectra",
         ),
@@ -552,7 +557,11 @@ def test_nexus_is_written_whole_or_not_at_all(result_file, monkeypatch):
         ({"results": {"a/b": simple_field()}, "default": "a/b"}, "'a/b' cannot name"),
         ({"results": {"process": simple_field()}, "default": "process"}, "its own process"),
         (
-            {"results": {"height": Field(np.zeros(1), (Axis("data", np.zeros(1), ""),), "", "h")}},
+            {
+                "results": {
+                    "height": Field(np.zeros(1), (FieldAxis("data", np.zeros(1), ""),), "", "h")
+                }
+            },
             "axis cannot be called 'data'",
         ),
     ],
@@ -585,7 +594,7 @@ def test_hyperspy_opens_results(result_file):
 
 def test_a_file_that_is_filled_part_by_part_takes_its_room_first(tmp_path):
     sizes = {"y": 8, "x": 9, "ky": 32, "kx": 31}
-    axes = tuple(Axis(name, np.arange(size), "nm") for name, size in sizes.items())
+    axes = tuple(FieldAxis(name, np.arange(size), "nm") for name, size in sizes.items())
     with create_nexus(tmp_path / "large.nxs", "patterns", axes, "electrons") as data:
         assert (tmp_path / "large.nxs").stat().st_size > 4 * data.size
         assert data.dtype == np.float32

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import micjax.io as mio
-from micjax.io import Axis, Field
+from micjax.io import Field, FieldAxis
 from micjax.problems import cbed
 from micjax.run.jobs.sources import open_file
 
@@ -17,7 +17,7 @@ MASKED = np.ma.masked_less(IMAGE, 3)
 
 
 def axes(unit="nm"):
-    return Axis("y", np.arange(6), unit), Axis("x", np.arange(8), unit)
+    return FieldAxis("y", np.arange(6), unit), FieldAxis("x", np.arange(8), unit)
 
 
 # --- fields ---
@@ -33,11 +33,11 @@ def test_masked_values_are_nan():
 @pytest.mark.parametrize("values", [np.array(["a"]), np.array([None]), np.array(["2020"], "M8[s]")])
 def test_what_is_no_number_is_no_field(values):
     with pytest.raises(ValueError, match="no numbers"):
-        Field(values, (Axis("t", np.zeros(1), "s"),), "", "h")
+        Field(values, (FieldAxis("t", np.zeros(1), "s"),), "", "h")
     with pytest.raises(ValueError, match="axis t: values of kind"):
-        Axis("t", values, "s")
+        FieldAxis("t", values, "s")
     with pytest.raises(ValueError, match="axis t: values of kind complex"):
-        Axis("t", np.array([1j]), "s")
+        FieldAxis("t", np.array([1j]), "s")
 
 
 def test_a_pixel_that_a_file_states_is_not_replaced(tmp_path):

@@ -17,11 +17,11 @@ from micjax.active.learner import learner as learner_module
 from micjax.active.learner.belief import physical_model, plain_model
 from micjax.active.learner.cost import Cost
 from micjax.active.learner.learner import SCORES, Learner
-from micjax.active.learner.space import Axis, Space
+from micjax.active.learner.space import SearchAxis, Space
 from micjax.problems import edge
 
 GRID = np.stack(np.meshgrid(np.linspace(0, 1, 9), np.linspace(0, 1, 9)), -1).reshape(-1, 2)
-BOX = Space([Axis("u", 0.0, 1.0), Axis("v", 0.0, 1.0)])
+BOX = Space([SearchAxis("u", 0.0, 1.0), SearchAxis("v", 0.0, 1.0)])
 
 
 def hill(point):
@@ -67,17 +67,17 @@ def test_points_off_the_axes_are_named(setting, message):
 
 def test_axes_that_cannot_be():
     with pytest.raises(ValueError, match="empty"):
-        Axis("x", 1.0, 1.0)
+        SearchAxis("x", 1.0, 1.0)
     with pytest.raises(ValueError, match="not distinct"):
-        Axis("mode", categories=("a", "a"))
+        SearchAxis("mode", categories=("a", "a"))
     with pytest.raises(ValueError, match="the name of an axis, 'v'"):
         Learner(BOX, outcome="v")
     with pytest.raises(ValueError, match="distinct names"):
-        Space([Axis("x"), Axis("x")])
+        Space([SearchAxis("x"), SearchAxis("x")])
     with pytest.raises(ValueError, match="candidate 0"):
-        Space([Axis("x")], np.array([[2.0]]))
+        Space([SearchAxis("x")], np.array([[2.0]]))
     with pytest.raises(ValueError, match="no whole number"):
-        Axis("n", 0, 5, whole=True).number(1.5)
+        SearchAxis("n", 0, 5, whole=True).number(1.5)
 
 
 @pytest.mark.parametrize("kind", ["robust", "linear", "log", "likeliest", "none"])
@@ -160,9 +160,9 @@ def test_a_batch_is_spread():
 
 def test_whole_numbers_and_categories():
     axes = [
-        Axis("volts", -1.0, 1.0),
-        Axis("turns", 0, 6, whole=True),
-        Axis("mode", categories=("dart", "be", "ac")),
+        SearchAxis("volts", -1.0, 1.0),
+        SearchAxis("turns", 0, 6, whole=True),
+        SearchAxis("mode", categories=("dart", "be", "ac")),
     ]
 
     def measure(point):
@@ -247,9 +247,9 @@ def test_a_restored_learner_goes_on_as_the_first(tmp_path):
 def test_numbers_of_numpy_are_kept_in_a_checkpoint(tmp_path):
     """Ids and settings that come back from a table, outcomes in float32."""
     axes = [
-        Axis("x", np.float32(-1.0), np.float32(1.0)),
-        Axis("n", np.int64(1), np.int64(9), whole=True),
-        Axis("mode", categories=tuple(np.array(["dart", "be"]))),
+        SearchAxis("x", np.float32(-1.0), np.float32(1.0)),
+        SearchAxis("n", np.int64(1), np.int64(9), whole=True),
+        SearchAxis("mode", categories=tuple(np.array(["dart", "be"]))),
     ]
     options = {"file": tmp_path / "learner.json", "seed": np.int64(3), "budget": np.int64(9)}
     learner = Learner(Space(axes), initial=np.int64(3), level=np.float32(0.5), **options)
@@ -271,12 +271,12 @@ def test_what_no_file_can_hold_is_refused_at_once():
     with pytest.raises(ValueError, match="neither a text nor a number"):
         learner.ingest([{"_id": object(), "u": 0.1, "v": 0.2, "y": 1.0}])
     with pytest.raises(ValueError, match="neither texts nor numbers"):
-        Axis("mode", categories=(object(), object()))
+        SearchAxis("mode", categories=(object(), object()))
 
 
 SPACE = Space(BOX.axes, GRID)
 OTHERS = {
-    "axes": {"space": Space([Axis("u", 0.0, 1.0), Axis("v", 0.0, 2.0)], GRID)},
+    "axes": {"space": Space([SearchAxis("u", 0.0, 1.0), SearchAxis("v", 0.0, 2.0)], GRID)},
     "candidates": {"space": Space(BOX.axes, GRID * (1.0 - 1e-9))},
     "cost": {"cost": Cost(np.ones(2), 0.1, 0.5)},
     "model": {"model": plain_model(BOX, ("linear",))},
@@ -297,8 +297,9 @@ def test_what_a_checkpoint_says_of_a_model_is_the_same_in_another_process():
     program = (
         "from micjax.active.identity import told_apart\n"
         "from micjax.active.learner.belief import plain_model\n"
-        "from micjax.active.learner.space import Axis, Space\n"
-        "print(told_apart(plain_model(Space([Axis('u', 0.0, 1.0), Axis('v', 0.0, 1.0)]))))"
+        "from micjax.active.learner.space import SearchAxis, Space\n"
+        "axes = [SearchAxis(name, 0.0, 1.0) for name in 'uv']\n"
+        "print(told_apart(plain_model(Space(axes))))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     out = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True)
@@ -329,7 +330,7 @@ def test_waiting_and_failed_points_compile_nothing():
 
 
 def test_a_candidate_that_comes_back_in_float32_is_measured():
-    space = Space([Axis("u", 0.0, 1.0)], np.linspace(0.0, 1.0, 11)[:, None])
+    space = Space([SearchAxis("u", 0.0, 1.0)], np.linspace(0.0, 1.0, 11)[:, None])
     learner = Learner(space, initial=12)
     for _ in range(11):
         point = learner.suggest()[0]
@@ -397,7 +398,7 @@ def test_predictions_cover():
 
 
 def test_a_physical_model_learns_its_unknowns():
-    space = Space([Axis("x_nm", -5.0, 5.0)])
+    space = Space([SearchAxis("x_nm", -5.0, 5.0)])
     truth = edge.problem(edge_nm=1.2, width_nm=0.6)
     model = physical_model(space, edge.problem(), y_scale=0.1)
     learner = Learner(space, goal="map", model=model, outcome="s", initial=6)
@@ -434,10 +435,10 @@ def sobol_of_any_length():
 )
 def test_settings_that_make_no_sense_are_refused(setting, message):
     with pytest.raises(ValueError, match=message):
-        Learner(Space([Axis("v")]), **setting)
+        Learner(Space([SearchAxis("v")]), **setting)
 
 
 def test_only_whole_numbers_of_points_are_suggested():
     for count in (0, -1):
         with pytest.raises(ValueError, match="a whole number from 1 on is needed"):
-            Learner(Space([Axis("v")])).suggest(count)
+            Learner(Space([SearchAxis("v")])).suggest(count)

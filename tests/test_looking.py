@@ -7,11 +7,11 @@ from micjax.active.gp import deep as deep_kernel
 from micjax.active.gp import process as gp
 from micjax.active.learner.learner import Learner
 from micjax.active.learner.looking import Patches, looking_model
-from micjax.active.learner.space import Axis, Space
+from micjax.active.learner.space import SearchAxis, Space
 
 SHAPE, SIDE = (12, 15), 3
 IMAGE = np.random.default_rng(0).normal(size=SHAPE)
-AXES = [Axis("y", 0.0, 1e-6, "m"), Axis("x", -2e-6, 2e-6, "m")]
+AXES = [SearchAxis("y", 0.0, 1e-6, "m"), SearchAxis("x", -2e-6, 2e-6, "m")]
 GRID = np.stack(
     np.meshgrid(
         *(np.linspace(a.lower, a.upper, n) for a, n in zip(AXES, SHAPE, strict=True)),
@@ -105,4 +105,4 @@ def test_a_search_needs_candidates_and_a_number():
     with pytest.raises(ValueError, match="needs candidates and how many"):
         Learner(SPACE, goal="find")
     with pytest.raises(ValueError, match="an image has two axes"):
-        looking_model(Space([Axis("x")]), IMAGE)
+        looking_model(Space([SearchAxis("x")]), IMAGE)

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 import pytest
 
 from micjax.inference.stage import Search, Stage
-from micjax.io import Axis, Field, read_nexus
+from micjax.io import Field, FieldAxis, read_nexus
 from micjax.problems import edge
 from micjax.report.text import describe_prior
 from micjax.run import registry
@@ -255,7 +255,7 @@ def test_an_algorithm_of_its_own(tmp_path, monkeypatch, caplog):
         return {"count": 3}
 
     def conclude(solution, x, y):
-        axes = (Axis("x", np.arange(3.0), "nm"),)
+        axes = (FieldAxis("x", np.arange(3.0), "nm"),)
         result = Field(np.arange(3.0), axes, "nm", "height", {"errors": np.ones(3)})
         return dataclasses.replace(
             solution,

@@ -27,7 +27,7 @@ from micjax.active.learner.cost import (
     travel_s,
 )
 from micjax.active.learner.learner import Learner
-from micjax.active.learner.space import Axis, Space
+from micjax.active.learner.space import SearchAxis, Space
 
 UNITS = [1e-12, 1e12]
 X = np.sort(np.random.default_rng(0).uniform(size=(20, 1)), axis=0)
@@ -277,7 +277,7 @@ def test_ways_that_never_end_lead_to_no_place_twice():
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_learner_suggests_the_same_in_any_unit(unit):
     def found(u, x_unit):
-        space = Space([Axis("x", 0.0, x_unit)])
+        space = Space([SearchAxis("x", 0.0, x_unit)])
         learner = Learner(space, seed=1, initial=5)
         learner.ingest(
             [{"x": x_unit * float(x), "y": u * float(y)} for (x,), y in zip(X, NOISY, strict=True)]
@@ -297,7 +297,7 @@ def test_a_learner_suggests_the_same_in_any_unit(unit):
 @pytest.mark.parametrize("unit", UNITS)
 def test_a_physical_mean_learns_in_any_unit(unit):
     def found(u):
-        space = Space([Axis("x", 0.0, 1.0)])
+        space = Space([SearchAxis("x", 0.0, 1.0)])
         model = physical_model(space, line(u), y_scale=0.3 * u)
         belief = model(X, u * (Y + 0.5), None, jax.random.key(0))
         assert not belief.singular

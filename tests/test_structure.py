@@ -11,7 +11,7 @@ from micjax import InverseProblem, laplace, neg_log_joint, parameter
 from micjax.inference.runner import solve
 from micjax.inference.solve import fit
 from micjax.inference.solvers.gauss_newton import FisherScoring, expected_hessian
-from micjax.io import Axis, Field, write_nexus
+from micjax.io import Field, FieldAxis, write_nexus
 from micjax.physics.electrons import optics
 from micjax.physics.electrons.detectors import diffraction
 from micjax.physics.electrons.multislice import band_limit, lowest, multislice, propagate
@@ -368,7 +368,7 @@ def scan_file(folder, counts, units=("nm", "nm", "mrad", "mrad")):
     if counts.ndim == 3:
         names, steps = ("defocus", "y", "x"), (1.0, 0.01, 0.01)
     axes = tuple(
-        Axis(n, s * (np.arange(size) - (size // 2 if "k" in n else 0)), u)
+        FieldAxis(n, s * (np.arange(size) - (size // 2 if "k" in n else 0)), u)
         for n, s, size, u in zip(names, steps, counts.shape, units, strict=False)
     )
     write_nexus(folder / "scan.nxs", {"scan": Field(counts, axes, "electrons", "scan")})
@@ -412,8 +412,8 @@ def test_a_scan_from_a_file_becomes_a_problem(tmp_path):
 
 def test_a_series_from_a_file_becomes_a_problem(tmp_path):
     counts = np.random.default_rng(0).poisson(50.0, (3, 20, 12)).astype(float)
-    axes = (Axis("defocus", np.array([-10.0, 0.0, 10.0]), "nm"),) + tuple(
-        Axis(n, 0.025 * np.arange(size), "nm") for n, size in (("y", 20), ("x", 12))
+    axes = (FieldAxis("defocus", np.array([-10.0, 0.0, 10.0]), "nm"),) + tuple(
+        FieldAxis(n, 0.025 * np.arange(size), "nm") for n, size in (("y", 20), ("x", 12))
     )
     write_nexus(tmp_path / "series.nxs", {"s": Field(counts, axes, "electrons", "s")})
     options, there, seen = structure.load(tmp_path / "series.nxs", energy_keV=80.0, **CELL)
@@ -422,7 +422,7 @@ def test_a_series_from_a_file_becomes_a_problem(tmp_path):
     np.testing.assert_allclose(seen, counts)
     problem = structure.problem(**options, moments=0)
     assert problem.forward(there).shape == counts.shape
-    axes = (Axis("C10", np.array([-10.0, 0.0, 10.0]), "nm"), *axes[1:])
+    axes = (FieldAxis("C10", np.array([-10.0, 0.0, 10.0]), "nm"), *axes[1:])
     write_nexus(tmp_path / "series.nxs", {"s": Field(counts, axes, "electrons", "s")})
     there = structure.load(tmp_path / "series.nxs", energy_keV=80.0, **CELL)[1]
     np.testing.assert_allclose(there.defocus_A, [100.0, 0.0, -100.0])
@@ -482,9 +482,9 @@ def test_a_plain_array_needs_sizes_only(tmp_path):
 
 
 def test_a_scan_begins_where_its_axes_do_and_may_be_turned(tmp_path):
-    axes = [Axis("y", np.array([0.1, 0.13, 0.16, 0.19]), "nm")]
-    axes += [Axis("x", np.array([0.12, 0.15, 0.18]), "nm")]
-    axes += [Axis(n, 2.0 * np.arange(-20, 21), "mrad") for n in ("ky", "kx")]
+    axes = [FieldAxis("y", np.array([0.1, 0.13, 0.16, 0.19]), "nm")]
+    axes += [FieldAxis("x", np.array([0.12, 0.15, 0.18]), "nm")]
+    axes += [FieldAxis(n, 2.0 * np.arange(-20, 21), "mrad") for n in ("ky", "kx")]
     write_nexus(tmp_path / "scan.nxs", {"scan": Field(GOOD, tuple(axes), "electrons", "scan")})
     given = {"file": tmp_path / "scan.nxs", "energy_keV": 80.0, **CELL}
     straight, turned, moved = (

@@ -22,8 +22,7 @@ from micjax.__main__ import main
 from micjax.active.campaign import STOP, Campaign, RandomPolicy
 from micjax.active.learner.learner import Learner
 from micjax.active.learner.snapshot import Snapshots
-from micjax.active.learner.space import Axis as LearnerAxis
-from micjax.active.learner.space import Space
+from micjax.active.learner.space import SearchAxis, Space
 from micjax.instruments import Axis, Function, Guard, Journal, JournalError
 from micjax.report.access import address_of
 from micjax.report.live import fill
@@ -43,7 +42,7 @@ def device(axes=AXES):
 
 def measured(folder, points, axes=AXES, learns=True):
     """A campaign of so many points in a folder."""
-    space = Space([LearnerAxis(n, a.lo, a.hi, a.unit) for n, a in axes.items()])
+    space = Space([SearchAxis(n, a.lo, a.hi, a.unit) for n, a in axes.items()])
     policy = Learner(space, outcome="peak", initial=3) if learns else RandomPolicy(axes)
     with Journal(folder, {}) as journal:
         learnt = Snapshots(folder, policy) if learns else lambda: None

@@ -20,7 +20,7 @@ from micjax.active.gp import process as gp
 from micjax.active.gp.evidence import Evidence, fit_evidence
 from micjax.active.learner.belief import plain_model
 from micjax.active.learner.learner import Learner
-from micjax.active.learner.space import Axis, Space
+from micjax.active.learner.space import SearchAxis, Space
 
 compilations: list[float] = []
 
@@ -45,7 +45,7 @@ class Watch(Stopwatch):
 
 
 def unit_space(axes: int, candidates: np.ndarray | None = None) -> Space:
-    return Space([Axis(f"x{i}") for i in range(axes)], candidates)
+    return Space([SearchAxis(f"x{i}") for i in range(axes)], candidates)
 
 
 # --- regression ---------------------------------------------------------------------------------

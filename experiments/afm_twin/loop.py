@@ -6,12 +6,14 @@ from micjax.active.campaign import Campaign, Policy
 from micjax.active.learner.learner import Learner
 from micjax.active.learner.signals import reduced
 from micjax.active.learner.snapshot import Snapshots
-from micjax.active.learner.space import Axis, Space
+from micjax.active.learner.space import SearchAxis, Space
 from micjax.instruments import Guard, Instrument, Journal
 
 
 def learner(device: Instrument, seed: int = 0) -> Learner:
-    axes = [Axis(n, device.axes[n].lo, device.axes[n].hi, device.axes[n].unit) for n in ("y", "x")]
+    axes = [
+        SearchAxis(n, device.axes[n].lo, device.axes[n].hi, device.axes[n].unit) for n in ("y", "x")
+    ]
     return Learner(Space(axes), outcome="height", initial=15, seed=seed)
 
 

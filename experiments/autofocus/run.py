@@ -29,7 +29,7 @@ import jax
 import numpy as np
 
 from micjax.active.learner.learner import Learner
-from micjax.active.learner.space import Axis, Space
+from micjax.active.learner.space import SearchAxis, Space
 from micjax.problems.autofocus import Record, Rules, autofocus, microscope, problem
 
 HERE = pathlib.Path(__file__).parent
@@ -87,7 +87,7 @@ def by_model(shots: Shots, case: str, folder: pathlib.Path | None):
 
 def by_learner(shots: Shots, case: str, folder):
     limits = (C10_A, A1_A, A1_A)
-    space = Space([Axis(n, -lim, lim, "Å") for n, lim in zip(AXES, limits, strict=True)])
+    space = Space([SearchAxis(n, -lim, lim, "Å") for n, lim in zip(AXES, limits, strict=True)])
     learner, best = Learner(space, outcome="contrast", seed=shots.seed), []
     while len(shots.settings_A) < MOST:
         (point,) = learner.suggest(1)

@@ -32,7 +32,7 @@ from micjax.active.gp import process as gp
 from micjax.active.gp.evidence import fit_evidence
 from micjax.active.learner.learner import Learner
 from micjax.active.learner.looking import looking_model
-from micjax.active.learner.space import Axis, Space
+from micjax.active.learner.space import SearchAxis, Space
 
 HERE = pathlib.Path(__file__).parent
 DATA = HERE.parents[2] / "shared" / "data" / "afm" / "BEPS_PTO_50x50.h5"
@@ -63,7 +63,7 @@ class Sample:
         self.middle = self.image[tuple(self.pixels.T)]
         self.best = set(np.argsort(-self.area)[:WANTED].tolist())
         ends = np.array(self.image.shape) - 1
-        axes = [Axis(name, 0, end, "px") for name, end in zip(("y", "x"), ends, strict=True)]
+        axes = [SearchAxis(name, 0, end, "px") for name, end in zip(("y", "x"), ends, strict=True)]
         self.space = Space(axes, self.pixels.astype(float))
         self._numbers = {tuple(p): i for i, p in enumerate(self.space.candidates.tolist())}
 

@@ -8,8 +8,7 @@ import numpy as np
 from micjax.instruments.base import Record
 from micjax.instruments.chain import JournalError
 from micjax.instruments.journal_reader import JournalStep, journal_lines, records
-from micjax.io import Axis as FieldAxis
-from micjax.io import Field, write_nexus
+from micjax.io import Field, FieldAxis, write_nexus
 
 
 def consolidate(folder: str | os.PathLike, path: str | os.PathLike) -> int:

@@ -5,8 +5,8 @@ import logging
 import numpy as np
 
 from micjax.io.fields import (
-    Axis,
     Field,
+    FieldAxis,
     image_axes,
     rows_first,
     unit_in_brackets,
@@ -52,7 +52,7 @@ def _string(value) -> str:
 
 def _from_hyperspy(signal) -> Field:
     axes = tuple(
-        Axis(_string(a.name) or f"axis{i}", np.asarray(a.axis), _string(a.units))
+        FieldAxis(_string(a.name) or f"axis{i}", np.asarray(a.axis), _string(a.units))
         for i, a in enumerate(signal.axes_manager._axes)
     )
     notes = signal.metadata.as_dictionary()
@@ -63,7 +63,7 @@ def _from_hyperspy(signal) -> Field:
 
 def _from_sidpy(dataset) -> Field:
     axes = tuple(
-        Axis(str(a.name), np.asarray(a.values), str(a.units))
+        FieldAxis(str(a.name), np.asarray(a.values), str(a.units))
         for a in (dataset._axes[i] for i in range(dataset.ndim))
     )
     notes = dict(getattr(dataset, "original_metadata", {}))
@@ -71,11 +71,11 @@ def _from_sidpy(dataset) -> Field:
 
 
 def _from_xarray(array) -> Field:
-    def axis(name) -> Axis:
+    def axis(name) -> FieldAxis:
         if name not in array.coords:
-            return Axis(str(name), np.arange(array.sizes[name]), "px")
+            return FieldAxis(str(name), np.arange(array.sizes[name]), "px")
         coordinate = array.coords[name]
-        return Axis(str(name), np.asarray(coordinate), str(coordinate.attrs.get("units", "")))
+        return FieldAxis(str(name), np.asarray(coordinate), str(coordinate.attrs.get("units", "")))
 
     axes = tuple(axis(name) for name in array.dims)
     unit, name = str(array.attrs.get("units", "")), str(array.name or "")

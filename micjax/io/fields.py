@@ -66,7 +66,7 @@ def unpacked(values: np.ndarray, attrs: Mapping[str, Any], name: str) -> np.ndar
 
 
 @dataclass(frozen=True, eq=False)
-class Axis:
+class FieldAxis:
     """One named axis of a `Field`.
 
     **Arguments:**
@@ -103,7 +103,7 @@ class Field:
 
     - `data`: the values in `unit`, one dimension per axis; images are `[iy, ix]`, y down the rows.
       Kept as float64, complex128 or bool; what is masked is NaN.
-    - `axes`: one `Axis` per dimension, so `(y, x)` for an image.
+    - `axes`: one `FieldAxis` per dimension, so `(y, x)` for an image.
     - `unit`: unit of the values.
     - `name`: the channel.
     - `metadata`: whatever else the file says.
@@ -113,7 +113,7 @@ class Field:
     """
 
     data: np.ndarray
-    axes: tuple[Axis, ...]
+    axes: tuple[FieldAxis, ...]
     unit: str
     name: str
     metadata: dict = field(default_factory=dict)
@@ -177,7 +177,7 @@ def image_axes(
     pixel: tuple[float, float] = (1.0, 1.0),
     unit: str = PIXELS,
     origin: tuple[float, float] = (0.0, 0.0),
-) -> tuple[Axis, ...]:
+) -> tuple[FieldAxis, ...]:
     """Axes of an image, or of a stack of images, whose last two dimensions are y and x.
 
     **Arguments:**
@@ -190,9 +190,11 @@ def image_axes(
     **Returns:** one axis per dimension.
     """
     rest = shape if len(shape) < 2 else shape[:-2]
-    stack = tuple(Axis(f"axis{i}", np.arange(n), "") for i, n in enumerate(rest))
+    stack = tuple(FieldAxis(f"axis{i}", np.arange(n), "") for i, n in enumerate(rest))
     along = zip("yx", shape[-2:], pixel, origin, strict=True) if len(shape) > 1 else ()
-    return stack + tuple(Axis(name, at + step * np.arange(n), unit) for name, n, step, at in along)
+    return stack + tuple(
+        FieldAxis(name, at + step * np.arange(n), unit) for name, n, step, at in along
+    )
 
 
 def as_pixel(pixel_nm: Pixel) -> tuple[float, float]:
@@ -218,7 +220,9 @@ def with_pixel(image: Field, pixel_nm: Pixel) -> Field:
     """
     steps = dict(zip("yx", as_pixel(pixel_nm), strict=True))
     axes = tuple(
-        Axis(a.name, steps[a.name] * a.values, "nm") if a.name in steps and a.unit == PIXELS else a
+        FieldAxis(a.name, steps[a.name] * a.values, "nm")
+        if a.name in steps and a.unit == PIXELS
+        else a
         for a in image.axes
     )
     return replace(image, axes=axes)

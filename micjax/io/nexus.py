@@ -27,7 +27,7 @@ import numpy as np
 from micjax.core.files import replaced
 from micjax.core.foreign.hdf5 import MOST_STEPS, File, Node, opened
 from micjax.core.names import unknown_name
-from micjax.io.fields import PIXELS, Axis, Field, by_name, unpacked
+from micjax.io.fields import PIXELS, Field, FieldAxis, by_name, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def write_nexus(
 
 @contextlib.contextmanager
 def create_nexus(
-    path: str | os.PathLike, name: str, axes: Sequence[Axis], unit: str = ""
+    path: str | os.PathLike, name: str, axes: Sequence[FieldAxis], unit: str = ""
 ) -> Iterator[h5py.Dataset]:
     """One result on the disk, zeros in single precision, to be filled part by part: it need not
     fit into memory. Its last two axes are a chunk. What is written stays there if the rest fails;
@@ -142,7 +142,7 @@ def _group(parent: h5py.Group, name: str, nx_class: str, **attrs) -> h5py.Group:
     return group
 
 
-def _interpretation(axes: Sequence[Axis]) -> str:
+def _interpretation(axes: Sequence[FieldAxis]) -> str:
     if len(axes) < 2:
         return "spectrum" if axes else "scalar"
     # of more dimensions, the last two are an image if they are called so: (t, y, x), (y, x, ky, kx)
@@ -163,7 +163,7 @@ def _write_field(entry: h5py.Group, name: str, item: Field, sigma: np.ndarray | 
     group["title"] = item.name or name
 
 
-def _describe(group: h5py.Group, name: str, axes: Sequence[Axis], unit: str) -> None:
+def _describe(group: h5py.Group, name: str, axes: Sequence[FieldAxis], unit: str) -> None:
     """The axes and the unit of the data that are in the group."""
     data = group["data"]
     data.attrs.update(units=unit, long_name=f"{name} ({unit})" if unit else name)
@@ -265,10 +265,10 @@ def _values(file: File, group: Node, data: Node, signal: str) -> np.ndarray:
     return unpacked(values, data.attrs, data.path)
 
 
-def _nexus_axis(file: File, group: Node, name: str, i: int, size: int) -> Axis:
+def _nexus_axis(file: File, group: Node, name: str, i: int, size: int) -> FieldAxis:
     """Coordinates along a dimension; the index where the file has none."""
     if name == ".":  # how NeXus says that a dimension has no axis
-        return Axis(f"axis{i}", np.arange(size), PIXELS)
+        return FieldAxis(f"axis{i}", np.arange(size), PIXELS)
     if np.ravel(group.attrs.get(f"{name}_indices", i))[:1] != [i]:
         raise ValueError(f"{group.path}: axes and {name}_indices are in another order")
     node = file.get(name, group)
@@ -276,11 +276,11 @@ def _nexus_axis(file: File, group: Node, name: str, i: int, size: int) -> Axis:
     if isinstance(values, np.ndarray) and values.ndim == 1:
         unit = node.text("units")
         if values.size == size:
-            return Axis(name, unpacked(values, node.attrs, node.path), unit)
+            return FieldAxis(name, unpacked(values, node.attrs, node.path), unit)
         if values.size == size + 1:  # the borders of bins
-            return Axis(name, (values[1:] + values[:-1]) / 2, unit)
+            return FieldAxis(name, (values[1:] + values[:-1]) / 2, unit)
     log.warning("%s: the axis %s does not fit the data, pixels are counted", group.path, name)
-    return Axis(name, np.arange(size), PIXELS)
+    return FieldAxis(name, np.arange(size), PIXELS)
 
 
 def _names(value: Any) -> list[str]:

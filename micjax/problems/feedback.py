@@ -22,7 +22,7 @@ from micjax.core.ranges import positive
 from micjax.inference.solution import Solution
 from micjax.inference.solvers.first_order import Adam
 from micjax.inference.stage import Stage
-from micjax.io import Axis, Field
+from micjax.io import Field, FieldAxis
 from micjax.physics.noise import Gaussian
 from micjax.physics.probes.loop import stable, trace_and_retrace
 from micjax.physics.regularisers import Curvature
@@ -170,7 +170,7 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Pairs) -> Solution:
 def _image(name: str, heights: Float[Array, "n ny nx"]) -> Field:
     units = {"frame": "", "y": "px", "x": "px"}
     axes = tuple(
-        Axis(n, np.arange(size, dtype=float), unit)
+        FieldAxis(n, np.arange(size, dtype=float), unit)
         for (n, unit), size in zip(units.items(), heights.shape, strict=True)
     )
     return Field(np.asarray(heights), axes, "nm", name)

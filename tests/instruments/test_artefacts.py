@@ -29,8 +29,7 @@ from micjax.instruments import (
     Replay,
     check_instrument,
 )
-from micjax.io import Axis as FieldAxis
-from micjax.io import Field
+from micjax.io import Field, FieldAxis
 from micjax.physics.probes.loop import trace_and_retrace
 from micjax.physics.tips.dilation import dilate
 from micjax.physics.tips.shapes import FreeForm, Paraboloid

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from micjax.active.learner.learner import Learner
-from micjax.active.learner.space import Axis as LearnerAxis
-from micjax.active.learner.space import Space
+from micjax.active.learner.space import SearchAxis, Space
 from micjax.instruments import (
     Aborted,
     Axis,
@@ -27,8 +26,7 @@ from micjax.instruments import (
     as_bluesky,
     check_instrument,
 )
-from micjax.io import Axis as FieldAxis
-from micjax.io import Field
+from micjax.io import Field, FieldAxis
 
 WHY = "bluesky is not installed (pip install 'micjax[bluesky]')"
 bluesky = pytest.importorskip("bluesky", reason=WHY)
@@ -326,7 +324,7 @@ def test_an_immediate_pause_loses_no_measurement_and_takes_none_twice(engine, wr
 
 
 def learner(**options):
-    axes = (LearnerAxis("x", X[0], X[-1], "m"), LearnerAxis("y", Y[-1], Y[0], "m"))
+    axes = (SearchAxis("x", X[0], X[-1], "m"), SearchAxis("y", Y[-1], Y[0], "m"))
     return Learner(Space(axes), outcome="height", **options)
 
 

@@ -10,8 +10,7 @@ from test_instruments import fields
 
 from micjax.active.campaign import Campaign, RandomPolicy, Raster, request_stop
 from micjax.active.learner.learner import Learner
-from micjax.active.learner.space import Axis as LearnerAxis
-from micjax.active.learner.space import Space
+from micjax.active.learner.space import SearchAxis, Space
 from micjax.instruments import (
     Aborted,
     Guard,
@@ -37,7 +36,7 @@ def guarded(**options):
 
 
 def learner(inst, **options):
-    space = Space([LearnerAxis(n, a.lo, a.hi, a.unit) for n, a in inst.axes.items()])
+    space = Space([SearchAxis(n, a.lo, a.hi, a.unit) for n, a in inst.axes.items()])
     return Learner(space, outcome="height", initial=3, **options)
 
 

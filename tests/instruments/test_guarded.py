@@ -13,8 +13,7 @@ from test_instruments import Slow, Watched, fields
 
 from micjax.active.campaign import Campaign, RandomPolicy
 from micjax.active.learner.learner import Learner
-from micjax.active.learner.space import Axis as LearnerAxis
-from micjax.active.learner.space import Space
+from micjax.active.learner.space import SearchAxis, Space
 from micjax.instruments import (
     Aborted,
     Axis,
@@ -426,7 +425,7 @@ def test_a_campaign_learns_at_the_readback(tmp_path):
         stage.way = []
         stage.modes["point"] = Mode("point", {"z": "m"})
         guard = Guard(stage)
-        space = Space([LearnerAxis("x", -4.99, 5.0, "m"), LearnerAxis("y", -5.0, 5.0, "m")])
+        space = Space([SearchAxis("x", -4.99, 5.0, "m"), SearchAxis("y", -5.0, 5.0, "m")])
         policy = Learner(space, outcome="z", initial=6, model=lambda *_: None)
         return Campaign(guard, policy, "point", lambda r: float(r.data["z"]), journal, outcome="z")
 

@@ -30,8 +30,7 @@ from micjax.instruments import (
     Simulated,
     check_instrument,
 )
-from micjax.io import Axis as FieldAxis
-from micjax.io import Field
+from micjax.io import Field, FieldAxis
 from micjax.problems import resonance
 
 

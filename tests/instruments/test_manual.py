@@ -17,8 +17,7 @@ from micjax.instruments import (
     MoveError,
     check_instrument,
 )
-from micjax.io import Axis as FieldAxis
-from micjax.io import Field, write_nexus
+from micjax.io import Field, FieldAxis, write_nexus
 
 AXES = {"x": Axis("m", -1e-3, 1e-3, tol=1e-6), "tilt": Axis("rad", -0.5, 0.5, tol=1e-3)}
 MODES = {

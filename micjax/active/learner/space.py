@@ -16,7 +16,7 @@ RETURNED = 2.0**-22  # a setting that has been through float32 is off by no more
 
 
 @dataclasses.dataclass(frozen=True)
-class Axis:
+class SearchAxis:
     """One axis of the settings.
 
     **Arguments:**
@@ -89,7 +89,7 @@ class Space:
     or outside the axes.
     """
 
-    def __init__(self, axes: Sequence[Axis], candidates: np.ndarray | None = None):
+    def __init__(self, axes: Sequence[SearchAxis], candidates: np.ndarray | None = None):
         self.axes = tuple(axes)
         names = [axis.name for axis in self.axes]
         if not names or len(set(names)) != len(names):

@@ -26,8 +26,7 @@ from micjax.instruments.base import (
     check_target,
 )
 from micjax.instruments.replay import Replay
-from micjax.io import Axis as FieldAxis
-from micjax.io import Field
+from micjax.io import Field, FieldAxis
 
 Artefact = tuple[str, Mapping[str, Any]]
 TIMEOUT_S = 300.0  # of a server: an artefact takes it half a minute

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from micjax.core.foreign.hdf5 import File, Node, opened
-from micjax.io.fields import PIXELS, Axis, Field, by_name, nm_per, rows_first, unpacked
+from micjax.io.fields import PIXELS, Field, FieldAxis, by_name, nm_per, rows_first, unpacked
 from micjax.io.nexus import nexus_fields
 
 log = logging.getLogger(__name__)
@@ -61,18 +61,18 @@ def _nsid_field(file: File, dataset: Node) -> Field:
     return rows_first(Field(values, axes, unit, name, metadata))
 
 
-def _nsid_axis(file: File, dataset: Node, i: int, data_unit: str) -> Axis:
+def _nsid_axis(file: File, dataset: Node, i: int, data_unit: str) -> FieldAxis:
     label, at = dataset.dims[i]
     label = label or f"axis{i}"
     if at is None:
-        return Axis(label, np.arange(dataset.shape[i]), PIXELS)
+        return FieldAxis(label, np.arange(dataset.shape[i]), PIXELS)
     scale = file.at(at)
     unit = scale.text("units")
     spatial = scale.text("dimension_type") == "SPATIAL"
     # the same converter writes the channel's unit on x and y: a phase image is 1e-6 "deg" wide
     if spatial and unit == data_unit and nm_per(unit) is None:
         unit = "m"
-    return Axis(scale.text("name") or label, file.read(scale), unit)
+    return FieldAxis(scale.text("name") or label, file.read(scale), unit)
 
 
 def _plain(value):

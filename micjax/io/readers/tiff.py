@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from micjax.core.foreign.limits import check_size
-from micjax.io.fields import PIXELS, Axis, Field, by_name, nm_per
+from micjax.io.fields import PIXELS, Field, FieldAxis, by_name, nm_per
 from micjax.io.packages import third_party
 from micjax.io.readers.arrays import bare
 
@@ -146,14 +146,14 @@ def _tell(path: Path, tiff, page) -> None:
 
 def _axis(
     i: int, letter: str, size: int, step: float = 1.0, unit: str | None = None, origin: float = 0.0
-) -> Axis:
+) -> FieldAxis:
     """Axis `i`, which TIFF calls by a letter; its origin is in pixels."""
     if not (np.isfinite(step) and step > 0 and np.isfinite(origin)):
         raise ValueError(f"axis {letter}: a step of {step:g} {unit}")
     if unit is None:
         unit = PIXELS if letter in "YX" else ""
     name = letter.lower() if letter in "TZYX" else f"axis{i}"
-    return Axis(name, step * (np.arange(size) - origin), unit)
+    return FieldAxis(name, step * (np.arange(size) - origin), unit)
 
 
 def _imagej_values(data: np.ndarray, notes: dict[str, Any]) -> tuple[np.ndarray, str]:

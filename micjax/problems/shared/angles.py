@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from micjax.io import Axis, Field
+from micjax.io import Field, FieldAxis
 from micjax.physics.electrons import optics
 
 
@@ -22,7 +22,7 @@ def both(name: str, given: Any) -> list[Any]:
 
 
 def axes_mrad(
-    field: Field, axes: tuple[Axis, ...], mrad_per_px: float | list | None, energy_keV: float
+    field: Field, axes: tuple[FieldAxis, ...], mrad_per_px: float | list | None, energy_keV: float
 ) -> list[Float[np.ndarray, "m"]]:
     """The angles along y and x: `mrad_per_px` from the first pixel on, or what the file says.
 

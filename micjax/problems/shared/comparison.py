@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from micjax.core.problem import InverseProblem
-from micjax.io.fields import Axis, Field
+from micjax.io.fields import Field, FieldAxis
 
 # units stand in the names of arguments: x_nm, energy_keV, angle_mrad
 _WITH_UNIT = re.compile(r"^(\w+?)_(pm|nm|um|A|mrad|deg|eV|keV|V|mV|nN|pN|Hz|kHz|s|ms)$")
@@ -24,14 +24,14 @@ def comparison(problem: InverseProblem, x, y) -> dict[str, Field]:
     return {n: Field(a, axes, "", n) for n, a in arrays.items()}
 
 
-def _axes(problem: InverseProblem, x, shape: tuple[int, ...]) -> tuple[Axis, ...]:
+def _axes(problem: InverseProblem, x, shape: tuple[int, ...]) -> tuple[FieldAxis, ...]:
     names = ["y", "x"] if len(shape) == 2 else [f"axis{i}" for i in range(len(shape))]
-    axes = [Axis(n, np.arange(size), "px") for n, size in zip(names, shape, strict=True)]
+    axes = [FieldAxis(n, np.arange(size), "px") for n, size in zip(names, shape, strict=True)]
     if len(shape) <= 2 and np.shape(x) == shape[:1]:
         name, unit = argument(problem)
         taken = ("data", "data_errors", "title")
-        axes[0] = Axis("x" if name in taken else name, np.asarray(x), unit)
-        axes[1:] = [Axis("channel", a.values, "") for a in axes[1:]]
+        axes[0] = FieldAxis("x" if name in taken else name, np.asarray(x), unit)
+        axes[1:] = [FieldAxis("channel", a.values, "") for a in axes[1:]]
     return tuple(axes)
 
 

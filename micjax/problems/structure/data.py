@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from micjax.core.ranges import positive
-from micjax.io import Axis, Field, read
+from micjax.io import Field, FieldAxis, read
 from micjax.io.fields import nm_per
 from micjax.physics.electrons import optics
 from micjax.problems.shared.angles import axes_mrad, both, centred
@@ -218,7 +218,9 @@ def _along_A(field: Field, axes, step_A, origin_A) -> list[np.ndarray]:
     return [_axis_A(field, *of) for of in zip(axes, steps, begins, strict=True)]
 
 
-def _axis_A(field: Field, axis: Axis, step_A: float | None, begin_A: float | None) -> np.ndarray:
+def _axis_A(
+    field: Field, axis: FieldAxis, step_A: float | None, begin_A: float | None
+) -> np.ndarray:
     scale = nm_per(axis.unit)
     if len(axis.values) < 2:
         raise ValueError(f"{field.name}: a single value along {axis.name} has no spacing")

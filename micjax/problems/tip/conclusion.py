@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from micjax.inference.solution import Solution
-from micjax.io import Axis, Field
+from micjax.io import Field, FieldAxis
 from micjax.physics.tips.dilation import certain, dilate, erode, touching_tip_pixels
 from micjax.physics.tips.evidence import admissible, misfit
 from micjax.problems.tip.model import Reshaped, TipScan
@@ -54,8 +54,8 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]
     results["tip_touches"] = _field(np.asarray(touching), pixel, "tip_touches")
     results["classical_tip"] = _field(np.asarray(classical), pixel, "classical_tip")
     if LINES in problem.priors:
-        lines = Axis("line", np.arange(y.shape[1]), "")
-        axes = (Axis("frame", np.arange(len(x)), ""), lines)
+        lines = FieldAxis("line", np.arange(y.shape[1]), "")
+        axes = (FieldAxis("frame", np.arange(len(x)), ""), lines)
         offsets = np.asarray(forward.line_offsets_nm[x])
         results["line_offsets"] = Field(offsets, axes, "nm", "line_offsets")
 
@@ -93,10 +93,10 @@ def _field(data: np.ndarray, pixel: np.ndarray, name: str, frames: int = 0) -> F
     """A map with its axes in nm; one frame alone is a plain image."""
     data = data[0] if frames == 1 else data
     y, x = (
-        Axis(n, np.arange(k) * float(d), "nm")
+        FieldAxis(n, np.arange(k) * float(d), "nm")
         for n, k, d in zip("yx", data.shape[-2:], pixel, strict=True)
     )
-    axes = (y, x) if data.ndim == 2 else (Axis("frame", np.arange(frames), ""), y, x)
+    axes = (y, x) if data.ndim == 2 else (FieldAxis("frame", np.arange(frames), ""), y, x)
     unit = "" if data.dtype == bool or name == "contact_multiplicity" else "nm"
     return Field(data, axes, unit, name)
 

@@ -14,7 +14,7 @@ from micjax.core.problem import InverseProblem, Values
 from micjax.inference.errors.nuts import Posterior
 from micjax.inference.solution import Solution
 from micjax.inference.solve import Fit
-from micjax.io import Axis, Field
+from micjax.io import Field, FieldAxis
 from micjax.physics.tips.dilation import contacts, dilate
 from micjax.problems.tip_characteriser.model import CharacteriserScan
 from micjax.problems.tip_characteriser.stages import NEAR, SPREAD, best_basin
@@ -132,11 +132,11 @@ def _tip_sd(problem: InverseProblem, posterior: Posterior) -> Float[np.ndarray, 
 
 def _field(data: np.ndarray, pixel: np.ndarray, name: str, metadata=None) -> Field:
     axes = [
-        Axis(n, np.arange(k) * float(d), "nm")
+        FieldAxis(n, np.arange(k) * float(d), "nm")
         for n, k, d in zip("yx", data.shape[-2:], pixel, strict=True)
     ]
     if data.ndim == 3:
-        axes.insert(0, Axis("frame", np.arange(len(data)), ""))
+        axes.insert(0, FieldAxis("frame", np.arange(len(data)), ""))
     return Field(data, tuple(axes), "" if data.dtype == bool else "nm", name, metadata or {})
 
 

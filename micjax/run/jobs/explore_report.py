@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import micjax.io as io
-from micjax.active.learner.space import Axis
+from micjax.active.learner.space import SearchAxis
 from micjax.inference.errors.laplace import Laplace, laplace
 from micjax.inference.finite import NonFiniteError
 from micjax.inference.solution import Solution
@@ -111,7 +111,7 @@ def _maps(exploration: Exploration) -> Maps:
     return Maps(axes, {n: v.reshape(shape) for n, v in believed.items()}, worth)
 
 
-def _along(axis: Axis) -> np.ndarray:
+def _along(axis: SearchAxis) -> np.ndarray:
     """Where something is drawn; of a billion whole numbers not at every one."""
     along = np.linspace(axis.lower, axis.upper, ACROSS)
     if not axis.whole:
@@ -154,7 +154,7 @@ def _errors(problem, state) -> Laplace | None:
 
 def _fields(exploration: Exploration, maps: Maps) -> dict[str, Field]:
     axes = tuple(
-        io.Axis(axis.name, values, axis.unit)
+        io.FieldAxis(axis.name, values, axis.unit)
         for axis, values in zip(exploration.source.space.axes, maps.axes, strict=True)
     )
     outcome = exploration.plan.outcome
@@ -230,7 +230,7 @@ def _figures(
     return {title: partial(make, exploration) for title, make in makers.items()} | common
 
 
-def _readable(axis: Axis) -> tuple[float, str]:
+def _readable(axis: SearchAxis) -> tuple[float, str]:
     """What to multiply an axis by for a figure, and its label: metres become nm or um."""
     scale, unit = readable_length(axis.unit, max(abs(axis.lower), abs(axis.upper)))
     return scale, f"{axis.name} ({unit})" if unit else axis.name

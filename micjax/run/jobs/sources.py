@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from micjax.active.learner.signals import reduced, signal
-from micjax.active.learner.space import Axis, Space
+from micjax.active.learner.space import SearchAxis, Space
 from micjax.core.names import unknown_name
-from micjax.instruments import Axis as Range
-from micjax.instruments import Function, Instrument, Record
+from micjax.instruments import Axis, Function, Instrument, Record
 from micjax.io import Field, read
 
 Point = Mapping[str, Any]
@@ -48,7 +47,7 @@ def open_file(file: str, channel: str | None, signal_name: str) -> Source:
     """
     field = read(file, channel)
     truth, axes = _reduced(field, signal_name), field.axes[:2]
-    named = [Axis(a.name, a.values.min(), a.values.max(), a.unit) for a in axes]
+    named = [SearchAxis(a.name, a.values.min(), a.values.max(), a.unit) for a in axes]
     grid = np.stack(np.meshgrid(*(a.values for a in axes), indexing="ij"), axis=-1)
     candidates = grid.reshape(-1, len(axes))
     rows = {tuple(row): i for i, row in enumerate(candidates.tolist())}
@@ -78,7 +77,7 @@ def open_function(address: str, signal_name: str, axes: Mapping[str, Mapping[str
     if not axes:
         raise ValueError(f"{address} needs `axes`: their names, lower and upper")
     function = imported(address)
-    space = Space([Axis(n, **dict(given)) for n, given in axes.items()])
+    space = Space([SearchAxis(n, **dict(given)) for n, given in axes.items()])
 
     def measure(**numbers: float):
         return function(**space.settings([numbers[n] for n in space.names]))
@@ -123,10 +122,10 @@ def open_instrument(
     return Source(Space(learnt), device, mode, reduced(signal_name, channel))
 
 
-def _within(name: str, given: dict[str, Any], there: Range) -> Axis:
+def _within(name: str, given: dict[str, Any], there: Axis) -> SearchAxis:
     if given.get("unit", there.unit) != there.unit or given.get("categories"):
         raise ValueError(f"axis {name} of the instrument is in {there.unit or 'no unit'}: {given}")
-    return Axis(
+    return SearchAxis(
         name,
         given.get("lower", there.lo),
         given.get("upper", there.hi),
@@ -164,8 +163,8 @@ def device_of(address: str, options: Mapping[str, Any]) -> Instrument:
     return device
 
 
-def _ranges(axes) -> dict[str, Range]:
-    return {a.name: Range(a.unit, float(a.lower), float(a.upper)) for a in axes}
+def _ranges(axes) -> dict[str, Axis]:
+    return {a.name: Axis(a.unit, float(a.lower), float(a.upper)) for a in axes}
 
 
 def image_of(file: str, channel: str | None, signal_name: str, logarithm: bool) -> np.ndarray:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from micjax.io import Axis
+from micjax.io import FieldAxis
 from micjax.physics.electrons import optics
 from micjax.physics.electrons.detectors import beam_stop, blurred, gaussian_mtf, pixelated
 from micjax.run.jobs.simulate.setup import Setup, scan_size_A
@@ -30,14 +30,14 @@ def places(plan: SimulatePlan, setup: Setup) -> np.ndarray:
     return np.stack([y, x], axis=-1) + np.asarray(plan.scan_origin_A)
 
 
-def place_axes(plan: SimulatePlan, setup: Setup) -> tuple[Axis, ...]:
+def place_axes(plan: SimulatePlan, setup: Setup) -> tuple[FieldAxis, ...]:
     """Along the lines of the scan and across; of a list the number of each place."""
     if plan.places_A is not None:
-        return (Axis("place", np.arange(len(plan.places_A)), ""),)
+        return (FieldAxis("place", np.arange(len(plan.places_A)), ""),)
     size, turned = scan_size_A(plan, setup.cell_A), plan.scan_rotation_deg != 0.0
     first = (0.0, 0.0) if turned else plan.scan_origin_A
     return tuple(
-        Axis(name, 0.1 * (o + np.arange(n) * s / n), "nm")
+        FieldAxis(name, 0.1 * (o + np.arange(n) * s / n), "nm")
         for name, o, n, s in zip(("y", "x"), first, plan.scan, size, strict=True)
     )
 
@@ -53,10 +53,10 @@ def on_camera(plan: SimulatePlan, setup: Setup, patterns):
     return pixelated(camera(plan, patterns), setup.angles, outer_mrad(plan, setup))
 
 
-def camera_axes(plan: SimulatePlan, setup: Setup, names: tuple[str, str]) -> tuple[Axis, ...]:
+def camera_axes(plan: SimulatePlan, setup: Setup, names: tuple[str, str]) -> tuple[FieldAxis, ...]:
     shape = jax.eval_shape(lambda p: on_camera(plan, setup, p), jnp.zeros(setup.shape)).shape
     return tuple(
-        Axis(n, (np.arange(size) - size // 2) * float(abs(a.ravel()[1])), "mrad")
+        FieldAxis(n, (np.arange(size) - size // 2) * float(abs(a.ravel()[1])), "mrad")
         for n, size, a in zip(names, shape, setup.angles, strict=True)
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from micjax.core import devices
-from micjax.io import Axis, Field, create_nexus
+from micjax.io import Field, FieldAxis, create_nexus
 from micjax.physics.electrons import optics
 from micjax.physics.electrons.detectors import collected, diffraction, source_blurred
 from micjax.physics.electrons.multislice import multislice, transmission
@@ -182,7 +182,7 @@ def _scan(plan: SimulatePlan, setup: Setup, masks, moments: int) -> Callable:
 
 
 @contextlib.contextmanager
-def _patterns(kept: Kept, axes: Sequence[Axis]) -> Iterator[h5py.Dataset]:
+def _patterns(kept: Kept, axes: Sequence[FieldAxis]) -> Iterator[h5py.Dataset]:
     """The data set of all patterns: a new one, or that of the run which goes on.
 
     **Raises:** `ValueError` where that is not there any more.
@@ -300,7 +300,7 @@ def _hrtem(plan: SimulatePlan, setup: Setup, kept: Kept):
     )
     wave, image = np.asarray(sums["wave"]), np.asarray(camera(plan, jnp.asarray(sums["image"])))
     axes = tuple(
-        Axis(n, np.arange(size) * d * 0.1, "nm")
+        FieldAxis(n, np.arange(size) * d * 0.1, "nm")
         for n, size, d in zip(("y", "x"), setup.shape, setup.sampling_A, strict=True)
     )
     unit, rng = "electrons" if plan.dose else "", np.random.default_rng(plan.seed)
