@@ -322,6 +322,12 @@ def test_bad_files_are_named(tmp_path, data, unit, options, message):
         cbed.load(file, **(IRON | options))
 
 
+def test_a_mask_is_no_pattern(tmp_path):
+    np.save(tmp_path / "mask.npy", GOOD > 0)
+    with pytest.raises(ValueError, match="a mask .bool. is no electron counts"):
+        cbed.load(tmp_path / "mask.npy", mrad_per_px=5.0, **IRON)
+
+
 @pytest.mark.slow
 def test_a_pattern_of_something_else_is_told():
     _, x, y = cbed.example(jax.random.key(3))

@@ -327,6 +327,8 @@ def test_out_must_be_empty_or_the_same_run(here, capsys):
     other = refused(capsys, "demo", "edge", "--out", "r", "--set", "seed=5", *FAST)
     assert "another plan: seed was 0, is 5" in other
     assert "engine.steps was 40" in refused(capsys, "demo", "edge", "--out", "r")
+    known = "--set", "priors.noise.sigma=null"  # None, as what is not there
+    assert "sigma was 'that of" in refused(capsys, "demo", "edge", "--out", "r", *known, *FAST)
     other = refused(capsys, "demo", "edge", "--out", "r", "--resume", "--set", "width_nm=9")
     assert "options.width_nm was 1.0, is 9.0" in other
 

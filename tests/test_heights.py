@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from micjax.io import Field, FieldAxis
+from micjax.io.fields import as_pixel
 from micjax.io.readers.arrays import bare
 from micjax.problems import tip, tip_characteriser
 from micjax.problems.shared.heights import heights_nm
@@ -35,11 +36,21 @@ def test_a_bare_array_is_taken_as_nm_and_told(caplog):
         (field(SCAN + 0j, "nm"), "complex128 values are not a length"),
         (field(SCAN > 0, "nm"), "bool values are not a length"),
         (field(SCAN > 0), "bool values are not a length"),
+        (field(1e300 * SCAN), "heights in nm.* is .*e.301: numbers from"),  # infinite in float32
     ],
 )
 def test_what_is_no_height_is_refused(image, message):
     with pytest.raises(ValueError, match=message):
         heights_nm(image)
+
+
+def test_an_image_without_rows_and_a_pixel_of_no_size_are_told():
+    with pytest.raises(ValueError, match=r"axis y has 0 points of 2 at least; .* \(0, 30\)"):
+        _ = field(SCAN[:0]).pixel_nm
+    with pytest.raises(ValueError, match="pixel_nm.* is 1e-300: numbers from 1e-06"):
+        as_pixel(1e-300)
+    with pytest.raises(ValueError, match="height_unit = 'A' is not a length, as pm, Å, nm"):
+        heights_nm(field(SCAN), "A")
 
 
 def test_the_unit_can_be_given():

@@ -95,8 +95,8 @@ class Axis:
         for name in ("rate", "max_step", "tol"):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be positive")
-        if not self.settle >= 0.0:
-            raise ValueError(f"settle = {self.settle} s: must not be negative")
+        if not 0.0 <= self.settle < math.inf:
+            raise ValueError(f"settle = {self.settle} s: must be a finite number from 0 on")
 
     @property
     def tolerance(self) -> float:
@@ -154,8 +154,17 @@ class Frame:
     def points(self) -> Float[np.ndarray, "ny nx 2"]:
         """(x, y) of every pixel, m."""
         ny, nx = self.shape
-        along = ((np.arange(nx) + 0.5) / nx - 0.5) * self.size[0]
-        down = ((np.arange(ny) + 0.5) / ny - 0.5) * self.size[1]
+        return self._places(np.arange(ny), np.arange(nx))
+
+    def corners(self) -> Float[np.ndarray, "2 2 2"]:
+        """(x, y) of the pixels at the corners, m, without making all others."""
+        ny, nx = self.shape
+        return self._places(np.array([0, ny - 1]), np.array([0, nx - 1]))
+
+    def _places(self, iy: np.ndarray, ix: np.ndarray) -> Float[np.ndarray, "ny nx 2"]:
+        ny, nx = self.shape
+        along = ((ix + 0.5) / nx - 0.5) * self.size[0]
+        down = ((iy + 0.5) / ny - 0.5) * self.size[1]
         u, v = np.meshgrid(along, down)
         c, s = math.cos(self.angle), math.sin(self.angle)
         return np.stack([self.center[0] + c * u - s * v, self.center[1] + s * u + c * v], axis=-1)
@@ -313,14 +322,13 @@ def check_target(axes: Mapping[str, Axis], target: Mapping[str, float]) -> dict[
         axis = axes[name]
         try:
             value = float(value)
-        except (TypeError, ValueError):
-            raise LimitError(f"{name} = {value!r} is not a number") from None
+        except (TypeError, ValueError, OverflowError):
+            raise LimitError(f"{name} = {value!r:.60} is not a number") from None
         if not math.isfinite(value):
             raise LimitError(f"{name} = {value} is not finite")
         if not axis.lo <= value <= axis.hi:
-            raise LimitError(
-                f"{name} = {value:g} {axis.unit} is outside {axis.lo:g} to {axis.hi:g} {axis.unit}"
-            )
+            allowed = f"{axis.lo:g} to {axis.hi:g} {axis.unit}"
+            raise LimitError(f"{name} = {value:.9g} {axis.unit} is outside {allowed}")
         checked[name] = axis.sent(value)
     return checked
 
@@ -344,12 +352,12 @@ def check_over(axes: Mapping[str, Axis], modes: Mapping[str, Mode], mode: str, o
         if not isinstance(over, np.ndarray) or over.ndim != 2 or shape[1] != 2 or not len(over):
             given = f"an array {shape}" if isinstance(over, np.ndarray) else type(over).__name__
             raise LimitError(f"{mode} goes over an array of points [n, 2], not {given}")
-    for x, y in points_of(over)[_ENDS] if kind == "frame" else points_of(over):
+        if over.dtype.kind not in "fiu":
+            raise LimitError(f"{mode} goes over points of real numbers, not of {over.dtype}")
+    # the pixels at the corners: all others lie between
+    for x, y in over.corners().reshape(4, 2) if kind == "frame" else points_of(over):
         check_target(axes, {"x": x, "y": y})
     return modes[mode]
-
-
-_ENDS = ([0, 0, -1, -1], [0, -1, 0, -1])  # the pixels at the corners: all others lie between
 
 
 def points_of(over: Frame | Path) -> Float[np.ndarray, "... 2"]:

@@ -79,6 +79,8 @@ class Guard:
         for name, value in {"seconds": seconds, "dose": dose, "patience": patience}.items():
             if not value > 0.0:
                 raise ValueError(f"{name} = {value}: must be positive")
+        if not all(0.0 <= value < math.inf for value in spent):  # less than nothing gives more
+            raise ValueError(f"spent = {spent}: must be finite numbers from 0 on")
         self.instrument = instrument
         self._axes = narrowed(instrument.axes, limits or {})
         self._region = None if forbidden is None else Region(forbidden, self._axes)

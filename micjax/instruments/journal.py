@@ -168,7 +168,10 @@ class Journal:
                 "at": dict(record.at),
                 "t0": record.t0,
                 "t1": record.t1,
-                "meta": dict(record.meta),
+                # whatever it is, it does not cost a measurement
+                "meta": dict(record.meta)
+                if isinstance(meta := record.meta, Mapping)
+                else {"meta": meta},
                 **more,
             }
         )

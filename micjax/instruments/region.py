@@ -93,7 +93,7 @@ class Region:
         if isinstance(
             over, Frame
         ):  # at its first or last row, at the edge or the centre of a pixel
-            starts = np.concatenate([over.points()[[0, -1], 0], over.edges()[[0, 2]]])
+            starts = np.concatenate([over.corners()[:, 0], over.edges()[[0, 2]]])
         for x, y in starts.tolist():
             self._free(now, [("x", x), ("y", y)])
             self._free(now, [("y", y), ("x", x)])

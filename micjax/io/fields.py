@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from micjax.core.ranges import check_ranges
+
 log = logging.getLogger(__name__)
 
 Pixel = float | int | Sequence[float | int]  # one size for both directions, or (dy, dx)
@@ -16,6 +18,7 @@ PIXELS = "px"  # the unit of an image axis whose physical size is not known
 
 # the ampere is "A" in these files, so the ångström is never abbreviated by it
 _NM = {"pm": 1e-3, "Å": 0.1, "nm": 1.0, "um": 1e3, "mm": 1e6, "cm": 1e7, "m": 1e9}
+LENGTHS = tuple(_NM)
 _SPELT_OUT = {
     "angstrom": "Å",
     "picometer": "pm",
@@ -165,8 +168,12 @@ def _pixel_of(image: Field, name: str) -> float:
             f"{image.name}: no pixel size: axis {name} is in {axis.unit or 'no unit'!r}, "
             "which is not a length"
         )
+    if axis.values.size < 2:
+        raise ValueError(
+            f"{image.name}: no pixel size: axis {name} has {axis.values.size} points of 2 at "
+            f"least; the shape is {image.data.shape}"
+        )
     step = abs(axis.step)
-    # false for the nan of a single row, too
     if not (step > 0 and np.allclose(np.abs(np.diff(axis.values)), step, rtol=1e-3, atol=0)):
         raise ValueError(f"{image.name}: no pixel size: axis {name} is not evenly spaced")
     return step * scale
@@ -205,6 +212,7 @@ def as_pixel(pixel_nm: Pixel) -> tuple[float, float]:
     sizes = np.asarray(pixel_nm, dtype=np.float64).ravel()
     if sizes.size not in (1, 2) or not (np.isfinite(sizes).all() and (sizes > 0).all()):
         raise ValueError(f"pixel_nm is one positive number or (dy, dx), not {pixel_nm}")
+    check_ranges("pixel_nm", sizes)
     return float(sizes[0]), float(sizes[-1])
 
 

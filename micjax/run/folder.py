@@ -149,7 +149,10 @@ def _check_same(folder: RunFolder, plan: Plan, same: Mapping[str, Any], resume: 
         earlier = {"plan": _without_files(plan, old), "inputs": _hashes(facts["inputs"])}
         status, x64 = facts.get("status"), facts["x64"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"--out {path} is not empty and holds no micjax run") from error
+        raise ValueError(
+            f"--out {path} is not empty and holds no micjax run that can be read: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     differences = _differences(earlier, same, plan.MAY_DIFFER if resume else ())
     if x64 != bool(jax.config.jax_enable_x64):
         differences.append(f"x64 was {x64}, is {not x64}")
@@ -171,8 +174,10 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any], ignore: tup
         if key in ignore or old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            names = [n for n in {**old, **new} if old.get(n) != new.get(n)]
-            lines += [f"{key}.{n} was {old.get(n)!r}, is {new.get(n)!r}" for n in names]
+            # no prior (None) is another thing than that of the problem
+            absent = "that of the problem" if key == "priors" else None
+            pairs = {n: (old.get(n, absent), new.get(n, absent)) for n in {**old, **new}}
+            lines += [f"{key}.{n} was {a!r}, is {b!r}" for n, (a, b) in pairs.items() if a != b]
         else:
             lines.append(f"{key} was {old!r}, is {new!r}")
     if earlier.get("inputs") != now["inputs"]:

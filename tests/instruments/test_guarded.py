@@ -454,3 +454,16 @@ def test_budgets_hold_over_what_was_before(tmp_path):
 def test_replays_are_what_they_were():
     guard = Guard(Replay(fields()))
     assert guard.move({"x": 3e-7, "y": 5e-7}) == {"x": 3e-7, "y": 5e-7}
+
+
+def test_a_budget_is_not_made_larger_by_what_was_spent():
+    for spent in ((-5.0, 0.0), (0.0, -math.inf), (math.nan, 0.0)):
+        with pytest.raises(ValueError, match="spent = .*: must be finite numbers from 0 on"):
+            Guard(Stage(), seconds=1.0, spent=spent)
+
+
+def test_the_corners_of_a_frame_are_those_of_its_pixels():
+    """All pixels of a frame of 1e18 would have been made to look at four of them."""
+    frame = Frame((1e-6, 2e-6), (3e-6, 5e-6), (4, 3), 0.3)
+    np.testing.assert_array_equal(frame.corners(), frame.points()[::3, ::2])
+    assert np.isfinite(Frame((0.0, 0.0), (1.0, 1.0), (10**9, 10**9)).corners()).all()

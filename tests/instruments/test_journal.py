@@ -207,6 +207,17 @@ def test_metadata_of_any_kind_cost_no_record(inst, tmp_path, monkeypatch):
     assert record.meta == {"gains": [0.0, 1.0], "count": 3, "where": str(tmp_path)}
 
 
+def test_metadata_that_are_no_mapping_cost_no_record(inst, tmp_path, monkeypatch):
+    """It was measured, and not in the journal."""
+    record = inst.acquire("pixel")
+    object.__setattr__(record, "meta", None)
+    monkeypatch.setattr(inst, "acquire", lambda mode, over=None: record)
+    with begun(tmp_path) as journal:
+        Recorded(inst, journal).acquire("pixel")
+    ((_, record),) = records(tmp_path / "run")
+    assert record.meta == {}
+
+
 @pytest.mark.parametrize("line", ["5", "[]", '{"suggested": []}'])
 def test_files_that_are_no_journal_of_an_instrument(tmp_path, line):
     (tmp_path / "run").mkdir()

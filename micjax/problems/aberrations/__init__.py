@@ -212,6 +212,8 @@ def load(
     field = read(file, channel, pixel_nm)
     if field.data.ndim != 3 or min(field.data.shape) < 2:
         raise ValueError(f"{field.name}: shape {field.data.shape} is no series [images, y, x]")
+    if field.data.dtype.kind != "f":
+        raise ValueError(f"{field.name}: {field.data.dtype} values are no images")
     if not np.all(np.isfinite(field.data)):
         raise ValueError(f"{field.name}: {np.sum(~np.isfinite(field.data))} values are not finite")
     if changes_A is None:

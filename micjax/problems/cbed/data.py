@@ -67,6 +67,8 @@ def load(
         )
     if np.iscomplexobj(field.data):
         raise ValueError(f"{field.name}: complex values are no electron counts")
+    if np.dtype(field.metadata.get("stored", field.data.dtype)).kind == "b":
+        raise ValueError(f"{field.name}: a mask (bool) is no electron counts")
     blind = ~np.isfinite(field.data)
     counts = np.round(counts_per_unit * np.where(blind, 0.0, field.data))
     if counts.min() < 0.0 or counts.max() < 1.0:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
+from micjax.core.ranges import check_ranges
 from micjax.io import Field
-from micjax.io.fields import nm_per
+from micjax.io.fields import LENGTHS, nm_per
 from micjax.io.registry import speaks_of_height
 
 log = logging.getLogger("micjax")
@@ -31,7 +32,13 @@ def heights_nm(field: Field, height_unit: str | None = None) -> Float[np.ndarray
     if _OSCILLATION.search(field.name):
         raise ValueError(f"{field.name}: the amplitude of an oscillation is no height")
     if height_unit is not None and nm_per(height_unit) is None:
-        raise ValueError(f"height_unit = {height_unit!r} is not a length")
+        raise ValueError(f"height_unit = {height_unit!r} is not a length, as {', '.join(LENGTHS)}")
+    heights = _in_nm(field, height_unit)
+    check_ranges(f"{field.name}: the heights in nm", heights[np.isfinite(heights)])
+    return heights
+
+
+def _in_nm(field: Field, height_unit: str | None) -> Float[np.ndarray, "ny nx"]:
     if field.unit:
         if height_unit is not None and nm_per(height_unit) != nm_per(field.unit):
             raise ValueError(f"{field.name} is in {field.unit}, height_unit says {height_unit}")
