@@ -56,6 +56,13 @@ log = logging.getLogger("micjax")
 PACKAGES = ("micjax", "jax", "numpy", "h5py")
 
 
+def _as_mapping(meta: Any) -> dict[Any, Any]:
+    """Whatever an adapter calls metadata: it does not cost a measurement."""
+    if meta is None:
+        return {}
+    return dict(meta) if isinstance(meta, Mapping) else {"meta": meta}
+
+
 class Journal:
     """The journal in a folder; the only one that writes there.
 
@@ -168,10 +175,7 @@ class Journal:
                 "at": dict(record.at),
                 "t0": record.t0,
                 "t1": record.t1,
-                # whatever it is, it does not cost a measurement
-                "meta": dict(record.meta)
-                if isinstance(meta := record.meta, Mapping)
-                else {"meta": meta},
+                "meta": _as_mapping(record.meta),
                 **more,
             }
         )
