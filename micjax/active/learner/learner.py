@@ -29,7 +29,7 @@ from micjax.active.learner import belief, checkpoint, predictive
 from micjax.active.learner.belief import Belief, Model, mean_and_variance, plain_model
 from micjax.active.learner.cost import Cost, tour
 from micjax.active.learner.scores import SCORES, Context, paths_at, scores
-from micjax.active.learner.settings import Settings
+from micjax.active.learner.settings import Settings, point_count
 from micjax.active.learner.space import Number, Space
 from micjax.core.plain import scalar
 
@@ -209,9 +209,7 @@ class Learner:
 
         **Raises:** `ValueError` when no candidate is left, or for no whole number of points.
         """
-        count = 1 if num_points is None else scalar(num_points)
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{num_points} points; a whole number from 1 on is needed")
+        count = 1 if num_points is None else point_count(num_points)
         key = jax.random.fold_in(jax.random.key(self.settings.seed), 2**20 + self._suggested)
         chosen: list[tuple[float, ...]] = []
         while len(chosen) < count:

@@ -1,9 +1,10 @@
 """What decides the suggestions of a learner beside the data."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from micjax.active.learner.cost import Cost
 from micjax.active.learner.space import Space
+from micjax.core.plain import scalar
 from micjax.core.ranges import check_ranges
 
 GOALS = {
@@ -64,3 +65,14 @@ class Settings(NamedTuple):
             raise ValueError(f"{cost.rates.size} rates for {len(space.axes)} axes")
         initial = max(5, 2 * len(space.axes) + 1) if self.initial is None else self.initial
         return self._replace(acquisition=chosen, initial=initial)
+
+
+def point_count(number: Any) -> int:
+    """How many points are asked for.
+
+    **Raises:** `ValueError` for no whole number from 1 on.
+    """
+    count = scalar(number)
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"{number} points; a whole number from 1 on is needed")
+    return count
