@@ -74,6 +74,8 @@ def test_axes_that_cannot_be():
         Learner(BOX, outcome="v")
     with pytest.raises(ValueError, match="distinct names"):
         Space([SearchAxis("x"), SearchAxis("x")])
+    with pytest.raises(ValueError, match="by this name a suggestion is known"):
+        Space([SearchAxis("_id")])
     with pytest.raises(ValueError, match="candidate 0"):
         Space([SearchAxis("x")], np.array([[2.0]]))
     with pytest.raises(ValueError, match="no whole number"):
@@ -431,6 +433,7 @@ def sobol_of_any_length():
         ({"initial": -1}, "initial is -1; a whole number"),
         ({"seed": -1}, "seed is -1: whole numbers from 0"),
         ({"outcome": ""}, "outcome is ''; a name"),
+        ({"outcome": "_id"}, "outcome is '_id'; a name is needed, other than"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(setting, message):

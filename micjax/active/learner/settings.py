@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from micjax.active.learner.cost import Cost
-from micjax.active.learner.space import Space
+from micjax.active.learner.space import RESERVED, Space
 from micjax.core.plain import scalar
 from micjax.core.ranges import check_ranges
 
@@ -37,8 +37,8 @@ class Settings(NamedTuple):
         **Raises:** `ValueError` where they do not fit each other.
         """
         goal, outcome, level, wanted = self.goal, self.outcome, self.level, self.wanted
-        if not isinstance(outcome, str) or not outcome:
-            raise ValueError(f"outcome is {outcome!r}; a name is needed")
+        if not isinstance(outcome, str) or outcome in ("", RESERVED):
+            raise ValueError(f"outcome is {outcome!r}; a name is needed, other than {RESERVED!r}")
         for name in ("level", "tolerance", "seed"):
             check_ranges(name, getattr(self, name))
         for name in ("wanted", "initial", "budget"):  # 0: at once

@@ -12,6 +12,7 @@ from micjax.active.acquire.search import Box
 from micjax.core.plain import scalar
 
 Number = float | int | np.number
+RESERVED = "_id"  # of a suggestion
 RETURNED = 2.0**-22  # a setting that has been through float32 is off by no more, of the range
 
 
@@ -94,6 +95,8 @@ class Space:
         names = [axis.name for axis in self.axes]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"the axes {names} are not distinct names")
+        if RESERVED in names:
+            raise ValueError(f"an axis {RESERVED!r}: by this name a suggestion is known")
         self.candidates = None if candidates is None else self._checked(candidates)
 
     def _checked(self, candidates: np.ndarray) -> np.ndarray:

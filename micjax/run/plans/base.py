@@ -29,6 +29,14 @@ class Section(pydantic.BaseModel):
         tables = [n for n, f in fields.items() if isinstance(f.default, dict | Section)]
         return {n: v for n, v in given.items() if v is not None or n not in tables}
 
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, given: Any, info: pydantic.ValidationInfo) -> Any:
+        """pydantic takes true for 1."""
+        if not _may_be_true(cls.model_fields[info.field_name].annotation) and _has_truth(given):
+            raise ValueError("true and false are no numbers")
+        return given
+
 
 class Plan(Section):
     """Everything that decides what a run computes, whatever its kind."""
@@ -110,3 +118,14 @@ def _is_section(kind: Any) -> bool:
 
 def _holds_names(annotation: Any) -> bool:
     return any(_is_section(k) or typing.get_origin(k) is dict for k in _kinds(annotation))
+
+
+def _may_be_true(annotation: Any) -> bool:
+    """Whether it has a place for a truth value, or is a table, which looks for itself."""
+    return any(kind in (bool, Any) or _is_section(kind) for kind in _kinds(annotation))
+
+
+def _has_truth(given: Any) -> bool:
+    if isinstance(given, dict | list):
+        return any(map(_has_truth, given.values() if isinstance(given, dict) else given))
+    return isinstance(given, bool)
