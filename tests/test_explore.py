@@ -17,7 +17,7 @@ from micjax.active.learner.signals import SIGNALS, signal
 from micjax.active.learner.space import SearchAxis
 from micjax.inference.solution import Solution
 from micjax.instruments import records
-from micjax.io import Field, write_nexus
+from micjax.io import Field, FieldAxis, write_nexus
 from micjax.problems import edge
 from micjax.run.jobs.explore import Exploration, source_of
 from micjax.run.jobs.explore_report import _along
