@@ -183,7 +183,8 @@ def check_start(problem: InverseProblem, values: Mapping[str, ArrayLike]) -> Non
     """**Raises:** `ValueError` for values on the edge of their prior, or outside of it."""
     for name, prior in problem.unknowns().items():
         value = jnp.asarray(values[name])
-        if bool(jnp.any(~prior.support(value) & jnp.isfinite(value))):
+        # what is not finite is told with the density, where a fit or a chain begins
+        if bool(jnp.all(jnp.isfinite(value)) & ~jnp.all(prior.support(value))):
             raise ValueError(
                 f"{name} starts at {jnp.ravel(value)[:3].tolist()}, outside of what its prior "
                 f"allows ({prior.support})"
