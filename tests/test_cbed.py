@@ -298,7 +298,12 @@ GOOD = np.full((9, 9), 5.0)
 @pytest.mark.parametrize(
     "data, unit, options, message",
     [
-        (np.full((9, 9), 1e-3), "mrad", {}, "has no electron counts: set counts_per_unit"),
+        (
+            np.full((9, 9), 1e-3),
+            "mrad",
+            {},
+            "from 0.001 to 0.001, times 1, has no elec",
+        ),
         (GOOD, "", {}, "set mrad_per_px"),
         (GOOD, "mrad", dict.fromkeys(IRON), "which specimen.* found: none of them"),
         (GOOD, "mrad", {"structure": "a.cif"}, "found: numbers, fractions, cell_A, structure"),

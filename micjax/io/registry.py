@@ -122,7 +122,8 @@ def _choose(path: Path, fields: Mapping[str, Field]) -> str:
     chosen = marked or retraces or heights or (list(fields) if len(fields) == 1 else [])
     if not chosen:
         raise ValueError(f"{path}: which channel? There are {listed(fields)}")
-    log.info("%s: channel %s of %s", path, chosen[0], listed(fields))
+    if len(fields) > 1:
+        log.info("%s: channel %s of %s", path, chosen[0], listed(fields))
     return chosen[0]
 
 

@@ -75,7 +75,10 @@ def load(file) -> tuple[dict[str, Any], Frequencies, Response]:
 
     **Raises:** `ValueError` for another number of columns, fewer than 5 rows, or NaN.
     """
-    rows = np.loadtxt(file, delimiter=",", ndmin=2)
+    try:
+        rows = np.loadtxt(file, delimiter=",", ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"{file}: no text of numbers with commas between them: {error}") from error
     if rows.shape[1] != 3 or len(rows) < 5 or not np.isfinite(rows).all():
         raise ValueError(
             f"{file}: {rows.shape} numbers; needed are frequency (kHz), real and imaginary part "

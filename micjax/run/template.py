@@ -18,12 +18,12 @@ PARTS = (
     "\n# Each data set: a problem, and a file and options as in a plan of its own.",
     "# Without any: the example.",
     "# parts:",
-    "#   left: {problem: edge, file: left.npz}",
-    "#   right: {problem: edge, file: right.npz}",
+    "#   first: {problem: resonance, file: first.csv}",
+    "#   second: {problem: resonance, file: second.csv}",
     "",
     "# What is one unknown in several of them. Its prior and value below are forward.shared.NAME.",
     "# shared:",
-    "#   width_nm: [left.forward.width_nm, right.forward.width_nm]",
+    "#   Q: [first.forward.Q, second.forward.Q]",
 )
 
 

@@ -142,7 +142,7 @@ def _report(
             _figures(job, solution),
             title=job.entry.title,
             problem=job.plan.problem,
-            data=job.plan.file or f"made-up example, seed {job.plan.seed}",
+            data=job.plan.data,
             solution=solution,
             truth=job.truth,
             provenance=facts,

@@ -9,6 +9,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpyro.distributions as dist
 from jaxtyping import Array
 
 from micjax.core.joint import SHARED, joint, joint_data
@@ -59,7 +60,7 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
     of_engine = engine_settings(entry)
     ours = entry.ours or entry.function("stages") is None
     engine = checked("engine setting", plan.engine, of_engine, ours)
-    priors = {n: None if text is None else parse_prior(text) for n, text in plan.priors.items()}
+    priors = {n: _prior(n, text) for n, text in plan.priors.items()}
     for name, value in plan.values.items():
         check_ranges(f"values.{name}", value, entry.ours)
     for name, prior in priors.items():
@@ -106,6 +107,13 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
 
 def _part_plan(plan: SolvePlan) -> PartPlan:
     return PartPlan(**{n: getattr(plan, n) for n in PartPlan.model_fields})
+
+
+def _prior(name: str, text: str | None) -> dist.Distribution | None:
+    try:
+        return None if text is None else parse_prior(text)
+    except ValueError as error:
+        raise ValueError(f"priors.{name}: {error}") from error
 
 
 def _parts(
@@ -203,7 +211,8 @@ def _file(entry: RegistryEntry, plan: SolvePlan):
     load = entry.function("load")
     if load is None:
         raise ValueError(
-            f"{plan.problem} reads no files: {entry.reference} has no load(file, **options)"
+            f"{plan.problem} reads no files (which do: micjax list): {entry.reference} has no "
+            "load(file, **options)"
         )
     of_load, of_problem = settings_of(load), settings_of(entry.module.problem)
     allowed = of_problem | of_load

@@ -40,7 +40,7 @@ class SolveRun(Run):
             asked.kept.watch(each.reference.partition(".")[0])
         self.job = prepare(plan, asked.trust)
         self.plan, self.inputs, self.name = self.job.plan, self.job.inputs, entry.short
-        self.title = f"{plan.problem} on {plan.file or 'its example'}"
+        self.title = f"{plan.problem} on {plan.data if plan.file or plan.parts else 'its example'}"
         source = fingerprints({"problem": getattr(entry.module, "__file__", None)})
         self.facts = {"problem": {"reference": entry.reference} | source.get("problem", {})}
         self.facts |= {"problem_options": self.job.problem_options}

@@ -35,3 +35,10 @@ class SolvePlan(Plan):
     shared: dict[Name, list[str]] = {}
     # float32 is what JAX and its accelerators are made for; Laplace and NUTS use float64 anyway
     precision: Literal["float32", "float64"] = "float32"
+
+    @property
+    def data(self) -> str:
+        """Which data are solved, for a reader."""
+        if self.parts:
+            return ", ".join(f"{n}: {p.file or 'made-up example'}" for n, p in self.parts.items())
+        return self.file or f"made-up example, seed {self.seed}"
