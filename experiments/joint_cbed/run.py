@@ -131,8 +131,12 @@ def table_of(lines: list[dict], shared) -> None:
     print(f"rms joint / smaller rms of a and b: {ratio:.3f} +- {spread:.3f} (bootstrap)")
     print(f"rms joint / rms of whichever was closer in each repeat: {rms['joint'] / luckier:.3f}")
     for wrong in sorted({line["wrong"] for line in lines}):
-        told = [line["p_value"] < 0.01 for line in lines if line["wrong"] == wrong]
-        print(f"camera length of b {wrong:.0%} wrong: p < 0.01 in {sum(told)} of {len(told)}")
+        p = np.array([line["p_value"] for line in lines if line["wrong"] == wrong])
+        print(
+            f"camera length of b {wrong:.0%} wrong: p < 0.01 in {np.sum(p < 0.01)} of {len(p)}",
+            end="",
+        )
+        print(f", largest {p.max():.2g}")
 
 
 def main() -> None:

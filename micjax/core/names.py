@@ -21,7 +21,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` of somebody's file, whose signs that cannot be seen are written as `\\x1b`."""
+    """`text` of somebody's file, characters that cannot be printed written as `\\x1b`."""
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
     )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from micjax.core.precision import in_float64
 from micjax.core.problem import InverseProblem
 from micjax.inference.attempt import attempt
 from micjax.inference.checkpoint import StopReason
@@ -259,7 +260,8 @@ def _moments(problem: InverseProblem, x) -> tuple[Array, Array]:
 
 def _surprise_or(unknown: float, problem: InverseProblem, x, y) -> float:
     try:
-        return float(_surprise(problem, x, y))
+        with jax.enable_x64(True):  # large counts: the likelihood is a difference of large numbers
+            return float(_surprise(*in_float64((problem, x, y))))
     except (AttributeError, NotImplementedError, TypeError):  # a law that gives no draws
         return unknown
 

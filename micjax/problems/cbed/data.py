@@ -70,12 +70,12 @@ def load(
     if np.dtype(field.metadata.get("stored", field.data.dtype)).kind == "b":
         raise ValueError(f"{field.name}: a mask (bool) is no electron counts")
     blind = ~np.isfinite(field.data)
-    seen = np.where(blind, 0.0, field.data)
-    counts = np.round(counts_per_unit * seen)
+    values = np.where(blind, 0.0, field.data)
+    counts = np.round(counts_per_unit * values)
     if counts.min() < 0.0 or counts.max() < 1.0:
         raise ValueError(
-            f"{field.name}: a diffraction pattern with values from {seen.min():g} to "
-            f"{seen.max():g}, times {counts_per_unit:g}, has no electron counts: set "
+            f"{field.name}: a diffraction pattern with values from {values.min():g} to "
+            f"{values.max():g}, times {counts_per_unit:g}, has no electron counts: set "
             "counts_per_unit; the offset of a camera has to be taken off before"
         )
     axes = axes_mrad(field, field.axes, mrad_per_px, energy_keV)
