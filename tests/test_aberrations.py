@@ -130,6 +130,7 @@ def test_the_truth_comes_back_from_nowhere(amorphous):
     assert errors_A(best.problem.values(), truth) < 10.0
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_keeps_where_it_had_come_to(series):
     truth, x, y = series
 
@@ -162,6 +163,7 @@ def test_an_aberration_as_a_defocus():
         )
 
 
+@pytest.mark.slow
 def test_images_of_odd_sizes_have_them():
     assert aberrations.example(jax.random.key(0), 33, 32)[2].shape == (4, 33, 32)
 

@@ -37,6 +37,7 @@ def test_the_true_tip_is_admissible_and_a_blunter_one_is_not(scan, radius_nm, pa
     assert bool(admissible(seen, floor)) is passes
 
 
+@pytest.mark.slow
 def test_a_blunt_start_is_sharpened_until_it_passes(scan):
     _, tip, images = scan
     key = jax.random.key(3)

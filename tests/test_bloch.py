@@ -53,7 +53,9 @@ def bloch_intensities(energy_keV, thickness_A, tilt_inv_A, most):
     return (np.abs(waves) ** 2).T.reshape(-1, 2 * most + 1, 2 * most + 1)
 
 
-@pytest.mark.parametrize("tilt_mrad", [(0.0, 0.0), (6.0, -3.0)])
+@pytest.mark.parametrize(
+    "tilt_mrad", [pytest.param((0.0, 0.0), marks=pytest.mark.slow), (6.0, -3.0)]
+)
 @pytest.mark.parametrize("energy_keV", [80.0, 300.0])
 def test_diffracted_intensities(energy_keV, tilt_mrad):
     """Both project the potential along the beam. What is left, up to 1.2e-4 of the beam, is the

@@ -100,6 +100,7 @@ def test_a_camera_interpolates_smooth_curves(curves):
     np.testing.assert_allclose(coarse, fine, atol=5e-3 * fine.max())
 
 
+@pytest.mark.slow
 def test_all_of_the_beam_falls_onto_a_large_camera(curves):
     """Without a crystal: the disc alone, wherever its centre is."""
     which, found = curves(3)

@@ -155,6 +155,7 @@ def test_precision_is_that_of_the_plan(here):
     assert json.loads((here / "r" / "provenance.json").read_text())["x64"] is True
 
 
+@pytest.mark.slow
 def test_nuts_and_starts(here, capsys):
     engine = "sampler=nuts", "samples=20", "warmup=20", "starts=3", "steps=40"
     settings = [part for e in engine for part in ("--set", f"engine.{e}")]

@@ -62,6 +62,7 @@ def test_the_density_of_a_vector_is_that_of_the_samplers(many):
     )
 
 
+@pytest.mark.slow
 def test_particles_from_the_priors_have_the_exact_posterior_and_evidence():
     problem, x = line(), jnp.linspace(-2.0, 2.0, 12)
     truth = problem.at({"forward.a": 2.0, "forward.b": 1.1})

@@ -148,6 +148,7 @@ def test_the_objective_is_differentiable_in_the_weights():
 # --- the ensemble ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_seed_decides(trained):
     ensemble, data = trained
     new = sample(6, seed=5)[0]
@@ -217,6 +218,7 @@ def test_a_density_that_is_not_finite_is_told(trained):
         deep_kernel.train(ensemble, observed, y.at[3].set(jnp.nan), 2)
 
 
+@pytest.mark.slow
 def test_the_network_learns_what_matters():
     """A free network finds the two of ten inputs that count, where the plain process does not."""
     rng = np.random.default_rng(3)
@@ -238,6 +240,7 @@ def test_the_network_learns_what_matters():
 # --- several outputs ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_outputs_are_independent_normals():
     points, y = sample(9)
     values = np.stack([y, np.cos(3.0 * y)], axis=1)

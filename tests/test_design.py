@@ -63,6 +63,7 @@ def test_wanted_standard_deviations_weigh_the_unknowns():
         np.testing.assert_allclose(np.abs(found.x), x, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_an_adaptive_plan_compiles_once():
     traces = []
 

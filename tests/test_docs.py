@@ -33,7 +33,8 @@ def blocks(page: pathlib.Path, language: str) -> list[str]:
 def programs():
     for page in PAGES:
         for i, code in enumerate(b for b in blocks(page, "python") if b.startswith("# runs\n")):
-            yield pytest.param(code, id=f"{page.relative_to(ROOT)}-{i}")
+            marks = [] if page.name == "README.md" else [pytest.mark.slow]
+            yield pytest.param(code, id=f"{page.relative_to(ROOT)}-{i}", marks=marks)
 
 
 @pytest.fixture

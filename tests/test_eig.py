@@ -17,7 +17,7 @@ from micjax.active.design.particles import start
 from micjax.problems import resonance
 
 
-@pytest.mark.parametrize("names", [None, ["forward.b"]])
+@pytest.mark.parametrize("names", [pytest.param(None, marks=pytest.mark.slow), ["forward.b"]])
 def test_information_gain_of_a_line(names):
     found = expected_information(KEY, line(), line_draws(3584), X, names, outer=3584, inner=512)
     wanted = line_gain(X, names or ("forward.a", "forward.b"))

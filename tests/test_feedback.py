@@ -155,6 +155,7 @@ def test_the_gains_are_recovered(solved):
         assert figure().axes
 
 
+@pytest.mark.slow
 def test_a_loop_with_nothing_to_follow_hides_its_gains():
     truth, x, y = gains_problem.example(jax.random.key(0), 8, 40)
     truth = truth.at({"forward.surface_nm": jnp.zeros((1, 8, 40))})

@@ -31,7 +31,7 @@ def crystal(**options):
     return Atoms(NUMBERS, position, BOX, **options)
 
 
-@pytest.mark.parametrize("u", [0.0, [0.01, 0.02, 0.03]])
+@pytest.mark.parametrize("u", [pytest.param(0.0, marks=pytest.mark.slow), [0.01, 0.02, 0.03]])
 def test_all_slices_together_are_the_infinite_projection(u):
     atoms = crystal(u_A2=u, occupancy=0.8)
     whole = potential_VA(atoms, SHAPE, np.array([6.0]), table="peng")
@@ -78,6 +78,7 @@ def test_a_specimen_ends_at_its_faces():
         assert float(slices[2].mean()) < 1e-3 * float(whole.mean())
 
 
+@pytest.mark.slow
 def test_low_frequencies_of_wide_gaussians_are_enough():
     """On a fine grid the wide Gaussians are cut, on a coarse one none is: there they agree."""
     coarse = potential_VA(crystal(), (10, 8), THICKNESS, **FINITE)
@@ -87,6 +88,7 @@ def test_low_frequencies_of_wide_gaussians_are_enough():
     np.testing.assert_allclose(low[0][inside], low[1][inside], atol=1e-9 * abs(low[0]).max())
 
 
+@pytest.mark.slow
 def test_derivatives_are_finite_differences():
     """Heights, the thicknesses of the slices, thermal motion along each axis."""
     weights = np.random.default_rng(1).normal(size=(len(THICKNESS), *SHAPE))

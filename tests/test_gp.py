@@ -73,7 +73,7 @@ def test_near_points_have_their_distance():
     np.testing.assert_allclose(1.0 - found, -np.expm1(-r), rtol=1e-6, atol=2e-15)
 
 
-@pytest.mark.parametrize("x_unit", [1.0, 1e-9])
+@pytest.mark.parametrize("x_unit", [pytest.param(1.0, marks=pytest.mark.slow), 1e-9])
 def test_an_index_is_not_scaled_by_the_box(x_unit):
     """Outputs 0 to 2 in a box, whose span is 2: their variances and covariances."""
     weights, own = np.array([[0.5], [1.0], [-2.0]]), np.array([1.0, 4.0, 9.0])
@@ -387,6 +387,7 @@ RBF_PRIORS = {
 }
 
 
+@pytest.mark.slow
 def test_many_points_start_on_a_part_of_them():
     points, y = sample(600)
     observed, padded = gp.buffered(points, y)

@@ -36,13 +36,16 @@ def differ(shape):
     return np.abs(found - exact).max() / exact.max()
 
 
-@pytest.mark.parametrize("shape", [(54, 42), (45, 35), (9, 7)])
+@pytest.mark.parametrize(
+    "shape", [pytest.param((54, 42), marks=pytest.mark.slow), (45, 35), (9, 7)]
+)
 def test_it_is_the_exact_potential(shape):
     assert differ(shape) < 1e-11
     with jax.enable_x64(False):
         assert differ(shape) < 3e-6
 
 
+@pytest.mark.slow
 def test_derivatives_are_finite_differences():
     shape = (27, 21)
     weights = np.random.default_rng(1).normal(size=(2, *shape))

@@ -77,6 +77,7 @@ def test_evidence_has_its_closed_form():
     assert chances["square"] / chances["linear"] == pytest.approx(odds, rel=0.2)
 
 
+@pytest.mark.slow
 def test_evidence_is_that_of_the_law_that_holds(told):
     """Of few particles: to a twentieth of what lies between the two laws."""
     _, found, x, y = told

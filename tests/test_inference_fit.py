@@ -247,7 +247,7 @@ def test_on_chunk_hears_of_every_chunk():
     [
         (None, None),
         (optax.lbfgs(), None),
-        (optimistix.BFGS(1e-8, 1e-8), None),
+        pytest.param(optimistix.BFGS(1e-8, 1e-8), None, marks=pytest.mark.slow),
         (optax.chain(optax.add_noise(0.01, 0.5, 0), optax.adam(1e-2)), [{}, {"noise.sigma": 0.2}]),
     ],
     ids=["adam", "lbfgs", "BFGS", "noisy, two starts"],
@@ -389,7 +389,7 @@ def test_lbfgs_needs_few_steps():
     assert best.loss == pytest.approx(LOWEST, abs=2e-3)
 
 
-@pytest.mark.parametrize("solver", [FisherScoring, LBFGS])
+@pytest.mark.parametrize("solver", [FisherScoring, pytest.param(LBFGS, marks=pytest.mark.slow)])
 def test_counts_from_poor_starts(solver):
     with jax.enable_x64(False):
         x = jnp.linspace(-10.0, 10.0, 101)

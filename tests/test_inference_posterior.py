@@ -105,7 +105,7 @@ def test_an_unknown_the_data_never_see():
     assert np.isinf(improper.sd()["forward.w"][1]) and np.isfinite(improper.sd()["forward.w"][0])
 
 
-@pytest.mark.parametrize("improper", [False, True])
+@pytest.mark.parametrize("improper", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nuts_is_the_closed_form(improper):
     if improper:  # no prior draws exist: it starts from the values
         problem, (mean, covariance) = lines(free(), free()), closed_form((0.0, 0.0, 0.0))

@@ -127,7 +127,10 @@ def test_it_finds_the_top_of_a_hill():
     assert minimum.get_best_points()[0][2]["y"] < -0.99
 
 
-@pytest.mark.parametrize("name", ["ucb", "pi", "uncertainty", "thompson", "mes"])
+SLOW = (pytest.param(n, marks=pytest.mark.slow) for n in ("pi", "uncertainty", "mes"))
+
+
+@pytest.mark.parametrize("name", ["ucb", "thompson", *SLOW])
 def test_every_acquisition_suggests_new_candidates(name):
     learner = explored(Learner(Space(BOX.axes, GRID), acquisition=name, initial=5), 8)
     points, _ = learner.data
@@ -143,6 +146,7 @@ def test_candidates_are_measured_once_each():
         learner.suggest()
 
 
+@pytest.mark.slow
 def test_a_level_is_straddled():
     learner = explored(Learner(Space(BOX.axes, GRID), goal="level", level=0.5, initial=8), 24)
     _, y = learner.data
@@ -151,6 +155,7 @@ def test_a_level_is_straddled():
         Learner(BOX, goal="level")
 
 
+@pytest.mark.slow
 def test_a_batch_is_spread():
     learner = explored(Learner(BOX, seed=2), 8)
     points = learner.suggest(4)
@@ -160,6 +165,7 @@ def test_a_batch_is_spread():
     assert len({p["_id"] for p in points}) == 4
 
 
+@pytest.mark.slow
 def test_whole_numbers_and_categories():
     axes = [
         SearchAxis("volts", -1.0, 1.0),
@@ -179,6 +185,7 @@ def test_whole_numbers_and_categories():
         learner.ingest([{"volts": 0.0, "turns": 1, "mode": "stm", "y": 0.0}])
 
 
+@pytest.mark.slow
 def test_travel_is_saved_where_it_costs():
     space = Space(BOX.axes, GRID)
     rates = np.full(2, 0.1)
@@ -229,6 +236,7 @@ def test_a_wrong_point_leaves_the_learner_as_it_was():
 # --- replay and protocol -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_restored_learner_goes_on_as_the_first(tmp_path):
     file = tmp_path / "learner.json"
     first = explored(Learner(BOX, seed=3, file=file), 9)
@@ -295,6 +303,7 @@ def test_a_checkpoint_of_another_experiment_is_refused(what, tmp_path):
         Learner(**(given | OTHERS[what])).restore()
 
 
+@pytest.mark.slow
 def test_what_a_checkpoint_says_of_a_model_is_the_same_in_another_process():
     program = (
         "from micjax.active.identity import told_apart\n"

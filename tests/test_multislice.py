@@ -210,7 +210,7 @@ def arguments():
     )
 
 
-@pytest.mark.parametrize("limited", [True, False])
+@pytest.mark.parametrize("limited", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_derivatives_are_finite_differences(limited):
     """Positions, thermal motion, occupancy, thickness, tilt, energy."""
     jitted = jax.jit(lambda *given: brightness(*given, limited=limited))
@@ -232,7 +232,7 @@ def test_prism_is_smooth_in_the_aberrations():
     check_grads(jax.jit(seen), at, order=1, modes=["fwd", "rev"], eps=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("memory", ["segment", "reversible"])
+@pytest.mark.parametrize("memory", [pytest.param("segment", marks=pytest.mark.slow), "reversible"])
 def test_less_memory_and_the_same_derivative(memory):
     limited = memory != "reversible"
     which = tuple(range(6))

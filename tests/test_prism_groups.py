@@ -26,7 +26,7 @@ def places(order):
     return np.random.default_rng(0).uniform(-0.5, 1.5, size=(75, 2)) * size
 
 
-@pytest.mark.parametrize("order", ["scan", "anywhere"])
+@pytest.mark.parametrize("order", ["scan", pytest.param("anywhere", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("interpolation", [1, 2])
 def test_together_as_alone(order, interpolation):
     beams = prism.beams(SHAPE, SAMPLING, SEMIANGLE_MRAD, ENERGY_KEV, interpolation)

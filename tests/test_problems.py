@@ -76,7 +76,9 @@ def test_contract(name):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=[pytest.mark.slow] if n in ("aberrations", "structure") else [])
+        pytest.param(
+            n, marks=[pytest.mark.slow] if n in ("aberrations", "cbed", "structure") else []
+        )
         for n in SMALL
     ],
 )

@@ -274,7 +274,7 @@ def test_ways_that_never_end_lead_to_no_place_twice():
     assert sorted(_nearest_neighbours(np.full((4, 4), np.inf))) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("unit", [UNITS[0], pytest.param(UNITS[1], marks=pytest.mark.slow)])
 def test_a_learner_suggests_the_same_in_any_unit(unit):
     def found(u, x_unit):
         space = Space([SearchAxis("x", 0.0, x_unit)])

@@ -66,8 +66,8 @@ def killed_at(monkeypatch, step, after):
     ("what", "kills"),
     [
         ("stem", [(2, False), (3, True), (6, True), (8, True)]),
-        ("cbed", [(3, True)]),
-        ("hrtem", [(1, True)]),
+        pytest.param("cbed", [(3, True)], marks=pytest.mark.slow),
+        pytest.param("hrtem", [(1, True)], marks=pytest.mark.slow),
     ],
 )
 def test_what_goes_on_is_the_same_bit_for_bit(folder, monkeypatch, what, kills):

@@ -87,6 +87,7 @@ def test_a_crystal_that_is_not_turned_is_what_it_was():
                 assert len(rotated(cell, angle, angle, (12.0, 18.0, 24.0)).numbers) == 2 * 6**3
 
 
+@pytest.mark.slow
 def test_rings_and_sectors_are_the_same_in_both_precisions():
     """Edges on pixels, diagonals on the borders of sectors, places half way between pixels."""
     found = []

@@ -132,6 +132,7 @@ def test_evidence_and_posterior_agree_with_quadrature():
     assert sigma.std() == pytest.approx(sd, rel=0.15)
 
 
+@pytest.mark.slow
 def test_moves_keep_the_posterior():
     problem, (points, y) = only_sigma(), data(12)
     observed, y = gp.buffered(points, y)
@@ -151,6 +152,7 @@ def test_moves_keep_the_posterior():
     assert 0.2 < float(accepted) < 0.9
 
 
+@pytest.mark.slow
 def test_a_surprise_is_let_in_by_degrees():
     """A datum 19 standard deviations off, after which almost every particle is at a wrong place."""
     problem, (points, y) = only_sigma(), data(12)

@@ -524,6 +524,7 @@ def test_an_image_does_not_depend_on_the_size_of_the_box():
     np.testing.assert_allclose(*images, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_what_is_held_has_no_error(stem):
     """And what is not fitted is compared and shown all the same."""
     problem, truth, x, y = stem

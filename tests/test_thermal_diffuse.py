@@ -96,7 +96,7 @@ def by_the_library(modules, settings, crystal):
     return exit_waves
 
 
-@pytest.mark.parametrize("u", [0.0, 0.01])
+@pytest.mark.parametrize("u", [pytest.param(0.0, marks=pytest.mark.slow), 0.01])
 def test_atoms_at_rest_are_a_plain_multislice_run(modules, settings, crystal, by_the_library, u):
     patterns = modules["patterns"]
     factors, u_A2 = patterns.factors(settings, crystal), jnp.array([u, 2 * u, 3 * u])

@@ -213,12 +213,18 @@ grads = functools.partial(check_grads, modes=("fwd", "rev"), eps=1e-6, rtol=1e-4
 
 
 @pytest.mark.parametrize(
-    ("operator", "edge"), [(dilate, "open"), (erode, "replicate"), (opening, "open")]
+    ("operator", "edge"),
+    [
+        (dilate, "open"),
+        pytest.param(erode, "replicate", marks=pytest.mark.slow),
+        pytest.param(opening, "open", marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_are_those_of_finite_differences(operator, edge):
     grads(jax.jit(lambda s, t: operator(s, t, edge)), PAIR, order=2)
 
 
+@pytest.mark.slow
 def test_gradients_of_the_soft_dilation():
     """In the surface, the tip and the temperature; at open edges, past a hole in the tip."""
     surface, tip = PAIR
@@ -251,7 +257,7 @@ def test_a_tie_has_one_winner(edge):
     np.testing.assert_array_equal(by_tip[1:, 1:, 0, 0], np.ones((4, 5)))  # the first in row order
 
 
-@pytest.mark.parametrize("tip_shape", [(3, 5), (3, 17)])
+@pytest.mark.parametrize("tip_shape", [(3, 5), pytest.param((3, 17), marks=pytest.mark.slow)])
 def test_frames_together_are_frames_one_by_one(tip_shape):
     """Tips of fewer than 16 columns did not compile under vmap (XLA for CPU, jaxlib 0.10.1)."""
     shape = (9, 18)

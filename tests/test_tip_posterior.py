@@ -38,6 +38,7 @@ def sd(scan, fitted):
     return laplace(fitted.problem, x, y).sd()
 
 
+@pytest.mark.slow
 def test_the_tip_lies_within_its_errors(scan, fitted, sd):
     truth, _, _ = scan
     good = fitted.extra["good"]
@@ -65,6 +66,7 @@ def test_multistart_finds_the_tip_and_sets_wrong_basins_aside(scan):
     near(truth, fitted, laplace(fitted.problem, x, y).sd())
 
 
+@pytest.mark.slow
 def test_chains_start_wider_than_the_posterior(scan, fitted, sd):
     _, x, y = scan
     starts = spread_starts(fitted.fit, x, y, jax.random.key(5), 40)

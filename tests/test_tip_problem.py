@@ -124,6 +124,7 @@ def test_with_a_known_tip(truth, tmp_path):
     np.testing.assert_allclose(again.forward(x), solution.problem.forward(x))
 
 
+@pytest.mark.slow
 def test_line_offsets_are_taken_off(truth):
     _, tip, image = truth
     lines = 1.5 * jax.random.normal(jax.random.key(3), (48,))
@@ -137,6 +138,7 @@ def test_line_offsets_are_taken_off(truth):
     assert np.std(off - off.mean()) < 0.5 * np.std(lines)
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_does_not_search_the_tip_again(tmp_path, monkeypatch):
     _, x, y = module.example(jax.random.key(3), 16, 16, 2.0, 5)
     problem, searched = module.problem(1, 16, 16, 2.0, 5), []

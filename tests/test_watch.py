@@ -118,6 +118,7 @@ def test_it_follows_what_is_written(tmp_path):
     assert button.disabled and button.label == "It is not running"
 
 
+@pytest.mark.slow
 def test_profiles_where_there_is_no_map(tmp_path):
     axes = {"bias": Axis("V", 0.0, 1e-6)}
     measured(tmp_path, 4, axes)

@@ -6,6 +6,7 @@ with which settings one measured, `y` is what came back.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -62,15 +63,11 @@ class InverseProblem(eqx.Module):
 
     def __check_init__(self):
         owner: dict[str, str] = {}
-        leaves = named_leaves(self)
-        for key, prior in self.priors.items():
-            names = parameters_under(self, key)
+        leaves = named_leaves(self._model())
+        for key, names in parameters_under(self._model(), self.priors).items():
+            prior = self.priors[key]
             if not names:
-                known = [
-                    n
-                    for n, leaf in leaves.items()
-                    if not n.startswith("priors.") and eqx.is_inexact_array(array_of(leaf))
-                ]
+                known = [n for n, leaf in leaves.items() if eqx.is_inexact_array(array_of(leaf))]
                 raise ValueError("prior: " + unknown_name("float array or network", key, known))
             for name in names:
                 if name in owner:
@@ -85,17 +82,21 @@ class InverseProblem(eqx.Module):
 
     def unknowns(self) -> dict[str, dist.Distribution]:
         """The prior of each unknown leaf, in the leaf's own shape."""
-        leaves = named_leaves(self)
+        leaves = named_leaves(self._model())
         return {
-            name: _fitted(prior, jnp.shape(array_of(leaves[name])), key)
-            for key, prior in self.priors.items()
-            for name in parameters_under(self, key)
+            name: _fitted(self.priors[key], jnp.shape(array_of(leaves[name])), key)
+            for key, names in parameters_under(self._model(), self.priors).items()
+            for name in names
         }
 
     def values(self) -> Values:
         """The current physical value of each unknown, by name."""
-        leaves = named_leaves(self)
+        leaves = named_leaves(self._model())
         return {name: array_of(leaves[name]) for name in self.unknowns()}
+
+    def _model(self) -> dict[str, Any]:
+        """What unknowns are leaves of: to walk through the priors as well takes as long again."""
+        return {"forward": self.forward, "noise": self.noise}
 
     def at(self, values: Mapping[str, ArrayLike]) -> "InverseProblem":
         """The same problem with these physical values (of any float leaf, by name)."""

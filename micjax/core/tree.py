@@ -4,7 +4,7 @@ A name is the dotted path of a leaf, `"tip.radius_nm"` or `"surface.layers.0.ker
 `nnx.Variable` is one leaf. This is the only file that knows how Flax stores a parameter.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -52,8 +52,8 @@ def replace(tree: PyTree, values: Mapping[str, Array]) -> PyTree:
     )
 
 
-def parameters_under(tree: PyTree, name: str) -> list[str]:
-    """The leaves that `name` frees: a float array -> itself; a Flax network or a part of one ->
+def parameters_under(tree: PyTree, names: Iterable[str]) -> dict[str, list[str]]:
+    """The leaves that each name frees: a float array -> itself; a Flax network or a part of one ->
     its `nnx.Param`s. An Equinox subtree frees nothing, so that naming `"tip"` can never free
     the pixel size by accident."""
     nodes, _ = jax.tree_util.tree_flatten_with_path(
@@ -61,11 +61,15 @@ def parameters_under(tree: PyTree, name: str) -> list[str]:
     )
     networks = [_dotted(path) + "." for path, node in nodes if isinstance(node, nnx.Module)]
     leaves = named_leaves(tree)
-    if any((name + ".").startswith(network) for network in networks):
-        inside = name + "."
-        return [
-            n
-            for n, leaf in leaves.items()
-            if isinstance(leaf, nnx.Param) and (n + ".").startswith(inside)
-        ]
-    return [name] if eqx.is_inexact_array(leaves.get(name)) else []
+
+    def under(name):
+        if any((name + ".").startswith(network) for network in networks):
+            inside = name + "."
+            return [
+                n
+                for n, leaf in leaves.items()
+                if isinstance(leaf, nnx.Param) and (n + ".").startswith(inside)
+            ]
+        return [name] if eqx.is_inexact_array(leaves.get(name)) else []
+
+    return {name: under(name) for name in names}
