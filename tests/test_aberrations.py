@@ -44,6 +44,7 @@ def test_a_drift_moves_the_image_and_nothing_else(series):
     np.testing.assert_allclose(there[3], np.roll(still[3], (0, 5), (0, 1)), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_focal_spread_is_the_mean_over_many_foci(series):
     x = series[1]
     spread_A = 20.0

@@ -247,6 +247,7 @@ def deviation(points, state):
     return jnp.sqrt(gp.posterior(state, points)[1])
 
 
+@pytest.mark.slow
 def test_batches_in_a_box(state, paths, candidates):
     box, key = Box([0.0, 0.0], [2.0, 1.0]), jax.random.key(0)
     points = fantasy_batch_in(state, deviation, box, key, 4)
@@ -431,6 +432,7 @@ def test_far_from_the_front_the_hypervolume_has_a_slope():
     assert np.isfinite(value) and np.all(np.asarray(slope) > 0)
 
 
+@pytest.mark.slow
 def test_hypervolume_in_a_box(state, paths, candidates):
     other = state_of(RBF(np.full(2, 0.4), 1.0))
     other = gp.condition(other.problem, other.observed, -other.y)

@@ -117,6 +117,7 @@ def test_all_of_the_beam_falls_onto_a_large_camera(curves):
     )
 
 
+@pytest.mark.slow
 def test_mean_transmission_is_the_mean_over_displacements():
     u_A2, shape = np.array([0.006, 0.01, 0.0]), (24, 24)
     fine, thickness = (CLOSER * 24, CLOSER * 24), BOX_A[2:]

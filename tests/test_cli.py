@@ -140,6 +140,7 @@ def test_the_result_file_knows_where_it_comes_from(here):
     assert best["forward.edge_nm"].shape == ()
 
 
+@pytest.mark.slow
 def test_the_resolved_plan_gives_the_same_run(here):
     assert main(["demo", "edge", "--out", "a", "--set", "width_nm=2", *FAST]) == 0
     assert main(["run", "a/plan.resolved.json", "--out", "b"]) == 0
@@ -165,6 +166,7 @@ def test_nuts_and_starts(here, capsys):
     assert "2 chains of 20 draws" in page and "3 starts" in page and "r_hat" in page
 
 
+@pytest.mark.slow
 def test_a_known_value_and_another_prior(here, capsys):
     settings = ["--set", "priors.noise.sigma=null", "--set", "values.noise.sigma=0.05"]
     settings += ["--set", "priors.forward.width_nm=HalfNormal(2)"]

@@ -162,6 +162,7 @@ def test_the_seed_decides(trained):
     assert np.abs(again(2) - first).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_where_it_was(trained):
     ensemble, data = trained
     once = deep_kernel.draw_ensemble(ensemble.problem, jax.random.key(1), members=2)
@@ -171,6 +172,7 @@ def test_training_goes_on_from_where_it_was(trained):
         np.testing.assert_allclose(both.theta[name], values, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_free_rows_do_not_count(trained):
     ensemble, _ = trained
     points, y = sample(20)

@@ -79,6 +79,7 @@ def test_a_camera_blurs_a_point_to_a_gaussian():
     np.testing.assert_allclose(found, expected, atol=1e-4 * expected.max())
 
 
+@pytest.mark.slow
 def test_the_image_of_a_weak_phase():
     shape, wavelength = (41, 47), optics.wavelength_A(200.0)
     angles = optics.angles_mrad(shape, 0.5, wavelength)

@@ -150,6 +150,7 @@ NAMES += ("total", "elastic", "by amplitude", "by wave")
 ON_DISK = ("adf of lines", "patterns of lines")  # in single precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_together_they_find_what_one_finds(found, name):
     one, together = found[f"{name}, 1"], found[f"{name}, several"]
@@ -158,6 +159,7 @@ def test_together_they_find_what_one_finds(found, name):
     np.testing.assert_allclose(together, one, rtol=0, atol=1e-11 * largest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ON_DISK)
 def test_a_simulation_is_the_same(found, name):
     one, together = found[f"{name}, 1"], found[f"{name}, several"]
@@ -165,6 +167,7 @@ def test_a_simulation_is_the_same(found, name):
     np.testing.assert_allclose(together, one, rtol=1e-5, atol=1e-7 * one.max())
 
 
+@pytest.mark.slow
 def test_an_error_on_a_device_is_told(found):
     assert found["raised"]
 

@@ -130,6 +130,7 @@ def test_a_function_is_explored(folder, capsys):
         assert "entry" in str(list(file)).lower()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_as_if_nothing_had_been(folder, unreported):
     whole = {**LINE, "measure": "hilly:counted", "initial": 4, "budget": 7}
     assert main(["explore", written(whole), "--out", "whole"]) == 0
@@ -168,6 +169,7 @@ def test_an_instrument_that_always_fails_ends_the_run(folder, capsys):
     assert len((folder / "run" / "journal.jsonl").read_text().splitlines()) == 31
 
 
+@pytest.mark.slow
 def test_an_instrument_is_explored_within_its_bounds(folder):
     """Narrower limits, a setting that stays, and seconds that are counted over all runs."""
     plan = make_plan({"kind": "explore", **BENCH, "guard": {"seconds": 9.0}}, "test")

@@ -170,6 +170,7 @@ class Affine(eqx.Module):
         return self.net(x)[:, 0]
 
 
+@pytest.mark.slow
 def test_a_flax_network_is_fitted_by_its_name():
     def problem(seed):
         net = nnx.Linear(2, 1, param_dtype=float, rngs=nnx.Rngs(seed))

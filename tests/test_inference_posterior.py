@@ -124,6 +124,7 @@ def test_nuts_is_the_closed_form(improper):
     assert all(np.all(n > 100) for n in posterior.ess().values())
 
 
+@pytest.mark.slow
 def test_nuts_is_repeatable_and_compiles_once(monkeypatch):
     traces = []
 
@@ -144,6 +145,7 @@ def test_nuts_is_repeatable_and_compiles_once(monkeypatch):
     assert first.draws["forward.w"].shape == (1, 60, 2)
 
 
+@pytest.mark.slow
 def test_nuts_starts():
     run = dict(samples=10, warmup=10, chains=2)
     with pytest.raises(ValueError, match="1 starts for 2 chains"):

@@ -224,6 +224,7 @@ def test_registered_failures_are_not_suggested_again():
     assert not taken & {BOX.numbers(p) for p in failed}
 
 
+@pytest.mark.slow
 def test_a_wrong_point_leaves_the_learner_as_it_was():
     learner = explored(Learner(BOX), 6)
     with pytest.raises(ValueError, match="no outcome 'y'"):
@@ -350,6 +351,7 @@ def test_a_candidate_that_comes_back_in_float32_is_measured():
     assert space.numbers({"u": 0.30001}) == (0.30001,)  # somewhere else
 
 
+@pytest.mark.slow
 def test_improvement_over_several_states_is_that_of_their_mixture():
     """Of two equally likely Gaussians, and not of one with their moments."""
     data = gp.buffered(GRID[:9], np.sin(GRID[:9].sum(axis=1)))
@@ -365,6 +367,7 @@ def test_improvement_over_several_states_is_that_of_their_mixture():
     np.testing.assert_allclose(found, logsumexp(each, axis=0) - np.log(2.0), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_suggestions_are_a_function_of_seed_and_data():
     runs = [explored(Learner(BOX, seed=s), 8).suggest()[0] for s in (5, 5, 6)]
     assert runs[0] == runs[1] != runs[2]
@@ -383,6 +386,7 @@ def test_the_protocol_of_bluesky_adaptive():
         assert isinstance(learner, getattr(protocols, name))
 
 
+@pytest.mark.slow
 def test_it_stops_on_budget_and_on_tolerance():
     learner = explored(Learner(BOX, budget=7), 7)
     assert learner.should_stop() == (True, "the budget of 7 measurements is used")
@@ -408,6 +412,7 @@ def test_predictions_cover():
     assert 0.85 < np.mean((found.lower < truth) & (truth < found.upper)) < 0.96
 
 
+@pytest.mark.slow
 def test_a_physical_model_learns_its_unknowns():
     space = Space([SearchAxis("x_nm", -5.0, 5.0)])
     truth = edge.problem(edge_nm=1.2, width_nm=0.6)

@@ -58,6 +58,7 @@ def test_fewer_inducing_points_never_promise_more():
     assert exact - bounds[-1] < 0.1 < exact - bounds[0]
 
 
+@pytest.mark.slow
 def test_random_waves_are_bayesian_linear_regression():
     """Rasmussen & Williams 2006, eq. 2.8 and 2.9, for the features themselves."""
     waves = low_rank.fourier(process(), jax.random.key(0), 64)
@@ -129,6 +130,7 @@ def test_noise_of_each_point_counts():
     np.testing.assert_allclose(found[0], exact[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_hyper_parameters_of_many_points_are_fitted():
     points, y = data(3000, seed=1)
     start = gp.process([0.0], [1.0])

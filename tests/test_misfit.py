@@ -29,7 +29,9 @@ class Level(eqx.Module):
         return jnp.full_like(x, self.level)
 
 
-@pytest.fixture(params=list(LAWS))
+@pytest.fixture(
+    params=[pytest.param(n, marks=[pytest.mark.slow] if n == "outliers" else []) for n in LAWS]
+)
 def law(request):
     noise, level, elsewhere = LAWS[request.param]
     scale = dist.LogNormal(jnp.log(level), 0.1)

@@ -217,6 +217,7 @@ def test_derivatives_are_finite_differences(limited):
     check_grads(jitted, arguments(), order=1, modes=["fwd", "rev"], eps=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_prism_is_smooth_in_the_aberrations():
     chosen = prism.beams(SHAPE, SAMPLING, 40.0, ENERGY_KEV)
     t = transmission(potential_VA(crystal(), SHAPE, THICKNESS), ENERGY_KEV)
@@ -312,6 +313,7 @@ def test_the_highest_angle():
     np.testing.assert_allclose(highest_angle_mrad((0.05, 0.06), 200.0), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_potential_on_finer_pixels_does_not_alias():
     """A heavy atom off the grid: the lowest frequencies, against pixels sixteen times finer."""
     shape, box = (48, 40), (3.6, 3.0)
@@ -329,6 +331,7 @@ def test_a_potential_on_finer_pixels_does_not_alias():
     assert errors[0] > 3e-3 and errors[1] < 0.2 * errors[0] and errors[2] < 0.2 * errors[1]
 
 
+@pytest.mark.slow
 def test_waves_go_through_finer_potentials_in_all_memories():
     shape, sampling = (16, 12), (0.2, 0.25)
     random = np.random.default_rng(0)

@@ -77,7 +77,10 @@ def test_contract(name):
     "name",
     [
         pytest.param(
-            n, marks=[pytest.mark.slow] if n in ("aberrations", "cbed", "structure") else []
+            n,
+            marks=[pytest.mark.slow]
+            if n in ("aberrations", "autofocus", "cbed", "structure")
+            else [],
         )
         for n in SMALL
     ],

@@ -92,6 +92,7 @@ def plan(what, structure="sto.cif", **options):
     return make_plan({"kind": "simulate", "what": what, "structure": structure, **options}, "test")
 
 
+@pytest.mark.slow
 def test_a_turned_scan_and_a_list_are_the_same_places(folder):
     """A scan with an origin, turned by 90 degrees, beside its places one by one."""
     settings = {"sampling_A": 0.2, "semiangle_mrad": 8.0}
@@ -131,6 +132,7 @@ def test_a_scan_with_a_dose_a_source_and_a_beam_stop(folder):
     assert 0.9 < error[beams > 1e-6].std() < 1.1
 
 
+@pytest.mark.slow
 def test_diffraction_of_a_vibrating_crystal(folder, monkeypatch):
     settings = {"sampling_A": 0.15, "u_A2": 0.02, "phonons": 3, "semiangle_mrad": 8.0}
     found = simulate(plan("cbed", **settings), folder)

@@ -120,6 +120,7 @@ O 0 1.9525 1.9525
 """
 
 
+@pytest.mark.slow
 def test_the_command_line_is_the_same_in_both_precisions(tmp_path, monkeypatch):
     """What is shown to be off by 1.6e-2 when a rounded height decides on a slice."""
     pytest.importorskip("ase", reason="reading structures needs micjax[structures]")

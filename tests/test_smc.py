@@ -65,6 +65,7 @@ def by_quadrature(problem, observed, y):
     return logs.max() + np.log(weights.sum() * step), mean, sd
 
 
+@pytest.mark.slow
 def test_a_datum_weighs_every_particle_by_the_change_of_its_likelihood(cloud):
     told = streaming._told(cloud, jnp.asarray([0.3]), jnp.asarray(0.7), jnp.asarray(1.0))
 
@@ -225,6 +226,7 @@ def test_single_precision_outside_changes_nothing(cloud):
     assert mean.dtype == np.float64 and np.isfinite(mean).all()
 
 
+@pytest.mark.slow
 def test_laplace_and_svi_take_a_process():
     problem, (points, y) = only_sigma(), data(24)
     observed, y = gp.buffered(points, y)

@@ -135,6 +135,7 @@ def waves_after(crystal, normal, start, energy_keV):
     return multislice(start, moved_potential(crystal, normal), thickness, sampling, energy_keV)
 
 
+@pytest.mark.slow
 def test_a_scan_is_plain_multislice_at_every_place(drifted):
     _, truth, x, _ = drifted
     crystal, energy_keV = truth.forward.crystal, truth.forward.energy_keV
@@ -187,6 +188,7 @@ def test_few_moments_scatter_as_much_as_many():
     assert abs(ours - plain) < 0.05 * (plain - elastic)
 
 
+@pytest.mark.slow
 def test_smoothing_keeps_what_is_smooth(stem):
     forward = stem[1].forward
     angles = optics.angles_mrad(

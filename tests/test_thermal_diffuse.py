@@ -96,7 +96,8 @@ def by_the_library(modules, settings, crystal):
     return exit_waves
 
 
-@pytest.mark.parametrize("u", [pytest.param(0.0, marks=pytest.mark.slow), 0.01])
+@pytest.mark.slow
+@pytest.mark.parametrize("u", [0.0, 0.01])
 def test_atoms_at_rest_are_a_plain_multislice_run(modules, settings, crystal, by_the_library, u):
     patterns = modules["patterns"]
     factors, u_A2 = patterns.factors(settings, crystal), jnp.array([u, 2 * u, 3 * u])
@@ -106,6 +107,7 @@ def test_atoms_at_rest_are_a_plain_multislice_run(modules, settings, crystal, by
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(ours.max()))
 
 
+@pytest.mark.slow
 def test_moving_atoms_are_frozen_phonons(modules, settings, crystal, by_the_library):
     patterns = modules["patterns"]
     key, factors = jax.random.key(3), patterns.factors(settings, crystal)

@@ -75,6 +75,7 @@ def test_chains_start_wider_than_the_posterior(scan, fitted, sd):
         assert (spread > 2 * sd[name]).all() and (spread < 4 * sd[name]).all(), name
 
 
+@pytest.mark.slow
 def test_screening_keeps_the_given_values_and_the_smallest_residuals(scan):
     truth, x, y = scan
     starts = screened_starts(jax.random.key(6), truth, x, y, draws=32, n=4)
@@ -84,6 +85,7 @@ def test_screening_keeps_the_given_values_and_the_smallest_residuals(scan):
     assert rms == sorted(rms)
 
 
+@pytest.mark.slow
 def test_report_of_the_fits_alone(scan, fitted):
     truth, x, y = scan
     rows = {r["quantity"]: r for r in tc.compare(fitted, x, y, truth)}
@@ -97,6 +99,7 @@ def test_report_of_the_fits_alone(scan, fitted):
             assert make().get_label(), title
 
 
+@pytest.mark.slow
 def test_draws_with_known_noise_reach_the_report(scan, monkeypatch):
     truth, x, y = scan
     given = truth.given({"noise.sigma": None})
