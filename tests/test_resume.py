@@ -19,13 +19,13 @@ from micjax.run.folder import RunFolder
 # settings under which a problem is solved in seconds, and after how many chunks it is interrupted
 QUICK = {
     "edge": (["engine.steps=200", "engine.tolerance=0"], 1),
-    "joint": ([], 1),
 }
 LONG = {
     "aberrations": ([], 7),
     "autofocus": ([], 2),
     "cbed": ([], 2),
     "feedback": (["engine.steps=200"], 1),
+    "joint": ([], 1),
     "resonance": (["engine.steps=300"], 1),
     "structure": ([], 1),
     "tip": (["engine.steps=100", "engine.tip_steps=20"], 1),

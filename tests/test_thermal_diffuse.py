@@ -156,6 +156,7 @@ def test_z_map_adds_up_to_the_atomic_numbers(modules):
     np.testing.assert_allclose(middle, 8 * np.exp(-0.25), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_energy(whole):
     file, _ = contents(whole)
     for name in ("static", "damped", "total"):
@@ -186,6 +187,7 @@ def test_the_split_is_one_of_compositions(modules):
     assert any(crystals.held_out(i) != held_out for i in range(3))
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(modules, settings, whole, tmp_path, monkeypatch):
     run, path = modules["run"], tmp_path / "resumed.h5"
     run.make(path, settings, 1)
@@ -228,6 +230,7 @@ def test_the_fitted_baseline_finds_its_own_kind(modules):
     assert found["radial_mean"] == pytest.approx(0.1) == found["radial_worst"]
 
 
+@pytest.mark.slow
 def test_refusals(modules, settings, whole, tmp_path):
     run = modules["run"]
     other = dataclasses.replace(settings, configurations=4)
