@@ -1,0 +1,174 @@
+"""Patches as sums of a few templates, each turned by an angle of its own.
+
+    x_p(r, t) ~ sum_i a_pi h_k(p,i) (r, t - phi_pi),    a >= 0, h >= 0, |h| = 1
+
+A grain of a phase at any orientation is one template h at one angle, so that its phase and its
+orientation are told apart. Two atoms (phase, angle) for each patch are needed on the border of two
+grains of one phase, which would be a phase of its own otherwise. The correlation with all angles is
+a product of Fourier series along the angle (orthogonal matching pursuit: Pati et al. 1993;
+templates are improved as by Aharon et al. 2006, by gradients instead of singular vectors).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+ATOMS = 2  # for each patch
+
+
+class Code(NamedTuple):
+    """The atoms of each patch, the one that explains most first."""
+
+    phase: Int[Array, "p 2"]
+    turn: Int[Array, "p 2"]  # in steps of the angle
+    weight: Float[Array, "p 2"]
+
+
+def correlations(
+    patches: Float[Array, "p r t"], templates: Float[Array, "k r t"]
+) -> Float[Array, "p k t"]:
+    """sum x(r, t) h(r, t - phi) for each template at each angle phi."""
+    spectra = jnp.einsum("prm,krm->pkm", jnp.fft.rfft(patches), jnp.conj(jnp.fft.rfft(templates)))
+    return jnp.fft.irfft(spectra, n=patches.shape[-1])
+
+
+def turned(rings: Float[Array, "p r t"], by: Int[Array, "p"]) -> Float[Array, "p r t"]:
+    """Each shifted along the angle by so many steps."""
+    angles = rings.shape[-1]
+    of = (jnp.arange(angles) - by[:, None]) % angles
+    return jnp.take_along_axis(rings, jnp.broadcast_to(of[:, None], rings.shape), axis=-1)
+
+
+def _best(patches, templates):
+    """Template, angle and correlation of the atom that explains most of each patch."""
+    angles = patches.shape[-1]
+    overlaps = correlations(patches, templates).reshape(len(patches), -1)
+    first = jnp.argmax(overlaps, axis=1)
+    return first // angles, first % angles, overlaps
+
+
+@jax.jit
+def encode(
+    patches: Float[Array, "p r t"], templates: Float[Array, "k r t"]
+) -> tuple[Code, Float[Array, "p r t"]]:
+    """The two atoms of each patch, and what they leave of it.
+
+    The second one is sought in what the first one leaves; both weights are then those of least
+    squares, which a 2 x 2 matrix has in closed form. One that would be negative is not used.
+    """
+    each = jnp.arange(len(patches))
+    k1, t1, overlaps = _best(patches, templates)
+    alone = overlaps[each, k1 * patches.shape[-1] + t1]
+    h1 = turned(templates[k1], t1)
+    k2, t2, _ = _best(patches - alone[:, None, None] * h1, templates)
+    second = overlaps[each, k2 * patches.shape[-1] + t2]
+    h2 = turned(templates[k2], t2)
+    common = jnp.sum(h1 * h2, axis=(1, 2))
+    rest = 1.0 - common**2
+    apart = rest > 1e-3
+    rest = jnp.where(apart, rest, 1.0)
+    a1, a2 = (alone - common * second) / rest, (second - common * alone) / rest
+    both = apart & (a1 > 0.0) & (a2 > 0.0)
+    a1, a2 = jnp.where(both, a1, jnp.maximum(alone, 0.0)), jnp.where(both, a2, 0.0)
+    left = patches - a1[:, None, None] * h1 - a2[:, None, None] * h2
+    swap = a2 > a1
+
+    def ordered(a, b):
+        return jnp.stack([jnp.where(swap, b, a), jnp.where(swap, a, b)], axis=1)
+
+    return Code(ordered(k1, k2), ordered(t1, t2), ordered(a1, a2)), left
+
+
+@jax.jit
+def improved(
+    patches, templates, code: Code, left
+) -> tuple[Float[Array, "k r t"], Float[Array, ""]]:
+    """Templates after a step down the squared residual, and the residual over the data.
+
+    A patch that is explained badly (a defect, the edge of a hole) counts less: its weight is that
+    of a Cauchy law whose scale is the median.
+    """
+    share = jnp.sum(left**2, axis=(1, 2)) / jnp.sum(patches**2, axis=(1, 2))
+    trust = 1.0 / (1.0 + share / (0.05 + jnp.median(share)))
+    gradient, weight = jnp.zeros_like(templates), jnp.zeros(len(templates), templates.dtype)
+    for i in range(ATOMS):
+        of = jax.nn.one_hot(code.phase[:, i], len(templates), dtype=templates.dtype)
+        of = of * code.weight[:, i : i + 1]
+        back = turned(left, -code.turn[:, i])
+        gradient += jnp.einsum("pk,prt->krt", of * trust[:, None], back)
+        weight += jnp.sum(of**2 * trust[:, None], axis=0)
+    stepped = templates + gradient / jnp.where(weight > 0.0, weight, 1.0)[:, None, None]
+    size = jnp.sqrt(jnp.sum(patches**2))
+    return _unit(jnp.maximum(stepped, 0.0)), jnp.sqrt(jnp.sum(left**2)) / size
+
+
+def _unit(rings: Float[Array, "n r t"]) -> Float[Array, "n r t"]:
+    size = jnp.sqrt(jnp.sum(rings**2, axis=(1, 2), keepdims=True))
+    return rings / jnp.where(size > 0.0, size, 1.0)
+
+
+def farthest_first(
+    patches: Float[Array, "p r t"], count: int, rng: np.random.Generator
+) -> Float[Array, "k r t"]:
+    """Patches as a start: one at random, then always one of those that are explained worst.
+
+    Of the worst twentieth the one that is most like the others in it, so that no outlier is taken.
+    """
+    chosen = [patches[int(rng.integers(len(patches)))]]
+    while len(chosen) < count:
+        alike = np.asarray(correlations(patches, jnp.stack(chosen)).max(axis=(1, 2)))
+        worst = patches[np.argsort(alike)[: max(5, len(patches) // 20)]]
+        common = np.asarray(correlations(worst, worst[:40]).max(axis=-1)).mean(axis=1)
+        chosen.append(worst[int(np.argmax(common))])
+    return jnp.stack(chosen)
+
+
+class Dictionary(NamedTuple):
+    templates: Float[Array, "k r t"]
+    residual: float  # |x - model| / |x| of the patches it was learnt from
+    of_starts: tuple[float, ...]  # after the first steps of each start
+
+
+def learn(
+    patches: Float[Array, "p r t"],
+    count: int,
+    rng: np.random.Generator,
+    *,
+    most: int = 1000,
+    starts: int = 6,
+    first: int = 6,
+    steps: int = 25,
+    tick=lambda: None,
+) -> Dictionary:
+    """`count` templates from at most `most` of the patches, which are scaled to size 1.
+
+    Several starts go `first` steps, the best one of them goes on to `steps`.
+
+    **Raises:** `ValueError` for more templates than patches.
+    """
+    if not 1 <= count <= len(patches):
+        raise ValueError(f"{count} phases of {len(patches)} patches: from 1 to so many")
+    chosen = rng.choice(len(patches), min(most, len(patches)), replace=False)
+    patches = _unit(jnp.asarray(patches)[np.sort(chosen)])
+
+    def go_on(templates, steps):
+        residual = np.inf
+        for _ in range(steps):
+            templates, residual = improved(patches, templates, *encode(patches, templates))
+            tick()
+        return float(residual), templates
+
+    begun = [go_on(farthest_first(patches, count, rng), first) for _ in range(starts)]
+    residual, templates = min(begun, key=lambda pair: pair[0])
+    if steps > first:
+        residual, templates = go_on(templates, steps - first)
+    return Dictionary(templates, residual, tuple(r for r, _ in begun))
+
+
+def abundances(code: Code, count: int) -> Float[Array, "p k"]:
+    """The weights of each phase, whatever its angle."""
+    of = jax.nn.one_hot(code.phase, count, dtype=code.weight.dtype)
+    return jnp.einsum("pi,pik->pk", code.weight, of)

@@ -1,0 +1,224 @@
+"""Which grain each pixel belongs to: the one whose lattice predicts it best.
+
+A patch says which phases are in it and at which angles, but not where in it. Around a patch that
+is filled by one grain, this grain is a sum of waves,
+
+    I(r) = I_0(r) + 2 Re sum_j C_j(r) exp(2 pi i k_j r),
+
+with amplitudes C_j that change slowly. They are measured where the grain is alone and carried on
+beyond its border; of the grains around a pixel the one with the smallest squared residual, averaged
+over a part of a unit cell, has it. So borders are found within a row of atoms, whatever the size of
+the patches was.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.ndimage
+from jaxtyping import Float, Int
+
+from micjax.physics.patches.equivariant import Code
+from micjax.physics.patches.local_spectra import LocalSpectra
+
+ALONE = 0.75  # share of a patch from which on a grain is measured in it
+
+
+class Orientation(NamedTuple):
+    """A phase at an angle; there may be several grains of it."""
+
+    phase: int
+    turn: int  # in steps of the angle, see `equivariant`
+    share: Float[np.ndarray, "ny nx"]  # of each patch
+
+
+class PixelMap(NamedTuple):
+    orientation: Int[
+        np.ndarray, "h w"
+    ]  # the place in the list of orientations, -1 where there is none
+    residual: Float[np.ndarray, "h w"]  # squared, smoothed
+
+
+def orientations(
+    code: Code, grid: tuple[int, int], angles: int, least: float = 0.01
+) -> list[Orientation]:
+    """The angles at which each phase is found, strongest first.
+
+    They are maxima of a histogram of the angles of all atoms, smoothed over a step and a half, that
+    lie more than three steps apart and hold at least `least` of all weights.
+    """
+    phase, turn, weight = (np.asarray(part) for part in code)
+    per_patch = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(weight.dtype).tiny)
+    share = weight / per_patch
+    kept = []
+    for k in range(int(phase.max()) + 1):
+        of = phase == k
+        histogram = np.bincount(turn[of], share[of], angles)
+        smooth = scipy.ndimage.gaussian_filter1d(histogram, 1.5, mode="wrap")
+        chosen: list[int] = []
+        for t in np.argsort(-smooth):
+            near = _apart(turn, t, angles) <= 2
+            held = np.sum(share * (of & near))
+            if held < least * len(phase):
+                continue
+            if all(_apart(t, other, angles) > 3 for other in chosen):
+                chosen.append(int(t))
+                in_patch = np.sum(share * (of & near), axis=1)
+                kept.append((held, Orientation(k, int(t), in_patch.reshape(grid))))
+    return [orientation for _, orientation in sorted(kept, key=lambda pair: -pair[0])]
+
+
+def _apart(turn, other, angles: int):
+    away = np.abs(turn - other)
+    return np.minimum(away, angles - away)
+
+
+def reflections(
+    power: Float[np.ndarray, "ky kx"],
+    local: LocalSpectra,
+    k_min_perA: float,
+    most: int = 24,
+    least: float = 0.02,
+) -> Float[np.ndarray, "j 2"]:
+    """(ky, kx) in cycles a pixel of the strongest maxima of a power spectrum.
+
+    A maximum is that of a parabola through the logarithms of its neighbours, along each axis. Those
+    below `least` of the strongest are left out.
+    """
+    ky, kx = (k / local.spacing_perA for k in local.frequencies_perA)
+    radius = np.hypot(ky[:, None], kx)
+    slow = radius * local.spacing_perA < k_min_perA
+    peak = scipy.ndimage.maximum_filter(power, 2 * local.oversampling + 1) == power
+    # of kx = 0 one half is enough
+    peak &= ~slow & ((kx > 0) | (ky[:, None] > 0)) & (power > least * power[~slow].max())
+    peak[[0, -1]], peak[:, -1] = False, False
+    places = np.argwhere(peak)
+    places = places[np.argsort(-power[tuple(places.T)])][:most]
+    logarithm = np.log(np.maximum(power, 1e-6 * power.max()))
+    # left of kx = 0 lies the other half, turned by half a turn
+    whole = np.concatenate([logarithm[::-1, :0:-1], logarithm], axis=1)
+    y, x = places.T
+    x_whole = x + len(kx) - 1
+    dy = _vertex(whole[y - 1, x_whole], whole[y, x_whole], whole[y + 1, x_whole])
+    dx = _vertex(whole[y, x_whole - 1], whole[y, x_whole], whole[y, x_whole + 1])
+    step = local.spacing_perA * local.sampling_A
+    return np.stack([ky[y] + dy, kx[x] + dx], axis=1) * step
+
+
+def _vertex(before, at, after):
+    curved = before - 2.0 * at + after
+    vertex = 0.5 * (before - after) / np.where(curved < 0.0, curved, -np.inf)
+    return np.clip(vertex, -0.5, 0.5)
+
+
+def _box(share, reach: int):
+    """The patches around those in which a grain is."""
+    rows, columns = (np.flatnonzero(share.max(axis=a) > 0.05) for a in (1, 0))
+    return tuple(
+        slice(max(at[0] - reach, 0), min(at[-1] + reach + 1, n))
+        for at, n in zip((rows, columns), share.shape, strict=True)
+    )
+
+
+def _waves(pixels, cycles, weights, starts):
+    """exp(-2 pi i k r) w(r - start) for each start: (j, starts, pixels)."""
+    t = pixels - starts[:, None]
+    inside = (t >= 0) & (t < len(weights))
+    window = np.where(inside, weights[np.clip(t, 0, len(weights) - 1)], 0.0)
+    return window * np.exp(-2j * np.pi * cycles[:, None] * pixels)[:, None]
+
+
+def _spread(values, trust, sigma: float):
+    """Means over the neighbourhood, in which each value counts as far as it is trusted."""
+
+    def smooth(v):
+        return scipy.ndimage.gaussian_filter(v, sigma, mode="constant", axes=(-2, -1), truncate=6)
+
+    total = np.maximum(smooth(trust), np.finfo(np.float64).tiny)
+    return (smooth(values.real * trust) + 1j * smooth(values.imag * trust)) / total
+
+
+def _interpolation(pixels, centres, step: int):
+    """Linear, constant beyond the first and the last centre: (pixels, centres)."""
+    at = np.clip((pixels - centres[0]) / step, 0.0, len(centres) - 1.0)
+    below = np.minimum(np.floor(at).astype(int), max(len(centres) - 2, 0))
+    matrix = np.zeros((len(pixels), len(centres)))
+    rows = np.arange(len(pixels))
+    matrix[rows, below] = 1.0 - (at - below)
+    if len(centres) > 1:
+        matrix[rows, below + 1] = at - below
+    return matrix
+
+
+def pixel_map(
+    image: Float[np.ndarray, "h w"],
+    local: LocalSpectra,
+    present: list[Orientation],
+    cycles: list[Float[np.ndarray, "j 2"]],
+    smoothing_px: float,
+    *,
+    spread: float = 1.5,
+    reach: int = 4,
+    tick=lambda: None,
+) -> PixelMap:
+    """The orientation that predicts each pixel best.
+
+    **Arguments:**
+
+    - `cycles`: the reflections of each orientation, in cycles a pixel.
+    - `smoothing_px`: standard deviation of the mean of the squared residual, a fifth of a cell.
+    - `spread`: of the mean of the amplitudes, in steps of the patches.
+    - `reach`: how many patches a grain is carried on beyond those in which it is.
+    """
+    best = np.full(image.shape, np.inf)
+    label = np.full(image.shape, -1)
+    window = np.asarray(local.weights(), np.float64)
+    starts = local.corners(image.shape)
+    last = [len(s) - 1 for s in starts]
+    for index, (orientation, k) in enumerate(zip(present, cycles, strict=True)):
+        trust = np.where(orientation.share > ALONE, orientation.share, 0.0) ** 4
+        if not trust.any() or not len(k):
+            continue
+        rows = _box(orientation.share, reach)
+        corners = [s[r] for s, r in zip(starts, rows, strict=True)]
+        # the rim of the image belongs to the patches next to it
+        edges = [
+            slice(
+                0 if r.start == 0 else c[0],
+                n if r.stop == end + 1 else c[-1] + local.size,
+            )
+            for r, c, n, end in zip(rows, corners, image.shape, last, strict=True)
+        ]
+        part = np.asarray(image[tuple(edges)], np.float64)
+        prediction = _prediction(part, edges, corners, k, window, trust[rows], spread, local.step)
+        squared = (part - prediction) ** 2
+        residual = scipy.ndimage.gaussian_filter(squared, smoothing_px, mode="nearest")
+        better = residual < best[tuple(edges)]
+        best[tuple(edges)][better] = residual[better]
+        label[tuple(edges)][better] = index
+        tick()
+    return PixelMap(label, best)
+
+
+def _prediction(part, edges, corners, cycles, window, trust, spread: float, step: int):
+    pixels = [np.arange(e.start, e.stop) for e in edges]
+    with_mean = np.concatenate([np.zeros((1, 2)), cycles])
+    down, across = (
+        _waves(p, with_mean[:, i], window, c)
+        for i, (p, c) in enumerate(zip(pixels, corners, strict=True))
+    )
+    total = window.sum() ** 2
+    spectra = np.matmul(np.matmul(down, part), across.transpose(0, 2, 1)) / total
+    # of a constant, which is taken off with the mean
+    leak = down.sum(axis=2)[:, :, None] * across.sum(axis=2)[:, None, :] / total
+    mean = spectra[0].real
+    amplitude = _spread(spectra[1:] - mean * leak[1:], trust, spread)
+    level = _spread(spectra[0], trust, spread).real
+    up = [
+        _interpolation(p, c + 0.5 * (len(window) - 1), step)
+        for p, c in zip(pixels, corners, strict=True)
+    ]
+    y, x = (
+        np.exp(2j * np.pi * np.outer(cycles[:, i], pixels[i]))[:, :, None] * up[i] for i in (0, 1)
+    )
+    waves = np.matmul(np.matmul(y, amplitude), x.transpose(0, 2, 1)).real.sum(axis=0)
+    return up[0] @ level @ up[1].T + 2.0 * waves

@@ -1,0 +1,220 @@
+"""Spectra of overlapping patches of an image, at spatial frequencies that one chooses.
+
+    F_p(k) = sum_r w(r) m(p + r) [I(p + r) - I_p] exp(-2 pi i k r) / W_p
+    W_p = sum_r w(r) m(p + r),    I_p = sum_r w(r) m(p + r) I(p + r) / W_p
+
+with a window w that is a product of one along y and one along x, and m = 0 where nothing was
+measured. A wave A cos(2 pi k r + phi) has |F| = A / 2 whatever the window. The transform is two
+products of real matrices, the first of which neighbouring patches share; the mean of a patch, which
+says nothing of its lattice, is taken off exactly.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from micjax.physics.patches.windows import Window
+
+
+class Spectra(NamedTuple):
+    """What the patches of an image say; the first two axes are those of the patches."""
+
+    power: Float[Array, "ny nx ky kx"]  # |F|^2, in squared units of the image
+    noise: Float[Array, "ny nx"]  # its mean where the image is noise of variance 1
+    mean: Float[Array, "ny nx"]  # I_p
+    filled: Float[Array, "ny nx"]  # the part of the window in which something was measured
+
+
+class LocalSpectra(eqx.Module):
+    """image -> `Spectra` at ky = -k_max .. k_max and kx = 0 .. k_max, evenly spaced.
+
+    The other half is the same: an image is real.
+
+    **Arguments:**
+
+    - `size`, `step`: edge of a patch, and distance of neighbouring ones, in pixels.
+    - `sampling_A`: edge of a pixel.
+    - `k_max_perA`: the highest frequency; half a cycle a pixel if that is lower.
+    - `oversampling`: frequencies for each that a patch of this size resolves.
+    """
+
+    window: Window
+    size: int = eqx.field(static=True)
+    step: int = eqx.field(static=True)
+    sampling_A: float = eqx.field(static=True)
+    k_max_perA: float = eqx.field(static=True)
+    oversampling: int = eqx.field(static=True, default=2)
+
+    def __check_init__(self):
+        if self.size < 4 or self.step < 1 or self.oversampling < 1:
+            raise ValueError(
+                f"a patch has 4 pixels or more along an edge, its step and its oversampling are 1 "
+                f"or more; here {self.size}, {self.step}, {self.oversampling}"
+            )
+        if not (self.sampling_A > 0.0 and self.k_max_perA > 0.0):
+            raise ValueError(
+                "sampling_A and k_max_perA are above 0, here "
+                f"{self.sampling_A:g} and {self.k_max_perA:g}"
+            )
+
+    @property
+    def spacing_perA(self) -> float:
+        """Between neighbouring frequencies."""
+        return 1.0 / (self.size * self.oversampling * self.sampling_A)
+
+    @property
+    def cycles(self) -> tuple[np.ndarray, np.ndarray]:
+        """ky and kx in cycles a pixel."""
+        most = min(self.k_max_perA * self.sampling_A, 0.5) * self.size * self.oversampling
+        kx = np.arange(1 + int(np.floor(most * (1.0 + 1e-9)))) / (self.size * self.oversampling)
+        return np.concatenate([-kx[:0:-1], kx]), kx
+
+    @property
+    def frequencies_perA(self) -> tuple[np.ndarray, np.ndarray]:
+        ky, kx = self.cycles
+        return ky / self.sampling_A, kx / self.sampling_A
+
+    def corners(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """First row and first column of the patches of an image.
+
+        **Raises:** `ValueError` where not even one fits.
+        """
+        if self.size > min(shape):
+            raise ValueError(
+                f"a patch of {self.size} pixels does not fit into an image of "
+                f"{shape[0]} x {shape[1]}"
+            )
+        y, x = (np.arange(0, n - self.size + 1, self.step) for n in shape)
+        return y, x
+
+    def centres(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Where the middles of the patches lie, in pixels (0 is the middle of the first one)."""
+        y, x = self.corners(shape)
+        return y + 0.5 * (self.size - 1), x + 0.5 * (self.size - 1)
+
+    def weights(self) -> Float[Array, "size"]:
+        """The window along an axis, at the middles of the pixels of a patch."""
+        return self.window((jnp.arange(self.size) + 0.5) * 2.0 / self.size - 1.0)
+
+    def __call__(
+        self, image: Float[Array, "h w"], measured: Float[Array, "h w"] | None = None
+    ) -> Spectra:
+        """Of an image; `measured` is 0 in its holes, whose values are not looked at."""
+        weights = self.weights()
+        if measured is None:
+            measured = jnp.ones(1)
+            level = jnp.mean(image)
+            fields = (image - level)[None]
+        else:
+            measured = measured.astype(image.dtype)
+            level = jnp.sum(jnp.where(measured > 0, image, 0.0) * measured)
+            level = level / jnp.maximum(jnp.sum(measured), 1.0)
+            held = jnp.where(measured > 0, image - level, 0.0) * measured
+            fields = jnp.stack([held, measured])
+        return _spectra(self, fields, weights.astype(image.dtype), level)
+
+
+def _spectra(local: LocalSpectra, fields, weights, level) -> Spectra:
+    """`fields`: the image off `level`, and what was measured, unless that is all of it."""
+    size, (ky, kx) = local.size, local.cycles
+    corners = local.corners(fields.shape[1:])
+    along = np.arange(size) - 0.5 * (size - 1)
+    across, down = (_waves(along, k) * weights for k in (kx, ky))
+    columns = corners[1][:, None] + np.arange(size)
+    # of each line of the image, and of each patch along it
+    lines = jnp.einsum("fhxs,ks->hfxk", fields[:, :, columns], across)
+    masked = len(fields) == 2
+    if masked:
+        squared = jnp.einsum("hxs,s->hx", fields[1][:, columns] ** 2, weights**2)
+    else:
+        whole = _product((down.sum(1)[:, None] * across.sum(1))[None], len(ky), len(kx))
+
+    def row(first):
+        both = jnp.einsum("ks,sfxl->fxkl", down, jax.lax.dynamic_slice_in_dim(lines, first, size))
+        real, imaginary = _product(both, len(ky), len(kx))
+        of_one = (real[1], imaginary[1]) if masked else whole
+        total = of_one[0][:, len(ky) // 2, 0]  # at frequency 0
+        safe = jnp.where(total > 0.0, total, 1.0)
+        mean = real[0][:, len(ky) // 2, 0] / safe
+        re, im = (
+            f[0] - mean[:, None, None] * constant
+            for f, constant in zip((real, imaginary), of_one, strict=True)
+        )
+        if masked:
+            noise = weights**2 @ jax.lax.dynamic_slice_in_dim(squared, first, size)
+        else:
+            noise = jnp.broadcast_to(jnp.sum(weights**2) ** 2, mean.shape)
+        return Spectra(
+            (re**2 + im**2) / safe[:, None, None] ** 2,
+            noise / safe**2,
+            mean + level,
+            jnp.broadcast_to(total / jnp.sum(weights) ** 2, mean.shape),
+        )
+
+    return jax.lax.map(row, jnp.asarray(corners[0]))
+
+
+def _waves(along, cycles) -> np.ndarray:
+    """Real and imaginary parts of exp(-2 pi i k r), one below the other."""
+    phase = -2.0 * np.pi * np.outer(cycles, along)
+    return np.concatenate([np.cos(phase), np.sin(phase)])
+
+
+def _product(both: Float[Array, "*n k l"], ky: int, kx: int) -> tuple[Array, Array]:
+    """Real and imaginary part of a product of waves along y and along x."""
+    ac, ad = both[..., :ky, :kx], both[..., :ky, kx:]
+    bc, bd = both[..., ky:, :kx], both[..., ky:, kx:]
+    return ac - bd, ad + bc
+
+
+def noise_variance(spectra: Spectra, share: float = 0.1) -> Float[Array, "ny nx"]:
+    """The variance of a pixel's noise in each patch, from its highest frequencies.
+
+    They hold no reflections where `k_max_perA` lies beyond them. The power of noise is
+    exponentially distributed, so that its median is log(2) of its mean, and reflections that stand
+    out change it little. `share`: of the frequencies along an axis, the outer ones.
+    """
+    most = spectra.power.shape[-1]
+    rim = max(1, round(share * most))
+    outer = spectra.power[:, :, :, most - rim :].reshape(*spectra.noise.shape, -1)
+    return jnp.median(outer, axis=-1) / (np.log(2.0) * spectra.noise)
+
+
+def strips(
+    local: LocalSpectra, image: np.ndarray, measured: np.ndarray | None, rows: int
+) -> Iterator[tuple[int, Array, Array | None]]:
+    """An image in strips of `rows` rows of patches, all of one shape, for one compiled program.
+
+    Yields the first row of patches of each strip with its pixels. The last one overlaps the one
+    before, where the number of rows is no multiple.
+    """
+    first, _ = local.corners(image.shape)
+    rows = min(rows, len(first))
+    height = (rows - 1) * local.step + local.size
+    starts = [*range(0, len(first) - rows, rows), len(first) - rows]
+    for start in starts:
+        part = slice(first[start], first[start] + height)
+        known = None if measured is None else jnp.asarray(measured[part])
+        yield start, jnp.asarray(image[part]), known
+
+
+def over_strips(
+    local: LocalSpectra,
+    image: np.ndarray,
+    measured: np.ndarray | None,
+    seen: Callable[[Spectra], Array],
+    rows: int = 8,
+) -> np.ndarray:
+    """`seen(spectra)` of all patches, while the spectra of one strip only are in memory."""
+    first, _ = local.corners(image.shape)
+    of_strip = eqx.filter_jit(lambda local, image, known: seen(local(image, known)))
+    rows_of_patches: dict[int, np.ndarray] = {}
+    for start, part, known in strips(local, image, measured, rows):
+        for i, row in enumerate(np.asarray(of_strip(local, part, known))):
+            rows_of_patches[start + i] = row
+    return np.stack([rows_of_patches[i] for i in range(len(first))])

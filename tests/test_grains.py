@@ -1,0 +1,82 @@
+"""A border between two lattices, found within a row of atoms."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from micjax.physics.patches import grains
+from micjax.physics.patches.equivariant import Code
+from micjax.physics.patches.local_spectra import LocalSpectra
+from micjax.physics.patches.windows import Hann
+
+LOCAL = LocalSpectra(Hann(), 32, 8, 0.5, 0.6)
+SHAPE = (96, 104)
+Y, X = np.indices(SHAPE)
+CYCLES = [np.array([[0.02, 0.151], [0.158, -0.03]]), np.array([[-0.06, 0.132], [0.124, 0.071]])]
+LEFT = X + 0.3 * Y < 66.0
+
+
+def waves(cycles, phase):
+    return sum(
+        a * np.cos(2 * np.pi * (ky * Y + kx * X) + phase + i)
+        for i, ((ky, kx), a) in enumerate(zip(cycles, (1.0, 0.6), strict=True))
+    )
+
+
+def image(unit=1.0):
+    thicker = 1.0 + 0.3 * X / SHAPE[1]  # which is no border
+    clean = thicker * (3.0 + np.where(LEFT, waves(CYCLES[0], 0.0), waves(CYCLES[1], 2.0)))
+    return unit * (clean + np.random.default_rng(0).normal(0.0, 0.5, SHAPE))
+
+
+def shares():
+    """How much of the window of each patch lies to the left."""
+    y, x = LOCAL.corners(SHAPE)
+    t = (np.arange(32) + 0.5) / 16.0 - 1.0
+    window = np.cos(0.5 * np.pi * t) ** 2
+    window = np.outer(window, window) / window.sum() ** 2
+    return np.array([[np.sum(window * LEFT[i : i + 32, j : j + 32]) for j in x] for i in y])
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-9])
+def test_a_border_is_found_within_a_row_of_atoms(unit):
+    left = shares()
+    found = [grains.Orientation(0, 3, left), grains.Orientation(1, 40, 1.0 - left)]
+    mapped = grains.pixel_map(image(unit), LOCAL, found, CYCLES, 2.0)
+    right = mapped.orientation == np.where(LEFT, 0, 1)
+    away = np.abs(X + 0.3 * Y - 66.0) > 3.0  # half of a period of the lattice
+    assert right[away].mean() > 0.995 and right.mean() > 0.97
+    assert (left > 0.5).mean() == pytest.approx(LEFT.mean(), abs=0.1)
+    # what is left is the noise, away from the border
+    inside = np.abs(X + 0.3 * Y - 66.0) > 12.0
+    assert np.sqrt(np.mean(mapped.residual[inside])) == pytest.approx(0.5 * unit, rel=0.1)
+
+
+def test_a_grain_that_is_nowhere_alone_is_not_measured():
+    mixed = np.full(shares().shape, 0.5)
+    found = [grains.Orientation(0, 3, mixed), grains.Orientation(1, 40, np.ones_like(mixed))]
+    mapped = grains.pixel_map(image(), LOCAL, found, CYCLES, 2.0)
+    assert set(np.unique(mapped.orientation)) == {1}
+
+
+def test_reflections_lie_between_the_frequencies_of_a_patch():
+    clean = 2.0 + waves(CYCLES[0], 0.4)
+    power = np.asarray(LOCAL(jnp.asarray(clean)).power).mean((0, 1))
+    found = grains.reflections(power, LOCAL, 0.1)
+    assert len(found) >= 2
+    # the stronger one first; where kx < 0, its other half
+    np.testing.assert_allclose(found[0], CYCLES[0][0], atol=1e-3)
+    np.testing.assert_allclose(found[1], -CYCLES[0][1], atol=1e-3)
+
+
+def test_angles_of_each_phase_are_those_of_its_atoms():
+    rng = np.random.default_rng(0)
+    turns = np.where(np.arange(400) % 2, 20, 44) + rng.integers(-1, 2, 400)
+    turns[:6] = 80  # too few to be a grain
+    phase = np.where(np.arange(400) % 2, 0, 1)
+    weight = np.stack([np.ones(400), np.zeros(400)], axis=1)
+    code = Code(*(np.stack([v, v], axis=1) for v in (phase, turns)), weight)
+    found = grains.orientations(code, (20, 20), 90, least=0.02)
+    assert sorted((o.phase, o.turn) for o in found) == [(0, 20), (1, 44)]
+    np.testing.assert_allclose(sum(o.share for o in found).ravel()[6:], 1.0)
+    assert sum(o.share for o in found).ravel()[:6].max() == 0.0
