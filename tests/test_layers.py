@@ -32,9 +32,10 @@ ALLOWED = {
 }
 # rooms within a room that know nothing of each other
 APART = {
-    "physics.tips": ("physics.probes", "physics.electrons"),
-    "physics.probes": ("physics.tips", "physics.electrons"),
-    "physics.electrons": ("physics.tips", "physics.probes"),
+    "physics.tips": ("physics.probes", "physics.electrons", "physics.patches"),
+    "physics.probes": ("physics.tips", "physics.electrons", "physics.patches"),
+    "physics.electrons": ("physics.tips", "physics.probes", "physics.patches"),
+    "physics.patches": ("physics.tips", "physics.probes", "physics.electrons"),
     "active.gp": ("active.acquire", "active.design", "active.learner"),
     "active.acquire": ("active.design", "active.learner"),
     "inference.starts": ("inference.solvers", "inference.errors"),
