@@ -20,7 +20,7 @@ jax.config.update("jax_enable_x64", True)
 
 # what compiled programs may take of a worker: memory, and mappings, of which Linux gives a process
 # 65,530, a program takes several, and the compiler crashes beyond them
-MOST_BYTES, MOST_MAPPINGS = 1_800_000_000, 45_000
+MOST_BYTES, MOST_MAPPINGS = 1_400_000_000, 25_000
 PROCESS = pathlib.Path("/proc/self")
 SHARED = pathlib.Path(__file__).parents[1].parent / "shared"
 
