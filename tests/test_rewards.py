@@ -1,0 +1,56 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from micjax.physics.patches import rewards
+
+RNG = np.random.default_rng(0)
+HALVES = np.zeros((6, 8, 2))
+HALVES[:, :4, 0] = HALVES[:, 4:, 1] = 1.0
+MIXED = np.full((6, 8, 2), 0.5)
+RANDOM = RNG.uniform(0.05, 1.0, (6, 8, 3))
+OF_MAPS = (rewards.purity, rewards.compactness, rewards.balance, rewards.separation)
+
+
+def test_values_of_halves_and_mixtures():
+    halves, mixed = jnp.asarray(HALVES), jnp.asarray(MIXED)
+    assert rewards.purity(halves) == 1.0 and rewards.purity(mixed) == 0.5
+    assert rewards.compactness(halves) == pytest.approx(
+        1.0 - 0.5 / 7.0
+    )  # one of seven steps along x
+    assert rewards.compactness(mixed) == 1.0
+    assert rewards.balance(halves) == pytest.approx(1.0)
+    assert rewards.balance(halves.at[:, 4:].set(halves[:, :4])) == pytest.approx(0.0)
+    assert rewards.separation(halves) == 1.0 and rewards.separation(mixed) == pytest.approx(0.0)
+    assert rewards.agreement(halves, halves) == 1.0
+    assert rewards.agreement(halves, halves[..., ::-1]) == 0.0
+    shuffled = RNG.permutation(HALVES.reshape(-1, 2)).reshape(HALVES.shape)
+    assert rewards.compactness(jnp.asarray(shuffled)) < rewards.compactness(halves)
+
+
+def test_held_out_frequencies():
+    template = RNG.uniform(size=(2, 10))
+    abundance = RNG.uniform(size=(30, 2))
+    data, held = abundance @ template, np.arange(10) > 6
+    given = (jnp.asarray(v) for v in (abundance, template, held))
+    assert rewards.held_out(jnp.asarray(data), *given) == pytest.approx(1.0)
+    given = (jnp.asarray(v) for v in (0 * abundance, template, held))
+    assert rewards.held_out(jnp.asarray(data), *given) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("reward", OF_MAPS)
+def test_scale_is_nothing_and_derivatives_are_finite_differences(reward):
+    given = jnp.asarray(RANDOM)
+    scales = RNG.uniform(1.0, 9.0, (6, 8, 1))  # of each patch
+    for unit in (1e-9, 1e9):
+        assert reward(given * unit * scales) == pytest.approx(float(reward(given)), rel=1e-9)
+    check_grads(jax.jit(reward), (given,), order=1, modes=["rev"], eps=1e-6, rtol=1e-6)
+
+
+def test_the_gradient_of_agreement():
+    other = functools.partial(rewards.agreement, jnp.asarray(RANDOM[::-1]))
+    check_grads(jax.jit(other), (jnp.asarray(RANDOM),), order=1, modes=["rev"], eps=1e-6, rtol=1e-6)
