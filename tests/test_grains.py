@@ -76,7 +76,14 @@ def test_angles_of_each_phase_are_those_of_its_atoms():
     phase = np.where(np.arange(400) % 2, 0, 1)
     weight = np.stack([np.ones(400), np.zeros(400)], axis=1)
     code = Code(*(np.stack([v, v], axis=1) for v in (phase, turns)), weight)
-    found = grains.orientations(code, (20, 20), 90, least=0.02)
+    found = grains.orientations(code, (20, 20), 90, min_share=0.02)
     assert sorted((o.phase, o.turn) for o in found) == [(0, 20), (1, 44)]
     np.testing.assert_allclose(sum(o.share for o in found).ravel()[6:], 1.0)
     assert sum(o.share for o in found).ravel()[:6].max() == 0.0
+
+
+def test_an_image_with_gaps_is_refused():
+    gaps = image()
+    gaps[3, 4:6] = np.nan
+    with pytest.raises(ValueError, match="2 of 9984 pixels are not finite"):
+        grains.pixel_map(gaps, LOCAL, [], [], 2.0)

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from micjax.physics.patches.local_spectra import (
     LocalSpectra,
@@ -21,25 +22,29 @@ PLAIN = {
 }
 
 
+def power(spectra):
+    return spectra.power
+
+
 def by_definition(name, image, measured, size, step, ky, kx):
     t = (np.arange(size) + 0.5) * 2.0 / size - 1.0
     window = np.outer(PLAIN[name](t), PLAIN[name](t))
     r = np.arange(size) - 0.5 * (size - 1)
     down, across = np.exp(-2j * np.pi * np.outer(ky, r)), np.exp(-2j * np.pi * np.outer(kx, r))
-    power, noise, mean, filled = {}, {}, {}, {}
+    powers, noise, mean, filled = {}, {}, {}, {}
     for i, y in enumerate(range(0, image.shape[0] - size + 1, step)):
         for j, x in enumerate(range(0, image.shape[1] - size + 1, step)):
             part = (slice(y, y + size), slice(x, x + size))
             w = window * measured[part]
             mean[i, j] = (w * image[part]).sum() / w.sum()
             spectrum = down @ (w * (image[part] - mean[i, j])) @ across.T / w.sum()
-            power[i, j] = np.abs(spectrum) ** 2
+            powers[i, j] = np.abs(spectrum) ** 2
             noise[i, j] = (w**2).sum() / w.sum() ** 2
             filled[i, j] = w.sum() / window.sum()
     shape = (1 + max(i for i, _ in mean), 1 + max(j for _, j in mean))
     return [
         np.array([d[k] for k in np.ndindex(shape)]).reshape(*shape, *np.shape(d[0, 0]))
-        for d in (power, noise, mean, filled)
+        for d in (powers, noise, mean, filled)
     ]
 
 
@@ -88,7 +93,7 @@ def test_strips_are_the_whole():
     local = LocalSpectra(Hann(), 10, 3, 1.0, 0.3)
     whole = local(jnp.asarray(IMAGE), jnp.asarray(HOLES)).power
     for rows in (1, 3, 50):
-        found = over_strips(local, IMAGE, HOLES, lambda spectra: spectra.power, rows)
+        found = over_strips(local, IMAGE, HOLES, power, rows)
         np.testing.assert_allclose(found, whole, rtol=1e-9, atol=1e-14)
 
 
@@ -98,8 +103,6 @@ def test_derivatives_are_finite_differences():
         for window in (GaussianWindow(width), Kaiser(beta)):
             total += jnp.sum(jnp.sqrt(LocalSpectra(window, 8, 6, 1.0, 0.5)(image).power + 1e-3))
         return total
-
-    from jax.test_util import check_grads
 
     given = (jnp.asarray(0.4), jnp.asarray(5.0), jnp.asarray(IMAGE[:14, :14]))
     check_grads(jax.jit(contrast), given, order=1, modes=["rev"], eps=1e-6, rtol=1e-6)
@@ -112,3 +115,24 @@ def test_what_does_not_fit_is_refused():
         LocalSpectra(Hann(), 8, 0, 1.0, 0.3)
     with pytest.raises(ValueError, match="here 1 and -0.3"):
         LocalSpectra(Hann(), 8, 2, 1.0, -0.3)
+
+
+def test_counts_of_a_camera_are_an_image():
+    counts = RNG.poisson(30.0, size=(24, 26)).astype(np.uint16)
+    local = LocalSpectra(Hann(), 12, 6, 1.0, 0.4)
+    for measured in (None, np.ones(counts.shape)):
+        found, wanted = (
+            over_strips(local, image, measured, power) for image in (counts, counts.astype(float))
+        )
+        np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+def test_gaps_and_other_masks_are_refused():
+    local = LocalSpectra(Hann(), 12, 6, 1.0, 0.4)
+    gaps = np.where(HOLES > 0, IMAGE, np.nan)
+    with pytest.raises(ValueError, match="of 1230 pixels are not finite: `measured` is 0 in holes"):
+        over_strips(local, gaps, None, power)
+    with pytest.raises(ValueError, match=r"of shape \(30,\), the image of \(30, 41\)"):
+        over_strips(local, IMAGE, HOLES[:, 0], power)
+    with pytest.raises(ValueError, match="two axes, .y, x.; here 3"):
+        over_strips(local, IMAGE[None], None, power)

@@ -107,7 +107,13 @@ def test_templates_are_learnt_from_turned_mixtures():
     again = equivariant.learn(jnp.asarray(1e-9 * patches), 2, np.random.default_rng(0), starts=2)
     same = equivariant.correlations(found.templates, again.templates).max(axis=-1)
     np.testing.assert_allclose(np.sort(same.ravel())[2:], 1.0, atol=1e-6)  # at any angle
-    with pytest.raises(ValueError, match="121 phases of 120 patches"):
+    empty = np.concatenate([np.zeros((30, 8, 36)), patches])  # vacuum
+    beside = equivariant.learn(jnp.asarray(empty), 2, np.random.default_rng(0), starts=2)
+    assert beside.residual < 0.05 and np.isfinite(beside.templates).all()
+    empty[0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="1 of 150 patches are not finite"):
+        equivariant.learn(jnp.asarray(empty), 2, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="121 phases of 120 patches with reflections"):
         equivariant.learn(jnp.asarray(patches), 121, np.random.default_rng(0))
 
 

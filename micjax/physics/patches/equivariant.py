@@ -137,21 +137,28 @@ def learn(
     count: int,
     rng: np.random.Generator,
     *,
-    most: int = 1000,
+    sample: int = 1000,
     starts: int = 6,
-    first: int = 6,
+    trial_steps: int = 6,
     steps: int = 25,
     tick=lambda: None,
 ) -> Dictionary:
-    """`count` templates from at most `most` of the patches, which are scaled to size 1.
+    """`count` templates from at most `sample` of the patches, which are scaled to length 1.
 
-    Several starts go `first` steps, the best one of them goes on to `steps`.
+    Several starts go `trial_steps` steps, the best of them goes on to `steps`. Patches without any
+    amplitude (vacuum) say nothing and are left out.
 
-    **Raises:** `ValueError` for more templates than patches.
+    **Raises:** `ValueError` for patches that are not finite, and for more templates than patches.
     """
-    if not 1 <= count <= len(patches):
-        raise ValueError(f"{count} phases of {len(patches)} patches: from 1 to so many")
-    chosen = rng.choice(len(patches), min(most, len(patches)), replace=False)
+    length = np.asarray(jnp.sqrt(jnp.sum(jnp.asarray(patches) ** 2, axis=(1, 2))))
+    if bad := int(np.sum(~np.isfinite(length))):
+        raise ValueError(f"{bad} of {len(length)} patches are not finite")
+    filled = np.flatnonzero(length > 0.0)
+    if not 1 <= count <= len(filled):
+        raise ValueError(
+            f"{count} phases of {len(filled)} patches with reflections: from 1 to so many"
+        )
+    chosen = rng.choice(filled, min(sample, len(filled)), replace=False)
     patches = _unit(jnp.asarray(patches)[np.sort(chosen)])
 
     def go_on(templates, steps):
@@ -161,10 +168,10 @@ def learn(
             tick()
         return float(residual), templates
 
-    begun = [go_on(farthest_first(patches, count, rng), first) for _ in range(starts)]
+    begun = [go_on(farthest_first(patches, count, rng), trial_steps) for _ in range(starts)]
     residual, templates = min(begun, key=lambda pair: pair[0])
-    if steps > first:
-        residual, templates = go_on(templates, steps - first)
+    if steps > trial_steps:
+        residual, templates = go_on(templates, steps - trial_steps)
     return Dictionary(templates, residual, tuple(r for r, _ in begun))
 
 

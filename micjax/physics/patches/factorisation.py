@@ -81,8 +81,9 @@ def optimality(data, w, h, l1=0.0) -> Float[Array, ""]:
     def projected(gradient, v):
         return jnp.sum(jnp.where(v > 0.0, gradient, jnp.minimum(gradient, 0.0)) ** 2)
 
-    of_h = projected(grad_h, h) / _above(jnp.sum(w**2))
-    return jnp.sqrt(projected(grad_w, w) + of_h) / size
+    # divided before it is squared: the product of three amplitudes would leave single precision
+    of_h = projected(grad_h / _above(jnp.linalg.norm(w)) / size, h)
+    return jnp.sqrt(projected(grad_w / size, w) + of_h)
 
 
 def _pull(l1, w, h):

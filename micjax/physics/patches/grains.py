@@ -39,12 +39,12 @@ class PixelMap(NamedTuple):
 
 
 def orientations(
-    code: Code, grid: tuple[int, int], angles: int, least: float = 0.01
+    code: Code, grid: tuple[int, int], angles: int, min_share: float = 0.01
 ) -> list[Orientation]:
     """The angles at which each phase is found, strongest first.
 
     They are maxima of a histogram of the angles of all atoms, smoothed over a step and a half, that
-    lie more than three steps apart and hold at least `least` of all weights.
+    lie more than three steps apart and hold at least `min_share` of all patches.
     """
     phase, turn, weight = (np.asarray(part) for part in code)
     per_patch = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(weight.dtype).tiny)
@@ -58,7 +58,7 @@ def orientations(
         for t in np.argsort(-smooth):
             near = _apart(turn, t, angles) <= 2
             held = np.sum(share * (of & near))
-            if held < least * len(phase):
+            if held < min_share * len(phase):
                 continue
             if all(_apart(t, other, angles) > 3 for other in chosen):
                 chosen.append(int(t))
@@ -76,23 +76,23 @@ def reflections(
     power: Float[np.ndarray, "ky kx"],
     local: LocalSpectra,
     k_min_perA: float,
-    most: int = 24,
-    least: float = 0.02,
+    max_count: int = 24,
+    min_power: float = 0.02,
 ) -> Float[np.ndarray, "j 2"]:
     """(ky, kx) in cycles a pixel of the strongest maxima of a power spectrum.
 
     A maximum is that of a parabola through the logarithms of its neighbours, along each axis. Those
-    below `least` of the strongest are left out.
+    below `min_power` of the strongest are left out.
     """
     ky, kx = (k / local.spacing_perA for k in local.frequencies_perA)
     radius = np.hypot(ky[:, None], kx)
     slow = radius * local.spacing_perA < k_min_perA
     peak = scipy.ndimage.maximum_filter(power, 2 * local.oversampling + 1) == power
     # of kx = 0 one half is enough
-    peak &= ~slow & ((kx > 0) | (ky[:, None] > 0)) & (power > least * power[~slow].max())
+    peak &= ~slow & ((kx > 0) | (ky[:, None] > 0)) & (power > min_power * power[~slow].max())
     peak[[0, -1]], peak[:, -1] = False, False
     places = np.argwhere(peak)
-    places = places[np.argsort(-power[tuple(places.T)])][:most]
+    places = places[np.argsort(-power[tuple(places.T)])][:max_count]
     logarithm = np.log(np.maximum(power, 1e-6 * power.max()))
     # left of kx = 0 lies the other half, turned by half a turn
     whole = np.concatenate([logarithm[::-1, :0:-1], logarithm], axis=1)
@@ -168,7 +168,11 @@ def pixel_map(
     - `smoothing_px`: standard deviation of the mean of the squared residual, a fifth of a cell.
     - `spread`: of the mean of the amplitudes, in steps of the patches.
     - `reach`: how many patches a grain is carried on beyond those in which it is.
+
+    **Raises:** `ValueError` for an image that is not finite everywhere, holes included.
     """
+    if bad := int(np.sum(~np.isfinite(image))):
+        raise ValueError(f"{bad} of {np.size(image)} pixels are not finite: fill them first")
     best = np.full(image.shape, np.inf)
     label = np.full(image.shape, -1)
     window = np.asarray(local.weights(), np.float64)

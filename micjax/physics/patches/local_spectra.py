@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Real
 
 from micjax.physics.patches.windows import Window
 
@@ -79,11 +79,13 @@ class LocalSpectra(eqx.Module):
         ky, kx = self.cycles
         return ky / self.sampling_A, kx / self.sampling_A
 
-    def corners(self, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def corners(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """First row and first column of the patches of an image.
 
-        **Raises:** `ValueError` where not even one fits.
+        **Raises:** `ValueError` for no image, and where not even one patch fits.
         """
+        if len(shape) != 2:
+            raise ValueError(f"an image has two axes, (y, x); here {len(shape)}")
         if self.size > min(shape):
             raise ValueError(
                 f"a patch of {self.size} pixels does not fit into an image of "
@@ -102,12 +104,13 @@ class LocalSpectra(eqx.Module):
         return self.window((jnp.arange(self.size) + 0.5) * 2.0 / self.size - 1.0)
 
     def __call__(
-        self, image: Float[Array, "h w"], measured: Float[Array, "h w"] | None = None
+        self, image: Real[Array, "h w"], measured: Real[Array, "h w"] | None = None
     ) -> Spectra:
         """Of an image; `measured` is 0 in its holes, whose values are not looked at."""
         weights = self.weights()
+        # counts of a camera are whole numbers, a window is not
+        image = image.astype(jnp.result_type(float, image.dtype))
         if measured is None:
-            measured = jnp.ones(1)
             level = jnp.mean(image)
             fields = (image - level)[None]
         else:
@@ -192,8 +195,20 @@ def strips(
 
     Yields the first row of patches of each strip with its pixels. The last one overlaps the one
     before, where the number of rows is no multiple.
+
+    **Raises:** `ValueError` for pixels that are not finite and were said to be measured, and for a
+    mask of another shape.
     """
     first, _ = local.corners(image.shape)
+    if measured is not None and np.shape(measured) != image.shape:
+        raise ValueError(
+            f"what was measured is of shape {np.shape(measured)}, the image of {image.shape}"
+        )
+    there = np.isfinite(image) if measured is None else np.isfinite(image) | (measured == 0)
+    if not there.all():
+        raise ValueError(
+            f"{int(np.sum(~there))} of {image.size} pixels are not finite: `measured` is 0 in holes"
+        )
     rows = min(rows, len(first))
     height = (rows - 1) * local.step + local.size
     starts = [*range(0, len(first) - rows, rows), len(first) - rows]
@@ -203,18 +218,22 @@ def strips(
         yield start, jnp.asarray(image[part]), known
 
 
+@eqx.filter_jit
+def _reduced(reduce, local: LocalSpectra, image, measured):
+    return reduce(local(image, measured))
+
+
 def over_strips(
     local: LocalSpectra,
     image: np.ndarray,
     measured: np.ndarray | None,
-    seen: Callable[[Spectra], Array],
+    reduce: Callable[[Spectra], Array],
     rows: int = 8,
 ) -> np.ndarray:
-    """`seen(spectra)` of all patches, while the spectra of one strip only are in memory."""
+    """`reduce(spectra)` of all patches, while only the spectra of a strip are in memory."""
     first, _ = local.corners(image.shape)
-    of_strip = eqx.filter_jit(lambda local, image, known: seen(local(image, known)))
     rows_of_patches: dict[int, np.ndarray] = {}
     for start, part, known in strips(local, image, measured, rows):
-        for i, row in enumerate(np.asarray(of_strip(local, part, known))):
+        for i, row in enumerate(np.asarray(_reduced(reduce, local, part, known))):
             rows_of_patches[start + i] = row
     return np.stack([rows_of_patches[i] for i in range(len(first))])

@@ -13,6 +13,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float
 
 TOLERANCE = 1e-6  # of the scaled residual of the optimality conditions, in single precision
@@ -95,6 +96,7 @@ def fully_constrained(
     """min a G a^T / 2 - b a^T, a >= 0, sum(a) = 1: accelerated projected gradients (Beck &
     Teboulle 2009, with the restart of O'Donoghue & Candes 2015)."""
     lipschitz = jnp.maximum(jnp.linalg.norm(gram, 2), _tiny(gram))
+    on_simplex = jax.vmap(optax.projections.projection_simplex)
 
     def step(state):
         a, ahead, t, _, done = state
@@ -123,11 +125,3 @@ def _(sweeps, primals, tangents):
     free, ones = (_solved(gram, active, v) for v in (right, jnp.ones_like(a)))
     multiplier = jnp.sum(free, axis=1) / jnp.sum(ones, axis=1)
     return a, free - multiplier[:, None] * ones
-
-
-def on_simplex(v: Float[Array, "p k"]) -> Float[Array, "p k"]:
-    """The nearest point with a >= 0 and sum(a) = 1 (Held, Wolfe & Crowder 1974)."""
-    falling = -jnp.sort(-v, axis=1)
-    excess = (jnp.cumsum(falling, axis=1) - 1.0) / jnp.arange(1, v.shape[1] + 1)
-    count = jnp.sum(falling > excess, axis=1, keepdims=True)
-    return jnp.maximum(v - jnp.take_along_axis(excess, count - 1, axis=1), 0.0)

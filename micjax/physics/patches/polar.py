@@ -99,8 +99,8 @@ def radial(polar: Float[Array, "*n r t"]) -> Float[Array, "*n r"]:
     return jnp.mean(polar, axis=-1)
 
 
-def harmonics(polar: Float[Array, "*n r t"], most: int) -> Float[Array, "*n r m"]:
-    """|sum_t polar exp(-2 i m t)| / t for m = 0 .. `most`: two-, four-, six-fold parts of a ring.
+def harmonics(polar: Float[Array, "*n r t"], max_order: int) -> Float[Array, "*n r m"]:
+    """|sum_t polar exp(-2 i m t)| / t, m = 0 .. `max_order`: two-, four-, six-fold parts of rings.
 
     They stay the same as a crystal is turned. What they lose, how the rings are turned against each
     other, `equivariant` keeps.
@@ -108,6 +108,6 @@ def harmonics(polar: Float[Array, "*n r t"], most: int) -> Float[Array, "*n r m"
     **Raises:** `ValueError` for more of them than the angles resolve.
     """
     angles = polar.shape[-1]
-    if not 0 <= most <= angles // 2:
-        raise ValueError(f"harmonics up to {angles // 2} for {angles} angles, not {most}")
-    return jnp.abs(jnp.fft.rfft(polar, axis=-1)[..., : most + 1]) / angles
+    if not 0 <= max_order <= angles // 2:
+        raise ValueError(f"harmonics up to {angles // 2} for {angles} angles, not {max_order}")
+    return jnp.abs(jnp.fft.rfft(polar, axis=-1)[..., : max_order + 1]) / angles
