@@ -33,6 +33,7 @@ from micjax.physics.noise import AmplitudeGaussian as AmplitudeGaussian
 from micjax.physics.noise import Gaussian as Gaussian
 from micjax.physics.noise import HeteroscedasticGaussian as HeteroscedasticGaussian
 from micjax.physics.noise import Poisson as Poisson
+from micjax.physics.noise import Rician as Rician
 from micjax.physics.noise import StudentT as StudentT
 
 __version__ = "0.1.0"

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micjax.physics.patches.factorisation import (
+from micjax.physics.patches.unmixing.factorisation import (
     HALS,
     AcceleratedGradient,
     Multiplicative,

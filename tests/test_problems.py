@@ -17,7 +17,7 @@ import micjax
 from micjax import Gaussian, InverseProblem, parameter
 from micjax.core.foreign.modules import references
 from micjax.inference.check import ContractError
-from micjax.problems import autofocus, cbed, edge, structure
+from micjax.problems import autofocus, cbed, edge, phase_map, structure
 
 BUILT_IN = [m for m in references().values() if m.startswith("micjax.")]
 
@@ -44,17 +44,22 @@ def images(key):
     return truth.at(dict(zip(autofocus.NAMES, found_A.values(), strict=True))), x, y
 
 
+def crystal(key):
+    return phase_map.example(key, 128, 160, grains=2, **SMALL["phase_map"])
+
+
 # of what is too large for every day: the options, and the example where its own has no sizes
 SMALL = {
     "aberrations": {"ny": 32, "nx": 32},
     "autofocus": {"ny": 32, "nx": 32},
     "cbed": {"thickness_A": 12.0, "most_A": 20.0, "reach_mrad": 20.0, "dose": 1e4},
     "feedback": {"ny": 6, "nx": 24},
+    "phase_map": {"patches": 12, "radii": 6, "angles": 24},
     "structure": {"tile": [1, 1, 1], "sampling_A": 0.3, "slice_A": 3.2, "reach_mrad": 45.0},
     "tip": {"ny": 24, "nx": 24, "tip_size": 9},
     "tip_characteriser": {"ny": 32, "nx": 32},
 }
-EXAMPLES = {"autofocus": images, "cbed": pattern, "structure": scan}
+EXAMPLES = {"autofocus": images, "cbed": pattern, "phase_map": crystal, "structure": scan}
 
 
 def holds(module):

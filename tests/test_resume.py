@@ -26,6 +26,7 @@ LONG = {
     "cbed": ([], 2),
     "feedback": (["engine.steps=200"], 1),
     "joint": ([], 1),
+    "phase_map": (["ny=200", "nx=200", "grains=3"], 1),
     "resonance": (["engine.steps=300"], 1),
     "structure": ([], 1),
     "tip": (["engine.steps=100", "engine.tip_steps=20"], 1),

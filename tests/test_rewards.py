@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from micjax.physics.patches import rewards
+from micjax.physics.patches.unmixing import rewards
 
 RNG = np.random.default_rng(0)
 HALVES = np.zeros((6, 8, 2))

@@ -7,9 +7,9 @@ import pytest
 import scipy.optimize
 from jax.test_util import check_grads
 
-from micjax.physics.patches import equivariant, nnls
 from micjax.physics.patches.local_spectra import LocalSpectra
 from micjax.physics.patches.polar import Polar, harmonics, radial
+from micjax.physics.patches.unmixing import equivariant, nnls
 from micjax.physics.patches.windows import Hann
 
 RNG = np.random.default_rng(0)

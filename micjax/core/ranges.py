@@ -65,6 +65,13 @@ NAMES: dict[str, Range] = {
     "frames images": _whole(1, 100_000),
     "tip_size": _whole(1, 1001),
     "tip_radii": _whole(1, 1000),
+    "noise": Range(1e-12, 1e3),  # over what it is the noise of
+    "phases": _whole(0, 1000),  # 0: as many as the data show
+    "most_phases": _whole(1, 1000),
+    "patches grains": _whole(1, 1_000_000),
+    "window_px": _whole(4, 16384),
+    "step_px": _whole(1, 16384),
+    "radii angles": _whole(2, 10_000),
     "samples_per_pixel": _whole(1, 10_000),
     "tile": _whole(1, 1000),
     "finer": _whole(1, 16),
@@ -83,7 +90,8 @@ NAMES: dict[str, Range] = {
     "box_A cell_A": Range(0.5, 1e5),
     "thickness_A most_A": Range(0.1, 1e5),  # 10 µm is opaque at any energy
     "slice_A": Range(0.05, 10.0),  # thicker than a cell, a slice is no thin object
-    "sampling_A": Range(1e-3, 100.0),
+    "sampling_A pixel_A": Range(1e-3, 100.0),
+    "k_min_perA k_max_perA": Range(1e-4, 1e3),
     "column_A": Range(1e-3, 10.0),
     # --- electrons. Below 10 keV neither the tables nor forward scattering hold; 3 MeV is the
     # highest of all microscopes
@@ -105,7 +113,7 @@ NAMES: dict[str, Range] = {
     "C[45][0-9] C[45][0-9][ab]": Range(-1e11, 1e11),
     "phi[0-9][0-9]": Range(-10.0, 10.0),  # rad: a turn either way
     # --- counts of an image or a pixel, and noise in units of the data
-    "dose mean_counts": Range(1e-9, 1e18),
+    "dose mean_counts electrons_per_px": Range(1e-9, 1e18),
     "dose_sd": Range(1e-9, 10.0),  # a fraction
     "counts_per_unit sigma y_scale": Range(TINY, HUGE),
     "diffuse diffuse_share diffuse_sd": Range(0.0, 100.0),

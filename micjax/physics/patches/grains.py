@@ -17,10 +17,11 @@ import numpy as np
 import scipy.ndimage
 from jaxtyping import Float, Int
 
-from micjax.physics.patches.equivariant import Code
 from micjax.physics.patches.local_spectra import LocalSpectra
+from micjax.physics.patches.unmixing.equivariant import Code
 
 ALONE = 0.75  # share of a patch from which on a grain is measured in it
+BARE = 0.5  # variance over that of crystals, below which there may be none
 
 
 class Orientation(NamedTuple):
@@ -32,23 +33,28 @@ class Orientation(NamedTuple):
 
 
 class PixelMap(NamedTuple):
-    orientation: Int[
-        np.ndarray, "h w"
-    ]  # the place in the list of orientations, -1 where there is none
-    residual: Float[np.ndarray, "h w"]  # squared, smoothed
+    orientation: Int[np.ndarray, "h w"]  # its place in the list, -1 where nothing is a crystal
+    # squared, smoothed; of the best orientation of each phase (inf: there is none), and of none
+    residual: Float[np.ndarray, "k h w"]
 
 
 def orientations(
-    code: Code, grid: tuple[int, int], angles: int, min_share: float = 0.01
+    code: Code,
+    grid: tuple[int, int],
+    angles: int,
+    *,
+    full: float = 0.0,
+    min_share: float = 0.01,
 ) -> list[Orientation]:
     """The angles at which each phase is found, strongest first.
 
     They are maxima of a histogram of the angles of all atoms, smoothed over a step and a half, that
-    lie more than three steps apart and hold at least `min_share` of all patches.
+    lie more than three steps apart and hold at least `min_share` of all patches. Patches whose
+    weights add up to less than `full` are in part no crystal.
     """
     phase, turn, weight = (np.asarray(part) for part in code)
-    per_patch = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(weight.dtype).tiny)
-    share = weight / per_patch
+    least = max(full, float(np.finfo(weight.dtype).tiny))
+    share = weight / np.maximum(weight.sum(axis=1, keepdims=True), least)
     kept = []
     for k in range(int(phase.max()) + 1):
         of = phase == k
@@ -65,6 +71,11 @@ def orientations(
                 in_patch = np.sum(share * (of & near), axis=1)
                 kept.append((held, Orientation(k, int(t), in_patch.reshape(grid))))
     return [orientation for _, orientation in sorted(kept, key=lambda pair: -pair[0])]
+
+
+def trust_in(orientation: Orientation) -> Float[np.ndarray, "ny nx"]:
+    """How much a patch says of the waves of a grain: nothing where others are in it as well."""
+    return np.where(orientation.share > ALONE, orientation.share, 0.0) ** 4
 
 
 def _apart(turn, other, angles: int):
@@ -153,12 +164,13 @@ def pixel_map(
     image: Float[np.ndarray, "h w"],
     local: LocalSpectra,
     present: list[Orientation],
-    cycles: list[Float[np.ndarray, "j 2"]],
+    cycles: list[Float[np.ndarray, "_ 2"]],
     smoothing_px: float,
+    phases: int,
     *,
+    level_px: float | None = None,
     spread: float = 1.5,
     reach: int = 4,
-    tick=lambda: None,
 ) -> PixelMap:
     """The orientation that predicts each pixel best.
 
@@ -166,6 +178,9 @@ def pixel_map(
 
     - `cycles`: the reflections of each orientation, in cycles a pixel.
     - `smoothing_px`: standard deviation of the mean of the squared residual, a fifth of a cell.
+    - `phases`: how many there are.
+    - `level_px`: what is no crystal is a mean over the neighbourhood (its standard deviation, a
+        fifth of a cell), and wider than four of them; by default every pixel is of a crystal.
     - `spread`: of the mean of the amplitudes, in steps of the patches.
     - `reach`: how many patches a grain is carried on beyond those in which it is.
 
@@ -173,13 +188,13 @@ def pixel_map(
     """
     if bad := int(np.sum(~np.isfinite(image))):
         raise ValueError(f"{bad} of {np.size(image)} pixels are not finite: fill them first")
-    best = np.full(image.shape, np.inf)
+    best = np.full((phases + 1, *image.shape), np.inf)
     label = np.full(image.shape, -1)
     window = np.asarray(local.weights(), np.float64)
     starts = local.corners(image.shape)
     last = [len(s) - 1 for s in starts]
     for index, (orientation, k) in enumerate(zip(present, cycles, strict=True)):
-        trust = np.where(orientation.share > ALONE, orientation.share, 0.0) ** 4
+        trust = trust_in(orientation)
         if not trust.any() or not len(k):
             continue
         rows = _box(orientation.share, reach)
@@ -196,11 +211,31 @@ def pixel_map(
         prediction = _prediction(part, edges, corners, k, window, trust[rows], spread, local.step)
         squared = (part - prediction) ** 2
         residual = scipy.ndimage.gaussian_filter(squared, smoothing_px, mode="nearest")
-        better = residual < best[tuple(edges)]
-        best[tuple(edges)][better] = residual[better]
-        label[tuple(edges)][better] = index
-        tick()
+        label[tuple(edges)][residual < best[:-1, *edges].min(axis=0)] = index
+        of_phase = best[orientation.phase, *edges]
+        np.minimum(of_phase, residual, out=of_phase)
+    if level_px is not None:
+        flat = scipy.ndimage.gaussian_filter(np.asarray(image, np.float64), level_px)
+        best[-1] = scipy.ndimage.gaussian_filter((image - flat) ** 2, smoothing_px)
+        bare = best[-1] < best[:-1].min(axis=0)
+        if not bare.all():
+            # what neither grain predicts, at their border and at the rim of the image, has contrast
+            bare &= best[-1] < BARE * np.median(best[-1][~bare])
+        label[_opened(bare, 2.0 * level_px)] = -1
     return PixelMap(label, best)
+
+
+def _opened(mask, radius: float):
+    """What of a mask discs of this radius can cover."""
+    margin = int(np.ceil(radius)) + 1
+    wide = np.pad(mask, margin, mode="edge")
+    if wide.all():
+        return mask
+    inner = scipy.ndimage.distance_transform_edt(wide) > radius
+    if not inner.any():
+        return np.zeros_like(mask)
+    covered = scipy.ndimage.distance_transform_edt(~inner) <= radius
+    return covered[margin:-margin, margin:-margin]
 
 
 def _prediction(part, edges, corners, cycles, window, trust, spread: float, step: int):

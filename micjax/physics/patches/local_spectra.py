@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Bool, Float, Real
 
 from micjax.physics.patches.windows import Window
 
@@ -186,6 +186,30 @@ def noise_variance(spectra: Spectra, share: float = 0.1) -> Float[Array, "ny nx"
     rim = max(1, round(share * most))
     outer = spectra.power[:, :, :, most - rim :].reshape(*spectra.noise.shape, -1)
     return jnp.median(outer, axis=-1) / (np.log(2.0) * spectra.noise)
+
+
+def window_means(
+    values: Real[np.ndarray, "h w"] | Bool[np.ndarray, "h w"],
+    measured: Real[np.ndarray, "h w"] | Bool[np.ndarray, "h w"],
+    local: LocalSpectra,
+) -> Float[np.ndarray, "ny nx"]:
+    """Means over the window of each patch, NaN where nothing of it was measured."""
+    along = np.asarray(local.weights(), np.float64)
+    down, across = (
+        _placed(along, starts, n)
+        for starts, n in zip(local.corners(values.shape), values.shape, strict=True)
+    )
+    total = down @ np.asarray(measured, np.float64) @ across.T
+    held = down @ (np.asarray(values, np.float64) * measured) @ across.T
+    return held / np.where(total > 0.0, total, np.nan)
+
+
+def _placed(window, starts, n: int) -> np.ndarray:
+    """A row for each start, with the window there."""
+    rows = np.zeros((len(starts), n))
+    for row, start in zip(rows, starts, strict=True):
+        row[start : start + len(window)] = window
+    return rows
 
 
 def strips(

@@ -78,14 +78,30 @@ class Polar(eqx.Module):
     ) -> Float[Array, "ny nx r t"]:
         """`variance`: of the noise of a pixel, in squared units of the image."""
         grid = self.grid
-        off = (self.floor * variance * spectra.noise)[..., None, None]
-        power = jnp.maximum(spectra.power - off, 0.0).reshape(*spectra.noise.shape, -1)
+        power = spectra.power.reshape(*spectra.noise.shape, -1)
         sampled = sum(
             power[..., of] * share.astype(power.dtype)
             for of, share in zip(grid.of, grid.share, strict=True)
         )
-        area = np.sqrt(grid.radius_perA / grid.radius_perA.mean()).astype(power.dtype)
-        return area[:, None] * amplitude(sampled)
+        area = self.area.astype(power.dtype)
+        return area * amplitude(jnp.maximum(sampled - self._off(variance * spectra.noise), 0.0))
+
+    @property
+    def area(self) -> Float[np.ndarray, "r 1"]:
+        """What amplitudes are multiplied with: the root of the area that a radius stands for."""
+        radius = self.grid.radius_perA
+        return np.sqrt(radius / radius.mean())[:, None]
+
+    def above(self, rings: Float[Array, "*n r t"], noise) -> Float[Array, "*n r t"]:
+        """Amplitudes from which no noise was taken off, without it.
+
+        `noise`: the mean power of the noise, of each patch or of all.
+        """
+        area = self.area.astype(rings.dtype)
+        return area * amplitude(jnp.maximum((rings / area) ** 2 - self._off(noise), 0.0))
+
+    def _off(self, noise):
+        return self.floor * jnp.asarray(noise)[..., None, None]
 
 
 def amplitude(power: Float[Array, "..."]) -> Float[Array, "..."]:

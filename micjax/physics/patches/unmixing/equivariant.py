@@ -111,19 +111,30 @@ def _unit(rings: Float[Array, "n r t"]) -> Float[Array, "n r t"]:
 
 
 def farthest_first(
-    patches: Float[Array, "p r t"], count: int, rng: np.random.Generator
+    patches: Float[Array, "p r t"], count: int, rng: np.random.Generator, room: int = 0
 ) -> Float[Array, "k r t"]:
     """Patches as a start: one at random, then always one of those that are explained worst.
 
     Of the worst twentieth the one that is most like the others in it, so that no outlier is taken.
+    Templates of nothing follow, where there is `room` for more than `count`.
     """
-    chosen = [patches[int(rng.integers(len(patches)))]]
-    while len(chosen) < count:
-        alike = np.asarray(correlations(patches, jnp.stack(chosen)).max(axis=(1, 2)))
+    chosen = jnp.zeros((max(count, room), *patches.shape[1:]), patches.dtype)
+    chosen = chosen.at[0].set(patches[int(rng.integers(len(patches)))])
+    for i in range(1, count):
+        alike = np.asarray(_likeness(patches, chosen))
         worst = patches[np.argsort(alike)[: max(5, len(patches) // 20)]]
-        common = np.asarray(correlations(worst, worst[:40]).max(axis=-1)).mean(axis=1)
-        chosen.append(worst[int(np.argmax(common))])
-    return jnp.stack(chosen)
+        common = np.asarray(_pairs(worst, worst[:40])).mean(axis=1)
+        chosen = chosen.at[i].set(worst[int(np.argmax(common))])
+    return chosen
+
+
+@jax.jit
+def _pairs(patches, templates) -> Float[Array, "p k"]:
+    return correlations(patches, templates).max(axis=-1)
+
+
+def _likeness(patches, templates) -> Float[Array, "p"]:
+    return _pairs(patches, templates).max(axis=-1)
 
 
 class Dictionary(NamedTuple):
@@ -141,12 +152,12 @@ def learn(
     starts: int = 6,
     trial_steps: int = 6,
     steps: int = 25,
-    tick=lambda: None,
+    room: int = 0,
 ) -> Dictionary:
     """`count` templates from at most `sample` of the patches, which are scaled to length 1.
 
     Several starts go `trial_steps` steps, the best of them goes on to `steps`. Patches without any
-    amplitude (vacuum) say nothing and are left out.
+    amplitude (vacuum) say nothing and are left out. One program serves all counts up to `room`.
 
     **Raises:** `ValueError` for patches that are not finite, and for more templates than patches.
     """
@@ -165,14 +176,38 @@ def learn(
         residual = np.inf
         for _ in range(steps):
             templates, residual = improved(patches, templates, *encode(patches, templates))
-            tick()
         return float(residual), templates
 
-    begun = [go_on(farthest_first(patches, count, rng), trial_steps) for _ in range(starts)]
+    begun = [go_on(farthest_first(patches, count, rng, room), trial_steps) for _ in range(starts)]
     residual, templates = min(begun, key=lambda pair: pair[0])
     if steps > trial_steps:
         residual, templates = go_on(templates, steps - trial_steps)
-    return Dictionary(templates, residual, tuple(r for r, _ in begun))
+    return Dictionary(templates[:count], residual, tuple(r for r, _ in begun))
+
+
+@jax.jit
+def offsets(
+    patches: Float[Array, "p r t"], templates: Float[Array, "k r t"], code: Code
+) -> Float[Array, "p 2"]:
+    """How far each atom is from the step of the angle that it has, -1/2 to 1/2.
+
+    The maximum of a parabola through its correlation with what the other atom leaves.
+    """
+    atoms = [
+        code.weight[:, i, None, None] * turned(templates[code.phase[:, i]], code.turn[:, i])
+        for i in range(ATOMS)
+    ]
+    apart = []
+    for i in range(ATOMS):
+        rest = patches - atoms[1 - i]
+        before, at, after = (
+            jnp.sum(rest * turned(templates[code.phase[:, i]], code.turn[:, i] + step), axis=(1, 2))
+            for step in (-1, 0, 1)
+        )
+        curved = before - 2.0 * at + after
+        vertex = 0.5 * (before - after) / jnp.where(curved < 0.0, curved, -jnp.inf)
+        apart.append(jnp.clip(vertex, -0.5, 0.5))
+    return jnp.stack(apart, axis=1)
 
 
 def abundances(code: Code, count: int) -> Float[Array, "p k"]:

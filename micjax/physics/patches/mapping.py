@@ -1,0 +1,207 @@
+"""From an image and the templates of its phases to maps, tile by tile.
+
+A tile holds few grains, so that each of its orientations is nearly that of one grain, and the work
+and the memory of an image of any size are those of its tiles.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from micjax.physics.patches import grains
+from micjax.physics.patches.grains import Orientation
+from micjax.physics.patches.local_spectra import LocalSpectra, strips
+from micjax.physics.patches.polar import Polar
+from micjax.physics.patches.samples import polar_of
+from micjax.physics.patches.unmixing import equivariant
+from micjax.physics.patches.unmixing.equivariant import Code
+
+ROWS = 8  # of patches in one compiled program
+TILE = 8  # edge of a tile without its rim, in patches that do not overlap
+LEVEL = 0.18
+WHOLE = 0.9  # part of a window that was measured, from which on a patch shows a grain alone
+
+
+class PatchScale(NamedTuple):
+    """What patches of an image are compared with: those that hold nothing but a crystal."""
+
+    amplitude: float  # length of a polar spectrum, in units of the image
+    least: float  # in parts of it: a weaker patch is not scaled to length 1
+    weight: float  # the sum of the weights of its atoms
+
+
+class PhaseMap(NamedTuple):
+    """Of each pixel."""
+
+    phase: Int[np.ndarray, "h w"]  # `k` where there is no crystal, -1 where nothing was measured
+    angle_rad: Float[np.ndarray, "h w"]  # of its grain, NaN where there is none
+    residual: Float[np.ndarray, "k1 h w"]  # squared, of the best grain of each phase, and of none
+
+
+def scaled(patches: Float[Array, "p r t"], scale: PatchScale) -> Float[Array, "p r t"]:
+    """To length 1, but for those that hold little crystal."""
+    size = jnp.sqrt(jnp.sum(patches**2, axis=(1, 2), keepdims=True))
+    return patches / jnp.maximum(size, scale.least * scale.amplitude)
+
+
+@eqx.filter_jit
+def _encoded(local: LocalSpectra, polar: Polar, templates, scale: PatchScale, image, measured):
+    spectra = local(image, measured)
+    rings = scaled(polar_of(spectra, polar).reshape(-1, *templates.shape[1:]), scale)
+    code, _ = equivariant.encode(rings, templates)
+    turns = code.turn + equivariant.offsets(rings, templates, code)
+    parts = jax.tree.map(lambda v: v.reshape(*spectra.filled.shape, -1), (*code, turns))
+    return *parts, spectra.filled
+
+
+@eqx.filter_jit
+def _powers(local: LocalSpectra, weights, image, measured):
+    return jnp.einsum("yxkl,oyx->okl", local(image, measured).power, weights)
+
+
+class Coded(NamedTuple):
+    """Of each patch; the last axis of the first four is that of its atoms."""
+
+    phase: Int[np.ndarray, "ny nx 2"]
+    turn: Int[np.ndarray, "ny nx 2"]
+    weight: Float[np.ndarray, "ny nx 2"]
+    turns: Float[np.ndarray, "ny nx 2"]  # the angle in steps, between which it may lie
+    filled: Float[np.ndarray, "ny nx"]  # the part of the window in which something was measured
+
+
+def encode_image(
+    image: Float[np.ndarray, "h w"],
+    measured: Float[np.ndarray, "h w"] | None,
+    polar: Polar,
+    templates: Float[Array, "k r t"],
+    scale: PatchScale,
+) -> Coded:
+    """The atoms of all patches."""
+    rows: dict[int, tuple] = {}
+    numbers = jax.tree.map(jnp.asarray, scale)
+    for start, part, known in strips(polar.local, image, measured, ROWS):
+        parts = _encoded(polar.local, polar, templates, numbers, part, known)
+        for i, row in enumerate(zip(*map(np.asarray, parts), strict=True)):
+            rows[start + i] = row
+    return Coded(*(np.stack(v) for v in zip(*(rows[i] for i in sorted(rows)), strict=True)))
+
+
+def _powers_of(image, measured, local: LocalSpectra, weights) -> Float[np.ndarray, "o ky kx"]:
+    """Power spectra summed over all patches, by the weights `(o, ny, nx)`."""
+    total: np.ndarray | float = 0.0
+    done = 0
+    for start, part, known in strips(local, image, measured, ROWS):
+        rows = min(ROWS, weights.shape[1])
+        part_of = np.array(weights[:, start : start + rows])
+        part_of[:, : done - start] = 0.0  # strips overlap at the end
+        done = start + rows
+        total = total + np.asarray(_powers(local, jnp.asarray(part_of), part, known))
+    return np.asarray(total)
+
+
+def tiles(shape: tuple[int, int], local: LocalSpectra) -> Iterator[tuple[tuple[slice, slice], ...]]:
+    """Rows and columns of each tile with its rim, and of what is kept of it; all of one size."""
+    rim = 2 * local.size // local.step * local.step
+    along = []
+    for n in shape:
+        count = max(1, round(n / (TILE * local.size)))
+        ends = [round(n * i / count / local.step) * local.step for i in range(count)] + [n]
+        width = min(n, max(b - a for a, b in zip(ends, ends[1:], strict=False)) + 2 * rim)
+        starts = [min(max(a - rim, 0), n - width) for a in ends[:-1]]
+        along.append(
+            [
+                (slice(s, s + width), slice(a, b))
+                for s, a, b in zip(starts, ends, ends[1:], strict=False)
+            ]
+        )
+    for y, kept_y in along[0]:
+        for x, kept_x in along[1]:
+            yield (y, x), (kept_y, kept_x)
+
+
+def phase_map(
+    image: Float[np.ndarray, "h w"],
+    measured: Float[np.ndarray, "h w"] | None,
+    polar: Polar,
+    templates: Float[Array, "k r t"],
+    scale: PatchScale,
+    cell_px: float,
+    report: Callable[[float], None] = lambda share: None,
+) -> PhaseMap:
+    """The phase and the orientation of each pixel.
+
+    **Arguments:**
+
+    - `measured`: 0 in holes, whose values are not looked at.
+    - `cell_px`: edge of a unit cell, within a factor of 1.5.
+    - `report`: called with the share of the work that is done.
+    """
+    count = len(templates)
+    phase = np.full(image.shape, -1, np.int16)
+    angle = np.full(image.shape, np.nan, np.float32)
+    residual = np.full((count + 1, *image.shape), np.inf, np.float32)
+    every = list(tiles(image.shape, polar.local))
+    for i, (of, kept) in enumerate(every):
+        known = None if measured is None else measured[of]
+        part = _mapped(image[of], known, polar, templates, scale, cell_px)
+        inner = tuple(
+            slice(k.start - o.start, k.stop - o.start) for o, k in zip(of, kept, strict=True)
+        )
+        phase[kept], angle[kept] = part.phase[inner], part.angle_rad[inner]
+        residual[:, *kept] = part.residual[:, *inner]
+        report((i + 1) / len(every))
+    return PhaseMap(phase, angle, residual)
+
+
+def borders(
+    phase: Int[np.ndarray, "h w"], angle_rad: Float[np.ndarray, "h w"]
+) -> Bool[np.ndarray, "h w"]:
+    """Pixels whose neighbour below or to the right is of another grain."""
+    known = np.nan_to_num(angle_rad, nan=-10.0)
+    border = np.zeros(phase.shape, bool)
+    for of in (phase, known):
+        border[:-1] |= of[:-1] != of[1:]
+        border[:, :-1] |= of[:, :-1] != of[:, 1:]
+    return border
+
+
+def _mapped(
+    image, measured, polar: Polar, templates, scale: PatchScale, cell_px: float
+) -> PhaseMap:
+    local, (count, _, angles) = polar.local, templates.shape
+    coded = encode_image(image, measured, polar, templates, scale)
+    grid = coded.filled.shape
+    flat = Code(*(v.reshape(-1, equivariant.ATOMS) for v in coded[:3]))
+    present = grains.orientations(flat, grid, angles, full=0.8 * scale.weight)
+    whole = coded.filled > WHOLE
+    present = [o._replace(share=np.where(whole, o.share, 0.0)) for o in present]
+    trust = np.stack([grains.trust_in(o) for o in present] or [np.zeros(grid)])
+    powers = _powers_of(image, measured, local, trust)
+    cycles = [
+        grains.reflections(p, local, polar.k_min_perA) if p.max() > 0.0 else np.zeros((0, 2))
+        for p in powers[: len(present)]
+    ]
+    there = np.ones(image.shape, bool) if measured is None else measured > 0
+    solid = np.where(there, image, image[there].mean() if there.any() else 0.0)
+    pixels = grains.pixel_map(
+        solid, local, present, cycles, 0.2 * cell_px, count, level_px=LEVEL * cell_px
+    )
+    phases = np.array([o.phase for o in present] + [count])  # -1 is the last
+    turns = np.array(
+        [_mean_turn(coded, o, t, angles) for o, t in zip(present, trust, strict=False)]
+    )
+    turns = np.append((turns / angles + 0.5) % 1.0 - 0.5, np.nan) * np.pi
+    phase = np.where(there, phases[pixels.orientation], -1)
+    return PhaseMap(phase, np.where(there, turns[pixels.orientation], np.nan), pixels.residual)
+
+
+def _mean_turn(coded: Coded, orientation: Orientation, trust, angles: int) -> float:
+    """The mean angle of the patches that show a grain alone, in steps."""
+    away = (coded.turns[..., 0] - orientation.turn + angles / 2) % angles - angles / 2
+    own = trust * (coded.phase[..., 0] == orientation.phase) * (np.abs(away) < 3)
+    return float(orientation.turn + np.sum(own * away) / max(np.sum(own), np.finfo(float).tiny))

@@ -1,0 +1,75 @@
+"""The rings of an image's power spectrum: how large its unit cells are, and where its noise begins.
+
+What windows, frequencies and smoothing are chosen by, where the user says nothing.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.signal
+from jaxtyping import Float
+
+from micjax.physics.patches.local_spectra import LocalSpectra, over_strips
+from micjax.physics.patches.windows import Hann
+
+SIZE_PX = 512  # of the patches, at most
+SLOWEST = 4  # of the frequencies that they resolve: below is thickness, whatever the crystal
+CELLS = 1.4  # edge of a cell over the longest of the periods that stand out
+
+
+class Rings(NamedTuple):
+    """The mean power at each distance from the middle of the plane of frequencies."""
+
+    radius_perA: Float[np.ndarray, "r"]
+    power: Float[np.ndarray, "r"]  # in squared units of the image
+
+
+class Band(NamedTuple):
+    """What of an image's frequencies belongs to its crystals."""
+
+    cell_A: float  # about the edge of a unit cell
+    k_max_perA: float  # above are few reflections, and enough noise to be measured
+    noise_sd: float  # of a pixel, in units of the image
+
+
+def rings(
+    image: Float[np.ndarray, "h w"], measured: Float[np.ndarray, "h w"] | None, pixel_A: float
+) -> Rings:
+    """Over all of an image, from patches of up to `SIZE_PX` pixels."""
+    size = min(SIZE_PX, *image.shape)
+    local = LocalSpectra(Hann(), size, max(size // 2, 1), pixel_A, 0.5 / pixel_A, 1)
+    spectra = over_strips(local, image, measured, lambda s: s.power, rows=1)
+    ky, kx = local.frequencies_perA
+    ring = np.round(np.hypot(ky[:, None], kx) / local.spacing_perA).astype(int).ravel()
+    total = np.bincount(ring, np.asarray(spectra, np.float64).mean((0, 1)).ravel())
+    return Rings(kx, (total / np.bincount(ring))[: len(kx)])
+
+
+def band(
+    image: Float[np.ndarray, "h w"], measured: Float[np.ndarray, "h w"] | None, pixel_A: float
+) -> Band:
+    """From the rings that stand out: twice as strong as what is around them.
+
+    The longest period is that of the first one which holds a tenth of the power of the strongest.
+
+    **Raises:** `ValueError` where none stands out.
+    """
+    radius, power = rings(image, measured, pixel_A)
+    spacing = radius[1]
+    outer = float(np.median(power[-max(1, len(power) // 10) :]))
+    logarithm = np.log(np.maximum(power, 1e-12 * power.max()))
+    peaks, _ = scipy.signal.find_peaks(logarithm, prominence=np.log(2.0))
+    peaks = peaks[(peaks >= SLOWEST) & (power[peaks] > 3.0 * outer)]
+    if not len(peaks):
+        raise ValueError(
+            "no ring of reflections stands out of the power spectrum: is this an image of crystals "
+            "at atomic resolution, and the pixel size right?"
+        )
+    strength = radius[peaks] * power[peaks]
+    first = radius[peaks[strength >= 0.1 * strength.max()][0]]
+    strongest = radius[peaks[np.argmax(strength)]]
+    last = radius[np.flatnonzero(power > 2.0 * outer)[-1]]
+    k_max = min(1.15 * last, 3.0 * strongest, radius[-1])
+    # of white noise, each frequency of a Hann window has 9 / 4 of its variance over the pixels
+    pixels = (1.0 / (spacing * pixel_A)) ** 2
+    return Band(CELLS / first, float(k_max), float(np.sqrt(outer * pixels / 2.25)))

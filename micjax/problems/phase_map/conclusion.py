@@ -1,0 +1,117 @@
+"""What is told of a phase map: maps, a row for each phase, and how sure the number of them is."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+from jaxtyping import Array, Float
+
+from micjax.inference.solution import Solution
+from micjax.io import Field, FieldAxis
+from micjax.physics.patches.local_spectra import LocalSpectra, window_means
+from micjax.physics.patches.mapping import borders
+from micjax.physics.patches.unmixing.phases import Trial, chosen
+from micjax.problems.phase_map.model import SampledPatches
+from micjax.problems.phase_map.stages import templates_of
+
+
+def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) -> Solution:
+    """With the maps, numbers and sentences of the phases."""
+    forward, arrays = solution.problem.forward, solution.fit.arrays
+    if "map_phase" not in arrays:
+        return solution  # interrupted before
+    count = len(templates_of(forward))
+    local = forward.polar.local
+    phase, angle = arrays["map_phase"], arrays["map_angle_rad"]
+    border = borders(phase, angle)
+    degrees = np.rad2deg(angle)
+    results = {
+        "phase": _field(np.where(phase < 0, np.nan, phase), local, "phase", ""),
+        "orientation": _field(degrees, local, "orientation", "deg"),
+        "border": _field(border, local, "border", ""),
+        "image": _field(np.asarray(x.image), local, "image", ""),
+        "abundance": _abundance(phase, count, local),
+    }
+    grains = _grains(phase, angle, (forward.cell_A / local.sampling_A) ** 2)
+    there = phase >= 0
+    metrics = dict(solution.metrics) | {
+        "phases": float(count),
+        "grains": float(sum(len(of) for of in grains.values())),
+        "no_crystal_fraction": float(np.mean(phase[there] == count)),
+        "patches_learnt_from": float(len(y)),
+    }
+    tried = [Trial(int(t[0]), *map(float, t[1:])) for t in arrays["tried"]]
+    return dataclasses.replace(
+        solution,
+        results=results,
+        metrics=metrics,
+        table=[_row(k, phase, there, grains[k]) for k in range(count)],
+        statements=[*_statements(count, tried, len(forward.template)), *solution.statements],
+        extra={"tried": tried, "templates": np.asarray(templates_of(forward))},
+    )
+
+
+def _field(data: np.ndarray, local: LocalSpectra, name: str, unit: str) -> Field:
+    axes = (
+        FieldAxis(n, 0.1 * local.sampling_A * np.arange(k), "nm")
+        for n, k in zip("yx", data.shape, strict=True)
+    )
+    return Field(data, tuple(axes), unit, name)
+
+
+def _abundance(phase: np.ndarray, count: int, local: LocalSpectra) -> Field:
+    """The share of each phase, and of no crystal, in the window of each patch."""
+    shares = [window_means(phase == k, phase >= 0, local) for k in range(count + 1)]
+    centres = local.centres(phase.shape)
+    axes = (
+        FieldAxis(n, 0.1 * local.sampling_A * c, "nm") for n, c in zip("yx", centres, strict=True)
+    )
+    phases = FieldAxis("phase", np.arange(count + 1), "")
+    return Field(np.stack(shares), (phases, *axes), "", "abundance")
+
+
+def _grains(phase, angle, cell_px2: float) -> dict[int, list[tuple[float, int]]]:
+    """Of each phase, angle (deg) and size (pixels) of its connected regions of one angle.
+
+    What is smaller than a cell is none.
+    """
+    grains: dict[int, list[tuple[float, int]]] = {k: [] for k in range(int(phase.max()) + 1)}
+    for k, of in grains.items():
+        for a in np.unique(angle[(phase == k) & np.isfinite(angle)]):
+            regions, number = scipy.ndimage.label((phase == k) & (angle == a))
+            sizes = np.bincount(regions.ravel(), minlength=number + 1)[1:]
+            of += [(float(np.rad2deg(a)), int(s)) for s in sizes if s > cell_px2]
+        of.sort(key=lambda grain: -grain[1])
+    return grains
+
+
+def _row(k: int, phase, there, grains) -> dict[str, Any]:
+    shown = ", ".join(f"{a:.1f}" for a, _ in grains[:6]) + (", ..." if len(grains) > 6 else "")
+    return {
+        "phase": k,
+        "area (%)": 100.0 * float(np.mean(phase[there] == k)),
+        "grains": len(grains),
+        "orientation of the largest (deg)": shown,
+    }
+
+
+def _statements(count: int, tried: list[Trial], most: int):
+    if not tried:
+        yield f"{count} phase{'s' * (count > 1)}, as was asked for."
+        return
+    if tried[-1].count <= most and chosen(tried) == tried[-1].count:
+        yield f"{count} phases were found, which are as many as were allowed: there may be more."
+        return
+    last, before = tried[-1], tried[-2]
+    yield (
+        f"{count} phase{'s' * (count > 1)}: one more template leaves "
+        f"{100 * last.residual / before.residual:.0f} % of the residual of patches that it was not "
+        f"learnt from, is like another one by {last.similarity:.2f}, and the rarest of all has "
+        f"{100 * last.least_used:.0f} % of the patches."
+    )
+    if 0.8 * before.residual < last.residual and last.similarity < 0.85:
+        yield (
+            "The number of phases is not certain: the template that was left out is unlike the "
+            "others. Set phases to one more and compare the maps."
+        )

@@ -1,0 +1,241 @@
+"""Phases and grains of a small polycrystal, from its image alone."""
+
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import micjax
+from micjax.__main__ import main
+from micjax.physics.patches import mapping, samples
+from micjax.physics.patches.local_spectra import LocalSpectra, window_means
+from micjax.physics.patches.polycrystal import polycrystal
+from micjax.physics.patches.rings import band
+from micjax.physics.patches.unmixing import phases
+from micjax.physics.patches.unmixing.agreement import adjusted_rand_index, matched
+from micjax.physics.patches.unmixing.equivariant import Code, offsets, turned
+from micjax.physics.patches.windows import Hann
+from micjax.problems import phase_map
+
+PIXEL_A = 0.5
+SHAPE = (168, 208)
+
+
+@pytest.fixture(scope="module")
+def crystal():
+    return polycrystal(
+        np.random.default_rng(5),
+        phase_map.palladium_selenides(),
+        SHAPE,
+        sampling_A=PIXEL_A,
+        grains=3,
+        electrons_per_px=100.0,
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(crystal):
+    return phase_map.prepare(crystal.image, PIXEL_A, patches=60)
+
+
+@pytest.fixture(scope="module")
+def solution(prepared):
+    options, x, y = prepared
+    problem = phase_map.problem(**options, most_phases=3)
+    return micjax.solve(phase_map, problem, x, y, key=jax.random.key(0), steps=3)
+
+
+def test_band_is_that_of_the_lattices(crystal):
+    seen = band(crystal.image, None, PIXEL_A)
+    assert 4.0 < seen.cell_A < 7.5 and 0.6 < seen.k_max_perA <= 1.0
+    assert seen.noise_sd == pytest.approx(np.sqrt(0.5 * 0.5 / 100.0), rel=0.15)
+
+
+def test_phases_grains_and_angles_are_found(solution, crystal):
+    phase = solution.results["phase"].data
+    assert solution.metrics["phases"] == 2.0 and solution.metrics["grains"] == 3.0
+    assert adjusted_rand_index(phase.astype(int), crystal.phase) > 0.9
+    assert solution.metrics["no_crystal_fraction"] < 0.01
+    # angles of two grains of one phase differ as they should, up to the symmetry of the spectrum
+    angle = solution.results["orientation"].data
+    twice = np.flatnonzero(np.bincount(crystal.phase_of_grain) == 2)[0]
+    first, second = np.flatnonzero(crystal.phase_of_grain == twice)
+    apart = np.subtract(*(np.nanmedian(angle[crystal.grain == g]) for g in (first, second)))
+    true = np.rad2deg(crystal.angle_rad[first] - crystal.angle_rad[second])
+    assert abs((apart - true + 45.0) % 90.0 - 45.0) < 0.7
+    assert any("2 phases: one more template" in s for s in solution.statements)
+
+
+def test_abundances_are_shares_of_the_windows(solution, crystal):
+    shares = solution.results["abundance"].data
+    local = solution.problem.forward.polar.local
+    np.testing.assert_allclose(shares.sum(0), 1.0, atol=1e-6)
+    pairs = matched(solution.results["phase"].data.astype(int), crystal.phase, 2)
+    true = [window_means(crystal.phase == pairs[k], np.ones(SHAPE), local) for k in (0, 1)]
+    assert np.abs(shares[:2] - true).mean() < 0.03
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e9])
+def test_units_of_the_image_do_not_matter(unit, crystal, prepared):
+    options, x, y = phase_map.prepare(unit * crystal.image, PIXEL_A, patches=60)
+    wanted = dict(prepared[0])
+    assert options.pop("noise") == pytest.approx(wanted.pop("noise"), rel=1e-3)
+    assert options == wanted
+    np.testing.assert_allclose(y, prepared[2], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_holes_are_left_out(crystal):
+    holed = np.array(crystal.image)
+    holed[60:100, 80:120] = np.nan
+    options, x, y = phase_map.prepare(holed, PIXEL_A, phases=2, patches=60)
+    corner = np.asarray(x.corner_px)
+    inside = np.all((corner + 10 > [60, 80]) & (corner < [80, 100]), axis=1)
+    assert not inside.any() and bool(jnp.all(jnp.isfinite(y)))
+    problem = phase_map.problem(**options)
+    solved = micjax.solve(phase_map, problem, x, y, key=jax.random.key(0), steps=1)
+    phase = solved.results["phase"].data
+    assert np.isnan(phase[60:100, 80:120]).all() and np.isfinite(phase).sum() == 168 * 208 - 1600
+    there = np.isfinite(phase)
+    assert adjusted_rand_index(phase[there].astype(int), crystal.phase[there]) > 0.85
+
+
+def test_forward_turns_a_template_by_any_angle():
+    truth = phase_map.problem(phases=1, patches=2, window_px=16, step_px=4, radii=4, angles=30)
+    smooth = 1.1 + np.cos(2 * np.pi * np.arange(30) / 30.0 + np.arange(4)[:, None])
+    step = np.pi / 30
+    truth = truth.at(
+        {
+            "forward.template": smooth[None],
+            "forward.weight": [[0.5, 0.25], [1.0, 1e-9]],
+            "forward.angle_rad": [[3 * step, -7 * step], [0.5 * step, 0.0]],
+        }
+    )
+    x = phase_map.SampledPatches(jnp.arange(2), jnp.zeros((2, 2), int), jnp.zeros((16, 16)), None)
+    both = truth.forward(x)
+    rolled = 0.5 * np.roll(smooth, 3, axis=1) + 0.25 * np.roll(smooth, -7, axis=1)
+    np.testing.assert_allclose(both[0], rolled, atol=1e-5)
+    between = 1.1 + np.cos(2 * np.pi * (np.arange(30) - 0.5) / 30.0 + np.arange(4)[:, None])
+    np.testing.assert_allclose(both[1], between, atol=1e-5)
+
+
+def test_an_angle_between_two_steps_is_found():
+    t = np.arange(90)
+    peak = np.exp(-0.5 * ((t - 30.0 + 45) % 90 - 45) ** 2 / 9.0)
+    moved = np.exp(-0.5 * ((t - 41.3 + 45) % 90 - 45) ** 2 / 9.0)
+    zero = np.zeros((1, 2), int)
+    code = Code(zero, np.array([[11, 50]]), np.array([[1.0, 0.0]]))
+    off = offsets(jnp.asarray(moved[None, None]), jnp.asarray(peak[None, None]), code)
+    assert float(off[0, 0]) == pytest.approx(0.3, abs=0.02)
+
+
+def test_patches_of_one_grain_are_told_from_those_of_two(crystal, prepared):
+    options, x, _ = prepared
+    polar = phase_map.problem(**options).forward.polar
+    corners = samples.spread(SHAPE, polar.local, 100)
+    assert corners.min() == 0 and np.all(corners.max(0) == np.array(SHAPE) - polar.local.size)
+    _, likeness = samples.alike(crystal.image, None, polar, corners)
+    size = polar.local.size
+    inner = slice(size // 6, size - size // 6)
+    mixed = np.array(
+        [
+            len(np.unique(crystal.grain[y : y + size, x : x + size][inner, inner]))
+            for y, x in corners
+        ]
+    )
+    assert np.median(likeness[mixed == 1]) > 0.9 > np.median(likeness[mixed > 1])
+
+
+def test_one_more_template_is_a_phase_only_if_it_explains_more():
+    rng = np.random.default_rng(0)
+    shapes = np.abs(rng.normal(size=(2, 6, 24))) ** 3
+    of = rng.integers(0, 2, 60)
+    rings = turned(jnp.asarray(shapes[of]), jnp.asarray(rng.integers(0, 24, 60)))
+    rings = rings + 0.1 * np.abs(rng.normal(size=rings.shape))
+    rings = rings / jnp.sqrt(jnp.sum(rings**2, axis=(1, 2), keepdims=True))
+    tried = [t for t, _ in phases.trials(rings, 6, rng, starts=1, trial_steps=2, steps=6)]
+    assert [t.count for t in tried] == [1, 2, 3] and phases.chosen(tried) == 2
+    assert phases.chosen(tried[:2]) == 2
+
+
+def test_tiles_cover_an_image_once():
+    local = LocalSpectra(Hann(), 16, 4, 1.0, 0.5)
+    for shape in ((16, 300), (131, 500), (1000, 90)):
+        seen = np.zeros(shape, int)
+        sizes = set()
+        for whole, kept in mapping.tiles(shape, local):
+            seen[kept] += 1
+            sizes.add(tuple(s.stop - s.start for s in whole))
+            assert all(
+                w.start <= k.start < k.stop <= w.stop for w, k in zip(whole, kept, strict=True)
+            )
+            assert all(w.start >= 0 and w.stop <= n for w, n in zip(whole, shape, strict=True))
+        assert np.all(seen == 1) and len(sizes) == 1
+
+
+@pytest.mark.slow
+def test_tiles_agree_with_the_whole(solution, crystal, prepared, monkeypatch):
+    monkeypatch.setattr(mapping, "TILE", 2.5)
+    stages = importlib.import_module("micjax.problems.phase_map.stages")
+    _, x, y = prepared
+    arrays = stages._mapped(solution.problem, x, y, None, lambda *progress: None)
+    same = arrays["map_phase"] == solution.results["phase"].data
+    assert np.mean(same) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "said"),
+    [
+        (np.ones((64, 64)), {}, "constant"),
+        (np.full((64, 64), np.nan), {}, "0 finite pixels"),
+        (np.random.default_rng(0).normal(size=(64, 64)), {}, "no ring of reflections"),
+        (None, {"window_px": 170}, "170 pixels is larger than the image of 168 x 208"),
+        (None, {"window_px": 8, "cell_A": 6.0}, "8 pixels, 4 Å, is smaller than a unit cell"),
+    ],
+)
+def test_what_cannot_be_mapped_is_refused(image, options, said, crystal):
+    with pytest.raises(ValueError, match=said):
+        phase_map.prepare(crystal.image if image is None else image, PIXEL_A, **options)
+
+
+def test_files_without_what_is_needed_are_refused(tmp_path, crystal):
+    np.save(tmp_path / "bare.npy", crystal.image)
+    with pytest.raises(ValueError, match="no pixel size in the file, give --set pixel_A="):
+        phase_map.load(tmp_path / "bare.npy")
+    np.save(tmp_path / "colours.npy", np.zeros((64, 64, 3)))
+    with pytest.raises(ValueError, match="a picture in colours"):
+        phase_map.load(tmp_path / "colours.npy", pixel_A=0.5)
+    np.savez(tmp_path / "oblong.npz", image=crystal.image, pixel_nm=np.array([0.05, 0.06]))
+    with pytest.raises(ValueError, match="0.5 x 0.6 Å; they have to be square"):
+        phase_map.load(tmp_path / "oblong.npz")
+    with pytest.raises(ValueError, match="9 phases of 8 patches"):
+        phase_map.problem(phases=9, patches=8)
+
+
+def test_a_file_becomes_a_report(tmp_path, crystal, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("crystal.npy", crystal.image.astype(np.float32))
+    settings = [w for s in ("pixel_A=0.5", "patches=60", "engine.steps=1") for w in ("--set", s)]
+    assert main(["fit", "phase_map", "crystal.npy", *settings, "--out", "r"]) == 0
+    assert "2 phases: one more template" in capsys.readouterr().out
+    field = micjax.io.read("r/result.nxs")
+    assert field.data.shape == SHAPE and field.pixel_nm == pytest.approx((0.05, 0.05))
+    report = (tmp_path / "r/report.html").read_text()
+    assert "Templates" in report and "Number of phases" in report
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "wanted"),
+    [
+        ([0, 0, 1, 1], [5, 5, 2, 2], 1.0),
+        ([0, 0, 1, 1], [0, 0, 0, 0], 0.0),
+        ([0, 0, 0], [1, 1, 1], 1.0),
+        # scikit-learn's documentation of adjusted_rand_score
+        ([0, 0, 1, 2], [0, 0, 1, 1], 0.5714285714),
+        ([0, 0, 0, 0], [0, 1, 2, 3], 0.0),
+    ],
+)
+def test_adjusted_rand_index(first, second, wanted):
+    assert adjusted_rand_index(np.array(first), np.array(second)) == pytest.approx(wanted)
