@@ -65,7 +65,7 @@ NAMES: dict[str, Range] = {
     "frames images": _whole(1, 100_000),
     "tip_size": _whole(1, 1001),
     "tip_radii": _whole(1, 1000),
-    "noise": Range(1e-12, 1e3),  # over what it is the noise of
+    "noise_sd": Range(1e-12, 1e3),  # over what it is the noise of
     "phases": _whole(0, 1000),  # 0: as many as the data show
     "most_phases": _whole(1, 1000),
     "patches grains": _whole(1, 1_000_000),

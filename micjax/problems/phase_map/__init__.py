@@ -46,7 +46,7 @@ def problem(
     k_max_perA: float = 0.8,
     radii: int = 32,
     angles: int = 90,
-    noise: float = 0.002,
+    noise_sd: float = 0.002,
 ) -> InverseProblem:
     """SampledPatches of an image, each with two atoms of a phase at an angle.
 
@@ -64,13 +64,13 @@ def problem(
     - `k_max_perA`: the highest frequency.
     - `radii`: of the polar spectra.
     - `angles`: of the polar spectra, over half a turn.
-    - `noise`: sd of the real and of the imaginary part of a spectrum, over the length of that of a
+    - `noise_sd`: of the real and of the imaginary part of a spectrum, over the length of that of a
         patch of one grain; within a factor of two.
 
     **Raises:** `ValueError` for more phases than patches, numbers that are not positive, and
     frequencies that are none of these pixels.
     """
-    positive(patches=patches, most_phases=most_phases, cell_A=cell_A, noise=noise)
+    positive(patches=patches, most_phases=most_phases, cell_A=cell_A, noise_sd=noise_sd)
     most = most_phases if phases == 0 else phases
     if most > patches and phases:
         raise ValueError(f"{phases} phases of {patches} patches: there are more phases")
@@ -95,7 +95,7 @@ def problem(
         cell_A,
         phases,
     )
-    sigma = noise * polar.area
+    sigma = noise_sd * polar.area
     return InverseProblem(
         forward,
         RicianWithModelError(sigma, 0.05),

@@ -132,7 +132,7 @@ def prepare(
     kept = np.sort(best)
     unit = float(np.median(size[kept]))
     options["patches"] = len(kept)
-    options["noise"] = float(np.sqrt(0.5 * np.median(sample.noise[kept]))) / unit
+    options["noise_sd"] = float(np.sqrt(0.5 * np.median(sample.noise[kept]))) / unit
     log.info(
         "window %d pixels (%.3g Å), step %d, frequencies %.3g to %.3g / Å; %d patches of one grain",
         window_px,
