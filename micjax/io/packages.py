@@ -8,13 +8,13 @@ from types import ModuleType
 
 
 @contextlib.contextmanager
-def third_party(module: str, what: str) -> Iterator[ModuleType]:
+def third_party(module: str, what: str, extra: str = "spm") -> Iterator[ModuleType]:
     """Import an optional package, and keep its warnings to itself while it is used.
 
     **Arguments:**
 
     - `module`: dotted name of the module.
-    - `what`: what it is needed for, for the message.
+    - `what`: what it is needed for, and `extra`: of micjax it comes with, for the message.
 
     **Returns:** a context that gives the module.
 
@@ -29,6 +29,6 @@ def third_party(module: str, what: str) -> Iterator[ModuleType]:
             package = module.partition(".")[0]
             raise ImportError(
                 f"{what} files are read by {package}, which is not installed: "
-                "pip install 'micjax[spm]'"
+                f"pip install 'micjax[{extra}]'"
             ) from error
         yield loaded

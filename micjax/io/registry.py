@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from micjax.core.names import listed, printable, unknown_name
 from micjax.io.fields import Field, Pixel, as_pixel, with_pixel
-from micjax.io.readers import arrays, gwy, hdf5, spm, tiff
+from micjax.io.readers import arrays, electron, gwy, hdf5, png, spm, tiff
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,11 @@ def formats() -> dict[str, Format]:
         ".npz": Format("NumPy archive", arrays.read_npz),
         **dict.fromkeys((".tif", ".tiff"), Format("TIFF (plain, Park)", _read_tiff)),
         ".gwy": Format("Gwyddion", gwy.read_gwy),
+        ".png": Format("PNG", png.read_png),
     }
+    for extension in electron.READERS:
+        reader = partial(electron.read_electron, extension=extension)
+        table[extension] = Format(f"{extension[1:]} by rosettasciio", reader)
     for extension, (family, _, _) in spm.TOPOGRAPHY_READERS.items():
         reader = partial(spm.read_topography, extension=extension)
         table.setdefault(extension, Format(family, reader))

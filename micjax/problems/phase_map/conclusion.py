@@ -11,7 +11,7 @@ from micjax.inference.solution import Solution
 from micjax.io import Field, FieldAxis
 from micjax.physics.patches.local_spectra import LocalSpectra, window_means
 from micjax.physics.patches.mapping import borders
-from micjax.physics.patches.unmixing.phases import Trial, chosen
+from micjax.physics.patches.unmixing.phases import Trial, chosen, similarities
 from micjax.problems.phase_map.model import SampledPatches
 from micjax.problems.phase_map.stages import templates_of
 
@@ -41,12 +41,13 @@ def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) ->
         "no_crystal_fraction": float(np.mean(phase[there] == count)),
         "patches_learnt_from": float(len(y)),
     }
+    alike = similarities(templates_of(forward))
     tried = [Trial(int(t[0]), *map(float, t[1:])) for t in arrays["tried"]]
     return dataclasses.replace(
         solution,
         results=results,
         metrics=metrics,
-        table=[_row(k, phase, there, grains[k]) for k in range(count)],
+        table=[_row(k, phase, there, grains[k], alike) for k in range(count)],
         statements=[*_statements(count, tried, len(forward.template)), *solution.statements],
         extra={"tried": tried, "templates": np.asarray(templates_of(forward))},
     )
@@ -86,13 +87,14 @@ def _grains(phase, angle, cell_px2: float) -> dict[int, list[tuple[float, int]]]
     return grains
 
 
-def _row(k: int, phase, there, grains) -> dict[str, Any]:
+def _row(k: int, phase, there, grains, alike) -> dict[str, Any]:
     shown = ", ".join(f"{a:.1f}" for a, _ in grains[:6]) + (", ..." if len(grains) > 6 else "")
     return {
         "phase": k,
         "area (%)": 100.0 * float(np.mean(phase[there] == k)),
         "grains": len(grains),
         "orientation of the largest (deg)": shown,
+        "most like another one (cosine)": float(alike[k].max()) if len(alike) > 1 else np.nan,
     }
 
 
@@ -110,7 +112,7 @@ def _statements(count: int, tried: list[Trial], most: int):
         f"learnt from, is like another one by {last.similarity:.2f}, and the rarest of all has "
         f"{100 * last.least_used:.0f} % of the patches."
     )
-    if 0.8 * before.residual < last.residual and last.similarity < 0.85:
+    if last.similarity < 0.85 and last.residual < 0.95 * before.residual:
         yield (
             "The number of phases is not certain: the template that was left out is unlike the "
             "others. Set phases to one more and compare the maps."

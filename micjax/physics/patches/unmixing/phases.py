@@ -72,7 +72,13 @@ def _tried(patches, templates, room: int) -> Trial:
     padded = jnp.pad(templates, ((0, room - count), (0, 0), (0, 0)))
     code, left = equivariant.encode(patches, padded)
     residual = float(jnp.sqrt(jnp.sum(left**2) / jnp.sum(patches**2)))
-    pairs = np.asarray(equivariant.correlations(padded, padded)).max(axis=-1)
-    others = pairs[np.triu_indices(count, 1)]
+    most_alike = float(similarities(padded)[:count, :count].max())
     used = np.bincount(np.asarray(code.phase[:, 0]), minlength=count) / len(patches)
-    return Trial(count, residual, float(others.max(initial=0.0)), float(used.min()))
+    return Trial(count, residual, most_alike, float(used.min()))
+
+
+def similarities(templates: Float[Array, "k r t"]) -> Float[np.ndarray, "k k"]:
+    """Cosines of different templates at the best angle between them; 0 of each with itself."""
+    pairs = np.array(equivariant.correlations(templates, templates)).max(axis=-1)
+    np.fill_diagonal(pairs, 0.0)
+    return pairs
