@@ -14,7 +14,7 @@ from micjax.physics.patches.windows import Hann
 
 SIZE_PX = 512  # of the patches, at most
 SLOWEST = 4  # of the frequencies that they resolve: below is thickness, whatever the crystal
-CELLS = 1.4  # edge of a cell over the longest of the periods that stand out
+CELLS = 2.4  # edge of a cell over the mean period of those that stand out
 
 
 class Rings(NamedTuple):
@@ -50,7 +50,7 @@ def band(
 ) -> Band:
     """From the rings that stand out: twice as strong as what is around them.
 
-    The longest period is that of the first one which holds a tenth of the power of the strongest.
+    The edge of a cell is taken from their mean radius, each by its power.
 
     **Raises:** `ValueError` where none stands out.
     """
@@ -66,10 +66,11 @@ def band(
             "at atomic resolution, and the pixel size right?"
         )
     strength = radius[peaks] * power[peaks]
-    first = radius[peaks[strength >= 0.1 * strength.max()][0]]
+    mean = np.sum(strength * radius[peaks]) / np.sum(strength)
     strongest = radius[peaks[np.argmax(strength)]]
     last = radius[np.flatnonzero(power > 2.0 * outer)[-1]]
-    k_max = min(1.15 * last, 3.0 * strongest, radius[-1])
+    # an image that was filtered has no white noise, and its power goes on falling
+    k_max = min(max(1.3 * radius[peaks[-1]], min(1.15 * last, 3.0 * strongest)), radius[-1])
     # of white noise, each frequency of a Hann window has 9 / 4 of its variance over the pixels
     pixels = (1.0 / (spacing * pixel_A)) ** 2
-    return Band(CELLS / first, float(k_max), float(np.sqrt(outer * pixels / 2.25)))
+    return Band(float(CELLS / mean), float(k_max), float(np.sqrt(outer * pixels / 2.25)))

@@ -23,7 +23,6 @@ CANDIDATES = 500  # patches that are looked at
 SLOWEST = 2.5  # periods in a window: what is slower is thickness, and leaks out of the mean
 LEAST = 16  # pixels of a window
 LEAST_PATCHES = 8
-LEAST_SIZE = 0.4  # of the amplitude of the patches
 
 
 def load(
@@ -122,8 +121,6 @@ def prepare(
     rings = np.asarray(polar.above(jnp.asarray(sample.rings), sample.noise))
     size = np.sqrt((rings**2).sum((1, 2)))
     best = of_every_grain(rings, likeness, patches)
-    if len(best):
-        best = best[size[best] > LEAST_SIZE * np.median(size[best])]  # others are no crystal
     if len(best) < LEAST_PATCHES:
         raise ValueError(
             f"{len(best)} of {len(corners)} patches show one lattice at one angle, and "

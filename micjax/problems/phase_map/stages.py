@@ -17,7 +17,7 @@ from micjax.problems.phase_map.model import PatchMixture, SampledPatches
 
 log = logging.getLogger("micjax")
 
-SCALE = PatchScale(1.0, 0.4, 1.0)  # what is weaker by more is not scaled up to a crystal's
+SCALE = PatchScale(1.0, 0.05, 1.0)  # what is weaker by more is not scaled up to a crystal's
 TINY = 1e-3  # where a logarithm is taken of what may be nothing
 LEARNING = {"starts": 2, "trial_steps": 4, "steps": 12}
 TEMPLATE, WEIGHT, ANGLE = (f"forward.{n}" for n in ("template", "weight", "angle_rad"))
