@@ -103,6 +103,18 @@ def orientation_error_deg(crystal: Polycrystal, phase, angle_deg, count: int) ->
     return float(np.median(np.concatenate(errors)))
 
 
+def intervals_hold(crystal: Polycrystal, abundance, pairs, local) -> float:
+    """Share of the 90 % intervals of abundances that hold, where a patch is mixed."""
+    whole = np.ones(crystal.phase.shape)
+    held = []
+    for i, j in pairs.items():
+        true = window_means(crystal.phase == j, whole, local)
+        mixed = (true > 0.02) & (true < 0.98)
+        off = np.abs(abundance.data[i] - true) <= 1.645 * abundance.metadata["errors"][i]
+        held.append(off[mixed])
+    return float(np.mean(np.concatenate(held)))
+
+
 def repeat(name: str, seed: int, dose: float) -> dict:
     crystal = made(name, seed, dose)
     count = len(set(crystal.phase_of_grain.tolist()))
@@ -138,6 +150,7 @@ def repeat(name: str, seed: int, dose: float) -> dict:
         row["border_f1"] = border_f1(
             *(borders(of[at], np.zeros(label[at].shape)) for of in (label, crystal.phase))
         )
+        row["intervals_hold"] = intervals_hold(crystal, solution.results["abundance"], pairs, local)
         if name in SETS:
             angle = solution.results["orientation"].data
             row["orientation_error_deg"] = orientation_error_deg(crystal, phase, angle, count)
@@ -155,7 +168,8 @@ def table(path: pathlib.Path) -> None:
         right = sum(r["phases"][0] == r["phases"][1] for r in of)
         print(f"{name}, {dose:g} electrons a pixel: {len(of)} images, phases right in {right}")
         for key in (
-            "ari ari_crystal ari_patches mean_iou abundance_error border_f1 orientation_error_deg "
+            "ari ari_crystal ari_patches mean_iou abundance_error border_f1 "
+            "orientation_error_deg intervals_hold "
             "nmf_ari_patches nmf_abundance_error cpu_seconds"
         ).split():
             values = [r[key] for r in of if key in r]

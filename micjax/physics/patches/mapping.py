@@ -23,7 +23,8 @@ from micjax.physics.patches.unmixing.equivariant import Code
 
 ROWS = 8  # of patches in one compiled program
 TILE = 8  # edge of a tile without its rim, in patches that do not overlap
-LEVEL = 0.18
+SMOOTHING, LEVEL = 0.2, 0.18  # of a cell: of the squared residual, and of what is no crystal
+TEMPER = 0.08  # of the logarithm of a likelihood, see `_against_the_next`
 WHOLE = 0.9  # part of a window that was measured, from which on a patch shows a grain alone
 
 
@@ -40,7 +41,8 @@ class PhaseMap(NamedTuple):
 
     phase: Int[np.ndarray, "h w"]  # `k` where there is no crystal, -1 where nothing was measured
     angle_rad: Float[np.ndarray, "h w"]  # of its grain, NaN where there is none
-    residual: Float[np.ndarray, "k1 h w"]  # squared, of the best grain of each phase, and of none
+    second: Int[np.ndarray, "h w"]  # the next likely phase; `phase` itself where there is none
+    probability: Float[np.ndarray, "h w"]  # of `phase` against `second`
 
 
 def scaled(patches: Float[Array, "p r t"], scale: PatchScale) -> Float[Array, "p r t"]:
@@ -141,10 +143,10 @@ def phase_map(
     - `cell_px`: edge of a unit cell, within a factor of 1.5.
     - `report`: called with the share of the work that is done.
     """
-    count = len(templates)
     phase = np.full(image.shape, -1, np.int16)
     angle = np.full(image.shape, np.nan, np.float32)
-    residual = np.full((count + 1, *image.shape), np.inf, np.float32)
+    second = np.full(image.shape, -1, np.int16)
+    probability = np.full(image.shape, np.nan, np.float32)
     every = list(tiles(image.shape, polar.local))
     for i, (of, kept) in enumerate(every):
         known = None if measured is None else measured[of]
@@ -152,10 +154,10 @@ def phase_map(
         inner = tuple(
             slice(k.start - o.start, k.stop - o.start) for o, k in zip(of, kept, strict=True)
         )
-        phase[kept], angle[kept] = part.phase[inner], part.angle_rad[inner]
-        residual[:, *kept] = part.residual[:, *inner]
+        for whole, of_tile in zip((phase, angle, second, probability), part, strict=True):
+            whole[kept] = of_tile[inner]
         report((i + 1) / len(every))
-    return PhaseMap(phase, angle, residual)
+    return PhaseMap(phase, angle, second, probability)
 
 
 def borders(
@@ -188,16 +190,42 @@ def _mapped(
     ]
     there = np.ones(image.shape, bool) if measured is None else measured > 0
     solid = np.where(there, image, image[there].mean() if there.any() else 0.0)
+    smoothing_px = SMOOTHING * cell_px
     pixels = grains.pixel_map(
-        solid, local, present, cycles, 0.2 * cell_px, count, level_px=LEVEL * cell_px
+        solid, local, present, cycles, smoothing_px, count, level_px=LEVEL * cell_px
     )
     phases = np.array([o.phase for o in present] + [count])  # -1 is the last
-    turns = np.array(
-        [_mean_turn(coded, o, t, angles) for o, t in zip(present, trust, strict=False)]
+    turns = [_mean_turn(coded, o, t, angles) for o, t in zip(present, trust, strict=False)]
+    turns = np.append((np.array(turns) / angles + 0.5) % 1.0 - 0.5, np.nan) * np.pi
+    phase = phases[pixels.orientation]
+    second, probability = _against_the_next(pixels.residual, phase, smoothing_px)
+    return PhaseMap(
+        np.where(there, phase, -1),
+        np.where(there, turns[pixels.orientation], np.nan),
+        np.where(there, second, -1),
+        np.where(there, probability, np.nan),
     )
-    turns = np.append((turns / angles + 0.5) % 1.0 - 0.5, np.nan) * np.pi
-    phase = np.where(there, phases[pixels.orientation], -1)
-    return PhaseMap(phase, np.where(there, turns[pixels.orientation], np.nan), pixels.residual)
+
+
+def _against_the_next(residual, phase, smoothing_px: float):
+    """The next likely phase of each pixel, and how much more likely than it is the one that has it.
+
+    Over the n pixels of a smoothed residual its logarithm is 2 / n times that of the likelihood of
+    Gaussian noise whose variance is unknown; grains are not waves to the last digit, so that
+    `TEMPER` of it counts, with which intervals of abundances hold (see `experiments/phase_map`).
+    """
+    tiny = np.finfo(np.float64).tiny
+    own = np.take_along_axis(residual, phase[None], axis=0)[0]
+    others = np.where(np.arange(len(residual))[:, None, None] == phase, np.inf, residual)
+    crystal = phase < len(residual) - 1
+    # no crystal is no rival, see `grains.pixel_map`
+    others[-1, crystal] = np.inf
+    second = others.argmin(axis=0)
+    next_one = others.min(axis=0)
+    alone = ~np.isfinite(next_one)
+    ratio = np.where(alone, 1.0, next_one) / np.maximum(own, tiny)
+    odds = TEMPER * 2.0 * np.pi * smoothing_px**2 * np.log(np.maximum(ratio, tiny))
+    return np.where(alone, phase, second), np.where(alone, 1.0, 1.0 / (1.0 + np.exp(-odds)))
 
 
 def _mean_turn(coded: Coded, orientation: Orientation, trust, angles: int) -> float:

@@ -8,9 +8,10 @@ import scipy.ndimage
 from jaxtyping import Array, Float
 
 from micjax.inference.solution import Solution
+from micjax.inference.stage import Arrays
 from micjax.io import Field, FieldAxis
-from micjax.physics.patches.local_spectra import LocalSpectra, window_means
-from micjax.physics.patches.mapping import borders
+from micjax.physics.patches.local_spectra import LocalSpectra, window_means, window_sds
+from micjax.physics.patches.mapping import SMOOTHING, borders
 from micjax.physics.patches.unmixing.phases import Trial, chosen, similarities
 from micjax.problems.phase_map.model import SampledPatches
 from micjax.problems.phase_map.stages import templates_of
@@ -26,12 +27,14 @@ def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) ->
     phase, angle = arrays["map_phase"], arrays["map_angle_rad"]
     border = borders(phase, angle)
     degrees = np.rad2deg(angle)
+    smoothing_px = SMOOTHING * forward.cell_A / local.sampling_A
     results = {
         "phase": _field(np.where(phase < 0, np.nan, phase), local, "phase", ""),
         "orientation": _field(degrees, local, "orientation", "deg"),
         "border": _field(border, local, "border", ""),
         "image": _field(np.asarray(x.image), local, "image", ""),
-        "abundance": _abundance(phase, count, local),
+        "abundance": _abundance(arrays, count, local, smoothing_px),
+        "probability": _field(arrays["map_probability"], local, "probability", ""),
     }
     grains = _grains(phase, angle, (forward.cell_A / local.sampling_A) ** 2)
     there = phase >= 0
@@ -61,15 +64,28 @@ def _field(data: np.ndarray, local: LocalSpectra, name: str, unit: str) -> Field
     return Field(data, tuple(axes), unit, name)
 
 
-def _abundance(phase: np.ndarray, count: int, local: LocalSpectra) -> Field:
-    """The share of each phase, and of no crystal, in the window of each patch."""
-    shares = [window_means(phase == k, phase >= 0, local) for k in range(count + 1)]
-    centres = local.centres(phase.shape)
+def _abundance(arrays: Arrays, count: int, local: LocalSpectra, smoothing_px: float) -> Field:
+    """The share of each phase, and of no crystal, in the window of each patch, and its sd.
+
+    Pixels are of one phase or the next likely one. They are wrong together, as far as the residual
+    is smoothed.
+    """
+    phase, second, sure = (arrays[f"map_{n}"] for n in ("phase", "second", "probability"))
+    there = phase >= 0
+    sure = np.where(there, np.nan_to_num(sure, nan=1.0), 1.0).astype(float)
+    together_px = 4.0 * np.pi * smoothing_px**2
+    shares, sds = [], []
+    for k in range(count + 1):
+        of_k = np.where(phase == k, sure, np.where(second == k, 1.0 - sure, 0.0))
+        shares.append(window_means(of_k, there, local))
+        sds.append(window_sds(of_k * (1.0 - of_k), there, local, together_px))
     axes = (
-        FieldAxis(n, 0.1 * local.sampling_A * c, "nm") for n, c in zip("yx", centres, strict=True)
+        FieldAxis(n, 0.1 * local.sampling_A * c, "nm")
+        for n, c in zip("yx", local.centres(phase.shape), strict=True)
     )
     phases = FieldAxis("phase", np.arange(count + 1), "")
-    return Field(np.stack(shares), (phases, *axes), "", "abundance")
+    errors = {"errors": np.stack(sds)}
+    return Field(np.stack(shares), (phases, *axes), "", "abundance", errors)
 
 
 def _grains(phase, angle, cell_px2: float) -> dict[int, list[tuple[float, int]]]:

@@ -143,8 +143,4 @@ def _mapped(problem: InverseProblem, x: SampledPatches, y, key, report) -> Array
         forward.cell_A / forward.polar.local.sampling_A,
         lambda share: report(share, "tiles"),
     )
-    return {
-        "map_phase": mapped.phase,
-        "map_angle_rad": mapped.angle_rad,
-        "map_residual": mapped.residual,
-    }
+    return {f"map_{name}": array for name, array in mapped._asdict().items()}
