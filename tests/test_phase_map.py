@@ -64,7 +64,7 @@ def test_phases_grains_and_angles_are_found(solution, crystal):
     first, second = np.flatnonzero(crystal.phase_of_grain == twice)
     apart = np.subtract(*(np.nanmedian(angle[crystal.grain == g]) for g in (first, second)))
     true = np.rad2deg(crystal.angle_rad[first] - crystal.angle_rad[second])
-    assert abs((apart - true + 45.0) % 90.0 - 45.0) < 0.7
+    assert abs((apart - true + 45.0) % 90.0 - 45.0) < 0.2
     assert any("2 phases: one more template" in s for s in solution.statements)
 
 

@@ -191,18 +191,16 @@ def offsets(
 ) -> Float[Array, "p 2"]:
     """How far each atom is from the step of the angle that it has, -1/2 to 1/2.
 
-    The maximum of a parabola through its correlation with what the other atom leaves.
+    The maximum of a parabola through its correlation, of the first atom with the patch, of the
+    second with what the first leaves. Where one grain fills a patch the second atom is what a
+    template turned by whole steps lacks, and taking it off would move the first one.
     """
-    atoms = [
-        code.weight[:, i, None, None] * turned(templates[code.phase[:, i]], code.turn[:, i])
-        for i in range(ATOMS)
-    ]
+    first, second = (turned(templates[code.phase[:, i]], code.turn[:, i]) for i in range(ATOMS))
+    left = patches - code.weight[:, 0, None, None] * first
     apart = []
-    for i in range(ATOMS):
-        rest = patches - atoms[1 - i]
+    for rings, atom in ((patches, first), (left, second)):
         before, at, after = (
-            jnp.sum(rest * turned(templates[code.phase[:, i]], code.turn[:, i] + step), axis=(1, 2))
-            for step in (-1, 0, 1)
+            jnp.sum(rings * jnp.roll(atom, step, axis=-1), axis=(1, 2)) for step in (-1, 0, 1)
         )
         curved = before - 2.0 * at + after
         vertex = 0.5 * (before - after) / jnp.where(curved < 0.0, curved, -jnp.inf)
