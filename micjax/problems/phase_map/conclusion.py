@@ -12,7 +12,7 @@ from micjax.inference.stage import Arrays
 from micjax.io import Field, FieldAxis
 from micjax.physics.patches.local_spectra import LocalSpectra, window_means, window_sds
 from micjax.physics.patches.mapping import SMOOTHING, borders
-from micjax.physics.patches.unmixing.phases import Trial, chosen, similarities
+from micjax.physics.patches.unmixing.phases import Trial, similarities
 from micjax.problems.phase_map.model import SampledPatches
 from micjax.problems.phase_map.stages import templates_of
 
@@ -118,17 +118,18 @@ def _statements(count: int, tried: list[Trial], most: int):
     if not tried:
         yield f"{count} phase{'s' * (count > 1)}, as was asked for."
         return
-    if tried[-1].count <= most and chosen(tried) == tried[-1].count:
+    more = next((trial for trial in tried if trial.count == count + 1), None)
+    if more is None or (count == most and more.adds_to(tried[count - 1])):
         yield f"{count} phases were found, which are as many as were allowed: there may be more."
         return
-    last, before = tried[-1], tried[-2]
+    share = more.residual / tried[count - 1].residual
     yield (
-        f"{count} phase{'s' * (count > 1)}: one more template leaves "
-        f"{100 * last.residual / before.residual:.0f} % of the residual of patches that it was not "
-        f"learnt from, is like another one by {last.similarity:.2f}, and the rarest of all has "
-        f"{100 * last.least_used:.0f} % of the patches."
+        f"{count} phase{'s' * (count > 1)}: one more template leaves {100 * share:.0f} % of the "
+        "residual of patches that it was not learnt from, is like another one by "
+        f"{more.similarity:.2f}, and the rarest of all has {100 * more.least_used:.0f} % of the "
+        "patches."
     )
-    if last.similarity < 0.85 and last.residual < 0.95 * before.residual:
+    if more.similarity < 0.85 and share < 0.95:
         yield (
             "The number of phases is not certain: the template that was left out is unlike the "
             "others. Set phases to one more and compare the maps."

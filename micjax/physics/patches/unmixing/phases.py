@@ -15,9 +15,10 @@ from jaxtyping import Array, Float
 from micjax.physics.patches.unmixing import equivariant
 from micjax.physics.patches.unmixing.equivariant import Dictionary
 
-GAIN = 0.9  # of the residual with one template fewer
+GAIN = 0.85  # of the residual with one template fewer
 SAME = 0.93  # cosine of two templates of one phase
-FEW = 0.03  # of the patches
+FEW = 0.05  # of the patches
+AHEAD = 2  # templates: between two of three phases there may be no good compromise
 
 
 class Trial(NamedTuple):
@@ -29,8 +30,9 @@ class Trial(NamedTuple):
     least_used: float  # share of the patches whose strongest atom is of the rarest template
 
     def adds_to(self, before: "Trial") -> bool:
+        more = self.count - before.count
         return (
-            self.residual < GAIN * before.residual
+            self.residual < GAIN**more * before.residual
             and self.similarity < SAME
             and self.least_used > FEW
         )
@@ -39,7 +41,7 @@ class Trial(NamedTuple):
 def trials(
     patches: Float[Array, "p r t"], most: int, rng: np.random.Generator, **learning
 ) -> Iterator[tuple[Trial, Dictionary]]:
-    """1, 2, ... templates, until one more adds nothing or there are `most`; that one included.
+    """1, 2, ... templates, until `AHEAD` more add nothing or there are `most`; those included.
 
     **Arguments:**
 
@@ -47,24 +49,21 @@ def trials(
     - `learning`: see `equivariant.learn`.
     """
     learnt, held_out = patches[::2], patches[1::2]
-    before = None
+    tried: list[Trial] = []
     for count in range(1, min(most, len(learnt)) + 1):
         dictionary = equivariant.learn(learnt, count, rng, room=most, **learning)
-        trial = _tried(held_out, dictionary.templates, most)
-        yield trial, dictionary
-        if before is not None and not trial.adds_to(before):
+        tried.append(_tried(held_out, dictionary.templates, most))
+        yield tried[-1], dictionary
+        if count >= chosen(tried) + AHEAD:
             return
-        before = trial
 
 
 def chosen(tried: list[Trial]) -> int:
     """The last one that added something."""
-    count = tried[0].count
-    for before, trial in zip(tried, tried[1:], strict=False):
-        if not trial.adds_to(before):
-            break
-        count = trial.count
-    return count
+    last = tried[0]
+    for trial in tried[1:]:
+        last = trial if trial.adds_to(last) else last
+    return last.count
 
 
 def _tried(patches, templates, room: int) -> Trial:
