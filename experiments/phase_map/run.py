@@ -26,7 +26,7 @@ import numpy as np
 import scipy.ndimage
 
 import micjax
-from micjax.physics.patches.local_spectra import over_strips, window_means
+from micjax.physics.patches.local_spectra import over_strips, power_of, window_means
 from micjax.physics.patches.mapping import borders
 from micjax.physics.patches.polycrystal import Polycrystal
 from micjax.physics.patches.unmixing import factorisation
@@ -58,7 +58,7 @@ def factorised(crystal: Polycrystal, solution, count: int) -> tuple[np.ndarray, 
     """Abundances [count, ny, nx] of the amplitudes of the same patches, and labels."""
     local = solution.problem.forward.polar.local
     image = crystal.image.astype(np.float32)
-    spectra = over_strips(local, image, None, lambda s: jnp.sqrt(s.power))
+    spectra = jnp.sqrt(over_strips(local, image, None, power_of))
     flat = jnp.asarray(spectra.reshape(-1, spectra.shape[-2] * spectra.shape[-1]))
     flat = flat / jnp.linalg.norm(flat, axis=1, keepdims=True)
     found = factorisation.factorise(flat, *factorisation.start(flat, count)).abundance

@@ -62,12 +62,12 @@ def _field(signal: dict[str, Any], stem: str) -> Field:
     quantity = str(notes.get("Signal", {}).get("quantity", ""))
     unit = quantity.rpartition("(")[2].rstrip(")") if quantity.endswith(")") else ""
     name = str(notes.get("General", {}).get("title", "")) or stem
-    return rows_first(Field(data, tuple(axes), unit, name, {"stored": data.dtype}))
+    return rows_first(Field(data, tuple(axes), unit, name, {"stored": data.dtype, **notes}))
 
 
 def _axis(axis: dict[str, Any], i: int, shape: tuple[int, ...]) -> FieldAxis:
     name = str(axis.get("name") or "") or ({1: "x", 2: "y"}.get(len(shape) - i) or f"axis{i}")
-    unit = str(axis.get("units") or "")
+    unit = str(axis.get("units") or "").replace("<undefined>", "")
     if not unit and name in ("x", "y"):
         return FieldAxis(name, np.arange(shape[i]), PIXELS)
     if "axis" in axis:

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from PIL import Image  # comes with matplotlib
 
 from micjax.core.foreign.limits import check_size
 from micjax.io.fields import Field, by_name
@@ -20,6 +19,8 @@ def read_png(path: Path) -> dict[str, Field]:
 
     **Raises:** `ValueError` for colours.
     """
+    from PIL import Image  # comes with matplotlib, and is slow to import
+
     with Image.open(path, formats=["PNG"]) as picture:
         check_size(path, 8 * 4 * picture.width * picture.height)
         values = np.asarray(picture.convert("RGB") if picture.mode == "P" else picture)

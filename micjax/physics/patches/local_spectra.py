@@ -264,6 +264,11 @@ def _reduced(reduce, local: LocalSpectra, image, measured):
     return reduce(local(image, measured))
 
 
+def power_of(spectra: Spectra) -> Float[Array, "ny nx ky kx"]:
+    """For `over_strips`, which compiles each function once."""
+    return spectra.power
+
+
 def over_strips(
     local: LocalSpectra,
     image: np.ndarray,

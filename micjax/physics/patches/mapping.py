@@ -17,7 +17,7 @@ from micjax.physics.patches import grains
 from micjax.physics.patches.grains import Orientation
 from micjax.physics.patches.local_spectra import LocalSpectra, strips
 from micjax.physics.patches.polar import Polar
-from micjax.physics.patches.samples import polar_of
+from micjax.physics.patches.samples import WHOLE, polar_of
 from micjax.physics.patches.unmixing import equivariant
 from micjax.physics.patches.unmixing.equivariant import Code
 
@@ -25,7 +25,6 @@ ROWS = 8  # of patches in one compiled program
 TILE = 8  # edge of a tile without its rim, in patches that do not overlap
 SMOOTHING, LEVEL = 0.2, 0.18  # of a cell: of the squared residual, and of what is no crystal
 TEMPER = 0.08  # of the logarithm of a likelihood, see `_against_the_next`
-WHOLE = 0.9  # part of a window that was measured, from which on a patch shows a grain alone
 
 
 class PatchScale(NamedTuple):
@@ -52,8 +51,8 @@ def scaled(patches: Float[Array, "p r t"], scale: PatchScale) -> Float[Array, "p
 
 
 @eqx.filter_jit
-def _encoded(local: LocalSpectra, polar: Polar, templates, scale: PatchScale, image, measured):
-    spectra = local(image, measured)
+def _encoded(polar: Polar, templates, scale: PatchScale, image, measured):
+    spectra = polar.local(image, measured)
     rings = scaled(polar_of(spectra, polar).reshape(-1, *templates.shape[1:]), scale)
     code, _ = equivariant.encode(rings, templates)
     turns = code.turn + equivariant.offsets(rings, templates, code)
@@ -87,7 +86,7 @@ def encode_image(
     rows: dict[int, tuple] = {}
     numbers = jax.tree.map(jnp.asarray, scale)
     for start, part, known in strips(polar.local, image, measured, ROWS):
-        parts = _encoded(polar.local, polar, templates, numbers, part, known)
+        parts = _encoded(polar, templates, numbers, part, known)
         for i, row in enumerate(zip(*map(np.asarray, parts), strict=True)):
             rows[start + i] = row
     return Coded(*(np.stack(v) for v in zip(*(rows[i] for i in sorted(rows)), strict=True)))
@@ -221,9 +220,9 @@ def _against_the_next(residual, phase, smoothing_px: float):
     # no crystal is no rival, see `grains.pixel_map`
     others[-1, crystal] = np.inf
     second = others.argmin(axis=0)
-    next_one = others.min(axis=0)
-    alone = ~np.isfinite(next_one)
-    ratio = np.where(alone, 1.0, next_one) / np.maximum(own, tiny)
+    rival = others.min(axis=0)
+    alone = ~np.isfinite(rival)
+    ratio = np.where(alone, 1.0, rival) / np.maximum(own, tiny)
     odds = TEMPER * 2.0 * np.pi * smoothing_px**2 * np.log(np.maximum(ratio, tiny))
     return np.where(alone, phase, second), np.where(alone, 1.0, 1.0 / (1.0 + np.exp(-odds)))
 

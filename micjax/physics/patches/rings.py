@@ -9,7 +9,7 @@ import numpy as np
 import scipy.signal
 from jaxtyping import Float
 
-from micjax.physics.patches.local_spectra import LocalSpectra, over_strips
+from micjax.physics.patches.local_spectra import LocalSpectra, over_strips, power_of
 from micjax.physics.patches.windows import Hann
 
 SIZE_PX = 512  # of the patches, at most
@@ -29,7 +29,6 @@ class Band(NamedTuple):
 
     cell_A: float  # about the edge of a unit cell
     k_max_perA: float  # above are few reflections, and enough noise to be measured
-    noise_sd: float  # of a pixel, in units of the image
 
 
 def rings(
@@ -38,7 +37,7 @@ def rings(
     """Over all of an image, from patches of up to `SIZE_PX` pixels."""
     size = min(SIZE_PX, *image.shape)
     local = LocalSpectra(Hann(), size, max(size // 2, 1), pixel_A, 0.5 / pixel_A, 1)
-    spectra = over_strips(local, image, measured, lambda s: s.power, rows=1)
+    spectra = over_strips(local, image, measured, power_of, rows=1)
     ky, kx = local.frequencies_perA
     ring = np.round(np.hypot(ky[:, None], kx) / local.spacing_perA).astype(int).ravel()
     total = np.bincount(ring, np.asarray(spectra, np.float64).mean((0, 1)).ravel())
@@ -55,7 +54,6 @@ def band(
     **Raises:** `ValueError` where none stands out.
     """
     radius, power = rings(image, measured, pixel_A)
-    spacing = radius[1]
     outer = float(np.median(power[-max(1, len(power) // 10) :]))
     logarithm = np.log(np.maximum(power, 1e-12 * power.max()))
     peaks, _ = scipy.signal.find_peaks(logarithm, prominence=np.log(2.0))
@@ -71,6 +69,4 @@ def band(
     last = radius[np.flatnonzero(power > 2.0 * outer)[-1]]
     # an image that was filtered has no white noise, and its power goes on falling
     k_max = min(max(1.3 * radius[peaks[-1]], min(1.15 * last, 3.0 * strongest)), radius[-1])
-    # of white noise, each frequency of a Hann window has 9 / 4 of its variance over the pixels
-    pixels = (1.0 / (spacing * pixel_A)) ** 2
-    return Band(float(CELLS / mean), float(k_max), float(np.sqrt(outer * pixels / 2.25)))
+    return Band(float(CELLS / mean), float(k_max))

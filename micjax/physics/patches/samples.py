@@ -16,7 +16,8 @@ from micjax.physics.patches.local_spectra import LocalSpectra, Spectra, noise_va
 from micjax.physics.patches.polar import Polar
 
 AT_ONCE = 250  # patches in one compiled program
-BELOW = 0.15
+BELOW = 0.15  # the best patches: how much less alike those of one grain may be
+WHOLE = 0.9  # part of a window that was measured, from which on a patch shows a grain alone
 
 
 def spread(shape: tuple[int, int], local: LocalSpectra, count: int) -> Int[np.ndarray, "n 2"]:
@@ -44,7 +45,7 @@ class Sample(NamedTuple):
 def _cut(image, measured, polar: Polar, corners) -> Sample:
     size = polar.local.size
 
-    def of_one(corner):
+    def spectrum(corner):
         def part(field):
             return jax.lax.dynamic_slice(field, corner, (size, size))
 
@@ -52,7 +53,7 @@ def _cut(image, measured, polar: Polar, corners) -> Sample:
         noise = noise_variance(spectra) * spectra.noise
         return Sample(polar(spectra)[0, 0], noise[0, 0], spectra.filled[0, 0])
 
-    return jax.vmap(of_one)(corners)
+    return jax.vmap(spectrum)(corners)
 
 
 def sampled(
@@ -74,10 +75,9 @@ def sampled(
     )
     for start in starts:
         of = slice(start, start + size)
-        for all_of_them, part in zip(
-            every, _cut(field, mask, polar, jnp.asarray(corners[of])), strict=True
-        ):
-            all_of_them[of] = part
+        parts = _cut(field, mask, polar, jnp.asarray(corners[of]))
+        for array, part in zip(every, parts, strict=True):
+            array[of] = part
     return every
 
 
@@ -102,13 +102,13 @@ def alike(
     size = np.sqrt((rings**2).sum((2, 3)))
     cosine = np.einsum("nrt,nbrt->nb", rings[:, 0], rings[:, 1:])
     cosine /= np.maximum(size[:, :1] * size[:, 1:], np.finfo(rings.dtype).tiny)
-    whole = (every.filled.reshape(size.shape) > 0.9).all(1)
+    whole = (every.filled.reshape(size.shape) > WHOLE).all(1)
     centre = Sample(*(v[:: len(beside)] for v in every))
     return centre, np.where(whole, cosine.min(1), 0.0)
 
 
 def of_every_grain(
-    rings: Float[np.ndarray, "n r t"], likeness: Float[np.ndarray, "n"], most: int
+    rings: Float[np.ndarray, "n r t"], likeness: Float[np.ndarray, "n"], max_count: int
 ) -> Int[np.ndarray, "m"]:
     """Which patches to learn from: those of one grain each, and as many of each grain.
 
@@ -128,4 +128,4 @@ def of_every_grain(
         else:
             grains.append([int(i)])
     rounds = [grain[n] for n in range(len(order)) for grain in grains if n < len(grain)]
-    return np.array(rounds[:most], int)
+    return np.array(rounds[:max_count], int)

@@ -36,7 +36,7 @@ def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) ->
         "abundance": _abundance(arrays, count, local, smoothing_px),
         "probability": _field(arrays["map_probability"], local, "probability", ""),
     }
-    grains = _grains(phase, angle, (forward.cell_A / local.sampling_A) ** 2)
+    grains = _grains(phase, angle, count, (forward.cell_A / local.sampling_A) ** 2)
     there = phase >= 0
     metrics = dict(solution.metrics) | {
         "phases": float(count),
@@ -88,12 +88,12 @@ def _abundance(arrays: Arrays, count: int, local: LocalSpectra, smoothing_px: fl
     return Field(np.stack(shares), (phases, *axes), "", "abundance", errors)
 
 
-def _grains(phase, angle, cell_px2: float) -> dict[int, list[tuple[float, int]]]:
+def _grains(phase, angle, count: int, cell_px2: float) -> dict[int, list[tuple[float, int]]]:
     """Of each phase, angle (deg) and size (pixels) of its connected regions of one angle.
 
     What is smaller than a cell is none.
     """
-    grains: dict[int, list[tuple[float, int]]] = {k: [] for k in range(int(phase.max()) + 1)}
+    grains: dict[int, list[tuple[float, int]]] = {k: [] for k in range(count)}
     for k, of in grains.items():
         for a in np.unique(angle[(phase == k) & np.isfinite(angle)]):
             regions, number = scipy.ndimage.label((phase == k) & (angle == a))

@@ -1,4 +1,4 @@
-"""SampledPatches of an image at atomic resolution, from a file, for `micjax.problems.phase_map`."""
+"""Patches of an image at atomic resolution, from a file, for `micjax.problems.phase_map`."""
 
 import logging
 from typing import Any
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from micjax.core.ranges import positive
 from micjax.io import Field, read
 from micjax.io.fields import PIXELS
 from micjax.physics.patches.local_spectra import LocalSpectra
@@ -83,15 +84,19 @@ def prepare(
 
     **Returns:** options of `problem`, the patches that are learnt from, their amplitudes.
     """
+    positive(pixel_A=pixel_A)
     there = np.isfinite(image)
     if there.sum() < 2 or np.ptp(image[there]) == 0.0:
         raise ValueError(f"an image of {image.shape}, {there.sum()} finite pixels, is constant")
     measured = None if there.all() else there.astype(np.float32)
-    solid = np.where(there, image, 0.0).astype(np.float32)
+    # whatever the unit and the offset of the camera are: single precision has seven digits
+    values = np.asarray(image, np.float64)
+    scale = np.std(values[there])
+    solid = np.where(there, (values - np.mean(values[there])) / scale, 0.0).astype(np.float32)
     if cell_A is None or k_max_perA is None:
-        seen = band(solid, measured, pixel_A)
-        cell_A = seen.cell_A if cell_A is None else cell_A
-        k_max_perA = seen.k_max_perA if k_max_perA is None else k_max_perA
+        estimate = band(solid, measured, pixel_A)
+        cell_A = estimate.cell_A if cell_A is None else cell_A
+        k_max_perA = estimate.k_max_perA if k_max_perA is None else k_max_perA
     if window_px is None:
         window_px = max(LEAST, 8 * round(CELLS * cell_A / pixel_A / 8))
     if window_px > min(image.shape):

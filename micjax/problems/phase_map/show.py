@@ -8,7 +8,7 @@ from matplotlib.colors import ListedColormap
 
 from micjax.core.problem import InverseProblem
 from micjax.inference.solution import Solution
-from micjax.physics.patches.local_spectra import over_strips, window_means
+from micjax.physics.patches.local_spectra import over_strips, power_of, window_means
 from micjax.physics.patches.unmixing import factorisation
 from micjax.physics.patches.unmixing.agreement import adjusted_rand_index, matched
 from micjax.report.figures import FAINT, SERIES, captioned, image_panel, mask_overlay, new_figure
@@ -26,7 +26,7 @@ def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, A
     count = len(truth.forward.template)
     local = solution.problem.forward.polar.local
     image = np.asarray(x.image)
-    spectra = over_strips(local, image, None, lambda s: jnp.sqrt(s.power))
+    spectra = jnp.sqrt(over_strips(local, image, None, power_of))
     flat = jnp.asarray(spectra.reshape(-1, spectra.shape[-2] * spectra.shape[-1]))
     flat = flat / jnp.linalg.norm(flat, axis=1, keepdims=True)
     weights = factorisation.factorise(flat, *factorisation.start(flat, count)).abundance

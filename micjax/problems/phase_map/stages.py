@@ -1,7 +1,5 @@
 """How `micjax.problems.phase_map` is solved: templates first, then the map of the whole image."""
 
-import logging
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,8 +12,6 @@ from micjax.inference.stage import Arrays, Search, Stage
 from micjax.physics.patches.mapping import PatchScale, phase_map, scaled
 from micjax.physics.patches.unmixing import equivariant, phases
 from micjax.problems.phase_map.model import PatchMixture, SampledPatches
-
-log = logging.getLogger("micjax")
 
 SCALE = PatchScale(1.0, 0.05, 1.0)  # what is weaker by more is not scaled up to a crystal's
 TINY = 1e-3  # where a logarithm is taken of what may be nothing
