@@ -208,9 +208,12 @@ def pixel_map(
             for r, c, n, end in zip(rows, corners, image.shape, last, strict=True)
         ]
         part = np.asarray(image[tuple(edges)], np.float64)
-        prediction = _prediction(part, edges, corners, k, window, trust[rows], spread, local.step)
+        prediction, reached = _prediction(
+            part, edges, corners, k, window, trust[rows], spread, local.step
+        )
         squared = (part - prediction) ** 2
         residual = scipy.ndimage.gaussian_filter(squared, smoothing_px, mode="nearest")
+        residual[~reached] = np.inf
         label[tuple(edges)][residual < best[:-1, *edges].min(axis=0)] = index
         of_phase = best[orientation.phase, *edges]
         np.minimum(of_phase, residual, out=of_phase)
@@ -260,4 +263,6 @@ def _prediction(part, edges, corners, cycles, window, trust, spread: float, step
         np.exp(2j * np.pi * np.outer(cycles[:, i], pixels[i]))[:, :, None] * up[i] for i in (0, 1)
     )
     waves = np.matmul(np.matmul(y, amplitude), x.transpose(0, 2, 1)).real.sum(axis=0)
-    return up[0] @ level @ up[1].T + 2.0 * waves
+    # too far from all patches that show the grain there are no amplitudes, which is not zero
+    near = _spread(np.ones(trust.shape, complex), trust, spread).real > 0.5
+    return up[0] @ level @ up[1].T + 2.0 * waves, up[0] @ near @ up[1].T > 0.5
