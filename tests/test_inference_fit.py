@@ -30,7 +30,7 @@ from micjax import (
     parameter,
 )
 from micjax.inference.errors.density import potential
-from micjax.inference.solve import Stage, fit_stages
+from micjax.inference.solve import Search, Stage, fit_stages
 from micjax.inference.solvers.first_order import Adam
 from micjax.inference.solvers.gauss_newton import FisherScoring
 from micjax.inference.solvers.lbfgs import LBFGS
@@ -501,11 +501,23 @@ def test_stages_go_on_from_a_checkpoint_as_if_nothing_had_been(staged, chunks, t
     assert (rest.steps, rest.stop_reason) == (whole.steps, whole.stop_reason)
 
 
+def test_a_search_between_fits_keeps_what_was_fitted(tmp_path):
+    stages = [Stage(LBFGS(), 20, 20), Search(lambda *_: {}), Stage(Adam(1e-9), 1, 1)]
+    found = fit_stages(edge.problem(), X, Y, stages[:2])
+    assert found.loss == pytest.approx(fit_stages(edge.problem(), X, Y, stages[:1]).loss, rel=1e-6)
+    assert fit_stages(edge.problem(), X, Y, stages).loss <= found.loss
+
+
 def test_a_checkpoint_of_other_data_is_refused(tmp_path):
     run = dict(steps=10, chunk=10, checkpoint=tmp_path / "fit.h5")
     fit(edge.problem(), X, Y, **run)
-    with pytest.raises(ValueError, match="of another fit: its data are not these"):
+    with pytest.raises(ValueError, match="of another fit: its data, known values"):
         fit(edge.problem(), X, Y + 1.0, resume=True, **run)
+    other = edge.problem().given({"forward.width_nm": dist.Normal(3.0, 0.1)})
+    moved = eqx.tree_at(lambda p: p.forward.height, edge.problem(), jnp.asarray(3.0))
+    for problem in (other, moved):
+        with pytest.raises(ValueError, match="known values, priors"):
+            fit(problem, X, Y, resume=True, **run)
 
 
 @pytest.mark.parametrize(

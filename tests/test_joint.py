@@ -8,9 +8,11 @@ import pytest
 import scipy.stats
 
 import micjax
+from micjax import Gaussian, InverseProblem, Stage
 from micjax.__main__ import main
-from micjax.core.joint import joint_data, part
+from micjax.core.joint import joint_data, part, pieces
 from micjax.core.problem import log_likelihood, neg_log_joint
+from micjax.inference.runner import run
 from micjax.inference.solvers.lbfgs import LBFGS
 from micjax.inference.tension import tension
 from micjax.problems import edge, resonance
@@ -106,11 +108,42 @@ def test_the_p_value_is_one():
         ("ab", {"w": ("a.forward.width_nm",)}, "two or more parts share it"),
         ("ab", {"w": ("a.forward.width_nm", "b.forward.wdth_nm")}, "nearest: b.forward.width_nm"),
         ("ab", {"w": ("a.forward.width_nm", "b.forward.edge_nm")}, "differ in shape or prior"),
+        ("ab", {"w": ("a.forward.width_nm",) * 2}, "two or more parts share it"),
+        ("ab", {"": SHARED["width_nm"]}, "a name of letters"),
     ],
 )
 def test_ties_that_are_none(parts, shared, message):
     with pytest.raises(ValueError, match=message):
         micjax.joint({n: edge.problem() for n in parts}, shared)
+
+
+def test_the_order_of_the_parts_is_that_of_their_data():
+    parts = {n: edge.problem(at) for n, at in (("z", -2.0), ("a", 2.0))}
+    problem = micjax.joint(parts)
+    seen = {n: (X_NM[: 30 + i], parts[n].forward(X_NM[: 30 + i])) for i, n in enumerate(parts)}
+    x, y = joint_data(problem, seen)
+    for found in (pieces(problem, x, y), problem.noise(problem.forward(x)).split(y)):
+        for name in parts:
+            np.testing.assert_array_equal(found[name], seen[name][1])
+
+
+def test_a_misfit_is_told_in_any_unit():
+    """One part is explained, the other is not; chi^2 knows both whatever they are measured in."""
+    (x, good), told = data(0)["a"], []
+    for unit in (1.0, 1e-9, 1e9):
+        wrong = InverseProblem(edge.EdgeScan(1.2, 0.6, 1.5 * unit), Gaussian(0.05 * unit), {})
+        parts = {"a": edge.problem(1.2, 0.6), "b": wrong}
+        problem = micjax.joint(parts)
+        found = run(
+            problem,
+            *joint_data(problem, {"a": (x, good), "b": (x, unit * good)}),
+            [Stage(LBFGS(), 30)],
+            key=jax.random.key(0),
+        )
+        told.append(found.metrics["chi_squared_per_datum"])
+        assert "does not explain" in " ".join(found.statements)
+        assert "residual_rms" not in found.metrics
+    assert told == pytest.approx([told[0]] * 3, rel=1e-3)
 
 
 def test_data_go_to_their_parts():
@@ -126,6 +159,8 @@ def test_data_go_to_their_parts():
         (lambda d: {"a": d["a"]}, "data of .'a'.; the parts are .'a', 'b'."),
         (lambda d: d | {"b": (X_NM, d["b"][1][:30])}, "b: the data have the shape .30,."),
         (lambda d: d | {"b": (X_NM, [])}, "b: there are no data"),
+        (lambda d: d | {"b": (X_NM, np.ma.masked_greater(d["b"][1], 0.5))}, "b: .*masked"),
+        (lambda d: d | {"b": (X_NM, 1j * d["b"][1])}, "b: .*real numbers are needed"),
     ],
 )
 def test_data_of_other_parts(change, message):

@@ -14,9 +14,10 @@ import pytest
 from flax import nnx
 
 import micjax
-from micjax import Gaussian, InverseProblem, parameter
+from micjax import Gaussian, InverseProblem, Stage, parameter
 from micjax.core.foreign.modules import references
 from micjax.inference.check import ContractError
+from micjax.inference.solvers.first_order import Adam
 from micjax.problems import autofocus, cbed, edge, phase_map, structure
 
 BUILT_IN = [m for m in references().values() if m.startswith("micjax.")]
@@ -177,6 +178,21 @@ def test_check_says_what_is_wrong(forward, faults, monkeypatch):
     for fault in faults:
         with pytest.raises(ContractError, match=f"(?s)toy_problem.*{fault}"):
             micjax.check(module)
+
+
+class Lying(Adam):
+    """As if its fields had been swapped."""
+
+    def step(self, objective, theta, state):
+        step = super().step(objective, theta, state)
+        return step._replace(at=step.theta, theta=step.at)
+
+
+def test_a_solver_whose_losses_are_of_other_points(monkeypatch):
+    module = module_of(Line, monkeypatch)
+    module.stages = lambda problem, x, y: [Stage(Lying(0.1), 5)]
+    with pytest.raises(ContractError, match="Lying.step: loss .* at `at` it is"):
+        micjax.check(module)
 
 
 def test_check_names_all_that_is_wrong_and_only_that(monkeypatch):

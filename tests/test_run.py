@@ -18,7 +18,7 @@ from micjax.io import Field, FieldAxis, read_nexus
 from micjax.problems import edge
 from micjax.report.text import describe_prior
 from micjax.run import registry
-from micjax.run.folder import open_folder
+from micjax.run.folder import RunFolder, open_folder
 from micjax.run.info import extras
 from micjax.run.jobs import execute
 from micjax.run.jobs.job import prepare
@@ -180,6 +180,8 @@ def test_a_default_of_none_may_be_given():
     [
         (3, 4, "x"),
         (3, 1e3, 1.5),
+        (3, 4, True),
+        (0.5, 2, False),
         (0.5, 2, "x"),
         (0.5, [1, 2], None),
         (True, False, 7),
@@ -234,7 +236,10 @@ def ran(tmp_path, problem, **plan):
     asked = Asked(["test"], Logs())
     run = SolveRun(plan_of(tmp_path, problem, **plan), asked)
     folder = open_folder(run.plan, run.name, run.inputs, False)
-    return run.compute(folder, begin(run, folder, asked), False)
+    try:
+        return run.compute(folder, begin(run, folder, asked), False)
+    finally:
+        folder.unlock()
 
 
 def searching(work):
@@ -367,3 +372,40 @@ def test_git_state(tmp_path):
 
 def test_extras_are_told_apart():
     assert extras()["test"] == "installed"
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path):
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    first.lock()
+    with pytest.raises(ValueError, match="another run is at work"):
+        second.lock()
+    first.unlock()
+    second.lock()
+
+
+def test_a_file_of_an_option_is_found_from_anywhere(tmp_path, monkeypatch):
+    def problem(width_nm=1.0, table: str | None = None):
+        assert table is None or np.load(table).size
+        return edge.problem(width_nm=width_nm)
+
+    monkeypatch.chdir(tmp_path)
+    np.save("table.npy", np.ones(3))
+    run = SolveRun(
+        plan_of(tmp_path, toy(monkeypatch, problem=problem), options={"table": "table.npy"}),
+        Asked(["test"], Logs()),
+    )
+    assert run.plan.options["table"] == str(tmp_path / "table.npy")
+
+
+def with_a_map(solution, x, y):
+    axes = (FieldAxis("x", np.arange(3.0), "nm"),)
+    return dataclasses.replace(solution, results={"height": Field(np.arange(3.0), axes, "nm", "h")})
+
+
+def test_an_estimate_is_told_when_no_result_can_be_written(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("micjax.run.jobs.execute.write_nexus", full)
+    outcome = ran(tmp_path, toy(monkeypatch, conclude=with_a_map), engine={"steps": 5})
+    assert outcome.solution is not None and "no space" in str(outcome.error)

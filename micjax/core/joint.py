@@ -46,7 +46,8 @@ class JointForward:
         return cls(dict(zip(names, children, strict=False)), children[-1], *others)
 
     def __call__(self, x: Mapping) -> dict[str, dist.Distribution]:
-        if x.keys() != self.parts.keys():
+        if not isinstance(x, Mapping) or x.keys() != self.parts.keys():
+            x = x if isinstance(x, Mapping) else [type(x).__name__]
             raise ValueError(f"x of {sorted(x)}; the parts are {sorted(self.parts)}")
         laws = {}
         for name, part in self.parts.items():
@@ -68,16 +69,20 @@ class JointLaw(dist.Distribution):
 
     support = dist.constraints.real_vector
     pytree_data_fields = ("laws",)
+    pytree_aux_fields = ("names",)  # a tree sorts a dictionary; the data are in this order
 
     def __init__(self, laws: dict[str, dist.Distribution], validate_args=None):
-        self.laws = laws
+        self.laws, self.names = laws, tuple(laws)
         sizes = [_size(law) for law in laws.values()]
         super().__init__((), (sum(sizes),), validate_args=validate_args)
+
+    def _parts(self) -> list[tuple[str, dist.Distribution]]:
+        return [(name, self.laws[name]) for name in self.names]
 
     def split(self, y: Float[Array, "... n"]) -> dict[str, Array]:
         """The pieces of the parts, in their shapes."""
         pieces, begin = {}, 0
-        for name, law in self.laws.items():
+        for name, law in self._parts():
             piece = y[..., begin : begin + _size(law)]
             pieces[name] = piece.reshape(*y.shape[:-1], *law.shape())
             begin += _size(law)
@@ -85,13 +90,13 @@ class JointLaw(dist.Distribution):
 
     def log_prob(self, value: Float[Array, "n"]) -> Float[Array, ""]:
         pieces = self.split(value)
-        return sum(jnp.sum(law.log_prob(pieces[name])) for name, law in self.laws.items())
+        return sum(jnp.sum(law.log_prob(pieces[name])) for name, law in self._parts())
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Float[Array, "... n"]:
         keys = jax.random.split(key, len(self.laws))
         draws = [
             law.sample(k, sample_shape).reshape(*sample_shape, -1)
-            for k, law in zip(keys, self.laws.values(), strict=True)
+            for k, (_, law) in zip(keys, self._parts(), strict=True)
         ]
         return jnp.concatenate(draws, axis=-1)
 
@@ -104,12 +109,18 @@ class JointLaw(dist.Distribution):
         return self._row("variance")
 
     @property
+    def largest_variance(self) -> Float[Array, "n"]:
+        """Of the part that a datum is of."""
+        largest = [jnp.full(_size(law), jnp.max(law.variance)) for _, law in self._parts()]
+        return jnp.concatenate(largest)
+
+    @property
     def rate(self) -> Float[Array, "n"]:
         """Of counts, where all parts count."""
         return self._row("rate")
 
     def _row(self, of: str) -> Float[Array, "n"]:
-        return jnp.concatenate([jnp.ravel(getattr(law, of)) for law in self.laws.values()])
+        return jnp.concatenate([jnp.ravel(getattr(law, of)) for _, law in self._parts()])
 
 
 def joint(
@@ -140,7 +151,9 @@ def joint(
     priors = {f"{n}.{k}": p for n, part in parts.items() for k, p in part.priors.items()}
     values, ties, common = {}, [], {}
     for name, leaves in (shared or {}).items():
-        if len(leaves) < 2:
+        if not name.isidentifier():
+            raise ValueError(f"shared {name!r}: a name of letters, digits and _ is wanted")
+        if len(set(leaves)) < max(2, len(leaves)):
             raise ValueError(f"shared {name!r} is in {list(leaves)}: two or more parts share it")
         if missing := [leaf for leaf in leaves if leaf not in priors]:
             raise ValueError(f"shared {name!r}: " + unknown_name("unknown", missing[0], priors))
@@ -174,12 +187,12 @@ def joint_data(
         raise ValueError(f"data of {sorted(data)}; the parts are {sorted(parts)}")
     pieces = []
     for name in parts:
-        x, y = data[name][0], jnp.asarray(data[name][1], float)
+        x, y = data[name]
         try:
             check_data(parts[name], x, y)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        pieces.append(jnp.ravel(y))
+        pieces.append(jnp.ravel(jnp.asarray(y, float)))
     return {name: data[name][0] for name in parts}, jnp.concatenate(pieces)
 
 

@@ -20,6 +20,8 @@ from micjax.core.tree import array_of, named_leaves
 from micjax.inference.errors.nuts import model
 from micjax.inference.result import load, save
 from micjax.inference.runner import floats, parted, stages_of
+from micjax.inference.solvers.driver import Objective, Solver
+from micjax.inference.stage import Stage, as_solver
 from micjax.inference.starts.draw import prior_draws
 
 EPS = 1e-6  # of finite differences: max() has kinks, a larger step would cross them
@@ -219,7 +221,23 @@ def _comparable(array: Array) -> np.ndarray:
 
 
 def _stages(module: ModuleType, problem: InverseProblem, x, y) -> str:
-    parted(stages_of(module)(problem, x, floats(y)))
+    y = floats(y)
+    for stage in parted(stages_of(module)(problem, x, y))[0]:
+        if isinstance(stage, Stage) and type(stage.solver).__module__.partition(".")[0] != "micjax":
+            if fault := _honest(as_solver(stage.solver), Objective(stage.of(problem), x, y)):
+                return fault
+    return ""
+
+
+def _honest(solver: Solver, objective: Objective) -> str:
+    """Whether the losses of two steps are those of the points that they name."""
+    theta = objective.problem.unconstrain(objective.problem.values())
+    state = solver.init(objective, theta)
+    for _ in range(2):
+        loss, at, theta, state, _ = eqx.filter_jit(solver.step)(objective, theta, state)
+        true = float(eqx.filter_jit(objective)(at)) + 0.0 * float(loss)  # NaN: none was evaluated
+        if abs(true - float(loss) - solver.offset(objective)) > 1e-3 * max(1.0, abs(true)):
+            return f"{type(solver).__name__}.step: loss {float(loss):.6g}, at `at` it is {true:.6g}"
     return ""
 
 

@@ -172,13 +172,16 @@ def load_snapshot(path: Path, state: Snapshot, data: str) -> Snapshot:
             carry = {file.get(f"carry/{i}").attrs["name"]: a for i, a in numbered.items()}
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a micjax checkpoint: {error}") from error
-    if of != data:
-        raise ValueError(f"{path} is the checkpoint of another fit: its data are not these")
     wanted = set(state.candidates[0].values)
     if wanted != saved:
         lines = [f"{n} is missing" for n in sorted(wanted - saved)]
         lines += [f"{n} is not in this fit" for n in sorted(saved - wanted)]
         raise ValueError(f"{path} is the checkpoint of another fit: {'; '.join(lines)}")
+    if of != data:
+        raise ValueError(
+            f"{path} is the checkpoint of another fit: its data, known values, priors or key are "
+            "not these"
+        )
     return Snapshot(
         groups["candidates"],
         ended=groups["ended"],
@@ -221,9 +224,9 @@ def _differences(saved: dict[str, np.ndarray], name: str, stage: Stage, wanted) 
     return "; ".join(lines)
 
 
-def digest(tree: PyTree) -> str:
+def digest(tree: PyTree, text: str = "") -> str:
     """Of the numbers in a tree, so that a fit does not go on with other data."""
-    sha256 = hashlib.sha256()
+    sha256 = hashlib.sha256(text.encode())
     for leaf in jax.tree.leaves(tree):
         if eqx.is_array_like(leaf):
             array = np.ascontiguousarray(_raw(leaf) if eqx.is_array(leaf) else leaf)

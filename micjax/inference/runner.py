@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from micjax.core.joint import JointForward, JointLaw
 from micjax.core.precision import in_float64
 from micjax.core.problem import InverseProblem
 from micjax.inference.attempt import attempt
@@ -234,15 +235,17 @@ def _compared(problem: InverseProblem, x, y) -> tuple[dict[str, float], list[str
     """The rms of the residual and chi^2 of a datum, where the law of the data has a mean and a
     variance; and a sentence if that is no chance."""
     try:
-        mean, variance = map(np.asarray, _moments(problem, x))
+        mean, variance, largest = map(np.asarray, _moments(problem, x))
     except (AttributeError, NotImplementedError, TypeError):
         return {}, []
     if mean.shape != np.shape(y):
         return {}, []
     squares = np.abs(np.asarray(y) - mean).astype(float) ** 2
     variance = np.broadcast_to(variance, mean.shape)
-    measures = {"residual_rms": float(np.sqrt(np.mean(squares)))}
-    seen = np.isfinite(variance) & (variance > LEAST * np.max(variance, initial=0.0))
+    # the parts of a joint problem may have any units
+    of_one = not isinstance(problem.forward, JointForward)
+    measures = {"residual_rms": float(np.sqrt(np.mean(squares)))} if of_one else {}
+    seen = np.isfinite(variance) & (variance > LEAST * largest)
     if not seen.any():
         return measures, []
     terms = squares[seen] / variance[seen]
@@ -253,9 +256,11 @@ def _compared(problem: InverseProblem, x, y) -> tuple[dict[str, float], list[str
 
 
 @eqx.filter_jit
-def _moments(problem: InverseProblem, x) -> tuple[Array, Array]:
+def _moments(problem: InverseProblem, x) -> tuple[Array, Array, Array]:
+    """Mean, variance, and the largest variance of the data of one kind."""
     law = problem.noise(problem.forward(x))
-    return law.mean, law.variance
+    joint = isinstance(law, JointLaw)
+    return law.mean, law.variance, law.largest_variance if joint else jnp.max(law.variance)
 
 
 def _surprise_or(unknown: float, problem: InverseProblem, x, y) -> float:

@@ -132,7 +132,10 @@ def fit_stages(
     check_data(problem, x, y)
     key = jax.random.key(0) if key is None else key
     state = Snapshot([Candidate(problem.values())])
-    data = "" if checkpoint is None else digest((x, y))
+    data = ""
+    if checkpoint is not None:
+        kinds = sorted((n, type(p).__name__) for n, p in problem.priors.items())
+        data = digest((x, y, problem, key), str(kinds))
     if checkpoint is not None and resume:
         state = load_snapshot(checkpoint, state, data)
         if not 0 <= state.stage < len(stages):
@@ -151,7 +154,8 @@ def fit_stages(
         while True:
             if isinstance(stage := stages[state.stage], Search):
                 arrays = _searched(stage, problem, x, y, key, state)
-                problem = stage.apply(problem, arrays)
+                # what was fitted before stays, unless the search has something else
+                problem = stage.apply(problem.at(_best(state).values), arrays)
                 state.searched(problem.values(), arrays)
                 if state.stage == len(stages):
                     state.candidates = [_evaluated(problem, x, y)]
@@ -172,10 +176,15 @@ def fit_stages(
 
 def _searched(stage: Search, problem: InverseProblem, x, y, key: Array, state: Snapshot) -> Arrays:
     """The arrays of all searches so far, from the best values so far."""
-    current = problem.at(min(state.candidates, key=_loss).values)
+    current = problem.at(_best(state).values)
     with progress(stage.title, 100) as show:
         arrays = stage.work(current, x, y, key, lambda share, text: show(int(100 * share), text))
     return state.arrays | {n: np.asarray(a) for n, a in arrays.items()}
+
+
+def _best(state: Snapshot) -> Candidate:
+    """Of the stage before."""
+    return min(state.candidates, key=_loss)
 
 
 def _evaluated(problem: InverseProblem, x, y) -> Candidate:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,6 +14,11 @@ from micjax.core.files import replaced
 from micjax.core.plain import dumps
 from micjax.run.plans.base import Plan
 
+try:
+    import fcntl
+except ImportError:  # a system that is no Unix
+    fcntl = None
+
 RUNS = "runs"
 
 
@@ -21,6 +27,7 @@ class RunFolder:
 
     def __init__(self, path: pathlib.Path):
         self.path = path
+        self._locked: int | None = None
 
     def __truediv__(self, name: str) -> pathlib.Path:
         return self.path / name
@@ -28,6 +35,31 @@ class RunFolder:
     @property
     def checkpoint(self) -> pathlib.Path:
         return self / "checkpoints" / "fit.h5"
+
+    def lock(self) -> None:
+        """For this process alone; the system gives it up when the process ends, however it does.
+
+        **Raises:** `ValueError` when another process is at work in it.
+        """
+        if fcntl is None or self._locked is not None:
+            return
+        opened = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(opened)
+            raise ValueError(
+                f"another run is at work in {self.path}: give another --out"
+            ) from error
+        except OSError:  # some network disks know no locks
+            os.close(opened)
+        else:
+            self._locked = opened
+
+    def unlock(self) -> None:
+        if self._locked is not None:
+            os.close(self._locked)
+            self._locked = None
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """All of the file or none: a reader may look while the run goes on."""

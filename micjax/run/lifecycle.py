@@ -123,6 +123,9 @@ def carry_out(run: Run, asked: Asked, given: bytes) -> int:
     """
     folder = open_folder(run.plan, run.name, run.inputs, asked.resume)
     with contextlib.ExitStack() as stack:
+        stack.callback(folder.unlock)
+        if folder.path.exists():
+            folder.lock()
         try:
             stack.enter_context(run.opened(folder, asked.resume))
         except Exception as error:
@@ -145,6 +148,7 @@ def begin(run: Run, folder: RunFolder, asked: Asked) -> Facts:
     """Makes the folder; what it holds from now on says what was begun, also if it is killed."""
     for part in ("checkpoints", "figures"):
         (folder / part).mkdir(parents=True, exist_ok=True)
+    folder.lock()
     asked.kept.write_to(folder / "log.txt")
     log.info("%s in %s", run.title, folder.path)
     folder.write_json("plan.resolved.json", run.plan.resolved())

@@ -95,6 +95,11 @@ class NUTS:
 
     title: ClassVar[str] = "posterior draws"
 
+    def __post_init__(self):
+        for name in ("samples", "chains"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: one at least is drawn")
+
     def __call__(self, fit: Fit, x, y, key: Array) -> Posterior | None:
         names, starts = _chosen(self.names, fit), None
         if not names:

@@ -60,7 +60,10 @@ class Posterior:
         return {n: np.asarray(np.quantile(d, q, axis=0)) for n, d in self.flat().items()}
 
     def r_hat(self) -> dict[str, np.ndarray]:
-        """Split Gelman-Rubin statistic; 1 when the chains agree, above 1.01 they do not yet."""
+        """Split Gelman-Rubin statistic; 1 when the chains agree, above 1.01 they do not yet; NaN of
+        fewer than four draws."""
+        if next(iter(self.draws.values())).shape[1] < 4:
+            return {n: np.full(d.shape[2:], np.nan) for n, d in self.draws.items()}
         with np.errstate(divide="ignore", invalid="ignore"):  # an unknown that never moved: NaN
             return {n: np.asarray(split_gelman_rubin(d)) for n, d in self.draws.items()}
 

@@ -7,7 +7,7 @@ starts side by side, and where a checkpoint goes on.
 
 import abc
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -44,8 +44,9 @@ class Step(NamedTuple):
 class Solver(eqx.Module):
     """A way down. `init` and `step` are traced: they run inside `jit` and `vmap`."""
 
-    # whether a step leads to a point that only the next one evaluates, and which may be the best
-    goes_first: eqx.AbstractClassVar[bool]
+    # whether a step leads to a point that only the next one evaluates, and which may be the best;
+    # where none does, an evaluation a chunk is saved
+    goes_first: ClassVar[bool] = True
 
     @abc.abstractmethod
     def init(self, objective: Objective, theta: Theta) -> PyTree:

@@ -30,12 +30,15 @@ log = logging.getLogger("micjax")
 def run(job: Job, folder: RunFolder, facts: Facts, *, resume: bool) -> Outcome:
     """Solve `job` and fill `folder`.
 
-    **Raises:** whatever the solver raises; `OSError` when the result cannot be written.
+    **Raises:** whatever the solver raises.
     """
     solution, interrupted = _solved(job, folder, resume)
     known = facts.ended("interrupted" if interrupted else "finished")
     if solution is not None:
-        _keep(job, solution, folder, known)
+        try:
+            _keep(job, solution, folder, known)
+        except OSError as error:  # the estimate is told all the same
+            return Outcome(folder, solution, interrupted, None, error)
         solution = _compared(job, solution)
     facts.write()
     report = None if solution is None else _report(job, solution, folder, known)

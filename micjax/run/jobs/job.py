@@ -76,6 +76,9 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
         options, problem_options, (truth, x, y) = _example(entry, plan, example_key)
     else:
         options, problem_options, (truth, x, y) = _file(entry, plan)
+    files = fingerprints(options)
+    # a resolved plan is read from anywhere; the values of the problem keep what they were built of
+    options = {n: v if n not in files else files[n]["path"] for n, v in options.items()}
     as_built = entry.module.problem(**problem_options)
     problem = _with_priors(_with_values(start or as_built, plan.values), priors)
     _check_start(problem, x, y)
@@ -99,7 +102,8 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
         truth=truth,
         key=key,
         # the data, and options which are the path of a file
-        inputs=fingerprints({"file": plan.file, **{f"options.{n}": v for n, v in options.items()}})
+        inputs=fingerprints({"file": plan.file})
+        | {f"options.{n}": known for n, known in files.items()}
         | {f"parts.{n}.{k}": v for n, job in parts.items() for k, v in job.inputs.items()},
         parts=parts,
     )
@@ -224,7 +228,11 @@ def _file(entry: RegistryEntry, plan: SolvePlan):
         raise FileNotFoundError(f"no such file: {plan.file}")
     for_load = {n: v for n, v in given.items() if n in of_load}
     for_problem = {n: v for n, v in given.items() if n not in of_load}
-    problem_options, x, y = load(plan.file, **for_load)
+    try:
+        problem_options, x, y = load(plan.file, **for_load)
+    except ValueError as error:
+        told = str(error)
+        raise ValueError(told if entry.ours else f"load of {plan.file}: {told}") from error
     for name, value in problem_options.items():
         check_ranges(name, value, entry.ours, f"{plan.file}: ")
     options = _resolved(given, of_load | {n: of_problem[n] for n in for_problem})

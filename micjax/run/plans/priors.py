@@ -40,6 +40,8 @@ def parse_prior(text: str) -> dist.Distribution:
         wanted = inspect.signature(DISTRIBUTIONS[name]).parameters
         named = [n for n in wanted if n not in ("self", "validate_args", "kwargs")]
         raise ValueError(f"prior {text!r}: {name}({', '.join(named)}): {error}") from error
+    if isinstance(prior, dist.Delta):
+        raise ValueError(f"prior {text!r}: one value only; null makes it known, `values` sets it")
     if not _has_density(prior):
         why = "too wide, its ends out of order, or no prior of a real number"
         raise ValueError(f"prior {text!r}: there is no density at its draws: {why}")

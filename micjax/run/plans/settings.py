@@ -81,12 +81,15 @@ def _as_kind(what: str, value: Any, setting: Setting) -> Any:
         return value  # `channel: str = None` is common, and a resolved plan says null
     try:
         config = FINITE if _has_limits(kind) else None
-        return pydantic.TypeAdapter(kind, config=config).validate_python(value)
+        known = pydantic.TypeAdapter(kind, config=config).validate_python(value)
     except pydantic.ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise ValueError(f"{what} {setting.name!r} is {value!r}: {reason}") from error
     except (pydantic.PydanticSchemaGenerationError, pydantic.PydanticUserError):
         return value  # a kind that pydantic does not know, such as an array
+    if isinstance(value, bool) and isinstance(known, int | float) and not isinstance(known, bool):
+        raise ValueError(f"{what} {setting.name!r} is {value!r}: true and false are no numbers")
+    return known
 
 
 def _kind_of_default(default: Any) -> Any:
