@@ -67,7 +67,12 @@ NAMES: dict[str, Range] = {
     "tip_radii": _whole(1, 1000),
     "noise_sd": Range(1e-12, 1e3),  # over what it is the noise of
     "phases": _whole(0, 1000),  # 0: as many as the data show
-    "most_phases": _whole(1, 1000),
+    "most_phases most_components": _whole(1, 1000),
+    "components": _whole(0, 1000),  # 0: as many as the data show
+    "channels": _whole(2, 1_000_000),
+    "counts_per_pixel": Range(1e-3, 1e12),
+    "signal_start signal_min signal_max": Range(-1e12, 1e12),  # in the unit of the axis
+    "signal_step": Range(TINY, HUGE),  # in the unit of the axis
     "patches grains": _whole(1, 1_000_000),
     "window_px": _whole(4, 16384),
     "step_px": _whole(1, 16384),
@@ -115,7 +120,7 @@ NAMES: dict[str, Range] = {
     # --- counts of an image or a pixel, and noise in units of the data
     "dose mean_counts electrons_per_px": Range(1e-9, 1e18),
     "dose_sd": Range(1e-9, 10.0),  # a fraction
-    "counts_per_unit sigma y_scale": Range(TINY, HUGE),
+    "counts_per_unit sigma level y_scale": Range(TINY, HUGE),
     "diffuse diffuse_share diffuse_sd": Range(0.0, 100.0),
     "particles atoms": Range(TINY, HUGE),
     "corner_per_px atom_px": Range(1e-9, 1e6),

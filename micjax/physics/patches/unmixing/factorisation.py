@@ -14,7 +14,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Factors(NamedTuple):
@@ -143,12 +143,16 @@ def factorise(
     h: Float[Array, "k f"],
     method: Method = HALS(),  # noqa: B008 - it is immutable
     *,
+    held: Bool[Array, "k"] | None = None,
     l1: Float[Array, ""] | float = 0.0,
     ramp: int = 0,
     tolerance: Float[Array, ""] | float = 1e-4,
     steps: int = 1000,
 ) -> Factors:
-    """From `w` and `h` until the optimality is below the tolerance, or so many steps."""
+    """From `w` and `h` until the optimality is below the tolerance, or so many steps.
+
+    End members that are `held` keep their directions.
+    """
     unit = _unit_of(data)
 
     def goes_on(state):
@@ -161,7 +165,8 @@ def factorise(
         h, w = _scaled(h, w)
         w = method.update(w, data @ h.T - now * unit, h @ h.T)
         pull = _pull(now * unit, w, h)
-        h = method.update(h.T, data.T @ w - pull.T, w.T @ w).T
+        new = method.update(h.T, data.T @ w - pull.T, w.T @ w).T
+        h = new if held is None else jnp.where(held[:, None], h, new)
         return w, h, optimality(data, w, h, now), done + 1
 
     begun = w, h, jnp.asarray(jnp.inf, data.dtype), jnp.asarray(0)
