@@ -74,16 +74,22 @@ def optimality(data, w, h, l1=0.0) -> Float[Array, ""]:
     The same for data in any unit; the part of H is divided by |W|, so that both are residuals of X.
     """
     h, w = _scaled(h, w)
-    size = _above(jnp.linalg.norm(data))
-    grad_w = w @ (h @ h.T) - data @ h.T + l1 * _unit_of(data)
-    grad_h = (w.T @ w) @ h - w.T @ data + _pull(l1 * _unit_of(data), w, h)
+    l1 = l1 * _unit_of(data)
+    of_w = w @ (h @ h.T) - data @ h.T + l1
+    of_h = (w.T @ w) @ h - w.T @ data + _pull(l1, w, h)
+    return _residual(jnp.linalg.norm(data), w, h, of_w, of_h)
+
+
+def _residual(size, w, h, of_w, of_h) -> Float[Array, ""]:
+    """Of the gradients in W and in H."""
 
     def projected(gradient, v):
         return jnp.sum(jnp.where(v > 0.0, gradient, jnp.minimum(gradient, 0.0)) ** 2)
 
     # divided before it is squared: the product of three amplitudes would leave single precision
-    of_h = projected(grad_h / _above(jnp.linalg.norm(w)) / size, h)
-    return jnp.sqrt(projected(grad_w / size, w) + of_h)
+    size = _above(size)
+    of_h = projected(of_h / _above(jnp.linalg.norm(w)) / size, h)
+    return jnp.sqrt(projected(of_w / size, w) + of_h)
 
 
 def _pull(l1, w, h):
@@ -161,16 +167,22 @@ def factorise(
 
     def step(state):
         w, h, _, done = state
-        now = l1 * jnp.minimum(1.0, (done + 1.0) / max(ramp, 1))
+        now = unit * l1 * jnp.minimum(1.0, (done + 1.0) / max(ramp, 1))
         h, w = _scaled(h, w)
-        w = method.update(w, data @ h.T - now * unit, h @ h.T)
-        pull = _pull(now * unit, w, h)
-        new = method.update(h.T, data.T @ w - pull.T, w.T @ w).T
-        h = new if held is None else jnp.where(held[:, None], h, new)
-        return w, h, optimality(data, w, h, now), done + 1
+        products, gram = data @ h.T - now, h @ h.T
+        of_w = w @ gram - products
+        new_w = method.update(w, products, gram)
+        products, gram = data.T @ new_w - _pull(now, new_w, h).T, new_w.T @ new_w
+        of_h = gram @ h - products.T
+        new_h = method.update(h.T, products, gram).T
+        if held is not None:
+            new_h, of_h = (jnp.where(held[:, None], v, u) for v, u in ((h, new_h), (0.0, of_h)))
+        # of where each began, which costs no product with the data of its own
+        residual = _residual(jnp.linalg.norm(data), w, h, of_w, of_h)
+        return new_w, new_h, residual, done + 1
 
     begun = w, h, jnp.asarray(jnp.inf, data.dtype), jnp.asarray(0)
-    w, h, residual, done = jax.lax.while_loop(goes_on, step, begun)
+    w, h, _, done = jax.lax.while_loop(goes_on, step, begun)
     h, w = _scaled(h, w)
     misfit = jnp.linalg.norm(data - w @ h) / _above(jnp.linalg.norm(data))
-    return Factors(w, h, residual, misfit, done)
+    return Factors(w, h, optimality(data, w, h, l1), misfit, done)
