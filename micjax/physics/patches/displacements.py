@@ -1,22 +1,16 @@
-"""Polar displacements in perovskites, from the phases of their reflections.
+"""Polar displacements in perovskites, from the reflections of patches of an image.
 
-Seen along an axis, a perovskite has a strong column A at the corner and a weak one B near the middle
-of each cell. Where B is off the middle by u, the reflection g = (h, k) of an image has the amplitude
+Seen along an axis, a perovskite has a strong column A at the corner and a weak one B near the
+middle of each cell. Where B is off the middle by u, the reflection g = (h, k) of a patch is
 
-    F_g = f_g exp(-2 pi i g R) [1 + rho (-1)^(h + k) exp(-2 pi i g u)]
+    F_g = s exp(-2 pi i g R) [A_g + (-1)^(h + k) B_g exp(-2 pi i g u)]
+    A_g = exp(-2 pi^2 b^2 g^2),    B_g = rho A_g
 
-with the place R of A, which changes with the origin and with drift, and the ratio rho of B to A. The
-sums of phases
-
-    T_1 = arg F_11 - arg F_10 - arg F_01,    T_2 = arg F_1-1 - arg F_10 + arg F_01
-
-do not depend on R (triplet invariants; Hauptman & Karle 1953, Solution of the Phase Problem), and
-with e = 2 pi g u they are
-
-    T = p(e_1 +- e_2) - m(e_1) -+ m(e_2),    p(e) = arg(1 + rho e^-ie),  m(e) = arg(1 - rho e^-ie),
-
-near u = 0 so -2 rho / (1 - rho^2) (e_1 +- e_2). A power spectrum has no such phases: u and -u are
-the same to it. Vectors are (y, x).
+with Gaussian columns of width b, the ratio rho of B to A, and in each patch the place R of A, which
+changes with the origin and with drift, and the scale s. Least squares over the reflections are what
+noise of the same variance in all pixels asks for. A power spectrum has no phases: u and -u are the
+same to it. The mean over many cells takes the place of the four A columns around each B (Jia et al.
+2007, Nature Materials 6, 64). Vectors are (y, x).
 """
 
 from typing import NamedTuple
@@ -24,16 +18,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float, Real
+from jaxtyping import Array, Float, Real
 
 from micjax.core.ranges import positive
 from micjax.physics.patches import grains
 from micjax.physics.patches.local_spectra import LocalSpectra, over_strips, power_of
 from micjax.physics.patches.windows import Hann, Window
 
-ORDERS = ((1, 0), (0, 1), (1, 1), (1, -1), (2, 0), (0, 2))
-LARGEST = 0.25  # of the period of a reflection: a displacement along it
-ROUNDS = 30  # of the correction that solves for u
+# families of equal g^2 in a square lattice: the first three tell the ratio and the width of columns
+ORDERS = (
+    *((1, 0), (0, 1), (1, 1), (1, -1), (2, 0), (0, 2)),
+    *((2, 1), (2, -1), (1, 2), (1, -2), (2, 2), (2, -2)),
+)
+LARGEST = 0.25  # of the edge of a cell: a displacement along it
+ROUNDS = 12  # of Gauss and Newton
+DAMPING = 1e-3  # of the diagonal of their matrix
 
 
 def reciprocal_lattice(
@@ -69,14 +68,10 @@ def reciprocal_lattice(
 
 
 class Reflections(NamedTuple):
-    """Local amplitudes of the reflections `ORDERS`, at places `[ny, nx]`."""
+    """Local amplitudes F of the reflections `ORDERS`, at places `[ny, nx]`."""
 
-    real: Float[Array, "6 ny nx"]
-    imaginary: Float[Array, "6 ny nx"]
-
-    @property
-    def amplitude(self) -> Complex[Array, "6 ny nx"]:
-        return self.real + 1j * self.imaginary
+    real: Float[Array, "g ny nx"]
+    imaginary: Float[Array, "g ny nx"]
 
 
 def reflections(
@@ -147,68 +142,92 @@ def _waves(n: int, cycles, centres, size_px: float, window: Window, dtype):
     return tuple(weight * jnp.asarray(f(phase)[:, None], dtype) for f in (np.cos, np.sin))
 
 
-def column_ratio(
-    local: Reflections, reciprocal_perA: Real[np.ndarray, "2 2"]
-) -> Float[Array, ""]:
-    """rho, the weak column over the strong one, from the mean power of the reflections.
+class Columns(NamedTuple):
+    """Of the whole image."""
 
-    Columns are Gaussians of one width s, f_g = exp(-2 pi^2 s^2 g^2), which the ratio of {11} to
-    {20} gives; then {10} over {11} is f_10 / f_11 (1 - rho) / (1 + rho). Displacements of a tenth
-    of a cell make it too small by some hundredths.
+    ratio: Float[Array, ""]  # rho, weak over strong
+    width_A: Float[Array, ""]  # b, standard deviation
+
+
+def columns(local: Reflections, reciprocal_perA: Real[np.ndarray, "2 2"]) -> Columns:
+    """From the mean power of the reflections as if u = 0: the image need hold no vacuum.
+
+    {11} over {20} is exp(2 pi^2 b^2 (g_20^2 - g_11^2)), and {10} over {11} tells
+    (1 - rho) / (1 + rho). Displacements of a tenth of a cell, and B columns narrower than A, make
+    rho too small by some hundredths, and with it u too large by a tenth at most.
     """
-    squared = np.sum((np.asarray(ORDERS, float) @ np.asarray(reciprocal_perA, float)) ** 2, axis=1)
-    # three families of two: mean logarithm of the amplitude, and mean g^2
-    power = jnp.mean(local.real**2 + local.imaginary**2, axis=(1, 2))
-    first, second, third = jnp.mean(0.5 * jnp.log(power).reshape(3, 2), axis=1)
-    a, b, c = squared.reshape(3, 2).mean(1)
-    slope = (second - third) / (c - b)
-    odd = jnp.exp(jnp.minimum(first - second - slope * (b - a), 0.0))
-    return (1.0 - odd) / (1.0 + odd)
+    squared = _squared_perA2(reciprocal_perA)[:6].reshape(3, 2).mean(1)
+    power = jnp.mean(local.real[:6] ** 2 + local.imaginary[:6] ** 2, axis=(1, 2))
+    ten, eleven, twenty = jnp.mean(0.5 * jnp.log(power).reshape(3, 2), axis=1)
+    fall = jnp.maximum((eleven - twenty) / (squared[2] - squared[1]), 0.0)
+    odd = jnp.exp(ten - eleven - fall * (squared[1] - squared[0]))
+    return Columns(
+        jnp.clip((1.0 - odd) / (1.0 + odd), 0.01, 0.99), jnp.sqrt(fall / (2.0 * np.pi**2))
+    )
 
 
-def triplets(local: Reflections) -> Float[Array, "2 ny nx"]:
-    """T_1 and T_2, in radians: phases of F_11 F_10* F_01* and F_1-1 F_10* F_01."""
-    # of length 1, as a product of three may be no number of this precision
-    largest = jnp.max(jnp.abs(local.real) + jnp.abs(local.imaginary))
-    amplitude = local.amplitude / jnp.where(largest > 0.0, largest, 1.0)
-    ten, one, plus, minus = amplitude[:4]
-    return jnp.angle(jnp.stack([plus * jnp.conj(ten * one), minus * jnp.conj(ten) * one]))
+def _squared_perA2(reciprocal_perA) -> np.ndarray:
+    return np.sum((np.asarray(ORDERS, float) @ np.asarray(reciprocal_perA, float)) ** 2, axis=1)
+
+
+class Displacements(NamedTuple):
+    """Of B from the middle of four A, a mean over the window of each place."""
+
+    shift_A: Float[Array, "ny nx 2"]  # u (y, x)
+    sd_A: Float[Array, "ny nx 2"]  # from what the reflections leave unexplained
 
 
 def displacements(
-    local: Reflections,
-    reciprocal_perA: Real[np.ndarray, "2 2"],
-    ratio: Float[Array, ""] | float,
-) -> Float[Array, "ny nx 2"]:
-    """u (y, x) in Å: how far the weak column is from the middle of four strong ones.
+    local: Reflections, reciprocal_perA: Real[np.ndarray, "2 2"], column: Columns
+) -> Displacements:
+    """u at each place, by least squares over R, u and s.
 
-    A mean over the window, weighted by it. Each round corrects e by the part of T that is not
-    explained, over the slope at u = 0; the error after `ROUNDS` is below 1e-6 of u up to a tenth of
-    a cell. What noise leaves unexplained ends at `LARGEST` of a period.
-
-    **Arguments:**
-
-    - `ratio`: rho, as `column_ratio` gives it; above 0 and below 1.
+    It begins at u = 0, with R from the phases of (1, 0) and (0, 1). What noise leaves undecided
+    ends at `LARGEST` of a cell. Brightness and contrast change nothing.
     """
-    measured = triplets(local)
-    ratio = jnp.asarray(ratio, measured.dtype)
-    slope = -2.0 * ratio / (1.0 - ratio**2)
-
-    def correct(_, e):
-        predicted = jnp.stack([_sum_of_phases(e[0], e[1], ratio), _sum_of_phases(e[0], -e[1], ratio)])
-        off = jnp.angle(jnp.exp(1j * (measured - predicted))) / slope
-        change = 0.5 * jnp.stack([off[0] + off[1], off[0] - off[1]])
-        return jnp.clip(e + change, -2.0 * np.pi * LARGEST, 2.0 * np.pi * LARGEST)
-
-    e = jax.lax.fori_loop(0, ROUNDS, correct, jnp.zeros_like(measured))
-    inverse = np.linalg.inv(np.asarray(reciprocal_perA, float)) / (2.0 * np.pi)
-    return jnp.moveaxis(jnp.einsum("yg,gnm->ynm", jnp.asarray(inverse, e.dtype), e), 0, -1)
+    real, imaginary = (jnp.moveaxis(v, 0, -1) for v in local)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(real) + jnp.abs(imaginary)))
+    unit = jnp.where(largest > 0.0, largest, 1.0)
+    squared = jnp.asarray(_squared_perA2(reciprocal_perA), real.dtype)
+    envelope = jnp.exp(-2.0 * np.pi**2 * column.width_A**2 * squared).astype(real.dtype)
+    solve = jax.vmap(jax.vmap(_solved, (0, 0, None, None)), (0, 0, None, None))
+    e, variance = solve(real / unit, imaginary / unit, envelope, column.ratio.astype(real.dtype))
+    inverse = jnp.asarray(np.linalg.inv(np.asarray(reciprocal_perA, float)) / (2.0 * np.pi))
+    inverse = inverse.astype(real.dtype)
+    sd = jnp.sqrt(jnp.einsum("yg,nmgf,yf->nmy", inverse, variance, inverse))
+    return Displacements(jnp.einsum("yg,nmg->nmy", inverse, e), sd)
 
 
-def _sum_of_phases(first, second, ratio):
-    """T of e_1 and +- e_2, where m(-e) = -m(e)."""
+def _solved(real, imaginary, envelope, ratio):
+    """e = 2 pi g u of (1, 0) and (0, 1), and its covariance."""
+    orders = jnp.asarray(ORDERS, real.dtype)
+    weak = ratio * (-1.0) ** orders.sum(1)
+    data = jnp.concatenate([real, imaginary])
 
-    def phase(e, sign: float):
-        return -jnp.arctan2(sign * ratio * jnp.sin(e), 1.0 + sign * ratio * jnp.cos(e))
+    def model(x):
+        place, off = orders @ x[:2], orders @ (x[:2] + x[2:4])
+        cosine = jnp.cos(place) + weak * jnp.cos(off)
+        sine = jnp.sin(place) + weak * jnp.sin(off)
+        return x[4] * jnp.concatenate([envelope * cosine, -envelope * sine])
 
-    return phase(first + second, 1.0) - phase(first, -1.0) - phase(second, -1.0)
+    def equations(x):
+        slope = jax.jacfwd(model)(x)
+        return slope.T @ slope, slope.T @ (data - model(x))
+
+    def step(_, x):
+        matrix, right = equations(x)
+        diagonal = jnp.diag(matrix)
+        floor = jnp.finfo(data.dtype).eps * jnp.max(diagonal) + jnp.finfo(data.dtype).tiny
+        x = x + jnp.linalg.solve(matrix + jnp.diag(DAMPING * diagonal + floor), right)
+        bound = 2.0 * np.pi * LARGEST
+        return x.at[2:4].set(jnp.clip(x[2:4], -bound, bound))
+
+    phase = -jnp.arctan2(imaginary[:2], real[:2])
+    flat = jnp.concatenate([phase, jnp.zeros(2, data.dtype), jnp.ones(1, data.dtype)])
+    first = model(flat)
+    scale = jnp.sum(first * data) / jnp.sum(first**2)
+    x = jax.lax.fori_loop(0, ROUNDS, step, flat.at[4].set(scale))
+    matrix, _ = equations(x)
+    floor = jnp.finfo(data.dtype).eps * jnp.max(jnp.diag(matrix)) + jnp.finfo(data.dtype).tiny
+    variance = jnp.sum((data - model(x)) ** 2) / (len(data) - len(x))
+    return x[2:4], variance * jnp.linalg.inv(matrix + floor * jnp.eye(len(x)))[2:4, 2:4]
