@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, ArrayLike, Float, Real
 
 from micjax.core.ranges import positive
 from micjax.physics.patches import grains
@@ -78,7 +78,7 @@ def reflections(
     image: Real[Array, "h w"],
     reciprocal_perA: Real[np.ndarray, "2 2"],
     sampling_A: float,
-    centres_px: tuple[Float[Array, "ny"], Float[Array, "nx"]],
+    centres_px: tuple[Float[ArrayLike, "ny"], Float[ArrayLike, "nx"]],
     size_px: float,
     window: Window = Hann(),  # noqa: B008
 ) -> Reflections:
