@@ -78,10 +78,11 @@ def one_against_the_rest(points: np.ndarray, labels: np.ndarray) -> list:
 
 
 def told_by_process(points: np.ndarray, labels: np.ndarray, other: np.ndarray) -> np.ndarray:
-    means = [
-        gp.predict(gp.condition(fit.problem, *known), other)[0]
-        for fit, known in one_against_the_rest(points, labels)
-    ]
+    return told_by(one_against_the_rest(points, labels), other)
+
+
+def told_by(fits: list, other: np.ndarray) -> np.ndarray:
+    means = [gp.predict(gp.condition(fit.problem, *known), other)[0] for fit, known in fits]
     return np.argmax(means, axis=0)
 
 
@@ -90,11 +91,20 @@ def told_by_centroid(points: np.ndarray, labels: np.ndarray, other: np.ndarray) 
     return ((other[:, None] - means) ** 2).sum(-1).argmin(1)
 
 
-def by_relevance(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def told_by_discriminant(points: np.ndarray, labels: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The nearest centroid in units of the spread within classes, shrunk by 0.3 to a sphere."""
+    means = np.stack([points[labels == k].mean(0) for k in range(labels.max() + 1)])
+    within = (points - means[labels]).T @ (points - means[labels]) / len(points)
+    axes = len(within)
+    within = 0.7 * within + 0.3 * np.trace(within) / axes * np.eye(axes)
+    whiten = np.linalg.cholesky(np.linalg.inv(within))
+    return told_by_centroid(points @ whiten, labels, other @ whiten)
+
+
+def by_relevance(fits: list) -> np.ndarray:
     """Descriptors from the most relevant on: 1 / lengthscale^2, added up over the classes."""
     relevance = sum(
-        np.asarray(fit.problem.values()["forward.kernel.lengthscale"]) ** -2.0
-        for fit, _ in one_against_the_rest(points, labels)
+        np.asarray(fit.problem.values()["forward.kernel.lengthscale"]) ** -2.0 for fit, _ in fits
     )
     return np.argsort(-relevance)
 
@@ -103,11 +113,11 @@ def by_information(points: np.ndarray, labels: np.ndarray, count: int) -> np.nda
     """The descriptors that say most of the class together: one after the other, greedily.
 
     The information of normal distributions, I = (log |S| - log |W|) / 2 with the covariances S of
-    all and W within the classes, both shrunk by a tenth of the identity.
+    all and W within the classes, both shrunk by a fifth towards the identity.
     """
     within = points - np.stack([points[labels == k].mean(0) for k in labels])
     total = points - points.mean(0)
-    covariances = [0.9 * v.T @ v / len(v) + 0.1 * np.eye(v.shape[1]) for v in (total, within)]
+    covariances = [0.8 * v.T @ v / len(v) + 0.2 * np.eye(v.shape[1]) for v in (total, within)]
     kept: list[int] = []
     for _ in range(count):
         gains = np.full(points.shape[1], -np.inf)
@@ -164,30 +174,42 @@ def repeat(name: str, seed: int, noise: float) -> dict:
     values = np.asarray(jax.jit(describe)(jnp.asarray(patches, jnp.float32)), np.float64)
     row = {"set": name, "seed": seed, "noise": noise, "describe_cpu_s": time.process_time() - began}
 
-    def accuracy(tell, features) -> float:
+    def scaled(features) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         of = features[known]
-        scaled = (features - of.mean(0)) / np.maximum(of.std(0), 1e-9)
-        scaled = np.clip(scaled, -6.0, 6.0)  # far from all labels is far enough
-        told = tell(scaled[known], labels[known], scaled[held])
-        return float(np.mean(told == labels[held]))
+        sd = of.std(0)
+        unit = (features - of.mean(0)) / np.where(sd > 0.0, sd, 1.0)
+        unit = np.clip(unit, -6.0, 6.0)  # far from all labels is far enough
+        return unit[known], labels[known], unit[held]
 
-    scaled = (values[known] - values[known].mean(0)) / np.maximum(values[known].std(0), 1e-9)
-    relevant = by_relevance(scaled, labels[known])[:FEW]
-    informed = by_information(scaled, labels[known], FEW)
+    def accuracy(tell, features) -> float:
+        return float(np.mean(tell(*scaled(features)) == labels[held]))
+
+    points, of, other = scaled(values)
+    fits = one_against_the_rest(points, of)
+    relevant = by_relevance(fits)[:FEW]
+    informed = by_information(points, of, FEW)
     row["majority"] = float(np.bincount(labels[held]).max() / held.sum())
     pixels, patterns = principal(patches, held), binary_patterns(patches)
-    ways = {
-        "pca_centroid": (told_by_centroid, pixels),
-        "pca_process": (told_by_process, pixels),
-        "patterns_centroid": (told_by_centroid, patterns),
-        "patterns_process": (told_by_process, patterns),
-        "all_centroid": (told_by_centroid, values),
-        "all_process": (told_by_process, values),
-        "ard_process": (told_by_process, values[:, relevant]),
-        "information_process": (told_by_process, values[:, informed]),
-        "information_centroid": (told_by_centroid, values[:, informed]),
+    features = {
+        "pca": pixels,
+        "patterns": patterns,
+        "all": values,
+        "ard": values[:, relevant],
+        "information": values[:, informed],
     }
-    row |= {n: accuracy(*way) for n, way in ways.items() if way[1] is not None}
+    rules = {
+        "centroid": told_by_centroid,
+        "discriminant": told_by_discriminant,
+        "process": told_by_process,
+    }
+    ways = {
+        f"{n}_{rule}": (tell, v)
+        for n, v in features.items()
+        for rule, tell in rules.items()
+        if v is not None and (rule != "process" or n in ("ard", "information"))
+    }
+    ways["all_process"] = lambda *_: told_by(fits, other), values
+    row |= {n: accuracy(*way) for n, way in ways.items()}
     row["ard"] = [describe.names[i] for i in relevant]
     row["information"] = [describe.names[i] for i in informed]
     return {n: round(v, 4) if isinstance(v, float) else v for n, v in row.items()}

@@ -1,16 +1,19 @@
 """Micrographs and scans whose texture is known, [h, w], each with its own brightness and contrast.
 
 `metal`: two phases with three sizes each, as after etching: ferrite (grains with dark boundaries,
-of 9, 14 and 22 pixels) and pearlite (colonies of lamellae, 5, 7.5 and 11 pixels apart).
+of 7, 14 and 28 pixels, two ASTM grain size numbers apart) and pearlite (colonies of lamellae, 5,
+7.5 and 11 pixels apart). `close`: the same with grains of 9, 14 and 22 pixels.
 `scan`: labyrinth domains, particles, terraces, a rough surface, grains.
 """
+
+from functools import partial
 
 import numpy as np
 import scipy.ndimage
 import scipy.spatial
 
 SIZE, PATCH = 192, 64  # pixels
-PIXEL_A = {"metal": 2500.0, "scan": 20.0}
+PIXEL_A = {"metal": 2500.0, "close": 2500.0, "scan": 20.0}
 
 
 def _voronoi(rng, edge_px: float) -> tuple[np.ndarray, np.ndarray]:
@@ -77,17 +80,22 @@ def _rough(rng) -> np.ndarray:
     return field / field.std()
 
 
+def _metal(*grains_px: float) -> dict:
+    return {
+        **{f"ferrite {n:g} px": partial(_ferrite, edge_px=n) for n in grains_px},
+        **{f"pearlite {n:g} px": partial(_pearlite, period_px=n) for n in (5, 7.5, 11)},
+    }
+
+
 SETS = {
-    "metal": {
-        **{f"ferrite {n:g} px": (lambda rng, n=n: _ferrite(rng, n)) for n in (9, 14, 22)},
-        **{f"pearlite {n:g} px": (lambda rng, n=n: _pearlite(rng, n)) for n in (5, 7.5, 11)},
-    },
+    "metal": _metal(7, 14, 28),
+    "close": _metal(9, 14, 22),
     "scan": {
         "labyrinth": _labyrinth,
         "particles": _particles,
         "terraces": _terraces,
         "rough": _rough,
-        "grains": lambda rng: _ferrite(rng, 14),
+        "grains": partial(_ferrite, edge_px=14),
     },
 }
 

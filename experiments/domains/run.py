@@ -167,28 +167,31 @@ def shift_error_A(crystal: Ferroelectric, shift: np.ndarray, centres: np.ndarray
     return float(np.sqrt(np.mean((shift - crystal.shift_A[np.ix_(at, at)]) ** 2)))
 
 
-def ways(image: np.ndarray, centres: np.ndarray, window: float) -> dict[str, np.ndarray]:
-    patches = cut(image, centres, window)
+def ways(
+    image: np.ndarray, centres: np.ndarray, window: float, pixels: bool
+) -> dict[str, np.ndarray]:
+    """Features of the patches; those of their pixels take long."""
     strong, weak = columns(image)
     middle, shift = off_the_middle(strong, weak)
-    return {
-        "raw": patches,
-        "pca": components(patches),
-        "power": power(patches),
-        "registered": registered(image, strong, centres, window),
+    every = {
         "columns": columnwise(middle, shift, centres, window),
         "displacements": polar(image, centres, window),
     }
+    if pixels:
+        patches = cut(image, centres, window)
+        every["raw"], every["pca"], every["power"] = patches, components(patches), power(patches)
+        every["registered"] = registered(image, strong, centres, window)
+    return every
 
 
-def repeat(seed: int, window: float, step: float, **made) -> dict:
+def repeat(seed: int, window: float, step: float, pixels: bool, **made) -> dict:
     crystal = ferroelectric(seed, sampling_A=SAMPLING_A, **made)
     image = crystal.image.astype(np.float32)
     centres = centres_px(len(image), window, step)
     count = len(np.unique(crystal.domain))
     row = {"seed": seed, "window_cells": window, "step_cells": step, **made}
     began = time.process_time()
-    for name, features in ways(image, centres, window).items():
+    for name, features in ways(image, centres, window, pixels).items():
         labels = over_pixels(clusters(features, count), centres, len(image))
         row[name] = adjusted_rand_index(labels, crystal.domain)
         if name in ("columns", "displacements"):
@@ -241,7 +244,7 @@ if __name__ == "__main__":
     made = {"variants": given.variants, "dose_perA2": given.dose, "shift_A": given.shift}
     for seed in given.seeds:
         for window, step in settings:
-            line = json.dumps(repeat(seed, window, step, **made))
+            line = json.dumps(repeat(seed, window, step, not given.study, **made))
             print(line, flush=True)
             with given.out.open("a") as file:
                 file.write(line + "\n")
