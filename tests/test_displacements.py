@@ -76,9 +76,21 @@ def test_ratio_and_width_of_the_columns():
     _, flat = solved(crystal((0.0, 0.0))[0])
     np.testing.assert_allclose(flat.ratio, RATIO, atol=1e-3)
     np.testing.assert_allclose(flat.width_A, WIDTH_A, atol=1e-3)
-    # as the docstring says, a little less where columns are off
-    _, off = solved(crystal((0.25, 0.25))[0])
-    assert RATIO - 0.03 < off.ratio < RATIO - 0.005
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.6])
+def test_displacements_hardly_change_with_the_estimate_of_the_ratio(ratio):
+    shift_A = (0.25, -0.3)
+
+    @jax.jit
+    def blind(image):
+        local = polar.reflections(image, STRAIGHT, SAMPLING_A, (CENTRES, CENTRES), 30.0)
+        column = polar.columns(local, STRAIGHT)
+        return polar.displacements(local, STRAIGHT, column).shift_A, column.ratio
+
+    ours, estimate = blind(crystal(shift_A, ratio=ratio)[0])
+    assert 0.75 * ratio < estimate < 0.98 * ratio
+    np.testing.assert_allclose(ours, np.broadcast_to(shift_A, (3, 3, 2)), rtol=0.01)
 
 
 def test_errors_are_those_of_noise():

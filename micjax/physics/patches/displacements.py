@@ -31,8 +31,8 @@ ORDERS = (
     *((2, 1), (2, -1), (1, 2), (1, -2), (2, 2), (2, -2)),
 )
 LARGEST = 0.25  # of the edge of a cell: a displacement along it
-ROUNDS = 12  # of Gauss and Newton
-DAMPING = 1e-3  # of the diagonal of their matrix
+ROUNDS = 12  # of Gauss-Newton
+DAMPING = 1e-3  # of the diagonal of its matrix
 
 
 def reciprocal_lattice(
@@ -153,8 +153,8 @@ def columns(local: Reflections, reciprocal_perA: Real[np.ndarray, "2 2"]) -> Col
     """From the mean power of the reflections as if u = 0: the image need hold no vacuum.
 
     {11} over {20} is exp(2 pi^2 b^2 (g_20^2 - g_11^2)), and {10} over {11} tells
-    (1 - rho) / (1 + rho). Displacements of a tenth of a cell, and B columns narrower than A, make
-    rho too small by some hundredths, and with it u too large by a tenth at most.
+    (1 - rho) / (1 + rho). Displacements of a tenth of a cell make rho too small by a tenth or two
+    of itself, which changes u by less than 1 %.
     """
     squared = _squared_perA2(reciprocal_perA)[:6].reshape(3, 2).mean(1)
     power = jnp.mean(local.real[:6] ** 2 + local.imaginary[:6] ** 2, axis=(1, 2))
@@ -182,8 +182,9 @@ def displacements(
 ) -> Displacements:
     """u at each place, by least squares over R, u and s.
 
-    It begins at u = 0, with R from the phases of (1, 0) and (0, 1). What noise leaves undecided
-    ends at `LARGEST` of a cell. Brightness and contrast change nothing.
+    It begins at u = 0, with R from the phases of (1, 0) and (0, 1): near enough where rho is 0.6 or
+    less, while columns that are nearly alike (0.8) may end at another minimum. What noise leaves
+    undecided ends at `LARGEST` of a cell. Brightness and contrast change nothing.
     """
     real, imaginary = (jnp.moveaxis(v, 0, -1) for v in local)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(real) + jnp.abs(imaginary)))
