@@ -1,6 +1,5 @@
 """Rewards as functions of window, band, sparsity and image: derivatives are finite differences."""
 
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
