@@ -18,6 +18,7 @@ from micjax.physics.patches.unmixing.agreement import adjusted_rand_index, match
 from micjax.physics.patches.unmixing.equivariant import Code, offsets, turned
 from micjax.physics.patches.windows import Hann
 from micjax.problems import phase_map
+from micjax.problems.phase_map.naming import candidates, named
 
 PIXEL_A = 0.5
 SHAPE = (168, 208)
@@ -222,6 +223,28 @@ def test_a_file_becomes_a_report(tmp_path, crystal, monkeypatch, capsys):
     assert field.data.shape == SHAPE and field.pixel_nm == pytest.approx((0.05, 0.05))
     report = (tmp_path / "r/report.html").read_text()
     assert "Templates" in report and "Number of phases" in report
+
+
+def test_phases_are_named_by_files_of_structures(tmp_path, solution):
+    """Both selenides as columns in a flat cell, and copper, which is neither of them."""
+    ase = pytest.importorskip("ase")
+    for name, lattice in zip(("first", "second"), phase_map.palladium_selenides(), strict=True):
+        cell = np.diag([*np.diag(lattice.vectors_A), 3.0])
+        symbols = ["Pd" if w > 40.0**1.7 else "Se" for w in lattice.weight]
+        places = np.column_stack([lattice.basis, np.zeros(len(symbols))])
+        atoms = ase.Atoms(symbols, scaled_positions=places, cell=cell, pbc=True)
+        atoms.write(tmp_path / f"{name}.cif")
+    copper = ase.Atoms("Cu4", cell=3.61 * np.eye(3), pbc=True)
+    copper.set_scaled_positions([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
+    copper.write(tmp_path / "copper.cif")
+    forward = solution.problem.forward
+    known = candidates(str(tmp_path), forward.polar)
+    found = named(forward.template[:2], known)
+    assert {name for name, _, _ in found} == {"first [0 0 1]", "second [0 0 1]"}
+    assert all(cosine > 0.85 and rival is None for _, cosine, rival in found)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ValueError, match="no files in this folder"):
+        candidates(str(tmp_path / "none"), forward.polar)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from micjax.problems.phase_map.model import (
     SampledPatches,
     Truth,
 )
+from micjax.problems.phase_map.naming import candidates
 from micjax.problems.phase_map.show import compare as compare
 from micjax.problems.phase_map.show import figures as figures
 from micjax.problems.phase_map.stages import stages as stages
@@ -47,6 +48,7 @@ def problem(
     radii: int = 32,
     angles: int = 90,
     noise_sd: float = 0.002,
+    structures: str | None = None,
 ) -> InverseProblem:
     """SampledPatches of an image, each with two atoms of a phase at an angle.
 
@@ -66,6 +68,8 @@ def problem(
     - `angles`: of the polar spectra, over half a turn.
     - `noise_sd`: of the real and of the imaginary part of a spectrum, over the length of that of a
         patch of one grain; within a factor of two.
+    - `structures`: a file of a crystal (CIF and others), or a folder of such files, to name the
+        phases by.
 
     **Raises:** `ValueError` for more phases than patches, numbers that are not positive, and
     frequencies that are none of these pixels.
@@ -94,6 +98,7 @@ def problem(
         polar,
         cell_A,
         phases,
+        known=None if structures is None else candidates(structures, polar),
     )
     sigma = noise_sd * polar.area
     return InverseProblem(

@@ -14,7 +14,10 @@ from micjax.physics.patches.local_spectra import LocalSpectra, window_means, win
 from micjax.physics.patches.mapping import SMOOTHING, borders
 from micjax.physics.patches.unmixing.phases import Trial, similarities
 from micjax.problems.phase_map.model import SampledPatches
+from micjax.problems.phase_map.naming import named
 from micjax.problems.phase_map.stages import templates_of
+
+LIKE = 0.7  # cosine below which a crystal is another one
 
 
 def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) -> Solution:
@@ -37,6 +40,8 @@ def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) ->
         "probability": _field(arrays["map_probability"], local, "probability", ""),
     }
     grains = _grains(phase, angle, count, (forward.cell_A / local.sampling_A) ** 2)
+    templates = templates_of(forward)
+    names = None if forward.known is None else named(templates, forward.known)
     there = phase >= 0
     metrics = dict(solution.metrics) | {
         "phases": float(count),
@@ -44,15 +49,22 @@ def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) ->
         "no_crystal_fraction": float(np.mean(phase[there] == count)),
         "patches_learnt_from": float(len(y)),
     }
-    alike = similarities(templates_of(forward))
+    alike = similarities(templates)
     tried = [Trial(int(t[0]), *map(float, t[1:])) for t in arrays["tried"]]
     return dataclasses.replace(
         solution,
         results=results,
         metrics=metrics,
-        table=[_row(k, phase, there, grains[k], alike) for k in range(count)],
-        statements=[*_statements(count, tried, len(forward.template)), *solution.statements],
-        extra={"tried": tried, "templates": np.asarray(templates_of(forward))},
+        table=[
+            _row(k, phase, there, grains[k], alike) | ({} if names is None else _name(names[k]))
+            for k in range(count)
+        ],
+        statements=[
+            *_statements(count, tried, len(forward.template)),
+            *_doubts(names or []),
+            *solution.statements,
+        ],
+        extra={"tried": tried, "templates": np.asarray(templates)},
     )
 
 
@@ -112,6 +124,18 @@ def _row(k: int, phase, there, grains, alike) -> dict[str, Any]:
         "orientation of the largest (deg)": shown,
         "most like another one (cosine)": float(alike[k].max()) if len(alike) > 1 else np.nan,
     }
+
+
+def _name(named_as: tuple[str, float, str | None]) -> dict[str, Any]:
+    return {"looks like": named_as[0], "cosine with it": named_as[1]}
+
+
+def _doubts(names):
+    for k, (name, cosine, rival) in enumerate(names):
+        if rival is not None:
+            yield f"Phase {k} is as much like {rival} as like {name}: its spectrum does not tell."
+        if cosine < LIKE:
+            yield f"Phase {k} is none of the structures that were given (cosine {cosine:.2f})."
 
 
 def _statements(count: int, tried: list[Trial], most: int):

@@ -1,6 +1,7 @@
 """Patches of an image at atomic resolution, from a file, for `micjax.problems.phase_map`."""
 
 import logging
+import pathlib
 from typing import Any
 
 import jax.numpy as jnp
@@ -36,6 +37,7 @@ def load(
     cell_A: float | None = None,
     k_max_perA: float | None = None,
     patches: int = 160,
+    structures: str | None = None,
 ) -> tuple[dict[str, Any], SampledPatches, Float[Array, "n r t"]]:
     """An image of crystals at atomic resolution. Pixels that are NaN are holes.
 
@@ -49,13 +51,15 @@ def load(
     - `cell_A`: about the edge of a unit cell; from the rings of the power spectrum by default.
     - `k_max_perA`: the highest frequency that is looked at; where noise begins by default.
     - `patches`: how many are learnt from, at most.
+    - `structures`: a file of a crystal (CIF and others), or a folder of such files, to name the
+        phases by.
 
     **Raises:** `ValueError` for what is no image with one value a pixel, constant values, a pixel
     size that is not known or not the same along y and x, a window that is larger than the image or
     smaller than a cell, besides what `micjax.io.read` raises.
     """
     field = read(file, channel, None if pixel_A is None else 0.1 * pixel_A)
-    return prepare(
+    options, x, y = prepare(
         _image(field),
         _pixel_A(field),
         phases=phases,
@@ -65,6 +69,9 @@ def load(
         k_max_perA=k_max_perA,
         patches=patches,
     )
+    if structures is not None:
+        options["structures"] = str(pathlib.Path(structures).absolute())
+    return options, x, y
 
 
 def prepare(

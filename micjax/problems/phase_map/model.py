@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from micjax.core.problem import parameter
 from micjax.physics.noise import Rice
 from micjax.physics.patches.polar import Polar
+from micjax.problems.phase_map.naming import KnownCrystals
 
 
 class SampledPatches(NamedTuple):
@@ -59,6 +60,7 @@ class PatchMixture(eqx.Module):
     cell_A: float = eqx.field(static=True)  # about the edge of a unit cell
     phases: int = eqx.field(static=True)  # 0: as many as the patches show, at most k
     truth: Truth | None = None
+    known: KnownCrystals | None = None
 
     def __call__(self, x: SampledPatches) -> Float[Array, "p r t"]:
         angles, of = self.template.shape[-1], x.index
