@@ -120,7 +120,7 @@ def of_counts(peers: Peers, quick: bool, file: str | None) -> Iterator[dict]:
         return counts.divergence(sparse, *map(np.asarray, (factors.abundance, factors.template)))
 
     filled = f"{told}, {100 * np.mean(x > 0):.1f} % filled, {components} end members"
-    for peer, steps in (("scikit-learn counts", 200), ("scikit-learn counts", 1000), ("espm", 200)):
+    for peer, steps in (("scikit-learn counts", 200), ("scikit-learn counts", 1000), ("espm", 30)):
         steps = min(steps, 20) if quick else steps
         done = peers.run(peer, x, w, h, steps)
         if done is None:
