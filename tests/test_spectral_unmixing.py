@@ -150,6 +150,22 @@ def test_values_in_any_unit(mixture, unit):
     np.testing.assert_allclose(w[:, order] / unit, mixture[0], atol=12.0)
 
 
+@pytest.mark.parametrize("kind", ["counts", "values"])
+def test_surprise_is_that_of_draws(mixture, kind):
+    """Of mean 0 and standard deviation 1 where the law is right; a line of its own stands out."""
+    w, h, _ = mixture
+    rng = np.random.default_rng(6)
+    model = np.tile(w @ h, (10, 1))
+    other = model.copy()
+    other[7, 55] += 20.0
+    drawn = {"counts": rng.poisson, "values": lambda m: m + rng.normal(0.0, 0.5, m.shape)}[kind]
+    law = {"counts": laws.Counts, "values": lambda d: laws.Values(d, 0.5)}[kind]
+    expected = law(drawn(model).astype(float)).surprise(np.tile(w, (10, 1)), h)
+    assert abs(expected.mean()) < 0.1 and expected.std() == pytest.approx(1.0, abs=0.1)
+    unlike = law(drawn(other).astype(float)).surprise(np.tile(w, (10, 1)), h)
+    assert np.argmax(unlike) == 7 and unlike[7] > 4.0
+
+
 def test_errors_of_abundances_are_those_of_repeats(mixture):
     w, h, _ = mixture
     rng, keep = np.random.default_rng(4), slice(5 * 14 + 6, 5 * 14 + 9)  # where both phases are

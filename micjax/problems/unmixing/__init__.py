@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 
 from micjax.core.problem import InverseProblem
-from micjax.core.ranges import positive
+from micjax.core.ranges import not_negative, positive
 from micjax.physics.noise import Gaussian, Poisson
 from micjax.problems.unmixing.conclusion import conclude as conclude
 from micjax.problems.unmixing.data import load as load
@@ -57,6 +57,7 @@ def problem(
     **Raises:** `ValueError` for another noise, numbers that are not positive, and more end members
     than pixels or channels.
     """
+    not_negative(components=components)
     positive(most_components=most_components, sigma=sigma, level=level, signal_step=signal_step)
     if noise not in NOISES:
         raise ValueError(f"noise = {noise!r}: one of {', '.join(NOISES)} is needed")

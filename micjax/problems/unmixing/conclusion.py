@@ -28,7 +28,7 @@ def conclude(solution: Solution, x: Int[Array, "n"], y: Float[Array, "n f"]) -> 
     axes = _grid_axes(forward)
     members = FieldAxis("component", np.arange(count), "")
     signal = FieldAxis(forward.signal_name, forward.signal, forward.signal_unit)
-    left = 2.0 * law.losses(w, h)
+    surprise = law.surprise(w, h)[:, None]
     results = {
         "abundance": Field(
             _mapped(w, pixel, forward),
@@ -38,7 +38,7 @@ def conclude(solution: Solution, x: Int[Array, "n"], y: Float[Array, "n f"]) -> 
             {"errors": _mapped(arrays["abundance_sd"], pixel, forward)},
         ),
         "spectrum": Field(h, (members, signal), "", "spectrum", {"errors": arrays["spectrum_sd"]}),
-        "misfit": Field(_mapped(left[:, None], pixel, forward)[0], axes, "", "misfit"),
+        "surprise": Field(_mapped(surprise, pixel, forward)[0], axes, "", "surprise"),
     }
     total = w.sum(axis=0)
     tried = [HeldOut(int(t[0]), *map(float, t[1:])) for t in arrays.get("tried", ())]

@@ -74,13 +74,12 @@ def _maps(solution: Solution):
     figure, axes = new_figure(1, count + 1, 3.6 * (count + 1), 3.4)
     for k in range(count):
         image_panel(axes[0, k], abundance.data[k], f"component {k}", pixel_nm=pixel)
-    shown = solution.results["misfit"].data
-    middle = shown - np.nanmedian(shown)
-    image_panel(axes[0, count], middle, "deviance less its median", pixel_nm=pixel)
+    image_panel(axes[0, count], solution.results["surprise"].data, "surprise", pixel_nm=pixel)
     return captioned(
         figure,
-        "Abundances, in the unit of the data summed over a spectrum. The deviance of a pixel shows "
-        "where something else is.",
+        "Abundances, in the unit of the data summed over a spectrum. The surprise is by how many "
+        "standard deviations a spectrum is less likely than draws of its law: something else is "
+        "where it is well above 2.",
     )
 
 

@@ -19,6 +19,7 @@ from micjax.physics.patches.unmixing import counts, factorisation
 
 STEPS, TRIAL_STEPS = 500, 60
 LEARNT = 0.7  # of all counts, where the others are held out
+CHUNK = 1000  # spectra of which every channel is in memory
 CERTAIN = 3.0  # standard errors by which one more end member has to predict better
 AHEAD = 2  # end members: where two show together, one alone may not
 
@@ -72,6 +73,13 @@ class Law(abc.ABC):
         self, w: Float[np.ndarray, "p k"], h: Float[np.ndarray, "k f"]
     ) -> Float[np.ndarray, "p"]:
         """-log likelihood of each spectrum, up to a constant (nats)."""
+
+    @abc.abstractmethod
+    def surprise(
+        self, w: Float[np.ndarray, "p k"], h: Float[np.ndarray, "k f"]
+    ) -> Float[np.ndarray, "p"]:
+        """How much less likely each spectrum is than draws of its law, in standard deviations of
+        these; of counts, than draws of as many."""
 
     @abc.abstractmethod
     def smoothed(
@@ -142,6 +150,20 @@ class Counts(Law):
     def losses(self, w, h):
         return counts.log_loss(self.data, w, h)
 
+    def surprise(self, w, h):
+        # given the number of counts they are multinomial: mean and variance of sum x log p
+        total = np.asarray(self.data.sum(axis=1), float)
+        mean, square = np.empty(len(w)), np.empty(len(w))
+        for at in np.array_split(np.arange(len(w)), -(-len(w) // CHUNK)):
+            model = np.maximum(w[at] @ h, counts.LEAST)
+            share, logarithm = model / model.sum(axis=1, keepdims=True), np.log(model)
+            mean[at] = np.sum(share * logarithm, axis=1)
+            square[at] = np.sum(share * (logarithm - mean[at, None]) ** 2, axis=1)
+        logs = w @ h.sum(axis=1) - self.losses(w, h)
+        spread = np.sqrt(total * square)
+        known = spread > 1e-6  # a flat spectrum of counts is as likely as any other
+        return np.where(known, total * mean - logs, 0.0) / np.where(known, spread, 1.0)
+
     def smoothed(self, w, h):
         # half a count in each channel (Krichevsky & Trofimov 1981), distributed as all of them are
         all_of, each = w.sum(axis=0), 0.5 * h.shape[1]
@@ -198,6 +220,10 @@ class Values(Law):
 
     def losses(self, w, h):
         return 0.5 * np.sum((self.data - w @ h) ** 2, axis=1) / self.sigma**2
+
+    def surprise(self, w, h):
+        channels = self.data.shape[1]
+        return (2.0 * self.losses(w, h) - channels) / np.sqrt(2.0 * channels)
 
     def smoothed(self, w, h):
         return h
