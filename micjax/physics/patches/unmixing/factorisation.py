@@ -7,6 +7,15 @@ The penalty is that of abundances of end members of length 1: scaling does not e
 (Nesterov steps in turn on W and H: Guan et al. 2012) and `Multiplicative` (Lee & Seung 2001, a
 reference: slow) minimise the same and stop on the same residual. Sparsity can be imposed step by
 step: `ramp` steps lead from l1 = 0 to l1.
+
+What a step costs are its two products with X. Most steps do without: after one with the products
+themselves, `between` more take those of their changes from the leading part of X, L R with a few
+rows (a random range with one power iteration: Halko et al. 2011),
+
+    X h^T ~ X h_0^T + L R (h - h_0)^T
+
+so that nothing is left out where the steps come to rest. Where the residual turns out worse than
+such steps expect, fewer follow, and in the end none.
 """
 
 from typing import NamedTuple
@@ -23,22 +32,24 @@ class Factors(NamedTuple):
     abundance: Float[Array, "p k"]
     template: Float[Array, "k f"]
     residual: Float[Array, ""]  # of the conditions of optimality, see `optimality`
-    misfit: Float[Array, ""]  # |X - W H| / |X|
     steps: Int[Array, ""]
+    passes: Int[Array, ""]  # steps that took the products with X itself
 
 
 class HALS(eqx.Module):
     """One end member after the other, each exactly; W several times for each product with X."""
 
-    inner: int = eqx.field(static=True, default=3)
+    inner: int = eqx.field(static=True, default=2)
 
     def update(self, v, products, gram):
-        def coordinate(i, v):
-            j = i % v.shape[1]
-            step = (products[:, j] - v @ gram[:, j]) / _above(gram[j, j])
-            return v.at[:, j].set(jnp.maximum(v[:, j] + step, 0.0))
+        """Rows `v` [k, n] nearer to the minimum of v^T gram v / 2 - v^T products."""
 
-        return jax.lax.fori_loop(0, self.inner * v.shape[1], coordinate, v)
+        def coordinate(i, v):
+            j = i % len(v)
+            step = (products[j] - gram[j] @ v) / _above(gram[j, j])
+            return v.at[j].set(jnp.maximum(v[j] + step, 0.0))
+
+        return jax.lax.fori_loop(0, self.inner * len(v), coordinate, v)
 
 
 class AcceleratedGradient(eqx.Module):
@@ -49,7 +60,7 @@ class AcceleratedGradient(eqx.Module):
 
         def step(_, state):
             v, ahead, t = state
-            new = jnp.maximum(ahead - (ahead @ gram - products) / lipschitz, 0.0)
+            new = jnp.maximum(ahead - (gram @ ahead - products) / lipschitz, 0.0)
             further = 0.5 * (1.0 + jnp.sqrt(1.0 + 4.0 * t**2))
             return new, new + (t - 1.0) / further * (new - v), further
 
@@ -58,7 +69,7 @@ class AcceleratedGradient(eqx.Module):
 
 class Multiplicative(eqx.Module):
     def update(self, v, products, gram):
-        return v * jnp.maximum(products, 0.0) / _above(v @ gram)
+        return v * jnp.maximum(products, 0.0) / _above(gram @ v)
 
 
 Method = HALS | AcceleratedGradient | Multiplicative
@@ -73,14 +84,26 @@ def optimality(data, w, h, l1=0.0) -> Float[Array, ""]:
 
     The same for data in any unit; the part of H is divided by |W|, so that both are residuals of X.
     """
-    h, w = _scaled(h, w)
+    v, h = _scaled(w.T, h)
     l1 = l1 * _unit_of(data)
-    of_w = w @ (h @ h.T) - data @ h.T + l1
-    of_h = (w.T @ w) @ h - w.T @ data + _pull(l1, w, h)
-    return _residual(jnp.linalg.norm(data), w, h, of_w, of_h)
+    of_v = (h @ h.T) @ v - _with_rows(data, h) + l1
+    of_h = (v @ v.T) @ h - _with_columns(data, v) + _pull(l1, v, h)
+    return _residual(jnp.linalg.norm(data), v, h, of_v, of_h)
 
 
-def _residual(size, w, h, of_w, of_h) -> Float[Array, ""]:
+# Products of thin matrices as they lie in memory: with a transposed factor, which is what XLA makes
+# of the plain expressions, they take three to ten times as long on a CPU.
+
+
+def _with_rows(data, h) -> Float[Array, "k p"]:
+    return jax.lax.optimization_barrier(data @ h.T).T
+
+
+def _with_columns(data, v) -> Float[Array, "k f"]:
+    return jax.lax.optimization_barrier(v.T).T @ data
+
+
+def _residual(size, v, h, of_v, of_h) -> Float[Array, ""]:
     """Of the gradients in W and in H."""
 
     def projected(gradient, v):
@@ -88,22 +111,33 @@ def _residual(size, w, h, of_w, of_h) -> Float[Array, ""]:
 
     # divided before it is squared: the product of three amplitudes would leave single precision
     size = _above(size)
-    of_h = projected(of_h / _above(jnp.linalg.norm(w)) / size, h)
-    return jnp.sqrt(projected(of_w / size, w) + of_h)
+    of_h = projected(of_h / _above(jnp.linalg.norm(v)) / size, h)
+    return jnp.sqrt(projected(of_v / size, v) + of_h)
 
 
-def _pull(l1, w, h):
+def _pull(l1, v, h):
     """Of the penalty on rows of `h`, which are of length 1."""
-    return l1 * jnp.sum(w, axis=0)[:, None] * h
+    return l1 * jnp.sum(v, axis=1)[:, None] * h
 
 
 def _unit_of(data):
     return jnp.sqrt(jnp.mean(data**2))
 
 
-def _scaled(h, w):
-    size = jnp.linalg.norm(h, axis=1)
-    return h / _above(size)[:, None], w * size
+def _scaled(v, h):
+    size = jnp.linalg.norm(h, axis=1)[:, None]
+    return v * size, h / _above(size)
+
+
+def _leading(
+    data: Float[Array, "p f"], rank: int
+) -> tuple[Float[Array, "r p"], Float[Array, "r f"]]:
+    """L^T and R with L R near X."""
+    rows = jax.random.normal(jax.random.key(0), (rank, data.shape[1]), data.dtype)
+    for _ in range(2):
+        left = jnp.linalg.qr(_with_rows(data, rows).T)[0].T
+        rows = _with_columns(data, left)
+    return left, rows
 
 
 def start(data: Float[Array, "p f"], count: int) -> tuple[Float[Array, "p k"], Float[Array, "k f"]]:
@@ -154,35 +188,72 @@ def factorise(
     ramp: int = 0,
     tolerance: Float[Array, ""] | float = 1e-4,
     steps: int = 1000,
+    between: int = 100,
 ) -> Factors:
     """From `w` and `h` until the optimality is below the tolerance, or so many steps.
 
-    End members that are `held` keep their directions.
+    End members that are `held` keep their directions. `between`: most steps from one product with
+    the data to the next.
     """
-    unit = _unit_of(data)
+    size, unit = jnp.linalg.norm(data), _unit_of(data)
+    left, right = _leading(data, min(*data.shape, 2 * len(h) + 8))
+
+    def step(v, h, products, of_v, done):
+        """One step, what the next can begin with, and the residual of where each factor began."""
+        now = unit * l1 * jnp.minimum(1.0, (done + 1.0) / max(ramp, 1))
+        gram = h @ h.T
+        slope = gram @ v - products + now
+        new_v = method.update(v, products - now, gram)
+        products, gram = of_v(new_v), new_v @ new_v.T
+        pull = _pull(now, new_v, h)
+        slope_h = gram @ h - products + pull
+        new_h = method.update(h, products - pull, gram)
+        if held is not None:
+            new_h, slope_h = (
+                jnp.where(held[:, None], a, b) for a, b in ((h, new_h), (0.0, slope_h))
+            )
+        return new_v, new_h, _residual(size, v, h, slope, slope_h), products
 
     def goes_on(state):
-        w, h, residual, done = state
+        _, _, residual, _, done, _, _ = state
         return (done < steps) & ((residual > tolerance) | (done < ramp))
 
-    def step(state):
-        w, h, _, done = state
-        now = unit * l1 * jnp.minimum(1.0, (done + 1.0) / max(ramp, 1))
-        h, w = _scaled(h, w)
-        products, gram = data @ h.T - now, h @ h.T
-        of_w = w @ gram - products
-        new_w = method.update(w, products, gram)
-        products, gram = data.T @ new_w - _pull(now, new_w, h).T, new_w.T @ new_w
-        of_h = gram @ h - products.T
-        new_h = method.update(h.T, products, gram).T
-        if held is not None:
-            new_h, of_h = (jnp.where(held[:, None], v, u) for v, u in ((h, new_h), (0.0, of_h)))
-        # of where each began, which costs no product with the data of its own
-        residual = _residual(jnp.linalg.norm(data), w, h, of_w, of_h)
-        return new_w, new_h, residual, done + 1
+    def outer(state):
+        v, h, before, expected, done, few, passes = state
+        of_h = _with_rows(data, h)
+        new_v, new_h, residual, of_v = step(v, h, of_h, lambda v: _with_columns(data, v), done)
+        worse = (residual > 2.0 * expected) & (residual > 0.5 * before)
+        few = jnp.where(worse, few // 8, few)
+        # what the leading part of X does not have of the products
+        rest_h = of_h - _by(h, right, left)
+        rest_v = of_v - _by(new_v, left, right)
+        goal = jnp.maximum(NEARER * residual, 0.5 * tolerance)
+        last = jnp.minimum(done + 1 + jnp.where(done < ramp, 0, few), steps)
 
-    begun = w, h, jnp.asarray(jnp.inf, data.dtype), jnp.asarray(0)
-    w, h, _, done = jax.lax.while_loop(goes_on, step, begun)
-    h, w = _scaled(h, w)
-    misfit = jnp.linalg.norm(data - w @ h) / _above(jnp.linalg.norm(data))
-    return Factors(w, h, optimality(data, w, h, l1), misfit, done)
+        def inner(state):
+            v, h, _, done = state
+            v, h = _scaled(v, h)
+            of_h = rest_h + _by(h, right, left)
+            v, h, residual, _ = step(v, h, of_h, lambda v: rest_v + _by(v, left, right), done)
+            return v, h, residual, done + 1
+
+        def is_far(state):
+            _, _, residual, done = state
+            return (done < last) & (residual > goal)
+
+        begun = new_v, new_h, residual, done + 1
+        v, h, expected, done = jax.lax.while_loop(is_far, inner, begun)
+        return *_scaled(v, h), residual, expected, done, few, passes + 1
+
+    zero, far = jnp.asarray(0), jnp.asarray(jnp.inf, data.dtype)
+    begun = *_scaled(w.T, h), far, far, zero, jnp.asarray(between), zero
+    v, h, _, _, done, _, passes = jax.lax.while_loop(goes_on, outer, begun)
+    return Factors(v.T, h, optimality(data, v.T, h, l1), done, passes)
+
+
+NEARER = 0.03  # of the residual, until the products with X are taken again
+
+
+def _by(rows, first, second):
+    """Products of `rows` with the leading part of X, which is that of `first` and `second`."""
+    return (rows @ first.T) @ second
