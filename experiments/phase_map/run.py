@@ -150,6 +150,10 @@ def repeat(name: str, seed: int, dose: float) -> dict:
         row["border_f1"] = border_f1(
             *(borders(of[at], np.zeros(label[at].shape)) for of in (label, crystal.phase))
         )
+        sure = solution.results["probability"].data
+        right = sum((phase == i) & (crystal.phase == j) for i, j in pairs.items()) > 0
+        unsure = (sure > 0.6) & (sure < 0.9) & (phase < count) & crystalline
+        row |= {"unsure": float(sure[unsure].mean()), "unsure_right": float(right[unsure].mean())}
         row["intervals_hold"] = intervals_hold(crystal, solution.results["abundance"], pairs, local)
         if name in SETS:
             angle = solution.results["orientation"].data
@@ -169,7 +173,7 @@ def table(path: pathlib.Path) -> None:
         print(f"{name}, {dose:g} electrons a pixel: {len(of)} images, phases right in {right}")
         for key in (
             "ari ari_crystal ari_patches mean_iou abundance_error border_f1 "
-            "orientation_error_deg intervals_hold "
+            "orientation_error_deg intervals_hold unsure unsure_right "
             "nmf_ari_patches nmf_abundance_error cpu_seconds"
         ).split():
             values = [r[key] for r in of if key in r]

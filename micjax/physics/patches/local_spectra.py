@@ -194,26 +194,14 @@ def window_means(
     local: LocalSpectra,
 ) -> Float[np.ndarray, "ny nx"]:
     """Means over the window of each patch, NaN where nothing of it was measured."""
-    total = _window_sums(measured, local, 1)
-    held = _window_sums(np.asarray(values, np.float64) * measured, local, 1)
+    total = _window_sums(measured, local)
+    held = _window_sums(np.asarray(values, np.float64) * measured, local)
     return held / np.where(total > 0.0, total, np.nan)
 
 
-def window_sds(
-    variance: Float[np.ndarray, "h w"],
-    measured: Real[np.ndarray, "h w"] | Bool[np.ndarray, "h w"],
-    local: LocalSpectra,
-    independent_px: float = 1.0,
-) -> Float[np.ndarray, "ny nx"]:
-    """Standard deviations of `window_means`, of values that vary together over so many pixels."""
-    total = _window_sums(measured, local, 1)
-    squared = independent_px * _window_sums(variance * measured, local, 2)
-    return np.sqrt(squared) / np.where(total > 0.0, total, np.nan)
-
-
-def _window_sums(values, local: LocalSpectra, power: int) -> np.ndarray:
-    """Of the values times a power of the window."""
-    along = np.asarray(local.weights(), np.float64) ** power
+def _window_sums(values, local: LocalSpectra) -> np.ndarray:
+    """Of the values times the window."""
+    along = np.asarray(local.weights(), np.float64)
     down, across = (
         _placed(along, starts, n)
         for starts, n in zip(local.corners(values.shape), values.shape, strict=True)

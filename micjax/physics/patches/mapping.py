@@ -24,7 +24,7 @@ from micjax.physics.patches.unmixing.equivariant import Code
 ROWS = 8  # of patches in one compiled program
 TILE = 8  # edge of a tile without its rim, in patches that do not overlap
 SMOOTHING, LEVEL = 0.2, 0.18  # of a cell: of the squared residual, and of what is no crystal
-TEMPER = 0.08  # of the logarithm of a likelihood, see `_against_the_next`
+TEMPER = 3.4  # odds go with this power of a residual, see `_against_the_next`
 
 
 class PatchScale(NamedTuple):
@@ -197,7 +197,7 @@ def _mapped(
     turns = [_mean_turn(coded, o, t, angles) for o, t in zip(present, trust, strict=False)]
     turns = np.append((np.array(turns) / angles + 0.5) % 1.0 - 0.5, np.nan) * np.pi
     phase = phases[pixels.orientation]
-    second, probability = _against_the_next(pixels.residual, phase, smoothing_px)
+    second, probability = _against_the_next(pixels.residual, phase)
     return PhaseMap(
         np.where(there, phase, -1),
         np.where(there, turns[pixels.orientation], np.nan),
@@ -206,12 +206,13 @@ def _mapped(
     )
 
 
-def _against_the_next(residual, phase, smoothing_px: float):
+def _against_the_next(residual, phase):
     """The next likely phase of each pixel, and how much more likely than it is the one that has it.
 
-    Over the n pixels of a smoothed residual its logarithm is 2 / n times that of the likelihood of
-    Gaussian noise whose variance is unknown; grains are not waves to the last digit, so that
-    `TEMPER` of it counts, with which intervals of abundances hold (see `experiments/phase_map`).
+    For Gaussian noise the odds would go with the power n / 2 of the ratio of residuals that are
+    means of n pixels, a hundred and more. Grains are not waves to the last digit and their errors
+    are not independent: with this power as many pixels of each probability are right in made-up
+    images (see `experiments/phase_map`).
     """
     tiny = np.finfo(np.float64).tiny
     own = np.take_along_axis(residual, phase[None], axis=0)[0]
@@ -223,7 +224,7 @@ def _against_the_next(residual, phase, smoothing_px: float):
     rival = others.min(axis=0)
     alone = ~np.isfinite(rival)
     ratio = np.where(alone, 1.0, rival) / np.maximum(own, tiny)
-    odds = TEMPER * 2.0 * np.pi * smoothing_px**2 * np.log(np.maximum(ratio, tiny))
+    odds = TEMPER * np.log(np.maximum(ratio, tiny))
     return np.where(alone, phase, second), np.where(alone, 1.0, 1.0 / (1.0 + np.exp(-odds)))
 
 

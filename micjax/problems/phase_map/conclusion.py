@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from micjax.inference.solution import Solution
 from micjax.inference.stage import Arrays
 from micjax.io import Field, FieldAxis
-from micjax.physics.patches.local_spectra import LocalSpectra, window_means, window_sds
+from micjax.physics.patches.local_spectra import LocalSpectra, window_means
 from micjax.physics.patches.mapping import SMOOTHING, borders
 from micjax.physics.patches.unmixing.phases import Trial, similarities
 from micjax.problems.phase_map.model import SampledPatches
@@ -18,6 +18,7 @@ from micjax.problems.phase_map.naming import named
 from micjax.problems.phase_map.stages import templates_of
 
 LIKE = 0.7  # cosine below which a crystal is another one
+BORDER = 0.06  # of a cell: standard deviation of where a border is, see experiments/phase_map
 
 
 def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) -> Solution:
@@ -30,16 +31,16 @@ def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) ->
     phase, angle = arrays["map_phase"], arrays["map_angle_rad"]
     border = borders(phase, angle)
     degrees = np.rad2deg(angle)
-    smoothing_px = SMOOTHING * forward.cell_A / local.sampling_A
+    cell_px = forward.cell_A / local.sampling_A
     results = {
         "phase": _field(np.where(phase < 0, np.nan, phase), local, "phase", ""),
         "orientation": _field(degrees, local, "orientation", "deg"),
         "border": _field(border, local, "border", ""),
         "image": _field(np.asarray(x.image), local, "image", ""),
-        "abundance": _abundance(arrays, count, local, smoothing_px),
+        "abundance": _abundance(arrays, count, local, cell_px),
         "probability": _field(arrays["map_probability"], local, "probability", ""),
     }
-    grains = _grains(phase, angle, count, (forward.cell_A / local.sampling_A) ** 2)
+    grains = _grains(phase, angle, count, cell_px**2)
     templates = templates_of(forward)
     names = None if forward.known is None else named(templates, forward.known)
     there = phase >= 0
@@ -76,21 +77,23 @@ def _field(data: np.ndarray, local: LocalSpectra, name: str, unit: str) -> Field
     return Field(data, tuple(axes), unit, name)
 
 
-def _abundance(arrays: Arrays, count: int, local: LocalSpectra, smoothing_px: float) -> Field:
+def _abundance(arrays: Arrays, count: int, local: LocalSpectra, cell_px: float) -> Field:
     """The share of each phase, and of no crystal, in the window of each patch, and its sd.
 
-    Pixels are of one phase or the next likely one. They are wrong together, as far as the residual
-    is smoothed.
+    Within a window a border is off by one and the same distance, and pixels that are unsure are
+    wrong together.
     """
     phase, second, sure = (arrays[f"map_{n}"] for n in ("phase", "second", "probability"))
     there = phase >= 0
     sure = np.where(there, np.nan_to_num(sure, nan=1.0), 1.0).astype(float)
-    together_px = 4.0 * np.pi * smoothing_px**2
     shares, sds = [], []
     for k in range(count + 1):
-        of_k = np.where(phase == k, sure, np.where(second == k, 1.0 - sure, 0.0))
-        shares.append(window_means(of_k, there, local))
-        sds.append(window_sds(of_k * (1.0 - of_k), there, local, together_px))
+        length = _border_length(phase == k, there, SMOOTHING * cell_px)
+        off = BORDER * cell_px * window_means(length, there, local)
+        perhaps = (phase == k) | (second == k)
+        unsure = window_means(np.where(perhaps, sure * (1.0 - sure), 0.0), there, local)
+        shares.append(window_means(phase == k, there, local))
+        sds.append(np.hypot(off, unsure))
     axes = (
         FieldAxis(n, 0.1 * local.sampling_A * c, "nm")
         for n, c in zip("yx", local.centres(phase.shape), strict=True)
@@ -98,6 +101,15 @@ def _abundance(arrays: Arrays, count: int, local: LocalSpectra, smoothing_px: fl
     phases = FieldAxis("phase", np.arange(count + 1), "")
     errors = {"errors": np.stack(sds)}
     return Field(np.stack(shares), (phases, *axes), "", "abundance", errors)
+
+
+def _border_length(inside, there, smoothing_px: float) -> Float[np.ndarray, "h w"]:
+    """Of the border of a region, for each pixel of area (1 / pixel); the edge of a hole is none."""
+    inside, there = (
+        scipy.ndimage.gaussian_filter(np.asarray(v, float), smoothing_px, mode="nearest")
+        for v in (inside & there, there)
+    )
+    return np.hypot(*np.gradient(inside / np.maximum(there, 1e-6)))
 
 
 def _grains(phase, angle, count: int, cell_px2: float) -> dict[int, list[tuple[float, int]]]:
