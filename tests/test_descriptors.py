@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import skimage.measure
 
-from micjax.physics.patches import descriptors
-from micjax.physics.patches.descriptors import Descriptors
+from micjax.physics.patches.features import descriptors
+from micjax.physics.patches.features.descriptors import Descriptors
 
 N, SAMPLING = 48, 0.5
 Y, X = np.mgrid[:N, :N] - 23.5

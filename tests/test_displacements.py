@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from micjax.physics.patches import displacements as polar
+from micjax.physics.patches.features import displacements as polar
 
 CELL_A, SAMPLING_A, WIDTH_A, RATIO, SIZE = 4.0, 0.4, 0.45, 0.3, 80
 CENTRES = np.array([24.0, 36.3, 50.9])

@@ -77,6 +77,20 @@ def test_abundances_are_shares_of_the_windows(solution, crystal):
     assert np.abs(shares[:2] - true).mean() < 0.03
 
 
+def test_grains_that_are_not_strained_have_no_strain(solution, crystal):
+    strain = solution.results["strain"]
+    twice = np.flatnonzero(np.bincount(crystal.phase_of_grain) == 2)[0]
+    grains = np.flatnonzero(crystal.phase_of_grain == twice)
+    values, sds = (
+        np.array([np.nanmedian(of[:, crystal.grain == g], axis=1) for g in grains])
+        for of in (strain.data, strain.metadata["errors"])
+    )
+    # against the larger one of the two, which has none by definition
+    other = int(np.argmin(np.bincount(crystal.grain.ravel())[grains]))
+    np.testing.assert_array_equal(values[1 - other], 0.0)
+    assert np.all(sds[other] < 3e-3) and np.all(np.abs(values[other]) < 4.0 * sds[other])
+
+
 @pytest.mark.parametrize("unit", [1e-30, 1e-9, 1e9])
 def test_units_of_the_image_do_not_matter(unit, crystal, prepared):
     options, x, y = phase_map.prepare(unit * crystal.image, PIXEL_A, patches=60)

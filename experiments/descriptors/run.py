@@ -23,7 +23,7 @@ import numpy as np
 
 from micjax.active.gp import process as gp
 from micjax.active.gp.evidence import fit_evidence
-from micjax.physics.patches.descriptors import Descriptors
+from micjax.physics.patches.features.descriptors import Descriptors
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))

@@ -26,7 +26,7 @@ import scipy.cluster.vq
 import scipy.ndimage
 import scipy.spatial
 
-from micjax.physics.patches import displacements
+from micjax.physics.patches.features import displacements
 from micjax.physics.patches.unmixing.agreement import adjusted_rand_index
 
 HERE = pathlib.Path(__file__).parent

@@ -115,6 +115,21 @@ def intervals_hold(crystal: Polycrystal, abundance, pairs, local) -> float:
     return float(np.mean(np.concatenate(held)))
 
 
+def strain_of_grains(solution) -> dict[str, float]:
+    """Which have none: the rms of what is found (per mille), and how many errors that is."""
+    strain = solution.results["strain"]
+    values, errors = strain.data, strain.metadata["errors"]
+    known = np.isfinite(values).all(axis=0) & (np.abs(values).max(axis=0) > 0.0)
+    each = np.unique(np.concatenate([values, errors])[:, known], axis=1)
+    if not each.size:
+        return {}
+    found, sd = each[:3], each[3:]
+    return {
+        "strain_permille": float(1e3 * np.sqrt(np.mean(found**2))),
+        "strain_in_sd": float(np.sqrt(np.mean((found / sd) ** 2))),
+    }
+
+
 def repeat(name: str, seed: int, dose: float) -> dict:
     crystal = made(name, seed, dose)
     count = len(set(crystal.phase_of_grain.tolist()))
@@ -158,6 +173,7 @@ def repeat(name: str, seed: int, dose: float) -> dict:
         if name in SETS:
             angle = solution.results["orientation"].data
             row["orientation_error_deg"] = orientation_error_deg(crystal, phase, angle, count)
+    row |= strain_of_grains(solution)
     maps, labels = factorised(crystal, solution, count)
     row |= {f"nmf_{n}": v for n, v in scores(crystal, labels, maps, local).items()}
     return {n: round(v, 4) if isinstance(v, float) else v for n, v in row.items()}
@@ -173,7 +189,7 @@ def table(path: pathlib.Path) -> None:
         print(f"{name}, {dose:g} electrons a pixel: {len(of)} images, phases right in {right}")
         for key in (
             "ari ari_crystal ari_patches mean_iou abundance_error border_f1 "
-            "orientation_error_deg intervals_hold unsure unsure_right "
+            "orientation_error_deg strain_permille strain_in_sd intervals_hold unsure unsure_right "
             "nmf_ari_patches nmf_abundance_error cpu_seconds"
         ).split():
             values = [r[key] for r in of if key in r]

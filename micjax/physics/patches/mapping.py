@@ -105,6 +105,19 @@ def _powers_of(image, measured, local: LocalSpectra, weights) -> Float[np.ndarra
     return np.asarray(total)
 
 
+def reflections_in(
+    image: Float[np.ndarray, "h w"],
+    measured: Float[np.ndarray, "h w"],
+    polar: Polar,
+    weights: Float[np.ndarray, "ny nx"],
+) -> Float[np.ndarray, "j 2"]:
+    """(ky, kx) in cycles a pixel of the reflections of the patches that have weights."""
+    if not weights.any():
+        return np.zeros((0, 2))
+    power = _powers_of(image, measured, polar.local, weights[None])[0]
+    return grains.reflections(power, polar.local, polar.k_min_perA)
+
+
 def tiles(shape: tuple[int, int], local: LocalSpectra) -> Iterator[tuple[tuple[slice, slice], ...]]:
     """Rows and columns of each tile with its rim, and of what is kept of it; all of one size."""
     rim = 2 * local.size // local.step * local.step

@@ -13,6 +13,7 @@ from micjax.io import Field, FieldAxis
 from micjax.physics.patches.local_spectra import LocalSpectra, window_means
 from micjax.physics.patches.mapping import SMOOTHING, borders
 from micjax.physics.patches.unmixing.phases import Trial, similarities
+from micjax.problems.phase_map.grains import Grain, grains_of, strain_map, strained
 from micjax.problems.phase_map.model import SampledPatches
 from micjax.problems.phase_map.naming import named
 from micjax.problems.phase_map.stages import templates_of
@@ -40,13 +41,16 @@ def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) ->
         "abundance": _abundance(arrays, count, local, cell_px),
         "probability": _field(arrays["map_probability"], local, "probability", ""),
     }
-    grains = _grains(phase, angle, count, cell_px**2)
+    grains = grains_of(phase, angle, count, cell_px)
+    image = np.nan_to_num(np.asarray(x.image, float))
+    strains = [strained(image, phase >= 0, forward.polar, g, cell_px) for g in grains]
+    results["strain"] = _strain(strain_map(phase.shape, grains, strains), local)
     templates = templates_of(forward)
     names = None if forward.known is None else named(templates, forward.known)
     there = phase >= 0
     metrics = dict(solution.metrics) | {
         "phases": float(count),
-        "grains": float(sum(len(of) for of in grains.values())),
+        "grains": float(sum(map(len, grains))),
         "no_crystal_fraction": float(np.mean(phase[there] == count)),
         "patches_learnt_from": float(len(y)),
     }
@@ -57,7 +61,8 @@ def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) ->
         results=results,
         metrics=metrics,
         table=[
-            _row(k, phase, there, grains[k], alike) | ({} if names is None else _name(names[k]))
+            _row(k, phase, there, grains[k], strains[k], alike)
+            | ({} if names is None else _name(names[k]))
             for k in range(count)
         ],
         statements=[
@@ -112,28 +117,33 @@ def _border_length(inside, there, smoothing_px: float) -> Float[np.ndarray, "h w
     return np.hypot(*np.gradient(inside / np.maximum(there, 1e-6)))
 
 
-def _grains(phase, angle, count: int, cell_px2: float) -> dict[int, list[tuple[float, int]]]:
-    """Of each phase, angle (deg) and size (pixels) of its connected regions of one angle.
-
-    What is smaller than a cell is none.
-    """
-    grains: dict[int, list[tuple[float, int]]] = {k: [] for k in range(count)}
-    for k, of in grains.items():
-        for a in np.unique(angle[(phase == k) & np.isfinite(angle)]):
-            regions, number = scipy.ndimage.label((phase == k) & (angle == a))
-            sizes = np.bincount(regions.ravel(), minlength=number + 1)[1:]
-            of += [(float(np.rad2deg(a)), int(s)) for s in sizes if s > cell_px2]
-        of.sort(key=lambda grain: -grain[1])
-    return grains
+def _strain(values_and_errors, local: LocalSpectra) -> Field:
+    values, errors = values_and_errors
+    axes = (
+        FieldAxis(n, 0.1 * local.sampling_A * np.arange(k), "nm")
+        for n, k in zip("yx", values.shape[1:], strict=True)
+    )
+    component = FieldAxis("component (yy, xx, yx)", np.arange(3), "")
+    return Field(values, (component, *axes), "", "strain", {"errors": errors})
 
 
-def _row(k: int, phase, there, grains, alike) -> dict[str, Any]:
-    shown = ", ".join(f"{a:.1f}" for a, _ in grains[:6]) + (", ..." if len(grains) > 6 else "")
+def _row(k: int, phase, there, grains: list[Grain], strains, alike) -> dict[str, Any]:
+    degrees = [np.rad2deg(g.angle_rad) for g in grains]
+    shown = ", ".join(f"{a:.1f}" for a in degrees[:6]) + (", ..." if len(grains) > 6 else "")
+    of_others = [
+        (float(np.abs(np.linalg.eigvalsh(s.matrix)).max()), float(np.diag(s.sd).max()))
+        for s in strains
+        if np.isfinite(s.matrix).all() and s.matrix.any()
+    ]
+    largest = max(of_others, default=None)
     return {
         "phase": k,
         "area (%)": 100.0 * float(np.mean(phase[there] == k)),
         "grains": len(grains),
         "orientation of the largest (deg)": shown,
+        "most strained against the largest (%)": (
+            "" if largest is None else "{:.2g} ± {:.1g}".format(*(100.0 * v for v in largest))
+        ),
         "most like another one (cosine)": float(alike[k].max()) if len(alike) > 1 else np.nan,
     }
 

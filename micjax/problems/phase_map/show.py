@@ -62,6 +62,8 @@ def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> di
         "Image and phases": lambda: _maps(solution, truth),
         "Templates": lambda: _templates(solution),
     }
+    if np.nan_to_num(solution.results["strain"].data).any():
+        drawn["Strain of grains"] = lambda: _strain(solution)
     if solution.extra["tried"]:
         drawn["Number of phases"] = lambda: _trials(solution)
     return drawn
@@ -128,6 +130,22 @@ def _templates(solution: Solution):
         ax.set_xlabel("kx (1/Å)", fontsize=8)
     return captioned(
         figure, "Amplitude of the reflections of each phase, turned so that the strongest is at x."
+    )
+
+
+def _strain(solution: Solution):
+    strain, pixel = solution.results["strain"], solution.results["image"].pixel_nm
+    values, errors = 1e3 * strain.data, 1e3 * strain.metadata["errors"]
+    span = float(np.nanmax(np.abs(values)))
+    figure, axes = new_figure(1, 4, 15.0, 3.6)
+    options = {"pixel_nm": pixel, "label": "‰"}
+    for ax, name, of in zip(axes[0], ("yy", "xx", "yx"), values, strict=False):
+        image_panel(ax, of, f"strain {name}", cmap="RdBu_r", vmin=-span, vmax=span, **options)
+    image_panel(axes[0, 3], errors.max(axis=0), "its error", **options)
+    return captioned(
+        figure,
+        "Of each grain against the largest of its phase, from where its reflections are. Grains "
+        "that no window fits in are left out. A grain with a large error is no single crystal.",
     )
 
 

@@ -1,0 +1,86 @@
+"""Grains of a phase map: connected regions of one phase and angle, and their strain."""
+
+from typing import NamedTuple
+
+import numpy as np
+import scipy.ndimage
+from jaxtyping import Bool, Float, Int
+
+from micjax.physics.patches.local_spectra import LocalSpectra, window_means
+from micjax.physics.patches.mapping import reflections_in
+from micjax.physics.patches.polar import Polar
+from micjax.physics.patches.strain import UNKNOWN, Strain, strains
+
+RIM = 0.5  # of a cell: what a grain's neighbour may have of it
+
+
+class Grain(NamedTuple):
+    angle_rad: float
+    pixels: int
+    box: tuple[slice, slice]
+    inside: Bool[np.ndarray, "_ _"]  # in its box
+
+
+def grains_of(
+    phase: Int[np.ndarray, "h w"], angle_rad: Float[np.ndarray, "h w"], count: int, cell_px: float
+) -> list[list[Grain]]:
+    """Of each phase, the largest first. What is smaller than a cell is none."""
+    grains = []
+    for k in range(count):
+        of_phase: list[Grain] = []
+        for angle in np.unique(angle_rad[(phase == k) & np.isfinite(angle_rad)]):
+            number, _ = scipy.ndimage.label((phase == k) & (angle_rad == angle))
+            for i, box in enumerate(scipy.ndimage.find_objects(number)):
+                inside = number[box] == i + 1
+                if inside.sum() > cell_px**2:
+                    of_phase.append(Grain(float(angle), int(inside.sum()), box, inside))
+        grains.append(sorted(of_phase, key=lambda g: -g.pixels))
+    return grains
+
+
+def strained(
+    image: Float[np.ndarray, "h w"],
+    there: Bool[np.ndarray, "h w"],
+    polar: Polar,
+    grains: list[Grain],
+    cell_px: float,
+) -> list[Strain]:
+    """Of each grain of a phase against the largest, NaN of those that no window fits in."""
+    local = polar.local
+    wide = [_depth(g) > 0.5 * local.size for g in grains]
+    large = [g for g, is_wide in zip(grains, wide, strict=True) if is_wide]
+    cycles = _reflections(image, there, polar, large[0]) if large else np.zeros((0, 2))
+    if not len(cycles):
+        return [UNKNOWN] * len(grains)
+    parts = [(image[g.box], g.inside & there[g.box]) for g in large]
+    angles = [g.angle_rad for g in large]
+    result = iter(strains(parts, angles, cycles, RIM * cell_px, 0.5 * local.size))
+    return [next(result) if is_wide else UNKNOWN for is_wide in wide]
+
+
+def _depth(grain: Grain) -> float:
+    return float(scipy.ndimage.distance_transform_edt(np.pad(grain.inside, 1)).max())
+
+
+def _reflections(image, there, polar: Polar, grain: Grain) -> Float[np.ndarray, "j 2"]:
+    """Of the patches that lie within a grain."""
+    local: LocalSpectra = polar.local
+    part, known = image[grain.box], there[grain.box]
+    if min(part.shape) < local.size:
+        return np.zeros((0, 2))
+    share = window_means(grain.inside, np.ones(part.shape), local)
+    weights = np.where(share > 0.95, share, 0.0)
+    return reflections_in(part, known.astype(float), polar, weights)
+
+
+def strain_map(
+    shape: tuple[int, int], grains: list[list[Grain]], of_grains: list[list[Strain]]
+) -> tuple[Float[np.ndarray, "3 h w"], Float[np.ndarray, "3 h w"]]:
+    """yy, xx and yx of each pixel, and their errors."""
+    values, errors = np.full((2, 3, *shape), np.nan, np.float32)
+    for of_phase, known in zip(grains, of_grains, strict=True):
+        for grain, strain in zip(of_phase, known, strict=True):
+            for i, at in enumerate(((0, 0), (1, 1), (1, 0))):
+                values[i][grain.box][grain.inside] = strain.matrix[at]
+                errors[i][grain.box][grain.inside] = strain.sd[at]
+    return values, errors
