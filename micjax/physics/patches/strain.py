@@ -26,6 +26,7 @@ class Strain(NamedTuple):
     turn_sd_rad: float
 
 
+NONE = Strain(np.zeros((2, 2)), np.zeros((2, 2)), 0.0, 0.0)
 UNKNOWN = Strain(np.full((2, 2), np.nan), np.full((2, 2), np.nan), np.nan, np.nan)
 
 
@@ -135,8 +136,8 @@ def strains(
         and then in wider ones.
     """
     reference, strength = _followed(*parts[0], cycles, None, rim_px, core_px)
-    result = []
-    for part, angle in zip(parts, angles_rad, strict=True):
+    result = [NONE]
+    for part, angle in zip(parts[1:], angles_rad[1:], strict=True):
         c, s = np.cos(angle - angles_rad[0]), np.sin(angle - angles_rad[0])
         turned = reference @ np.array([[c, s], [-s, c]]).T  # (ky, kx), from x towards y
         maxima, amplitude = _followed(*part, turned, reference, rim_px, core_px)
