@@ -38,10 +38,12 @@ def test_held_out_frequencies():
     template = RNG.uniform(size=(2, 10))
     abundance = RNG.uniform(size=(30, 2))
     data, held = abundance @ template, np.arange(10) > 6
-    wrong = np.where(held, data, 7.0)  # where it was fitted nothing counts
-    for model, share in ((wrong, 1.0), (0 * data, 0.0), (0.5 * data, 0.75), (3.0 * data, -3.0)):
-        found = rewards.held_out(*(jnp.asarray(v) for v in (data, model, held)))
-        assert found == pytest.approx(share)
+    wrong = np.where(held, 3.0 * data, 7.0)  # neither scale nor what was fitted counts
+    model = np.where(np.arange(10) % 2, data, 0.0)
+    share = np.sum(model[:, held] ** 2) / np.sum(data[:, held] ** 2)
+    for given, expected in ((wrong, 1.0), (0 * data, 0.0), (model, share)):
+        found = rewards.held_out(*(jnp.asarray(v) for v in (data, given, held)))
+        assert found == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("reward", OF_MAPS)
