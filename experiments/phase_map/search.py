@@ -164,7 +164,7 @@ def grid(name: str, seed: int, folder: pathlib.Path) -> list[dict]:
 
 def by_rewards(name: str, seed: int, folder: pathlib.Path) -> dict:
     """The rank correlation of each reward with the truth (Spearman 1904), over all looks and over
-    those of the right number of phases, and the index of the look that it likes best."""
+    those of the right number of phases, and the look that it likes best."""
     rows = grid(name, seed, folder)
     index = np.array([r["index"] for r in rows])
     right = np.array([r["phases"] == TRUE_PHASES for r in rows])
@@ -174,7 +174,8 @@ def by_rewards(name: str, seed: int, folder: pathlib.Path) -> dict:
     for n, v in values.items():
         found[n] = float(scipy.stats.spearmanr(v, index)[0])
         found[f"{n}, right number"] = float(scipy.stats.spearmanr(v[right], index[right])[0])
-        found[f"{n}, index chosen"] = float(index[v.argmax()])
+        chosen = rows[int(v.argmax())]
+        found |= {f"{n}, {of} chosen": chosen[of] for of in ("index", "phases", "width")}
     return found
 
 
@@ -364,17 +365,17 @@ KINDS = {"rewards": by_rewards, "gradient": by_gradient, "bayes": by_bayes}
 
 
 def table() -> None:
+    """Of each figure the mean of the images, the least and the largest, and how many have it."""
     rows = [json.loads(line) for line in FILE.read_text().splitlines()]
-    for kind in KINDS:
-        for name in sorted({r["set"] for r in rows}):
-            own = {r["seed"]: r["found"] for r in rows if (r["kind"], r["set"]) == (kind, name)}
-            if not own:
-                continue
-            print(f"{kind}, set {name}, seeds {sorted(own)}")
-            for key in next(iter(own.values())):
-                shown = [f[key] for f in own.values()]
-                numbers = [v for v in shown if v is not None]
-                print(f"  {key:40s} mean {np.mean(numbers):8.3f}  of {shown}")
+    for kind, name in ((k, n) for k in KINDS for n in sorted({r["set"] for r in rows})):
+        own = {r["seed"]: r["found"] for r in rows if (r["kind"], r["set"]) == (kind, name)}
+        if not own:
+            continue
+        print(f"{kind}, set {name}, seeds {sorted(own)}")
+        for key in next(iter(own.values())):
+            have = [f[key] for f in own.values() if f[key] is not None]
+            said = f"{np.mean(have):8.3f} ({min(have):.3f} to {max(have):.3f})" if have else ""
+            print(f"  {key:42s} {said}  in {len(have)} of {len(own)}")
 
 
 def main() -> None:
