@@ -4,7 +4,10 @@ They stand for what is often counted instead, the connected regions of threshold
 flat nearly everywhere and have no derivative.
 """
 
+import itertools
+
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 
@@ -42,17 +45,41 @@ def separation(abundance: Float[Array, "ny nx k"]) -> Float[Array, ""]:
 
 
 def held_out(
-    data: Float[Array, "p f"],
-    abundance: Float[Array, "p k"],
-    template: Float[Array, "k f"],
-    held: Bool[Array, "f"],
+    data: Float[Array, "p *f"], model: Float[Array, "p *f"], held: Bool[Array, "*f"]
 ) -> Float[Array, ""]:
-    """The share of the power at frequencies which took no part in the unmixing that it explains."""
-    left = jnp.where(held, data - abundance @ template, 0.0)
-    return 1.0 - jnp.sum(left**2) / jnp.sum(jnp.where(held, data, 0.0) ** 2)
+    """The share of the power at frequencies which took no part in the unmixing that it explains.
+
+    The model of each patch is scaled as suits `held`, these frequencies, best: what sparsity takes
+    off all abundances of a patch is no mistake in what it is made of.
+    """
+    data, model = (jnp.where(held, v, 0.0).reshape(len(v), -1) for v in (data, model))
+    common, size = jnp.sum(data * model, axis=1), jnp.sum(model**2, axis=1)
+    explained = jnp.where(size > 0.0, common**2 / jnp.where(size > 0.0, size, 1.0), 0.0)
+    return jnp.sum(explained) / jnp.sum(data**2)
 
 
 def agreement(a: Float[Array, "ny nx k"], b: Float[Array, "ny nx k"]) -> Float[Array, ""]:
-    """1 - half the mean difference of the shares that two runs give: other seeds, or a shifted
-    image; the phases are in the same order."""
-    return 1.0 - 0.5 * jnp.mean(jnp.sum(jnp.abs(_shares(a) - _shares(b)), axis=-1))
+    """1 - half the mean difference of the shares that two runs give, such as of two seeds.
+
+    Phases are in any order: that order counts in which the difference is least. All k! of them are
+    tried, so that the function can be compiled.
+
+    **Raises:** `ValueError` for more than 6 phases.
+    """
+    count = a.shape[-1]
+    if count > 6:
+        raise ValueError(f"the order of 6 phases at most is sought, here of {count}")
+    a, b = _shares(a), _shares(b)
+    apart = jnp.mean(jnp.abs(a[..., :, None] - b[..., None, :]), axis=(0, 1))
+    orders = np.array(list(itertools.permutations(range(count))))
+    return 1.0 - 0.5 * jnp.min(jnp.sum(apart[np.arange(count), orders], axis=1))
+
+
+def shift_agreement(
+    a: Float[Array, "ny nx k"], shifted: Float[Array, "ny nx k"]
+) -> Float[Array, ""]:
+    """`agreement` with the map of an image whose first half step of rows and columns is cut off:
+    its patches lie midway between four of the patches of `a`."""
+    share = _shares(a)
+    rows = share[1:] + share[:-1]
+    return agreement(rows[:, 1:] + rows[:, :-1], shifted[:-1, :-1])

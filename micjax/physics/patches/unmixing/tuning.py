@@ -11,9 +11,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from micjax.physics.patches.polar import Polar
+from micjax.physics.patches.unmixing import rewards
 from micjax.physics.patches.unmixing.equivariant import Code, correlations, turned
 from micjax.physics.patches.unmixing.nnls import nonnegative
 
@@ -58,17 +59,73 @@ def as_seen(look: Look, image: Real[Array, "h w"], polar: Polar, pure: PurePatch
 
     `polar` has a `GaussianWindow`, and radii as far as a band may go.
     """
-    polar = eqx.tree_at(lambda p: p.local.window.width, polar, look.width)
-    rings = polar(polar.local(image))
+    return unmixed_rings(look, rings_of(look.width, image, polar), polar, pure)
+
+
+def rings_of(
+    width: Float[Array, ""], image: Real[Array, "h w"], polar: Polar
+) -> Float[Array, "ny nx r t"]:
+    """Amplitudes of the patches under a window of this width, for all bands and sparsities."""
+    polar = eqx.tree_at(lambda p: p.local.window.width, polar, width)
+    return polar(polar.local(image))
+
+
+def unmixed_rings(
+    look: Look, rings: Float[Array, "ny nx r t"], polar: Polar, pure: PurePatches
+) -> Seen:
+    """`as_seen` of `rings_of` its width."""
     grid = rings.shape[:2]
-    rings = rings * _band(look, polar, rings.dtype)[:, None]
-    rings = _unit(rings.reshape(-1, *rings.shape[2:]))
-    templates = _unit(jnp.einsum("pk,prt->krt", pure.weight, turned(rings, -pure.turn)))
+    rings = _unit(_within_band(look, rings, polar))
+    templates = _unit(_templates(rings, pure))
     # of whatever angle suits best
     gram, products = (jnp.max(correlations(v, templates), axis=-1) for v in (templates, rings))
     a = nonnegative(gram, products - look.l1)
     explained = jnp.mean(jnp.sum(a * (2.0 * products - a @ gram), axis=1))
     return Seen(a.reshape(*grid, -1), explained)
+
+
+def held_out_rings(
+    look: Look,
+    rings: Float[Array, "ny nx r t"],
+    polar: Polar,
+    pure: PurePatches,
+    held: Bool[Array, "r"],
+) -> Float[Array, ""]:
+    """`rewards.held_out` of radii that neither abundances nor angles of the templates have seen.
+
+    `pure` is to be learnt without them as well. A reflection is as wide as the spectrum of the
+    window, so that neighbouring radii tell of each other: hold out bands of them
+    (`alternate_bands`).
+    """
+    held = held[:, None]
+    rings = _within_band(look, rings, polar)
+    rings = rings / _size(jnp.where(held, 0.0, rings))
+    templates = _templates(rings, pure)
+    templates = templates / _size(jnp.where(held, 0.0, templates))
+    seen = jnp.where(held, 0.0, templates)
+    gram = jnp.max(correlations(seen, seen), axis=-1)
+    at_angles = correlations(jnp.where(held, 0.0, rings), seen)
+    a = nonnegative(gram, jnp.max(at_angles, axis=-1) - look.l1)
+    turn = jnp.argmax(at_angles, axis=-1)
+    model = jnp.zeros_like(rings)
+    for k, template in enumerate(templates):
+        placed = turned(jnp.broadcast_to(template, rings.shape), turn[:, k])
+        model += a[:, k, None, None] * placed
+    return rewards.held_out(rings, model, jnp.broadcast_to(held, rings.shape[1:]))
+
+
+def alternate_bands(radii: int, each: int = 4) -> Bool[np.ndarray, "r"]:
+    """Every other band of `each` radii."""
+    return (np.arange(radii) // each) % 2 == 1
+
+
+def _within_band(look: Look, rings, polar: Polar) -> Float[Array, "p r t"]:
+    rings = rings * _band(look, polar, rings.dtype)[:, None]
+    return rings.reshape(-1, *rings.shape[2:])
+
+
+def _templates(rings, pure: PurePatches) -> Float[Array, "k r t"]:
+    return jnp.einsum("pk,prt->krt", pure.weight, turned(rings, -pure.turn))
 
 
 def _band(look: Look, polar: Polar, dtype) -> Float[Array, "r"]:
@@ -79,5 +136,10 @@ def _band(look: Look, polar: Polar, dtype) -> Float[Array, "r"]:
 
 
 def _unit(rings: Float[Array, "n r t"]) -> Float[Array, "n r t"]:
+    return rings / _size(rings)
+
+
+def _size(rings: Float[Array, "n r t"]) -> Float[Array, "n 1 1"]:
+    """The length of each, and 1 of those without any."""
     power = jnp.sum(rings**2, axis=(1, 2), keepdims=True)
-    return rings / jnp.sqrt(jnp.where(power > 0.0, power, 1.0))
+    return jnp.sqrt(jnp.where(power > 0.0, power, 1.0))
