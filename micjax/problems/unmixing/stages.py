@@ -17,9 +17,9 @@ from micjax.physics.patches.unmixing.laws import (
     Values,
     blocks,
     chosen,
+    end_members,
     finer_blocks,
     trials,
-    unmixed,
 )
 from micjax.problems.unmixing.model import MixedSpectra
 
@@ -75,7 +75,7 @@ def _unmixed(problem: InverseProblem, x, y, key, report) -> Arrays:
     """Abundances and spectra of all that have room in the model."""
     forward: MixedSpectra = problem.forward
     count, law, known = forward.components, law_of(problem, x, y), known_of(problem)
-    apart = unmixed(law, count, known)
+    apart = end_members(law, count, known)
     first = len(forward.known)  # they stay first
     order = np.argsort(-apart.w[:, first:].sum(axis=0)) + first
     order = np.concatenate([np.arange(first), order])

@@ -5,13 +5,13 @@ spectra with few counts are spread by noise, and end members that are fitted wit
 until nothing is below zero (Neyman & Scott 1948), or as far as a background in all of them allows,
 where nothing tells one simplex from a larger one. Here shares are not fitted but integrated over:
 
-    p(u | T) = sum_s pi_s integral over the face s of N(u; a T, F^-1),    a uniform on the face
+    p(u | T) = sum_s pi_s integral over the face s of N(u; a T, F^-1) p_s(a) da
 
 where u are the shares of a spectrum in any k spectra that span the same space, F is their Fisher
 information, and T has the corners as rows. A spectrum shows one end member (a corner), two (an
-edge) or three (a triangle), each as often as the data say: uniform on the whole simplex is what is
-known as a prior of the smallest volume (Craig 1994), and the corners are places where spectra
-gather.
+edge, along which the density p_s rises or falls) or three (a triangle, uniform), each as often as
+the data say. Densities on faces prefer the smallest simplex that explains the shares (a minimum
+of the volume: Craig 1994); corners are drawn to where spectra gather.
 """
 
 import itertools
@@ -29,7 +29,7 @@ MOST = 3  # end members of one spectrum
 OUTLIERS = 0.01  # share of spectra that may be anywhere
 BLUR = 0.1  # of the information: with less of it, more points pull at a corner
 RIDGE = 1e-3  # of the information on shares: a face that has no area tells nothing of them
-EM_STEPS = 100
+EM_STEPS = 100  # for how often each face is shown, the corners given
 SEEN = 4.5  # nats, three standard errors: there are spectra that show an end member alone
 SLACK = 2.0  # standard errors by which a channel may be below zero
 
@@ -124,6 +124,7 @@ def _parts(theta, held):
 
 
 def _each(theta, u, information, outlier, held):
+    """log likelihood of each spectrum."""
     mixing, weight = _parts(theta, held)
     inside = face_logs(mixing, u, information) + weight + np.log1p(-OUTLIERS)
     return jnp.logaddexp(jax.nn.logsumexp(inside, axis=1), outlier + np.log(OUTLIERS))
@@ -137,7 +138,16 @@ def _loss(theta, u, information, outlier, held):
 
 
 _slope = jax.jit(jax.value_and_grad(_loss))
-_curvature = jax.jit(jax.hessian(_loss))
+
+
+@jax.jit
+def _curvature(theta, *args):
+    """Second derivatives, row by row: what is in memory does not grow with their number."""
+
+    def row(direction):
+        return jax.jvp(lambda t: jax.grad(_loss)(t, *args), (theta,), (direction,))[1]
+
+    return jax.lax.map(row, jnp.eye(len(theta), dtype=theta.dtype))
 
 
 def corners(
@@ -150,7 +160,7 @@ def corners(
 
     **Arguments:**
 
-    - `u`: shares of spectra in k others, which add up to one; not below zero on average only.
+    - `u`: shares of spectra in k others, which add up to one; they may be below zero.
     - `information`: the inverse of their covariance.
     - `start`: corners, as rows.
     - `held`: corners that are known; they are rows of the unit matrix.
@@ -168,7 +178,7 @@ def corners(
         blurred = data[0], BLUR * data[1], *args[2:]
         tried = [_descent(t, args) for t in (theta, _descent(theta, blurred).x)]
         theta = min(tried, key=lambda b: b.fun).x
-        second = np.asarray(_curvature(theta, *args))
+        second = np.asarray(_curvature(jnp.asarray(theta), *args))
         mixing = np.asarray(_parts(jnp.asarray(theta), args[3])[0])
         logs = np.asarray(face_logs(jnp.asarray(mixing), *data))
     fixed = np.concatenate([np.repeat(held, count - 1), np.zeros(sets, bool)])
@@ -267,10 +277,13 @@ def beyond(
     common = w.T @ w
     np.fill_diagonal(common, 0.0)
     partner = np.where(common > 0.0, common == common.max(axis=1, keepdims=True), 0.0)
-    pure = held | (alone > SEEN)
-    room = np.array([_room(h[k], error[k], partner[k] @ h) for k in range(count)])
+    mixed = partner.sum(axis=1) > 0.0
+    pure = mixed & (held | (alone > SEEN))
+    room = np.zeros(count)
+    for k in np.flatnonzero(mixed):
+        room[k] = _room(h[k], error[k], partner[k] @ h)
     step, spread = np.zeros(count), np.zeros(count)
-    for k in np.flatnonzero(~pure & (partner.sum(axis=1) > 0.0)):
+    for k in np.flatnonzero(mixed & ~pure):
         left, sd = _left(room[k], room[pure])
         step[k], spread[k] = (room[k] - left) / (1.0 - room[k]), sd / (1.0 - room[k])
     return Beyond(partner, step, spread)

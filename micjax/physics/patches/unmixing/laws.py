@@ -358,6 +358,11 @@ def _as_shares(information, pull) -> tuple[np.ndarray, np.ndarray]:
     total = u.sum(axis=1)
     # a spectrum of noise alone has no shares
     there = total > np.maximum(0.1 * np.median(total), 0.0)
+    if there.sum() < count:
+        raise ValueError(
+            f"{there.sum()} of {len(there)} spectra, or sums of neighbours, add up to more than "
+            f"nothing: too few for {count} end members"
+        )
     u, total = u[there], total[there]
     return u / total[:, None], information[there] * total[:, None, None] ** 2
 
@@ -375,7 +380,7 @@ def _deviations(information) -> np.ndarray:
     return np.asarray(jax.device_get(jnp.where(known, deviation, jnp.inf)))
 
 
-class Unmixed(NamedTuple):
+class EndMembers(NamedTuple):
     """Abundances and end members, with standard deviations."""
 
     w: Float[np.ndarray, "p k"]
@@ -386,7 +391,7 @@ class Unmixed(NamedTuple):
     alone: Float[np.ndarray, "k"]  # nats that say that spectra show this one alone
 
 
-def unmixed(law: Law, count: int, known: Float[np.ndarray, "m f"] | None = None) -> Unmixed:
+def end_members(law: Law, count: int, known: Float[np.ndarray, "m f"] | None = None) -> EndMembers:
     """End members at the corners of the simplex in which shares lie (`corners`), and abundances.
 
     The plane of the simplex is that of sums of neighbours. Errors are those of the corners, of the
@@ -419,12 +424,13 @@ def unmixed(law: Law, count: int, known: Float[np.ndarray, "m f"] | None = None)
     unit = h / np.sqrt(size)[:, None]
     across = h[None] - np.einsum("kf,bf->kb", unit, h)[..., None] * unit[:, None]
     angle = np.einsum("abad,abf,adf->a", covariance, across, across, optimize=True)
-    return Unmixed(
+    return EndMembers(
         w,
         h,
         np.sqrt(law.abundance_sds(w, h) ** 2 + np.maximum(by_corners, 0.0)),
         np.sqrt(variance + np.maximum(turned, 0.0)),
-        np.sqrt((variance.sum(axis=1) + np.maximum(angle, 0.0)) / size),
+        # spectra that are not below zero are no further apart than a right angle
+        np.minimum(np.sqrt((variance.sum(axis=1) + np.maximum(angle, 0.0)) / size), 0.5 * np.pi),
         np.where(held, np.inf, fitted.alone),
     )
 
@@ -447,8 +453,9 @@ def _expected_of(law: Law, coarse_w) -> Float[np.ndarray, "n k"]:
 def _starting(coarse: Law, w, plane, held) -> Float[np.ndarray, "k k"]:
     """Known corners, and sums of neighbours that are farthest from them and from each other."""
     u, information = coarse.shares(w, plane)
-    root = np.linalg.cholesky(information.mean(axis=0))
-    known = np.eye(len(held))[held]
+    mean, known = information.mean(axis=0), np.eye(len(held))
+    root = np.linalg.cholesky(mean + 1e-9 * np.trace(mean) * known)
+    known = known[held]
     rows = purest(u @ root, len(held), known @ root if held.any() else None)
     return np.concatenate([known, u[rows]])
 
