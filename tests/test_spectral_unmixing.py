@@ -9,6 +9,7 @@ import scipy.sparse
 import micjax
 from micjax.__main__ import main
 from micjax.physics.patches.unmixing import corners, counts, laws
+from micjax.physics.patches.unmixing.corners import end_members
 from micjax.problems import unmixing
 from micjax.problems.unmixing.known import known_spectra
 
@@ -242,7 +243,7 @@ def test_what_is_never_seen_alone_may_lie_further_out():
     share = np.concatenate([np.zeros(100), largest * np.sqrt(rng.uniform(0.0, 1.0, 150))])
     w = 2000.0 * np.stack([1.0 - share, share], axis=1)
     law = laws.Counts(rng.poisson(w @ h).astype(float), np.arange(250) // 2, np.arange(250))
-    apart = laws.end_members(law, 2)
+    apart = end_members(law, 2)
     order = np.argsort(apart.h.argmax(axis=1))
     assert (apart.alone[order] > corners.SEEN).tolist() == [True, False]
     assert np.abs(apart.h[order] - h)[1, 3] < 1.645 * apart.spectrum_sd[order][1, 3]
@@ -252,7 +253,7 @@ def test_what_is_never_seen_alone_may_lie_further_out():
 
 def test_one_end_member_has_no_corner_to_find(mixture):
     x = mixture[2]
-    alone = laws.end_members(law_of(mixture, "counts"), 1)
+    alone = end_members(law_of(mixture, "counts"), 1)
     np.testing.assert_allclose(alone.h[0], x.sum(axis=0) / x.sum(), atol=1e-5)
     expected = np.sqrt(x.sum(axis=0)) / x.sum()
     np.testing.assert_allclose(alone.spectrum_sd[0], expected, rtol=0.1)
@@ -262,13 +263,13 @@ def test_one_end_member_has_no_corner_to_find(mixture):
 def test_sums_that_are_not_above_nothing_are_refused():
     noise = np.random.default_rng(11).normal(-1.0, 1.0, (30, 20))
     with pytest.raises(ValueError, match="too few for 2 end members"):
-        laws.end_members(laws.Values(noise, 1.0), 2)
+        end_members(laws.Values(noise, 1.0), 2)
 
 
 @pytest.mark.parametrize("kind", ["counts", "values"])
 def test_known_end_members_are_held_and_the_others_are_there(mixture, kind):
     w, h, _ = mixture
-    apart = laws.end_members(law_of(mixture, kind), 2, h[1:])
+    apart = end_members(law_of(mixture, kind), 2, h[1:])
     np.testing.assert_allclose(apart.h, h[::-1], atol=0.012)
     np.testing.assert_allclose(apart.h[0], h[1], atol=1e-6)
     assert apart.spectrum_sd[0].max() == 0.0 < apart.spectrum_sd[1].min()

@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, Int
 from micjax.core.problem import InverseProblem
 from micjax.inference.stage import Arrays, Search
 from micjax.physics.noise import Poisson
+from micjax.physics.patches.unmixing.corners import end_members
 from micjax.physics.patches.unmixing.laws import (
     Counts,
     Law,
     Values,
     blocks,
     chosen,
-    end_members,
     finer_blocks,
     trials,
 )

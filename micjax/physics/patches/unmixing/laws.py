@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Float, Int
 
-from micjax.physics.patches.unmixing import corners, counts, factorisation
+from micjax.physics.patches.unmixing import counts, factorisation
 
 STEPS, TRIAL_STEPS = 500, 60
 LEARNT = 0.7  # of all counts, where the others are held out
@@ -129,7 +129,7 @@ class Counts(Law):
 
     def pooled(self, finer: bool = False) -> "Counts":
         group = self.finer if finer else self.group
-        return self if group is None else Counts(_sums(self.data, group))
+        return self if group is None else Counts(sums(self.data, group))
 
     def split(self, rng: np.random.Generator) -> Split:
         learnt, held = self.data.copy(), self.data.copy()
@@ -238,7 +238,7 @@ class Values(Law):
             return self
         size = np.bincount(group)[:, None]
         # sums over the roots of their numbers have the same error
-        return Values(_sums(self.data, group) / np.sqrt(size), self.sigma)
+        return Values(sums(self.data, group) / np.sqrt(size), self.sigma)
 
     def split(self, rng: np.random.Generator) -> Split:
         apart = self.sigma * rng.standard_normal(self.data.shape)
@@ -294,7 +294,7 @@ class Values(Law):
         return np.broadcast_to(sd, w.shape)
 
 
-def _sums(data, group: Int[np.ndarray, "p"]):
+def sums(data, group: Int[np.ndarray, "p"]):
     """Over the spectra of each group."""
     each = np.arange(len(group))
     return scipy.sparse.csr_array((np.ones(len(group)), (group, each))) @ data
@@ -378,91 +378,6 @@ def _deviations(information) -> np.ndarray:
     variance = jnp.diagonal(jnp.linalg.inv(unit + 1e-6 * eye), axis1=1, axis2=2)
     deviation = jnp.sqrt(jnp.maximum(variance, 1.0)) / safe
     return np.asarray(jax.device_get(jnp.where(known, deviation, jnp.inf)))
-
-
-class EndMembers(NamedTuple):
-    """Abundances and end members, with standard deviations."""
-
-    w: Float[np.ndarray, "p k"]
-    h: Float[np.ndarray, "k f"]
-    abundance_sd: Float[np.ndarray, "p k"]
-    spectrum_sd: Float[np.ndarray, "k f"]
-    angle_rad: Float[np.ndarray, "k"]  # of an end member to the true one, rms
-    alone: Float[np.ndarray, "k"]  # nats that say that spectra show this one alone
-
-
-def end_members(law: Law, count: int, known: Float[np.ndarray, "m f"] | None = None) -> EndMembers:
-    """End members at the corners of the simplex in which shares lie (`corners`), and abundances.
-
-    The plane of the simplex is that of sums of neighbours. Errors are those of the corners, of the
-    plane, and of the noise of each spectrum (Fisher's information).
-    """
-    coarse = law.pooled()
-    coarse_w, plane = coarse.factors(count, known=known)
-    held = np.arange(count) < (0 if known is None else len(known))
-    fine = law.pooled(finer=True)
-    fitted = corners.corners(
-        *fine.shares(_expected_of(law, coarse_w), plane),
-        _starting(coarse, coarse_w, plane, held),
-        held,
-    )
-    h = _spectra(fitted.mixing, plane)
-    every = np.ones(count, bool)
-    coarse_w, _ = coarse.refined(_evenly(coarse, count), h, every)
-    variance = np.where(held[:, None], 0.0, coarse.spectrum_variances(coarse_w, h))
-    away = corners.beyond(h, np.sqrt(variance), coarse_w, fitted.alone, held)
-    apart = np.eye(count) - away.partner
-    h = _spectra(np.eye(count) + away.step[:, None] * apart, h)
-    covariance = fitted.covariance.copy()
-    relative = (away.error / (1.0 + away.step))[:, None] * apart
-    each = np.arange(count)
-    covariance[each, :, each, :] += relative[:, :, None] * relative[:, None, :]
-    w, _ = law.refined(_evenly(law, count), h, every)
-    by_corners = np.einsum("pa,pc,abcb->pb", w, w, covariance, optimize=True)
-    turned = np.einsum("abad,bf,df->af", covariance, h, h, optimize=True)
-    size = np.sum(h**2, axis=1)
-    unit = h / np.sqrt(size)[:, None]
-    across = h[None] - np.einsum("kf,bf->kb", unit, h)[..., None] * unit[:, None]
-    angle = np.einsum("abad,abf,adf->a", covariance, across, across, optimize=True)
-    return EndMembers(
-        w,
-        h,
-        np.sqrt(law.abundance_sds(w, h) ** 2 + np.maximum(by_corners, 0.0)),
-        np.sqrt(variance + np.maximum(turned, 0.0)),
-        # spectra that are not below zero are no further apart than a right angle
-        np.minimum(np.sqrt((variance.sum(axis=1) + np.maximum(angle, 0.0)) / size), 0.5 * np.pi),
-        np.where(held, np.inf, fitted.alone),
-    )
-
-
-def _evenly(law: Law, count: int) -> Float[np.ndarray, "p k"]:
-    total = np.maximum(np.asarray(law.data.sum(axis=1), float), 0.0)
-    return np.tile(total[:, None] / count, (1, count)) + 1e-3 * total.mean()
-
-
-def _expected_of(law: Law, coarse_w) -> Float[np.ndarray, "n k"]:
-    """Of the finer sums, from the shares of the larger ones that they are in: errors that are taken
-    from each one's own fit go along with its noise, and draw the corners out."""
-    if law.group is None:
-        return coarse_w
-    share = coarse_w / np.maximum(coarse_w.sum(axis=1, keepdims=True), 1e-30)
-    each = np.maximum(np.asarray(law.data.sum(axis=1), float), 0.0)[:, None] * share[law.group]
-    return each if law.finer is None else np.asarray(_sums(each, law.finer))
-
-
-def _starting(coarse: Law, w, plane, held) -> Float[np.ndarray, "k k"]:
-    """Known corners, and sums of neighbours that are farthest from them and from each other."""
-    u, information = coarse.shares(w, plane)
-    mean, known = information.mean(axis=0), np.eye(len(held))
-    root = np.linalg.cholesky(mean + 1e-9 * np.trace(mean) * known)
-    known = known[held]
-    rows = purest(u @ root, len(held), known @ root if held.any() else None)
-    return np.concatenate([known, u[rows]])
-
-
-def _spectra(mixing, plane) -> Float[np.ndarray, "k f"]:
-    h = np.maximum(mixing @ plane, 0.0)
-    return h / np.maximum(h.sum(axis=1, keepdims=True), 1e-30)
 
 
 class HeldOut(NamedTuple):
