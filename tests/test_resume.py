@@ -36,7 +36,7 @@ LONG = {
 }
 
 
-LAST = {"unmixing": "uncertainty"}
+LAST = {"unmixing": "end_members"}
 
 
 def problems():

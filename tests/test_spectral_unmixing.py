@@ -8,8 +8,10 @@ import scipy.sparse
 
 import micjax
 from micjax.__main__ import main
-from micjax.physics.patches.unmixing import counts, laws
+from micjax.physics.patches.unmixing import corners, counts, laws
+from micjax.physics.patches.unmixing.corners import end_members
 from micjax.problems import unmixing
+from micjax.problems.unmixing.known import known_spectra
 
 GRID, CHANNELS = (12, 14), 60
 
@@ -177,6 +179,105 @@ def test_errors_of_abundances_are_those_of_repeats(mixture):
     np.testing.assert_allclose(np.std(found, axis=0), sd, rtol=0.35)
 
 
+# --- corners -----------------------------------------------------------------------------------
+
+
+def test_a_mean_over_a_face_is_that_of_many_points():
+    """Exact on corners and edges; on triangles within a fifth for points near them."""
+    rng = np.random.default_rng(7)
+    mixing = np.array([[1.1, -0.1, 0.0], [0.05, 0.9, 0.05], [-0.1, 0.0, 1.1]])
+    points = np.array([[0.6, 0.3, 0.1], [0.3, 0.4, 0.3], [0.9, 0.05, 0.05]])
+    information = np.tile(np.array([[900.0, 100, 0], [100, 800, 50], [0, 50, 400]]), (3, 1, 1))
+    logs = corners.face_logs(*(jnp.asarray(v) for v in (mixing, points, information)))
+    for j, face in enumerate(ways := corners.ways(3)):
+        shares = rng.dirichlet(np.ones(len(face)), 200_000)
+        weight = np.ones(len(shares))
+        if len(face) == 2:  # densities that rise to the first corner come before the others
+            weight = 2.0 * shares[:, int(face in ways[:j])]
+        for p in range(3):
+            apart = shares @ mixing[list(face)] - points[p]
+            misfit = np.einsum("nk,kl,nl->n", apart, information[p], apart)
+            expected = np.log(np.mean(weight * np.exp(-0.5 * misfit)))
+            assert logs[p, j] == pytest.approx(expected, abs=0.2 if len(face) == 3 else 0.05)
+
+
+def noisy_shares(true, mixing, sd):
+    """Shares of spectra in end members that are not the corners, and their information."""
+    rng = np.random.default_rng(8)
+    u = true @ mixing + sd * rng.standard_normal(true.shape)
+    u += (1.0 - u.sum(axis=1, keepdims=True)) / true.shape[1]
+    return u, np.tile(np.eye(true.shape[1]) / sd**2, (len(u), 1, 1))
+
+
+def test_corners_are_where_spectra_gather_whatever_the_noise():
+    """Not at the points farthest out, and no larger than the shares want; one that is known
+    stays."""
+    rng = np.random.default_rng(9)
+    edge = rng.uniform(0.0, 1.0, (80, 1))
+    true = np.concatenate(
+        [np.repeat(np.eye(2), 60, axis=0), np.concatenate([edge, 1.0 - edge], axis=1)]
+    )
+    mixing = np.array([[0.8, 0.2], [0.3, 0.7]])
+    u, information = noisy_shares(true, mixing, 0.05)
+    start = u[laws.purest(u, 2)]
+    fitted = corners.corners(u, information, start, np.zeros(2, bool))
+    order = np.argsort(-fitted.mixing[:, 0])
+    error = np.sqrt([fitted.covariance[k, 1 - k, k, 1 - k] for k in order])
+    assert np.all(fitted.alone > corners.SEEN)
+    apart = (fitted.mixing[order] @ np.linalg.inv(mixing))[[0, 1], [1, 0]]
+    assert np.all(np.abs(apart) < 3.0 * error) and np.all(error < 0.03)
+    u = true @ np.array([[1.0, 0.0], [0.3, 0.7]]) + (u - true @ mixing)
+    fitted = corners.corners(u, information, np.eye(2), np.array([True, False]))
+    np.testing.assert_allclose(fitted.mixing[0], [1.0, 0.0], atol=1e-12)
+    assert fitted.mixing[1, 0] == pytest.approx(0.3, abs=0.03)
+    assert fitted.covariance[0].max() == 0.0
+
+
+def test_what_is_never_seen_alone_may_lie_further_out():
+    """A particle of which half is matrix at most: it is told, and the interval has the truth."""
+    rng = np.random.default_rng(10)
+    h = np.zeros((2, 20)) + 0.005
+    h[0, 3], h[1, 12] = 1.0, 1.0
+    h /= h.sum(axis=1, keepdims=True)
+    largest = rng.uniform(0.3, 0.5, 150)
+    share = np.concatenate([np.zeros(100), largest * np.sqrt(rng.uniform(0.0, 1.0, 150))])
+    w = 2000.0 * np.stack([1.0 - share, share], axis=1)
+    law = laws.Counts(rng.poisson(w @ h).astype(float), np.arange(250) // 2, np.arange(250))
+    apart = end_members(law, 2)
+    order = np.argsort(apart.h.argmax(axis=1))
+    assert (apart.alone[order] > corners.SEEN).tolist() == [True, False]
+    assert np.abs(apart.h[order] - h)[1, 3] < 1.645 * apart.spectrum_sd[order][1, 3]
+    assert apart.spectrum_sd[order][1, 3] > 10.0 * apart.spectrum_sd[order][0, 3]
+    assert apart.h[order][1, 3] < 0.25  # nearer than the purest pixel, which has a half
+
+
+def test_one_end_member_has_no_corner_to_find(mixture):
+    x = mixture[2]
+    alone = end_members(law_of(mixture, "counts"), 1)
+    np.testing.assert_allclose(alone.h[0], x.sum(axis=0) / x.sum(), atol=1e-5)
+    expected = np.sqrt(x.sum(axis=0)) / x.sum()
+    np.testing.assert_allclose(alone.spectrum_sd[0], expected, rtol=0.1)
+    assert alone.abundance_sd[:, 0] == pytest.approx(np.sqrt(x.sum(axis=1)), rel=1e-3)
+
+
+def test_sums_that_are_not_above_nothing_are_refused(mixture):
+    w, h, x = mixture
+    with pytest.raises(ValueError, match="0 of 168 spectra.*too few for 2 end members"):
+        laws.Values(-x, 1.0).shares(w, h)
+
+
+@pytest.mark.parametrize("kind", ["counts", "values"])
+def test_known_end_members_are_held_and_the_others_are_there(mixture, kind):
+    w, h, _ = mixture
+    apart = end_members(law_of(mixture, kind), 2, h[1:])
+    np.testing.assert_allclose(apart.h, h[::-1], atol=0.012)
+    np.testing.assert_allclose(apart.h[0], h[1], atol=1e-6)
+    assert apart.spectrum_sd[0].max() == 0.0 < apart.spectrum_sd[1].min()
+    np.testing.assert_allclose(apart.w.mean(axis=0), w[:, ::-1].mean(axis=0), rtol=0.03)
+    tried = list(laws.trials(law_of(mixture, kind), 5, np.random.default_rng(0), h))
+    assert [t.count for t in tried] == [2, 3, 4] and laws.chosen(tried) == 2
+
+
 @pytest.mark.parametrize("size", [(7, 5), (30, 40), (1, 900), (80, 80)])
 def test_blocks_of_neighbours(size):
     group = laws.blocks(size).reshape(size)
@@ -262,6 +363,65 @@ def test_files_that_are_no_spectra(tmp_path, cube, options, said):
 def test_problems_that_are_none(options, said):
     with pytest.raises(ValueError, match=said):
         unmixing.problem(**options)
+
+
+def saved(path, spectra, start=0.5, step=0.05, unit="keV"):
+    spectra = np.asarray(spectra, float)
+    along = micjax.io.FieldAxis("energy", start + step * np.arange(spectra.shape[-1]), unit)
+    axes = (
+        (along,)
+        if spectra.ndim == 1
+        else (micjax.io.FieldAxis("component", np.arange(len(spectra)), ""), along)
+    )
+    micjax.io.write_nexus(path, {"spectrum": micjax.io.Field(spectra, axes, "", "spectrum")})
+    return str(path)
+
+
+def test_known_spectra_come_from_a_file_with_any_step(tmp_path, mixture):
+    h = mixture[1]
+    axis = micjax.io.FieldAxis("energy", 0.5 + 0.05 * np.arange(CHANNELS), "keV")
+    same = saved(tmp_path / "same.nxs", 7.0 * h)
+    np.testing.assert_allclose(known_spectra(same, axis), h, atol=1e-6)
+    half = np.repeat(h, 2, axis=1)  # channels of half the width
+    finer = saved(tmp_path / "finer.nxs", half, start=0.4875, step=0.025)
+    np.testing.assert_allclose(known_spectra(finer, axis), h, atol=1e-6)
+    np.save(tmp_path / "bare.npy", h[0])
+    np.testing.assert_allclose(known_spectra(tmp_path / "bare.npy", axis), h[:1], atol=1e-6)
+    problem = unmixing.problem(*GRID, CHANNELS, 3, known=same)
+    assert problem.forward.known.shape == (2, CHANNELS)
+
+
+@pytest.mark.parametrize(
+    ("spectra", "options", "said"),
+    [
+        (np.full(60, np.nan), {}, "60 values of the known spectra are not finite"),
+        (-np.ones(60), {}, "down to -1; none may be below zero"),
+        (np.zeros(60), {}, "spectrum 0 has nothing in these channels"),
+        (np.ones((2, 60)), {}, "some are the same or mixtures"),
+        (np.ones(60), {"start": 1.0}, "does not reach over the channels from 0.5 to 3.45 keV"),
+        (np.ones(60), {"unit": "eV"}, "60 channels in eV; the spectrum image has 60 in keV"),
+        (np.ones(59), {"unit": ""}, "59 channels in no unit"),
+        (np.ones((3, 60)) + np.eye(60)[:3], {}, "3 known end members, and room for 2"),
+    ],
+)
+def test_known_spectra_that_are_none(tmp_path, spectra, options, said):
+    path = saved(tmp_path / "known.nxs", spectra, **options)
+    with pytest.raises(ValueError, match=said):
+        unmixing.problem(*GRID, CHANNELS, 2, known=path)
+
+
+def test_a_matrix_that_is_known(tmp_path, mixture, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.save("cube.npy", mixture[2].reshape(*GRID, CHANNELS))
+    np.save("known.npy", mixture[1][:1])
+    assert main(["fit", "unmixing", "cube.npy", "--set", "known=known.npy", "--out", "r"]) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "2 end members: one more" in printed and "Known, and not changed: component 0." in printed
+    )
+    spectra = micjax.io.read("r/result.nxs", "spectrum").data
+    np.testing.assert_allclose(spectra[0], mixture[1][0], atol=1e-5)
+    np.testing.assert_allclose(spectra[1], mixture[1][1], atol=0.012)
 
 
 @pytest.mark.parametrize("noise", ["poisson", "normal"])

@@ -14,9 +14,11 @@ from jaxtyping import Array, Float, Int
 
 from micjax.core.problem import InverseProblem
 from micjax.core.ranges import not_negative, positive
+from micjax.io import FieldAxis
 from micjax.physics.noise import Gaussian, Poisson
 from micjax.problems.unmixing.conclusion import conclude as conclude
 from micjax.problems.unmixing.data import load as load
+from micjax.problems.unmixing.known import known_spectra
 from micjax.problems.unmixing.model import MixedSpectra
 from micjax.problems.unmixing.show import compare as compare
 from micjax.problems.unmixing.show import figures as figures
@@ -39,6 +41,7 @@ def problem(
     signal_step: float = 0.05,
     signal_unit: str = "keV",
     signal_name: str = "energy",
+    known: str | None = None,
 ) -> InverseProblem:
     """Spectra of a grid of pixels, all with the same few end members.
 
@@ -53,9 +56,10 @@ def problem(
     - `level`: about the mean of a value.
     - `pixel_nm`: edge of a pixel, if it is known.
     - `signal_start`, `signal_step`, `signal_unit`, `signal_name`: of the channels.
+    - `known`: a file with the spectra of end members that are known, see `known_spectra`.
 
-    **Raises:** `ValueError` for another noise, numbers that are not positive, and more end members
-    than pixels or channels.
+    **Raises:** `ValueError` for another noise, numbers that are not positive, more end members than
+    pixels or channels, fewer than are known, and known spectra that do not cover the channels.
     """
     not_negative(components=components)
     positive(most_components=most_components, sigma=sigma, level=level, signal_step=signal_step)
@@ -67,10 +71,19 @@ def problem(
             f"{components} end members of {ny * nx} pixels with {channels} channels: at most "
             f"{min(ny * nx, channels)}"
         )
+    axis = signal_start + signal_step * np.arange(channels)
+    given = (
+        np.zeros((0, channels))
+        if known is None
+        else known_spectra(known, FieldAxis(signal_name, axis, signal_unit))
+    )
+    if len(given) > most:
+        raise ValueError(f"{known}: {len(given)} known end members, and room for {most}")
     brightness = level * channels
     forward = MixedSpectra(
         np.full((ny * nx, most), brightness / most),
         np.full((most, channels), 1.0 / channels),
+        given,
         (ny, nx),
         components,
         pixel_nm,

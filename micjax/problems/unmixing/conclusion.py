@@ -9,11 +9,12 @@ from jaxtyping import Array, Float, Int
 from micjax.inference.solution import Solution
 from micjax.io import Field, FieldAxis
 from micjax.io.fields import PIXELS
+from micjax.physics.patches.unmixing.corners import SEEN
 from micjax.physics.patches.unmixing.laws import HeldOut
 from micjax.problems.unmixing.model import MixedSpectra
 from micjax.problems.unmixing.stages import law_of
 
-VAGUE = np.deg2rad(10.0)  # by which a spectrum turns when the experiment is repeated
+VAGUE = np.deg2rad(10.0)  # of a spectrum to the true one
 
 
 def conclude(solution: Solution, x: Int[Array, "n"], y: Float[Array, "n f"]) -> Solution:
@@ -47,7 +48,10 @@ def conclude(solution: Solution, x: Int[Array, "n"], y: Float[Array, "n f"]) -> 
         results=results,
         metrics=dict(solution.metrics) | {"components": float(count)},
         table=[_row(k, total, h, forward, arrays) for k in range(count)],
-        statements=[*_statements(count, tried, arrays["spectrum_angle_rad"]), *solution.statements],
+        statements=[
+            *_statements(count, tried, arrays, len(forward.known)),
+            *solution.statements,
+        ],
         extra={"tried": tried},
     )
 
@@ -77,29 +81,32 @@ def _row(k: int, total, h, forward: MixedSpectra, arrays) -> dict[str, Any]:
             / max(total[k] / len(arrays["abundance_sd"]), 1e-30)
         ),
         f"strongest at ({forward.signal_unit or forward.signal_name})": float(highest[0]),
-        "a repeat turns it by (deg)": float(np.rad2deg(arrays["spectrum_angle_rad"][k])),
+        "error of its direction (deg)": float(np.rad2deg(arrays["spectrum_angle_rad"][k])),
     }
 
 
-def _statements(count: int, tried: list[HeldOut], angles: Float[np.ndarray, "k"]):
+def _statements(count: int, tried: list[HeldOut], arrays, known: int):
     if not tried:
         yield f"{count} end member{'s' * (count > 1)}, as was asked for."
     elif count == tried[-1].count:
         yield f"{count} end members were found, as many as were allowed: there may be more."
     else:
-        more = tried[count]
+        more = next(t for t in tried if t.count == count + 1)
         yield (
             f"{count} end member{'s' * (count > 1)}: one more changes what they predict of data "
             f"that were held out by {more.gain:+.3g} nats (standard error {more.error:.2g})."
         )
+    if known:
+        names = ", ".join(map(str, range(known)))
+        yield f"Known, and not changed: component{'s' * (known > 1)} {names}."
+    angles = arrays["spectrum_angle_rad"]
     for k in np.flatnonzero(angles > VAGUE):
         yield (
-            f"NOT IDENTIFIED: the spectrum of component {k} turns by {np.rad2deg(angles[k]):.0f} "
-            "deg when the experiment is repeated."
+            f"NOT IDENTIFIED: the spectrum of component {k} may be {np.rad2deg(angles[k]):.0f} deg "
+            "away from the true one."
         )
-    if count > 1:
+    for k in np.flatnonzero(np.asarray(arrays["alone"]) <= SEEN):
         yield (
-            "Mixtures of these spectra explain the data as well, as long as nothing in them and in "
-            "their abundances is below zero: where no pixel shows a component alone, its spectrum "
-            "is one of many, which the errors do not know of."
+            f"No pixel shows component {k} alone for sure: how much of what surrounds it is in its "
+            "spectrum is a guess between the purest pixels and the first channel below zero."
         )

@@ -1,6 +1,7 @@
 """A spectrum image from a file, for `micjax.problems.unmixing`."""
 
 import logging
+import pathlib
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ def load(
     noise: Literal["auto", "poisson", "normal"] = "auto",
     signal_min: float | None = None,
     signal_max: float | None = None,
+    known: str | None = None,
 ) -> tuple[dict[str, Any], Int[Array, "n"], Float[Array, "n f"]]:
     """A map of spectra [y, x, channel], or a line of them [x, channel]. Pixels with a NaN are left
     out.
@@ -31,6 +33,7 @@ def load(
     - `noise`: `poisson` for counts, `normal` for other values; `auto`: counts if all values are
         whole numbers that are not below zero.
     - `signal_min`, `signal_max`: which part of the spectra, in the unit of the file's axis.
+    - `known`: a file with the spectra of end members that are known, [channel] or [k, channel].
 
     **Raises:** `ValueError` for other shapes, no finite pixel, constant data, counts that are none,
     and a range without two channels.
@@ -72,6 +75,8 @@ def load(
         "signal_unit": axes[-1].unit,
         "signal_name": axes[-1].name or "channel",
     }
+    if known is not None:
+        options["known"] = str(pathlib.Path(known).absolute())
     return options, jnp.asarray(np.flatnonzero(there)), jnp.asarray(values, float)
 
 

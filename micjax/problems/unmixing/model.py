@@ -12,6 +12,7 @@ class MixedSpectra(eqx.Module):
 
     abundance: Float[Array, "p k"] = parameter()
     spectrum: Float[Array, "k f"] = parameter()
+    known: Float[Array, "m f"] = parameter()  # the first end members, where some are known
     grid: tuple[int, int] = eqx.field(static=True)
     components: int = eqx.field(static=True)  # 0: as many as the data show, at most k
     pixel_nm: float | None = eqx.field(static=True)

@@ -22,6 +22,7 @@ LEARNT = 0.7  # of all counts, where the others are held out
 CHUNK = 1000  # spectra of which every channel is in memory
 CERTAIN = 3.0  # standard errors by which one more end member has to predict better
 AHEAD = 2  # end members: where two show together, one alone may not
+FEWEST = 500.0  # counts of a spectrum whose error is about normal
 
 
 class Split(NamedTuple):
@@ -37,10 +38,13 @@ class Law(abc.ABC):
     """Spectra with the law of their noise."""
 
     data: Any
+    group: Int[np.ndarray, "p"] | None
+    finer: Int[np.ndarray, "p"] | None
 
     @abc.abstractmethod
-    def pooled(self) -> "Law":
-        """Sums of neighbours, which show end members that a few counts hide."""
+    def pooled(self, finer: bool = False) -> "Law":
+        """Sums of neighbours, which show end members that a few counts hide; of fewer neighbours if
+        `finer`."""
 
     @abc.abstractmethod
     def split(self, rng: np.random.Generator) -> Split:
@@ -48,9 +52,9 @@ class Law(abc.ABC):
 
     @abc.abstractmethod
     def factors(
-        self, count: int, steps: int = STEPS
+        self, count: int, steps: int = STEPS, known: Float[np.ndarray, "m f"] | None = None
     ) -> tuple[Float[np.ndarray, "p k"], Float[np.ndarray, "k f"]]:
-        """Abundances, and end members that add up to one."""
+        """Abundances, and end members that add up to one; those that are `known` come first."""
 
     @abc.abstractmethod
     def refined(
@@ -88,6 +92,19 @@ class Law(abc.ABC):
         """End members that may predict what was not learnt from."""
 
     @abc.abstractmethod
+    def shares(
+        self, w: Float[np.ndarray, "p k"], h: Float[np.ndarray, "k f"]
+    ) -> tuple[Float[np.ndarray, "n k"], Float[np.ndarray, "n k k"]]:
+        """Of spectra in which there is something: their shares, below zero as well as above, and
+        Fisher's information of them. `w` says how large errors are."""
+
+    @abc.abstractmethod
+    def spectrum_variances(
+        self, w: Float[np.ndarray, "p k"], h: Float[np.ndarray, "k f"]
+    ) -> Float[np.ndarray, "k f"]:
+        """Of the end members for these abundances."""
+
+    @abc.abstractmethod
     def abundance_sds(
         self, w: Float[np.ndarray, "p k"], h: Float[np.ndarray, "k f"]
     ) -> Float[np.ndarray, "p k"]:
@@ -102,11 +119,17 @@ class Counts(Law):
     pure make up, and more spectra do not help (Neyman & Scott 1948).
     """
 
-    def __init__(self, data, group: Int[np.ndarray, "p"] | None = None):
-        self.data, self.group = scipy.sparse.csr_array(data), group
+    def __init__(
+        self,
+        data,
+        group: Int[np.ndarray, "p"] | None = None,
+        finer: Int[np.ndarray, "p"] | None = None,
+    ):
+        self.data, self.group, self.finer = scipy.sparse.csr_array(data), group, finer
 
-    def pooled(self) -> "Counts":
-        return self if self.group is None else Counts(_sums(self.data, self.group))
+    def pooled(self, finer: bool = False) -> "Counts":
+        group = self.finer if finer else self.group
+        return self if group is None else Counts(sums(self.data, group))
 
     def split(self, rng: np.random.Generator) -> Split:
         learnt, held = self.data.copy(), self.data.copy()
@@ -116,14 +139,14 @@ class Counts(Law):
             part.eliminate_zeros()
         return Split(Counts(learnt), Counts(held), (1.0 - LEARNT) / LEARNT)
 
-    def factors(self, count, steps=STEPS):
+    def factors(self, count, steps=STEPS, known=None):
         if self.group is not None:
-            _, h = self.pooled().factors(count, steps)
+            _, h = self.pooled().factors(count, steps, known)
             return self.refined(self._even(count), h, np.ones(count, bool), steps)
-        h = self._purest(count)
         # every channel in every end member: what is zero at first would stay zero for some steps
-        h = h + 0.05 * h.mean(axis=0) + 1e-3 * h.mean()
-        return self.refined(self._even(count), h / h.sum(axis=1, keepdims=True), steps=steps)
+        mean = np.asarray(self.data.mean(axis=0)).ravel()
+        h, held = _with(known, self._purest(count, known), 0.05 * mean / mean.sum())
+        return self.refined(self._even(count), h, held, steps)
 
     def _even(self, count: int) -> Float[np.ndarray, "p k"]:
         return np.tile(self.data.sum(axis=1)[:, None] / count, (1, count)) + 1e-3
@@ -138,11 +161,12 @@ class Counts(Law):
     def _table(self) -> counts.CountTable:
         return counts.count_table(self.data)
 
-    def _purest(self, count: int) -> Float[np.ndarray, "k f"]:
+    def _purest(self, count: int, known) -> Float[np.ndarray, "k f"]:
         total = self.data.sum(axis=1)
         spectra = self.data[total > 0.0].todense() / total[total > 0.0][:, None]
         # standard deviations of square roots are all the same (Bartlett 1936)
-        return spectra[purest(np.sqrt(spectra), count)]
+        before = None if known is None else np.sqrt(known)
+        return spectra[purest(np.sqrt(spectra), count, before)]
 
     def repeated(self, w, h, rng):
         return Counts(rng.poisson(w @ h).astype(float))
@@ -170,6 +194,26 @@ class Counts(Law):
         mean = all_of @ h / all_of.sum()
         return (all_of[:, None] * h + each * mean) / (all_of + each)[:, None]
 
+    def shares(self, w, h):
+        total = np.asarray(self.data.sum(axis=1), float)
+        there = total > 0.0
+        x, w = self.data[there], np.asarray(w)[there]
+        information = np.empty((len(w), len(h), len(h)))
+        pull = np.empty(w.shape)
+        for at in np.array_split(np.arange(len(w)), -(-len(w) // CHUNK)):
+            weight = 1.0 / _expected(w[at], h)
+            information[at] = np.einsum("pf,kf,lf->pkl", weight, h, h, optimize=True)
+            pull[at] = (x[at].todense() * weight) @ h.T
+        return _as_shares(information, pull)
+
+    def spectrum_variances(self, w, h):
+        pairs = (w[:, :, None] * w[:, None, :]).reshape(len(w), -1)
+        information = np.zeros((h.shape[1], len(h), len(h)))
+        for at in np.array_split(np.arange(len(w)), -(-len(w) // CHUNK)):
+            weight = 1.0 / _expected(w[at], h)
+            information += (weight.T @ pairs[at]).reshape(information.shape)
+        return np.diagonal(np.linalg.pinv(information), axis1=1, axis2=2).T
+
     def abundance_sds(self, w, h):
         w, h = jnp.asarray(w, jnp.float32), jnp.asarray(h, jnp.float32)
         return _deviations(counts.curvature(self._table.by_spectrum, w, h)[1])
@@ -183,25 +227,34 @@ class Values(Law):
         data: Float[np.ndarray, "p f"],
         sigma: float,
         group: Int[np.ndarray, "p"] | None = None,
+        finer: Int[np.ndarray, "p"] | None = None,
     ):
-        self.data, self.sigma, self.group = np.asarray(data, float), sigma, group
+        self.data, self.sigma = np.asarray(data, float), sigma
+        self.group, self.finer = group, finer
 
-    def pooled(self) -> "Values":
-        if self.group is None:
+    def pooled(self, finer: bool = False) -> "Values":
+        group = self.finer if finer else self.group
+        if group is None:
             return self
-        size = np.bincount(self.group)[:, None]
+        size = np.bincount(group)[:, None]
         # sums over the roots of their numbers have the same error
-        return Values(_sums(self.data, self.group) / np.sqrt(size), self.sigma)
+        return Values(sums(self.data, group) / np.sqrt(size), self.sigma)
 
     def split(self, rng: np.random.Generator) -> Split:
         apart = self.sigma * rng.standard_normal(self.data.shape)
         wider = np.sqrt(2.0) * self.sigma
         return Split(Values(self.data + apart, wider), Values(self.data - apart, wider), 1.0)
 
-    def factors(self, count, steps=STEPS):
+    def factors(self, count, steps=STEPS, known=None):
         unit = self._unit
-        w, h = factorisation.start(jnp.asarray(np.maximum(self.data, 0.0) / unit), count)
-        return self.refined(unit * np.asarray(w, float), np.asarray(h, float), steps=steps)
+        if known is None:
+            w, h = factorisation.start(jnp.asarray(np.maximum(self.data, 0.0) / unit), count)
+            return self.refined(unit * np.asarray(w, float), np.asarray(h, float), steps=steps)
+        pooled = np.maximum(self.pooled().data, 0.0)
+        mean = pooled.mean(axis=0)
+        h, held = _with(known, pooled[purest(pooled, count, known)], 1e-3 * mean)
+        level = np.maximum(self.data.sum(axis=1, keepdims=True), 1e-3 * unit * h.shape[1])
+        return self.refined(np.tile(level / count, (1, count)), h, held, steps)
 
     @functools.cached_property
     def _unit(self) -> float:
@@ -228,12 +281,20 @@ class Values(Law):
     def smoothed(self, w, h):
         return h
 
+    def shares(self, w, h):
+        information = np.broadcast_to(h @ h.T / self.sigma**2, (len(w), len(h), len(h)))
+        return _as_shares(information, self.data @ h.T / self.sigma**2)
+
+    def spectrum_variances(self, w, h):
+        variance = self.sigma**2 * np.diag(np.linalg.pinv(w.T @ w))
+        return np.broadcast_to(variance[:, None], h.shape)
+
     def abundance_sds(self, w, h):
         sd = self.sigma * np.sqrt(np.diag(np.linalg.pinv(h @ h.T)))
         return np.broadcast_to(sd, w.shape)
 
 
-def _sums(data, group: Int[np.ndarray, "p"]):
+def sums(data, group: Int[np.ndarray, "p"]):
     """Over the spectra of each group."""
     each = np.arange(len(group))
     return scipy.sparse.csr_array((np.ones(len(group)), (group, each))) @ data
@@ -248,18 +309,62 @@ def blocks(shape: tuple[int, ...], most: int = 150) -> Int[np.ndarray, "p"]:
     return np.ravel_multi_index(np.indices(shape) // edge, parts).ravel()
 
 
-def purest(spectra: Float[np.ndarray, "n f"], count: int) -> Int[np.ndarray, "k"]:
-    """Rows that are farthest from the span of those before (successive projections: Araujo et al.
-    2001; Gillis & Vavasis 2014)."""
+def finer_blocks(shape: tuple[int, ...], level: float, most: int = 1000) -> Int[np.ndarray, "p"]:
+    """Groups of neighbours of a grid, each with enough counts for its error to be about normal;
+    `level` is the mean of the counts of a spectrum, infinite if these are not counts."""
+    each = min(max(FEWEST / max(level, 1e-30), 1.0), np.prod(shape))
+    return blocks(shape, int(np.clip(np.prod(shape) / each, 150, most)))
+
+
+def purest(
+    spectra: Float[np.ndarray, "n f"],
+    count: int,
+    known: Float[np.ndarray, "m f"] | None = None,
+) -> Int[np.ndarray, "r"]:
+    """Rows that are farthest from the span of those before, and of what is known (successive
+    projections: Araujo et al. 2001; Gillis & Vavasis 2014)."""
     if not 1 <= count <= len(spectra):
         raise ValueError(f"{count} end members of {len(spectra)} spectra: from 1 to so many")
     left, rows = spectra.copy(), []
-    for _ in range(count):
+    basis = np.zeros((0, left.shape[1])) if known is None else np.linalg.qr(known.T)[0].T
+    left -= (left @ basis.T) @ basis
+    for _ in range(count - len(basis)):
         size = np.sum(left**2, axis=1)
         rows.append(int(np.argmax(size)))
         along = left[rows[-1]] / np.sqrt(max(size[rows[-1]], 1e-30))
         left -= np.outer(left @ along, along)
-    return np.array(rows)
+    return np.array(rows, int)
+
+
+def _with(known, h, more) -> tuple[np.ndarray, np.ndarray]:
+    """The known end members, and the others with something `more` in them; which are known."""
+    h = h + more + 1e-3 * more.mean()
+    h = h / h.sum(axis=1, keepdims=True)
+    if known is None:
+        return h, np.zeros(len(h), bool)
+    return np.concatenate([known, h]), np.arange(len(known) + len(h)) < len(known)
+
+
+def _expected(w, h) -> np.ndarray:
+    """Counts, and half a one distributed over the channels."""
+    return w @ h + 0.5 / h.shape[1]
+
+
+def _as_shares(information, pull) -> tuple[np.ndarray, np.ndarray]:
+    """Of abundances that are not bounded, by weighted least squares."""
+    count = pull.shape[1]
+    scale = np.trace(information, axis1=1, axis2=2)[:, None, None] / count
+    u = np.linalg.solve(information + 1e-9 * scale * np.eye(count), pull[..., None])[..., 0]
+    total = u.sum(axis=1)
+    # a spectrum of noise alone has no shares
+    there = total > np.maximum(0.1 * np.median(total), 0.0)
+    if there.sum() < count:
+        raise ValueError(
+            f"{there.sum()} of {len(there)} spectra, or sums of neighbours, add up to more than "
+            f"nothing: too few for {count} end members"
+        )
+    u, total = u[there], total[there]
+    return u / total[:, None], information[there] * total[:, None, None] ** 2
 
 
 def _deviations(information) -> np.ndarray:
@@ -275,42 +380,6 @@ def _deviations(information) -> np.ndarray:
     return np.asarray(jax.device_get(jnp.where(known, deviation, jnp.inf)))
 
 
-class Uncertainty(NamedTuple):
-    abundance: Float[np.ndarray, "p k"]  # standard deviations
-    spectrum: Float[np.ndarray, "k f"]
-    angle_rad: Float[np.ndarray, "k"]  # by which an end member turns, rms
-
-
-def uncertainty(
-    law: Law,
-    w: Float[np.ndarray, "p k"],
-    h: Float[np.ndarray, "k f"],
-    rng: np.random.Generator,
-    repeats: int = 8,
-) -> Uncertainty:
-    """Of a repeat of the experiment: end members by drawing data from the answer (bootstrap: Efron
-    1979), on sums of neighbours; abundances by Fisher's information and what they change with the
-    end members."""
-    pooled, each = law.pooled(), np.ones(len(h), bool)
-    total = np.maximum(np.asarray(pooled.data.sum(axis=1)), 0.0)
-    even = np.tile(total[:, None] / len(h), (1, len(h))) + 1e-3 * total.mean()
-    pooled_w, _ = pooled.refined(even, h, each, TRIAL_STEPS)
-    again, apart = [], np.zeros_like(w)
-    for _ in range(repeats):
-        drawn = pooled.repeated(pooled_w, h, rng)
-        again.append(drawn.refined(pooled_w, h, steps=TRIAL_STEPS)[1])
-        other = law.refined(np.maximum(w, 1e-3 * w.mean()), again[-1], each, TRIAL_STEPS)[0]
-        apart += (other - w) ** 2 / repeats
-    turned = np.stack(again)
-    size = np.linalg.norm(h, axis=1) * np.linalg.norm(turned, axis=2)
-    cosine = np.minimum(np.sum(turned * h, axis=2) / np.maximum(size, 1e-30), 1.0)
-    return Uncertainty(
-        np.sqrt(law.abundance_sds(w, h) ** 2 + apart),
-        np.sqrt(np.mean((turned - h) ** 2, axis=0)),
-        np.sqrt(np.mean(np.arccos(cosine) ** 2, axis=0)),
-    )
-
-
 class HeldOut(NamedTuple):
     """So many end members, and what they say of data that they were not learnt from."""
 
@@ -319,12 +388,18 @@ class HeldOut(NamedTuple):
     error: float  # its standard error, from spectrum to spectrum
 
 
-def trials(law: Law, most: int, rng: np.random.Generator) -> Iterator[HeldOut]:
-    """Of 1, 2, ... end members, until `AHEAD` more have not helped, or `most`."""
+def trials(
+    law: Law,
+    most: int,
+    rng: np.random.Generator,
+    known: Float[np.ndarray, "m f"] | None = None,
+) -> Iterator[HeldOut]:
+    """Of 1, 2, ... end members, until `AHEAD` more have not helped, or `most`; of as many as are
+    known, if any are, and of more."""
     learnt, held, exposure = law.pooled().split(rng)
     before, tried = None, []
-    for count in range(1, most + 1):
-        w, h = learnt.factors(count, TRIAL_STEPS)
+    for count in range(1 if known is None else len(known), most + 1):
+        w, h = learnt.factors(count, TRIAL_STEPS, known)
         losses = held.losses(exposure * w, learnt.smoothed(w, h))
         apart = np.zeros(1) if before is None else before - losses
         error = float(np.std(apart) * np.sqrt(len(apart)))
@@ -337,7 +412,7 @@ def trials(law: Law, most: int, rng: np.random.Generator) -> Iterator[HeldOut]:
 
 def chosen(tried: list[HeldOut]) -> int:
     """The most end members that together predict held-out data better than fewer do."""
-    best = 1
+    best = tried[0].count
     for trial in tried[1:]:
         since = [t for t in tried if best < t.count <= trial.count]
         gain = sum(t.gain for t in since)
