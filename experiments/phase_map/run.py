@@ -99,7 +99,8 @@ def orientation_error_deg(crystal: Polycrystal, phase, angle_deg, count: int) ->
         same_deg = 90.0 if j == 2 else 180.0
         turn = 2.0 * np.pi / same_deg * (angle_deg - true_deg)[of]
         apart = np.angle(np.exp(1j * (turn - np.angle(np.exp(1j * turn).mean()))))
-        errors.append(np.abs(apart) * same_deg / (2.0 * np.pi))
+        # of the median and not of the mean, which one grain that is wrong would shift
+        errors.append(np.abs(apart - np.median(apart)) * same_deg / (2.0 * np.pi))
     return float(np.median(np.concatenate(errors)))
 
 

@@ -90,20 +90,22 @@ def between(
     """Of a lattice against another one, from the same reflections of both.
 
     Errors are those of the scatter about the linear map, outliers left out. All is NaN for fewer
-    than three reflections, and for those of one line.
+    than three reflections, for those of one line, and where more than a quarter are outliers: two
+    grains that were taken as one have no lattice.
     """
     used = np.array(weights > 0.0)
+    fewest = max(FEWEST, int(np.ceil(0.75 * used.sum())))
     while True:
         g, r, w = cycles[used], reference[used], weights[used]
         normal = (r * w[:, None]).T @ r
-        if used.sum() < FEWEST or np.linalg.cond(normal) > 1e4:
+        if used.sum() < fewest or np.linalg.cond(normal) > 1e4:
             return UNKNOWN
         inverse = np.linalg.inv(normal)
         of_reciprocal = ((g * w[:, None]).T @ r) @ inverse  # g ~ F r
         left = np.sqrt(weights) * np.linalg.norm(cycles - reference @ of_reciprocal.T, axis=1)
         # one that was lost to a neighbour would turn all the others
         wrong = used & (left > OUTLIER * np.median(left[used]))
-        if not wrong.any() or used.sum() <= FEWEST:
+        if not wrong.any():
             break
         used[np.argmax(np.where(wrong, left, 0.0))] = False
     scatter = np.sum(left[used] ** 2) / (2 * used.sum() - 4)

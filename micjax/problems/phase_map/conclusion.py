@@ -13,7 +13,14 @@ from micjax.io import Field, FieldAxis
 from micjax.physics.patches.local_spectra import LocalSpectra, window_means
 from micjax.physics.patches.mapping import SMOOTHING, borders
 from micjax.physics.patches.unmixing.phases import Trial, similarities
-from micjax.problems.phase_map.grains import Grain, grains_of, strain_map, strained
+from micjax.problems.phase_map.grains import (
+    Grain,
+    angle_map,
+    grains_of,
+    strain_map,
+    strained,
+    turned,
+)
 from micjax.problems.phase_map.model import SampledPatches
 from micjax.problems.phase_map.naming import named
 from micjax.problems.phase_map.stages import templates_of
@@ -31,8 +38,12 @@ def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) ->
     local = forward.polar.local
     phase, angle = arrays["map_phase"], arrays["map_angle_rad"]
     border = borders(phase, angle)
-    degrees = np.rad2deg(angle)
     cell_px = forward.cell_A / local.sampling_A
+    grains = grains_of(phase, angle, count, cell_px)
+    image = np.nan_to_num(np.asarray(x.image, float))
+    strains = [strained(image, phase >= 0, forward.polar, g, cell_px) for g in grains]
+    grains = [turned(g, s) for g, s in zip(grains, strains, strict=True)]
+    degrees = np.rad2deg(angle_map(angle, grains))
     results = {
         "phase": _field(np.where(phase < 0, np.nan, phase), local, "phase", ""),
         "orientation": _field(degrees, local, "orientation", "deg"),
@@ -40,11 +51,8 @@ def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) ->
         "image": _field(np.asarray(x.image), local, "image", ""),
         "abundance": _abundance(arrays, count, local, cell_px),
         "probability": _field(arrays["map_probability"], local, "probability", ""),
+        "strain": _strain(strain_map(phase.shape, grains, strains), local),
     }
-    grains = grains_of(phase, angle, count, cell_px)
-    image = np.nan_to_num(np.asarray(x.image, float))
-    strains = [strained(image, phase >= 0, forward.polar, g, cell_px) for g in grains]
-    results["strain"] = _strain(strain_map(phase.shape, grains, strains), local)
     templates = templates_of(forward)
     names = None if forward.known is None else named(templates, forward.known)
     there = phase >= 0

@@ -11,6 +11,7 @@ from micjax.physics.patches.mapping import reflections_in
 from micjax.physics.patches.polar import Polar
 from micjax.physics.patches.strain import UNKNOWN, Strain, strains
 
+SURE_RAD = 0.003  # of an angle; the map itself is about as good
 RIM = 0.5  # of a cell: what a grain's neighbour may have of it
 
 
@@ -71,6 +72,43 @@ def _reflections(image, there, polar: Polar, grain: Grain) -> Float[np.ndarray, 
     share = window_means(grain.inside, np.ones(part.shape), local)
     weights = np.where(share > 0.95, share, 0.0)
     return reflections_in(part, known.astype(float), polar, weights)
+
+
+def turned(grains: list[Grain], strains: list[Strain]) -> list[Grain]:
+    """With the angles between grains that strain tells, which are those of the whole of each.
+
+    What they add up to is where most of the area has the angle that the map has found.
+    """
+    sure = [s.turn_sd_rad < SURE_RAD for s in strains]
+    if not any(sure):
+        return grains
+    off = [_half_turn(g.angle_rad - s.turn_rad) for g, s in zip(grains, strains, strict=True)]
+    first = off[sure.index(True)]
+    near = np.array(
+        [_half_turn(o - first) for o, is_sure in zip(off, sure, strict=True) if is_sure]
+    )
+    pixels = np.array([g.pixels for g, is_sure in zip(grains, sure, strict=True) if is_sure])
+    order = np.argsort(near)
+    half = np.searchsorted(np.cumsum(pixels[order]), 0.5 * pixels.sum())
+    common = first + near[order][half]
+    return [
+        g._replace(angle_rad=_half_turn(common + s.turn_rad)) if is_sure else g
+        for g, s, is_sure in zip(grains, strains, sure, strict=True)
+    ]
+
+
+def _half_turn(angle: float) -> float:
+    return float((angle + 0.5 * np.pi) % np.pi - 0.5 * np.pi)
+
+
+def angle_map(
+    angle_rad: Float[np.ndarray, "h w"], grains: list[list[Grain]]
+) -> Float[np.ndarray, "h w"]:
+    """With the angle of each grain; what is smaller than one keeps its own."""
+    angle_rad = np.array(angle_rad)
+    for grain in (g for of_phase in grains for g in of_phase):
+        angle_rad[grain.box][grain.inside] = grain.angle_rad
+    return angle_rad
 
 
 def strain_map(
