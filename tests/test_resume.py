@@ -84,7 +84,9 @@ def test_ctrl_c_and_resume_give_the_same_answer(name, tmp_path, monkeypatch, cap
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, "add_metrics", interrupt)
         if chunks == 0:
-            patched.setattr(f"micjax.problems.{name}.stages.{LAST[name]}", stop)
+            # the module, and not the function of its name
+            module = sys.modules[f"micjax.problems.{name}.stages"]
+            patched.setattr(module, LAST[name], stop)
         assert main([*run, "--out", "part"]) == 130
     assert main([*run, "--out", "part", "--resume"]) == 0
     same_answer(tmp_path)
