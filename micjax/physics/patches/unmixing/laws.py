@@ -67,12 +67,6 @@ class Law(abc.ABC):
         """From these on; end members that are `held` stay what they are."""
 
     @abc.abstractmethod
-    def repeated(
-        self, w: Float[np.ndarray, "p k"], h: Float[np.ndarray, "k f"], rng: np.random.Generator
-    ) -> "Law":
-        """Other data with these expectations."""
-
-    @abc.abstractmethod
     def losses(
         self, w: Float[np.ndarray, "p k"], h: Float[np.ndarray, "k f"]
     ) -> Float[np.ndarray, "p"]:
@@ -167,9 +161,6 @@ class Counts(Law):
         # standard deviations of square roots are all the same (Bartlett 1936)
         before = None if known is None else np.sqrt(known)
         return spectra[purest(np.sqrt(spectra), count, before)]
-
-    def repeated(self, w, h, rng):
-        return Counts(rng.poisson(w @ h).astype(float))
 
     def losses(self, w, h):
         return counts.log_loss(self.data, w, h)
@@ -267,9 +258,6 @@ class Values(Law):
         h = np.asarray(factors.template, float)
         size = np.maximum(h.sum(axis=1), 1e-30)
         return np.asarray(factors.abundance, float) * size * self._unit, h / size[:, None]
-
-    def repeated(self, w, h, rng):
-        return Values(w @ h + self.sigma * rng.standard_normal(self.data.shape), self.sigma)
 
     def losses(self, w, h):
         return 0.5 * np.sum((self.data - w @ h) ** 2, axis=1) / self.sigma**2
