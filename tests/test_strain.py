@@ -68,3 +68,9 @@ def test_a_reflection_that_is_not_there_is_not_used():
     image, grains = bicrystal(0)
     amplitude = strain.refined(image, grains[0].astype(float), np.array([[0.3, 0.33]]))[1]
     assert amplitude[0] < 0.2 * AMPLITUDES.min()
+
+
+def test_a_grain_without_a_pixel_is_refused():
+    image, (left, right) = bicrystal(0)
+    with pytest.raises(ValueError, match=r"of 2 grains those numbered \[1\] have no pixel"):
+        strained(image, [left, left & right], CYCLES)

@@ -136,7 +136,11 @@ def strains(
     - `rim_px`: what is so near to the border of a grain is left out, where there is more.
     - `core_px`: reflections are first looked for in a disc of this radius, in which they are wide,
         and then in wider ones.
+
+    **Raises:** `ValueError` for a grain without a pixel.
     """
+    if empty := [i for i, (_, grain) in enumerate(parts) if not grain.any()]:
+        raise ValueError(f"of {len(parts)} grains those numbered {empty} have no pixel")
     reference, strength = _followed(*parts[0], cycles, None, rim_px, core_px)
     result = [NONE]
     for part, angle in zip(parts[1:], angles_rad[1:], strict=True):
