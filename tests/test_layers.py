@@ -23,6 +23,7 @@ ALLOWED = {
         "inference",
         "instruments",
         "io",
+        "nets",
         "physics",
         "report",
         "problems",

@@ -33,8 +33,8 @@ from patterns import (
     simulated,
 )
 
+from micjax.core.files import write_atomically
 from micjax.core.progress import progress
-from micjax.inference.result import write_atomically
 
 HERE = pathlib.Path(__file__).parent
 FORMAT = "micjax thermal diffuse 1"

@@ -49,6 +49,10 @@ NAMES: dict[str, Range] = {
     "tip_steps chains warmup": _whole(0, 10_000_000),
     "starts": _whole(1, 100_000),
     "learning_rate": Range(1e-12, 1e3),
+    "weight_decay": Range(0.0, 1.0),
+    "clip": Range(1e-12, HUGE),  # of the norm of a gradient
+    "average": Range(0.0, 0.99999),
+    "held_out": _whole(1, 100_000),  # batches
     "tolerance": Range(0.0, HUGE),  # of a loss or of an outcome; 0 never stops
     "threshold_sigmas": Range(0.1, 100.0),
     "seed": _whole(0, 2**32 - 1),  # JAX drops higher bits: two seeds would be one

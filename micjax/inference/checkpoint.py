@@ -13,9 +13,10 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from micjax.core.files import write_atomically
 from micjax.core.foreign.hdf5 import File, opened
 from micjax.core.problem import Values
-from micjax.inference.result import Path, write_atomically
+from micjax.inference.result import Path
 from micjax.inference.solvers.driver import Carry
 from micjax.inference.stage import Arrays, Search, Stage
 

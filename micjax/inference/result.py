@@ -2,11 +2,10 @@
 
 import contextlib
 import importlib
-import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from micjax.core.files import replaced
+from micjax.core.files import write_atomically
 from micjax.core.foreign.hdf5 import Damaged, File, opened
 from micjax.core.foreign.modules import GROUP, references
 from micjax.core.problem import InverseProblem
@@ -23,18 +22,6 @@ from micjax.inference.errors.nuts import Posterior
 
 FORMAT = "micjax result 1"
 Path = str | os.PathLike
-
-
-def write_atomically(path: Path, write: Callable[[h5py.File], None]) -> None:
-    """A file at `path` that is either the old one or all of the new one, whatever happens.
-
-    **Raises:** `OSError` when it cannot be written; the old file is still there.
-    """
-    memory = io.BytesIO()  # so that a full disk is a plain OSError and not a torn HDF5 file
-    with h5py.File(memory, "w") as file:
-        write(file)
-    with replaced(path) as unfinished:
-        unfinished.write_bytes(memory.getbuffer())
 
 
 def save(

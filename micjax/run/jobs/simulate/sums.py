@@ -9,8 +9,8 @@ import h5py
 import jax
 import numpy as np
 
+from micjax.core.files import write_atomically
 from micjax.core.progress import progress
-from micjax.inference.result import write_atomically
 
 FORMAT = "micjax simulation 1"
 EVERY_S = 1.0  # at least between two files

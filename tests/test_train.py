@@ -1,0 +1,150 @@
+"""The trainer: it learns, goes on bit for bit, and refuses what is not its own."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from micjax.nets.train import Schedule, Training, courses, train, weights_of
+
+SHORT = Schedule(steps=40, chunk=10, learning_rate=0.3, weight_decay=0.0, average=0.5)
+KEY = jax.random.key(3)
+
+
+def draw(key, data):
+    x = jax.random.normal(key, (16, 3))
+    return x, x @ data
+
+
+def loss(network, batch):
+    return jnp.square(network(batch[0]) - batch[1]).mean()
+
+
+def regression(seed=0, width=2):
+    network = nnx.Linear(3, width, rngs=nnx.Rngs(seed), param_dtype=jnp.result_type(float))
+    return Training(network, draw, loss, jnp.arange(6.0).reshape(3, 2)[:, :width])
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train(regression(), SHORT, KEY)
+
+
+def test_it_learns(trained):
+    course = trained.course
+    assert course.reason == "steps" and not trained.interrupted
+    assert len(course.losses) == 40 and len(course.held_out) == 4
+    assert course.held_out[-1] < 0.1 * course.losses[0]
+    assert float(course.state.best_loss) == pytest.approx(course.held_out.min())
+    best = weights_of(trained.network)
+    for name, array in course.state.best.items():
+        np.testing.assert_array_equal(best[name], array)
+
+
+def test_the_first_averages_are_short():
+    """It forgets by (1 + step) / (10 + step) until that is its own share."""
+    short = dataclasses.replace(SHORT, steps=2, chunk=1)
+    training = regression()
+    first, second = (c.state for c in courses(training, short, KEY))
+    for name, begun in weights_of(training.network).items():
+        average = 0.1 * begun + 0.9 * first.weights[name]
+        np.testing.assert_allclose(first.average[name], average, rtol=1e-9)
+        average = 2 / 11 * average + 9 / 11 * second.weights[name]
+        np.testing.assert_allclose(second.average[name], average, rtol=1e-9)
+
+
+def test_it_goes_on_bit_for_bit(tmp_path, trained):
+    file = tmp_path / "training.h5"
+
+    def interrupt(course):
+        if len(course.held_out) == 2:
+            raise KeyboardInterrupt
+
+    broken_off = train(regression(), SHORT, KEY, checkpoint=file, on_chunk=interrupt)
+    assert broken_off.interrupted and len(broken_off.course.losses) == 20
+    again = train(regression(), SHORT, KEY, checkpoint=file, resume=True)
+    np.testing.assert_array_equal(again.course.losses, trained.course.losses)
+    np.testing.assert_array_equal(again.course.held_out, trained.course.held_out)
+    for name, array in trained.course.arrays().items():
+        np.testing.assert_array_equal(again.course.arrays()[name], array)
+    finished = train(regression(), SHORT, KEY, checkpoint=file, resume=True)
+    assert finished.course.reason == "steps" and len(finished.course.losses) == 40
+
+
+@pytest.mark.parametrize(
+    ("training", "schedule", "key", "message"),
+    [
+        (regression(), dataclasses.replace(SHORT, steps=50), KEY, "of another training"),
+        (regression(), SHORT, jax.random.key(4), "of another training"),
+        (regression(width=1), SHORT, KEY, "of another network: .* of shape"),
+    ],
+)
+def test_the_checkpoint_of_another_training(tmp_path, training, schedule, key, message):
+    file = tmp_path / "training.h5"
+    train(regression(), SHORT, KEY, checkpoint=file)
+    with pytest.raises(ValueError, match=message):
+        train(training, schedule, key, checkpoint=file, resume=True)
+
+
+def test_it_stops_when_nothing_gets_better():
+    done = dataclasses.replace(SHORT, steps=1000, patience=3)
+    course = train(regression(), done, KEY).course
+    assert course.reason == "patience" and len(course.losses) < 1000
+    assert int(course.state.waited) == 3
+    assert np.argmin(course.held_out) == len(course.held_out) - 4
+
+
+def test_nothing_is_finite():
+    training = dataclasses.replace(regression(), loss=lambda n, b: loss(n, b) * jnp.nan)
+    with pytest.raises(FloatingPointError, match="the first loss of the training is nan"):
+        train(training, SHORT, KEY)
+
+
+def test_what_is_no_longer_finite_is_not_kept():
+    def breaks(network, batch):
+        kernel = network.kernel.get_value()
+        return loss(network, batch) + jnp.where(kernel.max() > 4.0, jnp.inf, 0.0)
+
+    done = train(dataclasses.replace(regression(), loss=breaks), SHORT, KEY)
+    assert done.course.reason == "non-finite"
+    assert all(np.isfinite(a).all() for a in weights_of(done.network).values())
+
+
+def test_a_schedule_of_numbers_that_are_none():
+    with pytest.raises(ValueError, match="training.learning_rate is -1"):
+        Schedule(learning_rate=-1.0)
+    with pytest.raises(ValueError, match="training.steps is 0"):
+        Schedule(steps=0)
+
+
+def test_sixteen_bits_learn_too():
+    course = train(regression(), dataclasses.replace(SHORT, bfloat16=True), KEY).course
+    assert course.held_out[-1] < 0.2 * course.losses[0]
+    assert all(a.dtype == jnp.result_type(float) for a in course.state.weights.values())
+
+
+DEVICES = """
+import numpy as np, jax
+from test_train import SHORT, KEY, regression, train
+assert jax.local_device_count() == 2
+np.save("losses.npy", train(regression(), SHORT, KEY).course.losses)
+"""
+
+
+@pytest.mark.slow
+def test_two_devices_share_a_batch(tmp_path, trained):
+    env = dict(os.environ, JAX_ENABLE_X64="1", NPROC="16")
+    env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    env["PYTHONPATH"] = os.path.dirname(__file__) + os.pathsep + env.get("PYTHONPATH", "")
+    subprocess.run([sys.executable, "-c", DEVICES], cwd=tmp_path, env=env, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "losses.npy"), trained.course.losses, rtol=1e-6)
+
+
+def test_a_course_tells_that_it_has_ended(trained):
+    assert [c.reason for c in courses(regression(), SHORT, KEY)] == ["", "", "", "steps"]
