@@ -508,6 +508,34 @@ def test_a_search_between_fits_keeps_what_was_fitted(tmp_path):
     assert fit_stages(edge.problem(), X, Y, stages).loss <= found.loss
 
 
+def counting(until, tell):
+    """A search that adds one to the edge, again and again."""
+
+    def work(problem, x, y, key, report, before):
+        count = int(before.get("count", 0))
+        tell.append(count)
+        for count in range(count + 1, 5):
+            if count > until:
+                raise KeyboardInterrupt
+            yield {"count": count}
+
+    def apply(problem, arrays):
+        return problem.at({"forward.edge_nm": float(arrays["count"])})
+
+    return [Search(work, apply, goes_on=True), Stage(Adam(1e-9), 1, 1)]
+
+
+def test_a_search_that_goes_on_where_it_was_broken_off(tmp_path):
+    told, run = [], dict(checkpoint=tmp_path / "fit.h5")
+    part = fit_stages(edge.problem(), X, Y, counting(2, told), **run)
+    assert part.stop_reason == "interrupted" and int(part.arrays["count"]) == 2
+    assert float(part.problem.forward.edge_nm) == 2.0 and np.isfinite(part.loss)
+    whole = fit_stages(edge.problem(), X, Y, counting(9, told), resume=True, **run)
+    assert told == [0, 2] and int(whole.arrays["count"]) == 4
+    assert float(whole.problem.forward.edge_nm) == pytest.approx(4.0, abs=1e-6)
+    assert whole.stop_reason != "interrupted"
+
+
 def test_a_checkpoint_of_other_data_is_refused(tmp_path):
     run = dict(steps=10, chunk=10, checkpoint=tmp_path / "fit.h5")
     fit(edge.problem(), X, Y, **run)

@@ -60,6 +60,7 @@ class Snapshot:
     losses: list[np.ndarray] = dataclasses.field(default_factory=list)  # of it, chunk by chunk
     steps: int = 0  # of all rounds and stages
     arrays: Arrays = dataclasses.field(default_factory=dict)  # of the searches
+    broken_off: bool = False  # whether some are of a search that has not ended
     begun: list[Values] = dataclasses.field(default_factory=list)  # where the fits of it began
 
     @property

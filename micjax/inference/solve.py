@@ -153,7 +153,7 @@ def fit_stages(
     with until_interrupted() as interruption, progress("fit", 0) as show:
         while True:
             if isinstance(stage := stages[state.stage], Search):
-                arrays = _searched(stage, problem, x, y, key, state)
+                arrays = _searched(stage, problem, x, y, key, state, keep)
                 # what was fitted before stays, unless the search has something else
                 problem = stage.apply(problem.at(_best(state).values), arrays)
                 state.searched(problem.values(), arrays)
@@ -171,15 +171,37 @@ def fit_stages(
             if state.stage == len(stages) - 1:
                 break
             state.next_stage()
+    if state.broken_off:  # a search that has something already
+        problem = stages[state.stage].apply(problem.at(_best(state).values), state.arrays)
+        state.candidates = [_evaluated(problem, x, y)]
     return _result(problem, state, interruption.happened)
 
 
-def _searched(stage: Search, problem: InverseProblem, x, y, key: Array, state: Snapshot) -> Arrays:
+def _searched(
+    stage: Search,
+    problem: InverseProblem,
+    x,
+    y,
+    key: Array,
+    state: Snapshot,
+    keep: Callable[[], None],
+) -> Arrays:
     """The arrays of all searches so far, from the best values so far."""
     current = problem.at(_best(state).values)
     with progress(stage.title, 100) as show:
-        arrays = stage.work(current, x, y, key, lambda share, text: show(int(100 * share), text))
-    return state.arrays | {n: np.asarray(a) for n, a in arrays.items()}
+
+        def report(share: float, text: str) -> None:
+            show(int(100 * share), text)
+
+        if not stage.goes_on:
+            arrays = stage.work(current, x, y, key, report)
+            return state.arrays | {n: np.asarray(a) for n, a in arrays.items()}
+        for arrays in stage.work(current, x, y, key, report, state.arrays):
+            state.arrays = state.arrays | {n: np.asarray(a) for n, a in arrays.items()}
+            state.broken_off = True
+            keep()
+    state.broken_off = False
+    return state.arrays
 
 
 def _best(state: Snapshot) -> Candidate:

@@ -85,11 +85,15 @@ class Search:
     - `apply`: `apply(problem, arrays) -> problem` for the stages after it, with the same names of
         unknowns; the same problem if not given.
     - `title`: of its progress.
+    - `goes_on`: `work(problem, x, y, key, report, before)` yields its arrays as often as they are
+        worth keeping, the last ones are its result. `before` has those that it yielded before it
+        was broken off.
     """
 
     work: Callable[..., Mapping[str, ArrayLike]]
     apply: Callable[[InverseProblem, Arrays], InverseProblem] = lambda problem, arrays: problem
     title: str = "search"
+    goes_on: bool = False
 
     keep: ClassVar[int] = 1
 
