@@ -14,7 +14,6 @@ import json
 import os
 import pathlib
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -40,6 +39,7 @@ from micjax.problems import phase_map
 
 SIDE = pathlib.Path(__file__).parent / "unmixing_peers" / "side.py"
 PIXEL_A = 0.3125
+SEEN = {"window_px": 64, "step_px": 8, "cell_A": 5.9, "k_max_perA": 0.8}
 
 
 def seconds(call: Callable[[], object], calls: int = 5) -> tuple[float, str]:
@@ -184,9 +184,7 @@ def of_factorisation(peers: Peers, quick: bool) -> Iterator[dict]:
 def of_maps(peers: Peers, quick: bool) -> Iterator[dict]:
     pixels = 256 if quick else 1024
     image = crystal(pixels).image.astype(np.float32)
-    options, x, y = phase_map.prepare(
-        image, PIXEL_A, phases=2, window_px=64, step_px=8, cell_A=5.9, k_max_perA=0.8
-    )
+    options, x, y = phase_map.prepare(image, PIXEL_A, phases=2, **SEEN)
     problem = phase_map.problem(**options)
     polar, rng = problem.forward.polar, np.random.default_rng(0)
 
@@ -211,33 +209,37 @@ def of_maps(peers: Peers, quick: bool) -> Iterator[dict]:
 
 def of_sizes(peers: Peers, quick: bool) -> Iterator[dict]:
     """Each size in a process of its own, whose largest memory is told."""
-    for pixels in (256,) if quick else (512, 1024, 2048, 4096, 8192):
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", str(pixels)], capture_output=True, text=True
-        )
+    patches = [(False, n) for n in ((256,) if quick else (512, 1024, 2048, 4096, 8192))]
+    whole = [(True, n) for n in (() if quick else (1024, 2048, 4096))]
+    for every_pixel, pixels in patches + whole:
+        command = [sys.executable, __file__, "--one", str(pixels), *["--whole"] * every_pixel]
+        done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             print(f"{pixels}: {done.stderr.strip()[-300:]}", file=sys.stderr)
             continue
         told = json.loads(done.stdout.splitlines()[-1])
-        note = f"with compilation; {told['seconds']:.3g} CPU s for all patches, step 8"
-        yield row(f"phases of patches, {pixels}^2, memory", told["MB"], "MB", note)
+        what = "phase map of every pixel" if every_pixel else "phases of patches"
+        note = f"with compilation; {told['seconds']:.3g} CPU s, step 8"
+        yield row(f"{what}, {pixels}^2, memory", told["MB"], "MB", note)
 
 
-def one_size(pixels: int) -> None:
-    """Phases of the patches of one image of this size, a smaller one repeated."""
+def one_size(pixels: int, every_pixel: bool) -> None:
+    """Of one image of this size, a smaller one repeated: its patches, or all stages."""
     edge = min(pixels, 1024)
     image = np.tile(crystal(edge).image.astype(np.float32), (pixels // edge, pixels // edge))
     begun = time.process_time()
-    options, x, y = phase_map.prepare(
-        image, PIXEL_A, phases=2, window_px=64, step_px=8, cell_A=5.9, k_max_perA=0.8
-    )
-    polar = phase_map.problem(**options).forward.polar
-    rng = np.random.default_rng(0)
-    learnt = equivariant.learn(polar.above(y, 0.0), 2, rng, starts=2, trial_steps=4, steps=12)
-    encode_image(np.asarray(x.image), None, polar, learnt.templates, PatchScale(1.0, 0.05, 1.0))
+    options, x, y = phase_map.prepare(image, PIXEL_A, phases=2, **({} if every_pixel else SEEN))
+    problem = phase_map.problem(**options)
+    polar, rng = problem.forward.polar, np.random.default_rng(0)
+    if every_pixel:
+        micjax.solve(phase_map, problem, x, y, key=jax.random.key(0))
+    else:
+        learnt = equivariant.learn(polar.above(y, 0.0), 2, rng, starts=2, trial_steps=4, steps=12)
+        encode_image(np.asarray(x.image), None, polar, learnt.templates, PatchScale(1.0, 0.05, 1.0))
     taken = time.process_time() - begun
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": taken, "MB": most}))
+    # not `ru_maxrss`, in which what the parent held counts as well
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    print(json.dumps({"seconds": taken, "MB": int(status["VmHWM"].split()[0]) / 1024}))
 
 
 PARTS = {"factorisation": of_factorisation, "maps": of_maps, "sizes": of_sizes}
@@ -250,9 +252,10 @@ def main() -> None:
     parser.add_argument("--file", help="a spectrum image in place of the made-up one")
     parser.add_argument("--only", nargs="+", choices=("counts", *PARTS), default=("counts", *PARTS))
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.one:
-        return one_size(asked.one)
+        return one_size(asked.one, asked.whole)
     if asked.peers is None:
         print("no peers: --peers PYTHON names their interpreter", file=sys.stderr)
     peers = Peers(asked.peers)

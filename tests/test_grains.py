@@ -3,8 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from micjax.physics.patches import grains
+from micjax.physics.patches import waves as waves_of_grains
 from micjax.physics.patches.local_spectra import LocalSpectra
 from micjax.physics.patches.unmixing.equivariant import Code
 from micjax.physics.patches.windows import Hann
@@ -50,6 +52,53 @@ def test_a_border_is_found_within_a_row_of_atoms(unit):
     # what is left is the noise, away from the border
     inside = np.abs(X + 0.3 * Y - 66.0) > 12.0
     assert np.sqrt(np.mean(mapped.residual.min(0)[inside])) == pytest.approx(0.5 * unit, rel=0.1)
+
+
+def test_amplitudes_are_sums_over_patches():
+    rng = np.random.default_rng(1)
+    values, window = rng.normal(2.0, 1.0, (40, 50)), np.hanning(12)
+    corners, cycles = np.array([[0, 3], [17, 38], [28, 0]]), rng.uniform(-0.3, 0.3, (4, 2))
+    level, of_waves = waves_of_grains.amplitudes(values, corners, cycles, window)
+    both = np.outer(window, window) / window.sum() ** 2
+    for i, (y, x) in enumerate(corners):
+        patch, (dy, dx) = values[y : y + 12, x : x + 12], np.indices((12, 12))
+        assert level[i] == pytest.approx(np.sum(both * patch))
+        for j, (ky, kx) in enumerate(cycles):
+            wave = np.exp(-2j * np.pi * (ky * (y + dy) + kx * (x + dx)))
+            wanted = np.sum(both * (patch - np.sum(both * patch)) * wave)
+            assert of_waves[i, j] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("size", "step", "grid"), [(12, 4, (5, 7)), (13, 5, (4, 3)), (12, 3, (1, 6)), (9, 1, (3, 1))]
+)
+def test_waves_are_carried_on_between_patches(size, step, grid):
+    rng = np.random.default_rng(2)
+    shape = tuple(size + step * (n - 1) + extra for n, extra in zip(grid, (0, 2), strict=True))
+    cycles = rng.uniform(-0.4, 0.4, (3, 2))
+    amplitude = rng.normal(size=(3, *grid)) + 1j * rng.normal(size=(3, *grid))
+    near = rng.uniform(size=grid) > 0.4
+    centres = [step * np.arange(n) + 0.5 * (size - 1) for n in grid]
+    seen = waves_of_grains.Waves(cycles, amplitude, near)
+    found, reached = waves_of_grains.predicted(seen, centres, step, shape, np.dtype(float))
+    y, x = np.indices(shape)
+
+    def between(v):
+        at = [np.clip(p, c[0], c[-1]) for p, c in zip((y, x), centres, strict=True)]
+        at = [(p - c[0]) / step for p, c in zip(at, centres, strict=True)]
+        return scipy.ndimage.map_coordinates(v, at, order=1, mode="nearest")
+
+    wanted = sum(
+        2.0 * np.real(between(a) * np.exp(2j * np.pi * (ky * y + kx * x)))
+        for (ky, kx), a in zip(cycles, amplitude, strict=True)
+    )
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
+    share = between(near.astype(float))
+    clear = np.abs(share - 0.5) > 1e-6
+    np.testing.assert_array_equal(reached[clear], share[clear] > 0.5)
+    single, _ = waves_of_grains.predicted(seen, centres, step, shape, np.dtype(np.float32))
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, wanted, atol=2e-5)
 
 
 def test_a_grain_that_is_nowhere_alone_is_not_measured():

@@ -6,18 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
 import micjax
 from micjax.__main__ import main
-from micjax.physics.patches import mapping, samples
+from micjax.physics.patches import grains, local_spectra, mapping, samples
 from micjax.physics.patches.local_spectra import LocalSpectra, window_means
+from micjax.physics.patches.polar import Polar
 from micjax.physics.patches.polycrystal import polycrystal
 from micjax.physics.patches.rings import band
 from micjax.physics.patches.unmixing import phases
 from micjax.physics.patches.unmixing.agreement import adjusted_rand_index, matched
-from micjax.physics.patches.unmixing.equivariant import Code, offsets, turned
+from micjax.physics.patches.unmixing.equivariant import Code, correlations, encode, offsets, turned
 from micjax.physics.patches.windows import Hann
 from micjax.problems import phase_map
+from micjax.problems.phase_map.grains import grains_of
 from micjax.problems.phase_map.naming import candidates, named
 
 PIXEL_A = 0.5
@@ -75,6 +78,44 @@ def test_abundances_are_shares_of_the_windows(solution, crystal):
     pairs = matched(solution.results["phase"].data.astype(int), crystal.phase, 2)
     true = [window_means(crystal.phase == pairs[k], np.ones(SHAPE), local) for k in (0, 1)]
     assert np.abs(shares[:2] - true).mean() < 0.03
+
+
+def test_grains_are_connected_parts_of_one_phase_and_angle():
+    rng = np.random.default_rng(4)
+    phase = np.kron(rng.integers(0, 3, (9, 11)), np.ones((5, 4), int))
+    angle = np.kron(rng.choice([-0.2, 0.1, 0.4], (9, 11)), np.ones((5, 4))).astype(np.float32)
+    angle[phase == 2] = np.nan  # no crystal
+    wanted = []
+    for k in (0, 1):
+        for a in np.unique(angle[phase == k]):
+            number, count = scipy.ndimage.label((phase == k) & (angle == a))
+            wanted += [(k, a, number == i + 1) for i in range(count)]
+    found = grains_of(phase, angle, 2, 1.0)
+    assert sum(map(len, found)) == len(wanted) > 10
+    for k, of_phase in enumerate(found):
+        assert [g.pixels for g in of_phase] == sorted((g.pixels for g in of_phase), reverse=True)
+        for grain in of_phase:
+            whole = np.zeros(phase.shape, bool)
+            whole[grain.box] = grain.inside
+            same = [w for j, a, w in wanted if j == k and a == np.float32(grain.angle_rad)]
+            assert any(np.array_equal(whole, w) for w in same) and whole.sum() == grain.pixels
+
+
+def test_means_over_windows_are_those_of_each_patch():
+    local = LocalSpectra(Hann(), 12, 5, 1.0, 0.5)
+    rng = np.random.default_rng(6)
+    values, there = rng.normal(size=(30, 41)), rng.uniform(size=(30, 41)) > 0.3
+    there[:12, :12] = False
+    window = np.outer(*2 * [np.cos(np.pi * ((np.arange(12) + 0.5) / 12.0 - 0.5)) ** 2])
+    wanted = [
+        [np.sum(w := window * there[y : y + 12, x : x + 12]), w, values[y : y + 12, x : x + 12]]
+        for y in range(0, 19, 5)
+        for x in range(0, 30, 5)
+    ]
+    means = [np.sum(w * v) / total if total > 0.0 else np.nan for total, w, v in wanted]
+    found = window_means(values, there, local)
+    assert found.shape == (4, 6) and np.isnan(found[0, 0])
+    np.testing.assert_allclose(found.ravel(), means, atol=1e-12)
 
 
 def test_grains_that_are_not_strained_have_no_strain(solution, crystal):
@@ -138,9 +179,10 @@ def test_an_angle_between_two_steps_is_found():
     t = np.arange(90)
     peak = np.exp(-0.5 * ((t - 30.0 + 45) % 90 - 45) ** 2 / 9.0)
     moved = np.exp(-0.5 * ((t - 41.3 + 45) % 90 - 45) ** 2 / 9.0)
-    zero = np.zeros((1, 2), int)
-    code = Code(zero, np.array([[11, 50]]), np.array([[1.0, 0.0]]))
-    off = offsets(jnp.asarray(moved[None, None]), jnp.asarray(peak[None, None]), code)
+    zero = jnp.zeros((1, 2), int)
+    code = Code(zero, jnp.array([[11, 50]]), jnp.array([[1.0, 0.0]]))
+    seen, template = (jnp.asarray(v[None, None]) for v in (moved, peak))
+    off = offsets(correlations(seen, template), correlations(template, template), code)
     assert float(off[0, 0]) == pytest.approx(0.3, abs=0.02)
 
 
@@ -177,15 +219,47 @@ def test_tiles_cover_an_image_once():
     local = LocalSpectra(Hann(), 16, 4, 1.0, 0.5)
     for shape in ((16, 300), (131, 500), (1000, 90)):
         seen = np.zeros(shape, int)
-        sizes = set()
         for whole, kept in mapping.tiles(shape, local):
             seen[kept] += 1
-            sizes.add(tuple(s.stop - s.start for s in whole))
-            assert all(
-                w.start <= k.start < k.stop <= w.stop for w, k in zip(whole, kept, strict=True)
-            )
-            assert all(w.start >= 0 and w.stop <= n for w, n in zip(whole, shape, strict=True))
-        assert np.all(seen == 1) and len(sizes) == 1
+            for w, k, n in zip(whole, kept, shape, strict=True):
+                assert 0 <= w.start <= k.start < k.stop <= w.stop <= n
+                assert w.start % local.step == 0
+        assert np.all(seen == 1)
+
+
+def test_atoms_of_an_image_are_those_of_its_patches_one_by_one(crystal):
+    polar = Polar(LocalSpectra(Hann(), 16, 2, PIXEL_A, 0.9), 0.1, 6, 30)
+    image = crystal.image[:20].astype(np.float64)
+    image = np.concatenate([image, image[:, ::-1]], axis=1)  # wider than a strip
+    assert len(polar.local.corners(image.shape)[1]) > local_spectra.COLUMNS
+    templates = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 6, 30)) ** 4)
+    templates /= jnp.sqrt(jnp.sum(templates**2, axis=(1, 2), keepdims=True))
+    scale = mapping.PatchScale(1e-3 * float(image.std()), 0.05, 1.0)
+    coded = mapping.encode_image(image, None, polar, templates, scale)
+    for y, x in ((0, 0), (1, 70), (2, 127), (0, 128), (2, 199)):
+        patch = jnp.asarray(image[2 * y : 2 * y + 16, 2 * x : 2 * x + 16])
+        rings = samples.polar_of(polar.local(patch), polar)[0]
+        code, _ = encode(mapping.scaled(rings, scale), templates)
+        for ours, alone in zip(coded, code, strict=False):
+            np.testing.assert_allclose(ours[y, x], alone[0], atol=1e-6)
+    assert np.all(np.abs(coded.turns - coded.turn) <= 0.5)
+
+
+def test_a_part_of_the_patches_has_the_same_reflections(crystal, prepared, monkeypatch):
+    polar = phase_map.problem(**prepared[0]).forward.polar
+    image = crystal.image - crystal.image.mean()
+    inside = window_means(crystal.grain == 0, np.ones(SHAPE), polar.local)
+    weights = np.where(inside > 0.95, inside, 0.0)
+    every = mapping.reflections_in(image, None, polar, weights)
+    power = local_spectra.over_strips(polar.local, image, None, local_spectra.power_of)
+    whole = grains.reflections(
+        np.einsum("yxkl,yx->kl", power, weights), polar.local, polar.k_min_perA
+    )
+    np.testing.assert_allclose(every, whole, atol=1e-9)
+    monkeypatch.setattr(mapping, "MOST", np.sum(weights > 0.0) // 3)
+    part = mapping.reflections_in(image, None, polar, weights)
+    apart = np.linalg.norm(every[:6, None] - part, axis=-1).min(axis=1)
+    assert np.all(apart < 0.05 * polar.local.spacing_perA * PIXEL_A)
 
 
 @pytest.mark.slow

@@ -83,6 +83,28 @@ def test_two_templates_at_two_angles_are_taken_apart():
     )
 
 
+def test_atoms_are_those_of_a_pursuit_over_all_angles():
+    """In the dictionary of every template at every angle, patch by patch."""
+    rng = np.random.default_rng(3)
+    templates = rng.uniform(size=(3, 5, 20)) ** 3
+    templates /= np.linalg.norm(templates, axis=(1, 2), keepdims=True)
+    patches = rng.uniform(size=(40, 5, 20)) ** 2
+    code, left = equivariant.encode(jnp.asarray(patches), jnp.asarray(templates))
+    every = np.array([np.roll(h, t, -1).ravel() for h in templates for t in range(20)])
+    for i, patch in enumerate(patches.reshape(40, -1)):
+        first = int(np.argmax(every @ patch))
+        second = int(np.argmax(every @ (patch - (every[first] @ patch) * every[first])))
+        weights = np.linalg.lstsq(every[[first, second]].T, patch)[0]
+        if weights.min() < 0.0:
+            weights = np.array([every[first] @ patch, 0.0])
+        order = np.argsort(-weights)
+        places = np.array([first, second])[order]
+        np.testing.assert_array_equal(20 * code.phase[i] + code.turn[i], places)
+        np.testing.assert_allclose(code.weight[i], weights[order], atol=1e-9)
+        model = weights[order] @ every[places]
+        np.testing.assert_allclose(left[i].ravel(), patch - model, atol=1e-9)
+
+
 def test_templates_are_learnt_from_turned_mixtures():
     truth = np.stack([RNG.uniform(size=(8, 36)) ** 6 for _ in range(2)])
     truth /= np.linalg.norm(truth, axis=(1, 2), keepdims=True)

@@ -17,6 +17,7 @@ import numpy as np
 import scipy.ndimage
 from jaxtyping import Float, Int
 
+from micjax.physics.patches import waves
 from micjax.physics.patches.local_spectra import LocalSpectra
 from micjax.physics.patches.unmixing.equivariant import Code
 
@@ -130,36 +131,6 @@ def _box(share, reach: int):
     )
 
 
-def _waves(pixels, cycles, weights, starts):
-    """exp(-2 pi i k r) w(r - start) for each start: (j, starts, pixels)."""
-    t = pixels - starts[:, None]
-    inside = (t >= 0) & (t < len(weights))
-    window = np.where(inside, weights[np.clip(t, 0, len(weights) - 1)], 0.0)
-    return window * np.exp(-2j * np.pi * cycles[:, None] * pixels)[:, None]
-
-
-def _spread(values, trust, sigma: float):
-    """Means over the neighbourhood, in which each value counts as far as it is trusted."""
-
-    def smooth(v):
-        return scipy.ndimage.gaussian_filter(v, sigma, mode="constant", axes=(-2, -1), truncate=6)
-
-    total = np.maximum(smooth(trust), np.finfo(np.float64).tiny)
-    return (smooth(values.real * trust) + 1j * smooth(values.imag * trust)) / total
-
-
-def _interpolation(pixels, centres, step: int):
-    """Linear, constant beyond the first and the last centre: (pixels, centres)."""
-    at = np.clip((pixels - centres[0]) / step, 0.0, len(centres) - 1.0)
-    below = np.minimum(np.floor(at).astype(int), max(len(centres) - 2, 0))
-    matrix = np.zeros((len(pixels), len(centres)))
-    rows = np.arange(len(pixels))
-    matrix[rows, below] = 1.0 - (at - below)
-    if len(centres) > 1:
-        matrix[rows, below + 1] = at - below
-    return matrix
-
-
 def pixel_map(
     image: Float[np.ndarray, "h w"],
     local: LocalSpectra,
@@ -207,11 +178,12 @@ def pixel_map(
             )
             for r, c, n, end in zip(rows, corners, image.shape, last, strict=True)
         ]
-        part = np.asarray(image[tuple(edges)], np.float64)
-        prediction, reached = _prediction(
-            part, edges, corners, k, window, trust[rows], spread, local.step
-        )
-        squared = (part - prediction) ** 2
+        part = np.ascontiguousarray(image[tuple(edges)])
+        begun = [c - e.start for c, e in zip(corners, edges, strict=True)]
+        of_grain = waves.of_grain(part, begun, k, window, trust[rows], spread)
+        middles = [b + 0.5 * (local.size - 1) for b in begun]
+        prediction, reached = waves.predicted(of_grain, middles, local.step, part.shape, part.dtype)
+        squared = np.asarray(part - prediction, np.float64) ** 2
         residual = scipy.ndimage.gaussian_filter(squared, smoothing_px, mode="nearest")
         residual[~reached] = np.inf
         label[tuple(edges)][residual < best[:-1, *edges].min(axis=0)] = index
@@ -239,30 +211,3 @@ def _opened(mask, radius: float):
         return np.zeros_like(mask)
     covered = scipy.ndimage.distance_transform_edt(~inner) <= radius
     return covered[margin:-margin, margin:-margin]
-
-
-def _prediction(part, edges, corners, cycles, window, trust, spread: float, step: int):
-    pixels = [np.arange(e.start, e.stop) for e in edges]
-    with_mean = np.concatenate([np.zeros((1, 2)), cycles])
-    down, across = (
-        _waves(p, with_mean[:, i], window, c)
-        for i, (p, c) in enumerate(zip(pixels, corners, strict=True))
-    )
-    total = window.sum() ** 2
-    spectra = np.matmul(np.matmul(down, part), across.transpose(0, 2, 1)) / total
-    # of a constant, which is taken off with the mean
-    leak = down.sum(axis=2)[:, :, None] * across.sum(axis=2)[:, None, :] / total
-    mean = spectra[0].real
-    amplitude = _spread(spectra[1:] - mean * leak[1:], trust, spread)
-    level = _spread(spectra[0], trust, spread).real
-    up = [
-        _interpolation(p, c + 0.5 * (len(window) - 1), step)
-        for p, c in zip(pixels, corners, strict=True)
-    ]
-    y, x = (
-        np.exp(2j * np.pi * np.outer(cycles[:, i], pixels[i]))[:, :, None] * up[i] for i in (0, 1)
-    )
-    waves = np.matmul(np.matmul(y, amplitude), x.transpose(0, 2, 1)).real.sum(axis=0)
-    # too far from all patches that show the grain there are no amplitudes, which is not zero
-    near = _spread(np.ones(trust.shape, complex), trust, spread).real > 0.5
-    return up[0] @ level @ up[1].T + 2.0 * waves, up[0] @ near @ up[1].T > 0.5

@@ -16,9 +16,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse
 from jaxtyping import Array, Bool, Float, Real
 
 from micjax.physics.patches.windows import Window
+
+COLUMNS = 128  # of a strip that are in one compiled program
 
 
 class Spectra(NamedTuple):
@@ -206,29 +209,35 @@ def _window_sums(values, local: LocalSpectra) -> np.ndarray:
         _placed(along, starts, n)
         for starts, n in zip(local.corners(values.shape), values.shape, strict=True)
     )
-    return down @ np.asarray(values, np.float64) @ across.T
+    return (across @ (down @ np.asarray(values, np.float64)).T).T
 
 
-def _placed(window, starts, n: int) -> np.ndarray:
+def _placed(window, starts, n: int) -> scipy.sparse.csr_array:
     """A row for each start, with the window there."""
-    rows = np.zeros((len(starts), n))
-    for row, start in zip(rows, starts, strict=True):
-        row[start : start + len(window)] = window
-    return rows
+    columns = np.asarray(starts)[:, None] + np.arange(len(window))
+    ends = len(window) * np.arange(len(starts) + 1)
+    return scipy.sparse.csr_array(
+        (np.tile(window, len(starts)), columns.ravel(), ends), shape=(len(starts), n)
+    )
 
 
 def strips(
-    local: LocalSpectra, image: np.ndarray, measured: np.ndarray | None, rows: int
-) -> Iterator[tuple[int, Array, Array | None]]:
-    """An image in strips of `rows` rows of patches, all of one shape, for one compiled program.
+    local: LocalSpectra,
+    image: np.ndarray,
+    measured: np.ndarray | None,
+    rows: int,
+    columns: int = COLUMNS,
+) -> Iterator[tuple[tuple[slice, slice], Array, Array | None]]:
+    """An image in strips of `rows` rows of patches, `columns` at a time, all of one shape.
 
-    Yields the first row of patches of each strip with its pixels. The last one overlaps the one
-    before, where the number of rows is no multiple.
+    One compiled program serves all of them, and its memory is the same for images of any size.
+    Yields where the patches are with their pixels. The last ones overlap those before, where the
+    number of patches is no multiple.
 
     **Raises:** `ValueError` for pixels that are not finite and were said to be measured, and for a
     mask of another shape.
     """
-    first, _ = local.corners(image.shape)
+    first = local.corners(image.shape)
     if measured is not None and np.shape(measured) != image.shape:
         raise ValueError(
             f"what was measured is of shape {np.shape(measured)}, the image of {image.shape}"
@@ -238,13 +247,20 @@ def strips(
         raise ValueError(
             f"{int(np.sum(~there))} of {image.size} pixels are not finite: `measured` is 0 in holes"
         )
-    rows = min(rows, len(first))
-    height = (rows - 1) * local.step + local.size
-    starts = [*range(0, len(first) - rows, rows), len(first) - rows]
-    for start in starts:
-        part = slice(first[start], first[start] + height)
-        known = None if measured is None else jnp.asarray(measured[part])
-        yield start, jnp.asarray(image[part]), known
+    along = [_starts(len(f), most) for f, most in zip(first, (rows, columns), strict=True)]
+    for y in along[0]:
+        for x in along[1]:
+            part = tuple(
+                slice(f[i.start], f[i.stop - 1] + local.size)
+                for f, i in zip(first, (y, x), strict=True)
+            )
+            known = None if measured is None else jnp.asarray(measured[part])
+            yield (y, x), jnp.asarray(image[part]), known
+
+
+def _starts(count: int, most: int) -> list[slice]:
+    size = min(most, count)
+    return [slice(i, i + size) for i in (*range(0, count - size, size), count - size)]
 
 
 @eqx.filter_jit
@@ -265,9 +281,10 @@ def over_strips(
     rows: int = 8,
 ) -> np.ndarray:
     """`reduce(spectra)` of all patches, while only the spectra of a strip are in memory."""
-    first, _ = local.corners(image.shape)
-    rows_of_patches: dict[int, np.ndarray] = {}
-    for start, part, known in strips(local, image, measured, rows):
-        for i, row in enumerate(np.asarray(_reduced(reduce, local, part, known))):
-            rows_of_patches[start + i] = row
-    return np.stack([rows_of_patches[i] for i in range(len(first))])
+    grid = tuple(map(len, local.corners(image.shape)))
+    every: np.ndarray | None = None
+    for at, part, known in strips(local, image, measured, rows):
+        values = np.asarray(_reduced(reduce, local, part, known))
+        every = np.empty((*grid, *values.shape[2:]), values.dtype) if every is None else every
+        every[at] = values
+    return every

@@ -20,8 +20,11 @@ from micjax.physics.patches.polar import Polar
 from micjax.physics.patches.samples import WHOLE, polar_of
 from micjax.physics.patches.unmixing import equivariant
 from micjax.physics.patches.unmixing.equivariant import Code
+from micjax.physics.patches.waves import cut
 
 ROWS = 8  # of patches in one compiled program
+AT_ONCE = 128  # patches of one grain in one compiled program
+MOST = 512  # patches whose power shows where the reflections of a grain are
 TILE = 8  # edge of a tile without its rim, in patches that do not overlap
 SMOOTHING, LEVEL = 0.2, 0.18  # of a cell: of the squared residual, and of what is no crystal
 TEMPER = 3.4  # odds go with this power of a residual, see `_against_the_next`
@@ -50,19 +53,25 @@ def scaled(patches: Float[Array, "p r t"], scale: PatchScale) -> Float[Array, "p
     return patches / jnp.maximum(size, scale.least * scale.amplitude)
 
 
+# two programs: in one XLA fuses the spectra into each of their uses and computes them again there
 @eqx.filter_jit
-def _encoded(polar: Polar, templates, scale: PatchScale, image, measured):
+def _seen(polar: Polar, image, measured) -> tuple[Array, Array]:
+    """Polar spectra of the patches, and how much of each was measured."""
     spectra = polar.local(image, measured)
-    rings = scaled(polar_of(spectra, polar).reshape(-1, *templates.shape[1:]), scale)
-    code, _ = equivariant.encode(rings, templates)
-    turns = code.turn + equivariant.offsets(rings, templates, code)
-    parts = jax.tree.map(lambda v: v.reshape(*spectra.filled.shape, -1), (*code, turns))
-    return *parts, spectra.filled
+    return polar_of(spectra, polar), spectra.filled
+
+
+@jax.jit
+def _encoded(rings: Float[Array, "ny nx r t"], templates, scale: PatchScale):
+    patches = scaled(rings.reshape(-1, *rings.shape[2:]), scale)
+    code, turns = equivariant.located(patches, templates)
+    return jax.tree.map(lambda v: v.reshape(*rings.shape[:2], -1), (*code, turns))
 
 
 @eqx.filter_jit
-def _powers(local: LocalSpectra, weights, image, measured):
-    return jnp.einsum("yxkl,oyx->okl", local(image, measured).power, weights)
+def _power(local: LocalSpectra, weights, patches, measured):
+    power = jax.vmap(local)(patches, measured).power
+    return jnp.einsum("nyxkl,n->kl", power, weights.astype(power.dtype))
 
 
 class Coded(NamedTuple):
@@ -83,59 +92,75 @@ def encode_image(
     scale: PatchScale,
 ) -> Coded:
     """The atoms of all patches."""
-    rows: dict[int, tuple] = {}
+    grid = tuple(map(len, polar.local.corners(image.shape)))
     numbers = jax.tree.map(jnp.asarray, scale)
-    for start, part, known in strips(polar.local, image, measured, ROWS):
-        parts = _encoded(polar, templates, numbers, part, known)
-        for i, row in enumerate(zip(*map(np.asarray, parts), strict=True)):
-            rows[start + i] = row
-    return Coded(*(np.stack(v) for v in zip(*(rows[i] for i in sorted(rows)), strict=True)))
-
-
-def _powers_of(image, measured, local: LocalSpectra, weights) -> Float[np.ndarray, "o ky kx"]:
-    """Power spectra summed over all patches, by the weights `(o, ny, nx)`."""
-    total: np.ndarray | float = 0.0
-    done = 0
-    for start, part, known in strips(local, image, measured, ROWS):
-        rows = min(ROWS, weights.shape[1])
-        part_of = np.array(weights[:, start : start + rows])
-        part_of[:, : done - start] = 0.0  # strips overlap at the end
-        done = start + rows
-        total = total + np.asarray(_powers(local, jnp.asarray(part_of), part, known))
-    return np.asarray(total)
+    whole: list[np.ndarray] | None = None
+    for at, part, known in strips(polar.local, image, measured, ROWS):
+        rings, filled = _seen(polar, part, known)
+        parts = [np.asarray(v) for v in (*_encoded(rings, templates, numbers), filled)]
+        whole = [np.empty((*grid, *v.shape[2:]), v.dtype) for v in parts] if not whole else whole
+        for array, values in zip(whole, parts, strict=True):
+            array[at] = values
+    return Coded(*whole)
 
 
 def reflections_in(
     image: Float[np.ndarray, "h w"],
-    measured: Float[np.ndarray, "h w"],
+    measured: Float[np.ndarray, "h w"] | None,
     polar: Polar,
     weights: Float[np.ndarray, "ny nx"],
 ) -> Float[np.ndarray, "j 2"]:
-    """(ky, kx) in cycles a pixel of the reflections of the patches that have weights."""
-    if not weights.any():
+    """(ky, kx) in cycles a pixel of the reflections of the patches that have weights.
+
+    Of patches that overlap by much the others say nothing new, and a part of them is looked at.
+    """
+    local, places = polar.local, np.argwhere(weights > 0.0)
+    if not len(places):
         return np.zeros((0, 2))
-    power = _powers_of(image, measured, polar.local, weights[None])[0]
-    return grains.reflections(power, polar.local, polar.k_min_perA)
+    every = int(np.ceil(np.sqrt(len(places) / MOST)))
+    thin = places[np.all(places % every == 0, axis=1)]
+    places = thin if len(thin) else places[:MOST]
+    corners = np.stack(
+        [c[i] for c, i in zip(local.corners(image.shape), places.T, strict=True)], axis=1
+    )
+    # as many of all grains: one program
+    of = np.arange(-(-len(places) // AT_ONCE) * AT_ONCE)
+    share = np.where(of < len(places), weights[tuple(places[of % len(places)].T)], 0.0)
+    total: np.ndarray | float = 0.0
+    for batch in of.reshape(-1, AT_ONCE):
+        patches, known = (
+            None if v is None else jnp.asarray(cut(v, corners[batch % len(places)], local.size))
+            for v in (image, measured)
+        )
+        total = total + np.asarray(_power(local, jnp.asarray(share[batch]), patches, known))
+    return grains.reflections(np.asarray(total), local, polar.k_min_perA)
 
 
 def tiles(shape: tuple[int, int], local: LocalSpectra) -> Iterator[tuple[tuple[slice, slice], ...]]:
-    """Rows and columns of each tile with its rim, and of what is kept of it; all of one size."""
+    """Rows and columns of each tile with its rim, and of what is kept of it.
+
+    All begin with a patch, so that the patches of a tile are some of those of the image.
+    """
     rim = 2 * local.size // local.step * local.step
     along = []
     for n in shape:
         count = max(1, round(n / (TILE * local.size)))
         ends = [round(n * i / count / local.step) * local.step for i in range(count)] + [n]
-        width = min(n, max(b - a for a, b in zip(ends, ends[1:], strict=False)) + 2 * rim)
-        starts = [min(max(a - rim, 0), n - width) for a in ends[:-1]]
         along.append(
             [
-                (slice(s, s + width), slice(a, b))
-                for s, a, b in zip(starts, ends, ends[1:], strict=False)
+                (slice(max(a - rim, 0), min(b + rim, n)), slice(a, b))
+                for a, b in zip(ends, ends[1:], strict=False)
             ]
         )
     for y, kept_y in along[0]:
         for x, kept_x in along[1]:
             yield (y, x), (kept_y, kept_x)
+
+
+def _patches(tile: tuple[slice, slice], local: LocalSpectra) -> tuple[slice, slice]:
+    """Those that lie within a tile."""
+    y, x = (slice(t.start // local.step, (t.stop - local.size) // local.step + 1) for t in tile)
+    return y, x
 
 
 def phase_map(
@@ -159,10 +184,12 @@ def phase_map(
     angle = np.full(image.shape, np.nan, np.float32)
     second = np.full(image.shape, -1, np.int16)
     probability = np.full(image.shape, np.nan, np.float32)
+    coded = encode_image(image, measured, polar, templates, scale)
     every = list(tiles(image.shape, polar.local))
     for i, (of, kept) in enumerate(every):
         known = None if measured is None else measured[of]
-        part = _mapped(image[of], known, polar, templates, scale, cell_px)
+        coded_part = Coded(*(v[_patches(of, polar.local)] for v in coded))
+        part = _mapped(image[of], known, coded_part, polar, len(templates), scale, cell_px)
         inner = tuple(
             slice(k.start - o.start, k.stop - o.start) for o, k in zip(of, kept, strict=True)
         )
@@ -185,21 +212,16 @@ def borders(
 
 
 def _mapped(
-    image, measured, polar: Polar, templates, scale: PatchScale, cell_px: float
+    image, measured, coded: Coded, polar: Polar, count: int, scale: PatchScale, cell_px: float
 ) -> PhaseMap:
-    local, (count, _, angles) = polar.local, templates.shape
-    coded = encode_image(image, measured, polar, templates, scale)
+    local, angles = polar.local, polar.angles
     grid = coded.filled.shape
     flat = Code(*(v.reshape(-1, equivariant.ATOMS) for v in coded[:3]))
     present = grains.orientations(flat, grid, angles, full=0.8 * scale.weight)
     whole = coded.filled > WHOLE
     present = [o._replace(share=np.where(whole, o.share, 0.0)) for o in present]
-    trust = np.stack([grains.trust_in(o) for o in present] or [np.zeros(grid)])
-    powers = _powers_of(image, measured, local, trust)
-    cycles = [
-        grains.reflections(p, local, polar.k_min_perA) if p.max() > 0.0 else np.zeros((0, 2))
-        for p in powers[: len(present)]
-    ]
+    trust = [grains.trust_in(o) for o in present]
+    cycles = [reflections_in(image, measured, polar, t) for t in trust]
     there = np.ones(image.shape, bool) if measured is None else measured > 0
     solid = np.where(there, image, image[there].mean() if there.any() else 0.0)
     smoothing_px = SMOOTHING * cell_px
@@ -207,7 +229,7 @@ def _mapped(
         solid, local, present, cycles, smoothing_px, count, level_px=LEVEL * cell_px
     )
     phases = np.array([o.phase for o in present] + [count])  # -1 is the last
-    turns = [_mean_turn(coded, o, t, angles) for o, t in zip(present, trust, strict=False)]
+    turns = [_mean_turn(coded, o, t, angles) for o, t in zip(present, trust, strict=True)]
     turns = np.append((np.array(turns) / angles + 0.5) % 1.0 - 0.5, np.nan) * np.pi
     phase = phases[pixels.orientation]
     second, probability = _against_the_next(pixels.residual, phase)

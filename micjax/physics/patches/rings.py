@@ -37,10 +37,15 @@ def rings(
     """Over all of an image, from patches of up to `SIZE_PX` pixels."""
     size = min(SIZE_PX, *image.shape)
     local = LocalSpectra(Hann(), size, max(size // 2, 1), pixel_A, 0.5 / pixel_A, 1)
-    spectra = over_strips(local, image, measured, power_of, rows=1)
+    power: np.ndarray | float = 0.0
+    rows = local.corners(image.shape)[0]
+    for y in rows:
+        known = None if measured is None else measured[y : y + size]
+        spectra = over_strips(local, image[y : y + size], known, power_of, rows=1)
+        power = power + spectra[0].mean(axis=0, dtype=np.float64) / len(rows)
     ky, kx = local.frequencies_perA
     ring = np.round(np.hypot(ky[:, None], kx) / local.spacing_perA).astype(int).ravel()
-    total = np.bincount(ring, np.asarray(spectra, np.float64).mean((0, 1)).ravel())
+    total = np.bincount(ring, np.ravel(power))
     return Rings(kx, (total / np.bincount(ring))[: len(kx)])
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from micjax.physics.patches.local_spectra import LocalSpectra, Spectra, noise_variance
 from micjax.physics.patches.polar import Polar
+from micjax.physics.patches.waves import cut
 
 AT_ONCE = 250  # patches in one compiled program
 BELOW = 0.15  # the best patches: how much less alike those of one grain may be
@@ -42,18 +43,13 @@ class Sample(NamedTuple):
 
 
 @eqx.filter_jit
-def _cut(image, measured, polar: Polar, corners) -> Sample:
-    size = polar.local.size
-
-    def spectrum(corner):
-        def part(field):
-            return jax.lax.dynamic_slice(field, corner, (size, size))
-
-        spectra = polar.local(part(image), None if measured is None else part(measured))
+def _sample(patches, measured, polar: Polar) -> Sample:
+    def spectrum(patch, known):
+        spectra = polar.local(patch, known)
         noise = noise_variance(spectra) * spectra.noise
         return Sample(polar(spectra)[0, 0], noise[0, 0], spectra.filled[0, 0])
 
-    return jax.vmap(spectrum)(corners)
+    return jax.vmap(spectrum)(patches, measured)
 
 
 def sampled(
@@ -63,19 +59,19 @@ def sampled(
     corners: Int[np.ndarray, "n 2"],
 ) -> Sample:
     """The patches whose first row and column these are."""
-    field = jnp.asarray(image, float)
-    mask = None if measured is None else jnp.asarray(measured, float)
     size = min(AT_ONCE, len(corners))
     # the last ones again, so that all are of one shape
     starts = [*range(0, len(corners) - size, size), len(corners) - size]
-    every = Sample(
-        np.empty((len(corners), polar.radii, polar.angles), field.dtype),
-        np.empty(len(corners)),
-        np.empty(len(corners)),
-    )
+    every: Sample | None = None
     for start in starts:
         of = slice(start, start + size)
-        parts = _cut(field, mask, polar, jnp.asarray(corners[of]))
+        patches, known = (
+            None if v is None else jnp.asarray(cut(v, corners[of], polar.local.size), float)
+            for v in (image, measured)
+        )
+        parts = _sample(patches, known, polar)
+        if every is None:
+            every = Sample(*(np.empty((len(corners), *v.shape[1:]), v.dtype) for v in parts))
         for array, part in zip(every, parts, strict=True):
             array[of] = part
     return every

@@ -96,10 +96,7 @@ def prepare(
     if there.sum() < 2 or np.ptp(image[there]) == 0.0:
         raise ValueError(f"an image of {image.shape}, {there.sum()} finite pixels, is constant")
     measured = None if there.all() else there.astype(np.float32)
-    # whatever the unit and the offset of the camera are: single precision has seven digits
-    values = np.asarray(image, np.float64)
-    scale = np.std(values[there])
-    solid = np.where(there, (values - np.mean(values[there])) / scale, 0.0).astype(np.float32)
+    solid = _standardised(image, there)
     if cell_A is None or k_max_perA is None:
         estimate = band(solid, measured, pixel_A)
         cell_A = estimate.cell_A if cell_A is None else cell_A
@@ -152,10 +149,23 @@ def prepare(
         len(kept),
     )
     mask = None if measured is None else jnp.asarray(measured)
-    x = SampledPatches(
-        jnp.arange(len(kept)), jnp.asarray(corners[kept]), jnp.asarray(solid / unit), mask
-    )
+    solid /= unit
+    x = SampledPatches(jnp.arange(len(kept)), jnp.asarray(corners[kept]), jnp.asarray(solid), mask)
     return options, x, jnp.asarray(sample.rings[kept] / unit)
+
+
+def _standardised(image, there) -> Float[np.ndarray, "h w"]:
+    """Of mean 0 and variance 1, 0 in holes; line by line, as an image may be large.
+
+    Whatever the unit and the offset of the camera are: single precision has seven digits.
+    """
+    mean = np.mean(image, where=there, dtype=np.float64)
+    variance = [np.sum((line[known] - mean) ** 2) for line, known in zip(image, there, strict=True)]
+    scale = np.sqrt(np.sum(variance) / there.sum())
+    standard = np.zeros(image.shape, np.float32)
+    for line, known, out in zip(image, there, standard, strict=True):
+        out[known] = (line[known] - mean) / scale
+    return standard
 
 
 def polar_for(options: dict[str, Any]) -> Polar:

@@ -29,12 +29,22 @@ def grains_of(
     grains = []
     for k in range(count):
         of_phase: list[Grain] = []
-        for angle in np.unique(angle_rad[(phase == k) & np.isfinite(angle_rad)]):
-            number, _ = scipy.ndimage.label((phase == k) & (angle_rad == angle))
-            for i, box in enumerate(scipy.ndimage.find_objects(number)):
-                inside = number[box] == i + 1
+        known = (phase == k) & np.isfinite(angle_rad)
+        angles, which = np.unique(angle_rad[known], return_inverse=True)
+        number = np.zeros(phase.shape, np.int32)
+        number[known] = which + 1
+        for i, (angle, around) in enumerate(
+            zip(angles, scipy.ndimage.find_objects(number), strict=True)
+        ):
+            parts, _ = scipy.ndimage.label(number[around] == i + 1)
+            for j, box in enumerate(scipy.ndimage.find_objects(parts)):
+                inside = parts[box] == j + 1
                 if inside.sum() > cell_px**2:
-                    of_phase.append(Grain(float(angle), int(inside.sum()), box, inside))
+                    whole = tuple(
+                        slice(a.start + b.start, a.start + b.stop)
+                        for a, b in zip(around, box, strict=True)
+                    )
+                    of_phase.append(Grain(float(angle), int(inside.sum()), whole, inside))
         grains.append(sorted(of_phase, key=lambda g: -g.pixels))
     return grains
 

@@ -52,8 +52,7 @@ def _dictionary(problem: InverseProblem, x: SampledPatches, y, key, report) -> A
     else:
         learnt = wanted * [equivariant.learn(rings, wanted, rng, **LEARNING)]
     templates, _ = strongest_at_zero(learnt[wanted - 1].templates)
-    code, _ = equivariant.encode(rings, templates)
-    turns = code.turn + equivariant.offsets(rings, templates, code)
+    code, turns = equivariant.located(rings, templates)
     half = templates.shape[-1] / 2
     angle = ((turns + half) % (2 * half) - half) * np.pi / (2 * half)
     # the patches as they are, not of length 1
@@ -128,7 +127,7 @@ def _mapped(problem: InverseProblem, x: SampledPatches, y, key, report) -> Array
     """Phase, angle and residuals of each pixel of the image."""
     forward = problem.forward
     templates = templates_of(forward)
-    code, _ = equivariant.encode(scaled(_above_noise(problem, y), SCALE), templates)
+    code, _ = equivariant.located(scaled(_above_noise(problem, y), SCALE), templates)
     scale = SCALE._replace(weight=float(np.quantile(np.asarray(code.weight).sum(axis=1), 0.9)))
     mapped = phase_map(
         np.asarray(x.image),

@@ -42,44 +42,60 @@ def turned(rings: Float[Array, "p r t"], by: Int[Array, "p"]) -> Float[Array, "p
     return jnp.take_along_axis(rings, jnp.broadcast_to(of[:, None], rings.shape), axis=-1)
 
 
-def _best(patches, templates):
-    """Template, angle and correlation of the atom that explains most of each patch."""
-    angles = patches.shape[-1]
-    overlaps = correlations(patches, templates).reshape(len(patches), -1)
-    first = jnp.argmax(overlaps, axis=1)
-    return first // angles, first % angles, overlaps
-
-
 @jax.jit
 def encode(
     patches: Float[Array, "p r t"], templates: Float[Array, "k r t"]
 ) -> tuple[Code, Float[Array, "p r t"]]:
-    """The two atoms of each patch, and what they leave of it.
+    """The two atoms of each patch, and what they leave of it; see `atoms`."""
+    code = atoms(correlations(patches, templates), correlations(templates, templates))
+    left = patches
+    for i in range(ATOMS):
+        left -= code.weight[:, i, None, None] * turned(templates[code.phase[:, i]], code.turn[:, i])
+    return code, left
+
+
+@jax.jit
+def located(
+    patches: Float[Array, "p r t"], templates: Float[Array, "k r t"]
+) -> tuple[Code, Float[Array, "p 2"]]:
+    """The two atoms of each patch, and their angles in steps, between which they may lie."""
+    overlaps, between = correlations(patches, templates), correlations(templates, templates)
+    code = atoms(overlaps, between)
+    return code, code.turn + offsets(overlaps, between, code)
+
+
+def atoms(overlaps: Float[Array, "p k t"], between: Float[Array, "k k t"]) -> Code:
+    """The two atoms of each patch, from its correlations and those `between` the templates.
 
     The second one is sought in what the first one leaves; both weights are then those of least
-    squares, which a 2 x 2 matrix has in closed form. One that would be negative is not used.
+    squares, which a 2 x 2 matrix has in closed form. One that would be negative is not used. What
+    is left of a patch is not needed: its correlations are those of the patch without those of the
+    first atom (Rubinstein, Zibulevsky & Elad 2008, "batch OMP").
     """
-    each = jnp.arange(len(patches))
-    k1, t1, overlaps = _best(patches, templates)
-    alone = overlaps[each, k1 * patches.shape[-1] + t1]
-    h1 = turned(templates[k1], t1)
-    k2, t2, _ = _best(patches - alone[:, None, None] * h1, templates)
-    second = overlaps[each, k2 * patches.shape[-1] + t2]
-    h2 = turned(templates[k2], t2)
-    common = jnp.sum(h1 * h2, axis=(1, 2))
+    each = jnp.arange(len(overlaps))
+    k1, t1 = _largest(overlaps)
+    alone = overlaps[each, k1, t1]
+    of_first = turned(between[k1], t1)
+    k2, t2 = _largest(overlaps - alone[:, None, None] * of_first)
+    second, common = overlaps[each, k2, t2], of_first[each, k2, t2]
     rest = 1.0 - common**2
     apart = rest > 1e-3
     rest = jnp.where(apart, rest, 1.0)
     a1, a2 = (alone - common * second) / rest, (second - common * alone) / rest
     both = apart & (a1 > 0.0) & (a2 > 0.0)
     a1, a2 = jnp.where(both, a1, jnp.maximum(alone, 0.0)), jnp.where(both, a2, 0.0)
-    left = patches - a1[:, None, None] * h1 - a2[:, None, None] * h2
     swap = a2 > a1
 
     def ordered(a, b):
         return jnp.stack([jnp.where(swap, b, a), jnp.where(swap, a, b)], axis=1)
 
-    return Code(ordered(k1, k2), ordered(t1, t2), ordered(a1, a2)), left
+    return Code(ordered(k1, k2), ordered(t1, t2), ordered(a1, a2))
+
+
+def _largest(overlaps: Float[Array, "p k t"]) -> tuple[Int[Array, "p"], Int[Array, "p"]]:
+    """Template and angle of the atom that explains most of each patch."""
+    place = jnp.argmax(overlaps.reshape(len(overlaps), -1), axis=1)
+    return place // overlaps.shape[-1], place % overlaps.shape[-1]
 
 
 @jax.jit
@@ -185,9 +201,8 @@ def learn(
     return Dictionary(templates[:count], residual, tuple(r for r, _ in begun))
 
 
-@jax.jit
 def offsets(
-    patches: Float[Array, "p r t"], templates: Float[Array, "k r t"], code: Code
+    overlaps: Float[Array, "p k t"], between: Float[Array, "k k t"], code: Code
 ) -> Float[Array, "p 2"]:
     """How far each atom is from the step of the angle that it has, -1/2 to 1/2.
 
@@ -195,12 +210,12 @@ def offsets(
     second with what the first leaves. Where one grain fills a patch the second atom is what a
     template turned by whole steps lacks, and taking it off would move the first one.
     """
-    first, second = (turned(templates[code.phase[:, i]], code.turn[:, i]) for i in range(ATOMS))
-    left = patches - code.weight[:, 0, None, None] * first
-    apart = []
-    for rings, atom in ((patches, first), (left, second)):
+    first = code.weight[:, 0, None, None] * turned(between[code.phase[:, 0]], code.turn[:, 0])
+    each, apart = jnp.arange(len(overlaps)), []
+    for i, seen in enumerate((overlaps, overlaps - first)):
         before, at, after = (
-            jnp.sum(rings * jnp.roll(atom, step, axis=-1), axis=(1, 2)) for step in (-1, 0, 1)
+            seen[each, code.phase[:, i], (code.turn[:, i] + step) % seen.shape[-1]]
+            for step in (-1, 0, 1)
         )
         curved = before - 2.0 * at + after
         vertex = 0.5 * (before - after) / jnp.where(curved < 0.0, curved, -jnp.inf)
