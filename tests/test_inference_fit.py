@@ -512,9 +512,9 @@ def counting(until, tell):
     """A search that adds one to the edge, again and again."""
 
     def work(problem, x, y, key, report, before):
-        count = int(before.get("count", 0))
-        tell.append(count)
-        for count in range(count + 1, 5):
+        begun = int(before.get("count", 0))
+        tell.append(begun)
+        for count in range(begun + 1, 5):
             if count > until:
                 raise KeyboardInterrupt
             yield {"count": count}

@@ -45,12 +45,14 @@ class Training:
     - `loss`: `loss(network, batch) -> ()`, smaller is better; its mean over examples that are held
         out says which network is the best.
     - `data`: arrays that `draw` needs; large ones belong here and not into a closure.
+    - `held_out`: draws what is held out, if that is not the same with other keys.
     """
 
     network: nnx.Module
     draw: Callable[[Array, PyTree], Batch]
     loss: Callable[[nnx.Module, Batch], Float[Array, ""]]
     data: PyTree = None
+    held_out: Callable[[Array, PyTree], Batch] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +62,8 @@ class Schedule:
 
     **Arguments:**
 
-    - `steps`: batches that are looked at. `chunk`: after how many there is a look at those that are
-        held out, and a checkpoint.
+    - `steps`: batches that are learned from. `chunk`: after how many there is a look at those that
+        are held out (the first one is before any step), and a checkpoint.
     - `learning_rate`: the longest step. `weight_decay`: see AdamW.
     - `clip`: the largest norm of a gradient.
     - `average`: the network that is kept is the mean of the latest ones, of about
@@ -194,6 +196,11 @@ def courses(
     course = _taken_up(training, schedule, begun) if begun else _first(training, schedule)
     step, look = _compiled(training, schedule)
     key_of_steps, key_of_looks = jax.random.split(key)
+    if not begun:  # where it begins may be the best there is
+        state, held_out = look(course.state, key_of_looks, training.data)
+        if not np.isfinite(held_out):
+            raise FloatingPointError(f"the first loss of the training is {held_out}")
+        course = dataclasses.replace(course, state=state, held_out=np.array([float(held_out)]))
     if begun and (reason := _reason(course, schedule)):
         yield dataclasses.replace(course, reason=reason)
         return
@@ -208,8 +215,6 @@ def courses(
             np.concatenate([course.losses, np.asarray(jax.device_get(losses), float)]),
             np.append(course.held_out, float(held_out)),
         )
-        if not np.isfinite(course.held_out[0]):
-            raise FloatingPointError(f"the first loss of the training is {course.held_out[0]}")
         course = dataclasses.replace(course, reason=_reason(course, schedule))
         yield course
 
@@ -259,8 +264,8 @@ def _compiled(training: Training, schedule: Schedule):
     optimiser, devices = schedule.optimiser(), jax.local_device_count()
     shared = NamedSharding(row(), P("devices")) if devices > 1 else None
 
-    def drawn(key, data):
-        batch = training.draw(key, data)
+    def drawn(draw, key, data):
+        batch = draw(key, data)
         if shared is None:
             return batch
         return jax.tree.map(
@@ -279,7 +284,7 @@ def _compiled(training: Training, schedule: Schedule):
 
     @jax.jit
     def step(state: TrainState, key, data):
-        batch = drawn(jax.random.fold_in(key, state.step), data)
+        batch = drawn(training.draw, jax.random.fold_in(key, state.step), data)
         value, slope = jax.value_and_grad(loss)(state.weights, batch)
         change, inner = optimiser.update(slope, state.optimiser, state.weights)
         weights = optax.apply_updates(state.weights, change)
@@ -291,8 +296,8 @@ def _compiled(training: Training, schedule: Schedule):
 
     @jax.jit
     def look(state: TrainState, key, data):
-        keys = jax.random.split(key, schedule.held_out)
-        value = jax.lax.map(lambda k: loss(state.average, drawn(k, data)), keys).mean()
+        keys, draw = jax.random.split(key, schedule.held_out), training.held_out or training.draw
+        value = jax.lax.map(lambda k: loss(state.average, drawn(draw, k, data)), keys).mean()
         better = value < state.best_loss
         best = jax.tree.map(lambda a, b: jnp.where(better, a, b), state.average, state.best)
         waited = jnp.where(better, 0, state.waited + 1)
