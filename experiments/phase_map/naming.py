@@ -5,8 +5,10 @@
     python experiments/phase_map/naming.py --made-up random --images 200
 
 Images of atomagined are 26 Å wide, by Prismatic, clean and blurred with a background. The
-candidates are the columns of each file, as bright as their numbers of atoms (their elements are not
-in the files), eight well-known structures along an axis, and random lattices. The image's own
+candidates are the columns of each file, eight well-known structures along an axis, and random
+lattices. Which column is which element is not in the files, only the formula: an element is drawn
+for each kind of column (those with the same neighbours), and evidence is the mean over draws, in
+one of which all atoms are as bright as each other. The image's own
 spectrum is compared with theirs, in windows of 13 Å. No constant was chosen on these images.
 
 Made-up images are as large: columns as bright as Z^1.5 to Z^2, within 15 %, 0.35 to 0.6 Å wide;
@@ -19,7 +21,9 @@ image of atomagined, or for each kind of made-up images.
 import argparse
 import json
 import pathlib
+import re
 
+import ase.data
 import h5py
 import jax
 import jax.numpy as jnp
@@ -27,6 +31,7 @@ import numpy as np
 import scipy.ndimage
 import scipy.sparse
 import scipy.spatial
+import scipy.special
 import specimens
 from crystals import Axis, prototypes, random_lattices
 
@@ -35,7 +40,13 @@ from micjax.physics.patches.polar import Polar
 from micjax.physics.patches.polycrystal import PlaneLattice, columns_px
 from micjax.physics.patches.projection import BRIGHTNESS
 from micjax.physics.patches.unmixing.equivariant import correlations
-from micjax.physics.patches.unmixing.naming import Pattern, compared, mean_rings, pattern
+from micjax.physics.patches.unmixing.naming import (
+    Pattern,
+    compared,
+    lattice_template,
+    mean_rings,
+    pattern,
+)
 from micjax.physics.patches.windows import Hann
 
 EDGE_A, EDGE_PX, CANDIDATES = 26.0, 256, 20
@@ -43,6 +54,7 @@ SAMPLING_A = EDGE_A / EDGE_PX
 IMAGES = {"clean": "stem00-clean", "blurred": "stem00-blbk1"}
 POLAR = Polar(LocalSpectra(Hann(), EDGE_PX // 2, 16, SAMPLING_A, 0.9), 0.2)
 SAME_A = 0.1  # columns that are nearer are one
+DRAWS, NEIGHBOURS = 64, 30
 
 
 def template(image) -> jnp.ndarray:
@@ -65,7 +77,8 @@ def stacked(patterns: list[Pattern]) -> Pattern:
 
 def lattice_of(places_A) -> PlaneLattice:
     """Of columns in a part of a plane: the two shortest moves that bring those within it onto
-    others, and the mean number of atoms at each place of the cell."""
+    others, and the mean number of atoms at each place of the cell. What does not repeat within the
+    part is a cell as large as it."""
     columns, atoms = _columns(places_A)
     middle = columns[np.argmin(np.linalg.norm(columns - columns.mean(0), axis=1))]
     low, high = columns.min(0), columns.max(0)
@@ -76,9 +89,10 @@ def lattice_of(places_A) -> PlaneLattice:
         moved = moved[np.all((moved > low) & (moved < high), axis=1)]
         if len(moved) > len(columns) / 4 and np.mean(tree.query(moved)[0] < SAME_A) > 0.95:
             moves.append(move)
-    moves = np.array(sorted(moves, key=np.linalg.norm)[1:])
-    across = np.abs(moves[0, 0] * moves[:, 1] - moves[0, 1] * moves[:, 0])
-    vectors = np.stack([moves[0], moves[np.argmax(across > SAME_A * np.linalg.norm(moves[0]))]])
+    moves = sorted(moves, key=np.linalg.norm)[1:] + list(np.diag(high - low))
+    first = moves[0] / np.linalg.norm(moves[0])
+    across = [abs(first[0] * y - first[1] * x) for x, y in moves]
+    vectors = np.stack([moves[0], moves[int(np.argmax(np.array(across) > SAME_A))]])
     basis, weight = [], []
     for place, count in zip(columns @ np.linalg.inv(vectors), atoms, strict=True):
         apart = np.array(basis).reshape(-1, 2) - place
@@ -101,30 +115,86 @@ def _columns(places_A) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([np.bincount(column, v) / atoms for v in np.asarray(places_A).T], 1), atoms
 
 
+def kinds_of(lattice: PlaneLattice) -> np.ndarray:
+    """A number for each column of a cell, the same for those with neighbours as far away."""
+    cells = np.stack(np.meshgrid(*2 * [np.arange(-4, 5)], indexing="ij"), -1).reshape(-1, 1, 2)
+    every = ((cells + lattice.basis) @ lattice.vectors_A).reshape(-1, 2)
+    here = lattice.basis @ lattice.vectors_A
+    near = np.sort(np.linalg.norm(here[:, None] - every, axis=-1), axis=1)[:, :NEIGHBOURS]
+    alike = np.abs(near[:, None] - near).max(-1) < SAME_A
+    return alike.argmax(1)
+
+
+def draws(rng, lattice: PlaneLattice, brightness, share) -> np.ndarray:
+    """Brightness of an atom in each column of a cell, once for each draw; the first are all 1."""
+    kind = kinds_of(lattice)
+    elements = rng.choice(brightness, (DRAWS - 1, len(kind)), p=share)
+    return np.concatenate([np.ones((1, len(kind))), elements[:, kind]])
+
+
+def elements_of(formula: str) -> tuple[np.ndarray, np.ndarray]:
+    """Brightness of the elements of a formula, and how many of its atoms they are; brackets without
+    their numbers, as an estimate."""
+    parts = re.findall(r"([A-Z][a-z]?)(\d*)", formula)
+    count = np.array([float(n or 1) for _, n in parts])
+    numbers = np.array([ase.data.atomic_numbers[symbol] for symbol, _ in parts])
+    return numbers**BRIGHTNESS, count / count.sum()
+
+
+def drawn_patterns(rng, places_A, formula: str) -> list[Pattern]:
+    """Of columns in a part of a plane, with elements drawn."""
+    lattice = lattice_of(places_A)
+    columns, atoms = _columns(places_A)
+    apart = (columns @ np.linalg.inv(lattice.vectors_A))[:, None] - lattice.basis
+    place = np.linalg.norm((apart - np.round(apart)) @ lattice.vectors_A, axis=-1).argmin(1)
+    power = pattern(lattice, POLAR).power
+    patterns = []
+    for brightness in draws(rng, lattice, *elements_of(formula)):
+        image = of_columns(columns[:, ::-1] / SAMPLING_A, atoms * brightness[place], 0.5)
+        patterns.append(Pattern(template(image) / POLAR.area, power))
+    return patterns
+
+
+def of_columns(places_px, weight, width_A: float) -> np.ndarray:
+    """An image of Gaussians at these places (y, x)."""
+    laid = np.zeros((EDGE_PX, EDGE_PX))
+    np.add.at(laid, tuple(places_px.astype(int).T), weight)
+    return scipy.ndimage.gaussian_filter(laid, width_A / SAMPLING_A)
+
+
+def evidence_of(named, owner: np.ndarray) -> np.ndarray:
+    """Log evidence of each candidate, the mean of that of its patterns."""
+    logs = named.log_evidence[0]
+    of_owner = [logs[owner == k] for k in range(owner.max() + 1)]
+    return np.array([scipy.special.logsumexp(v) - np.log(len(v)) for v in of_owner])
+
+
 def atomagined(folder: pathlib.Path) -> None:
+    rng = np.random.default_rng(0)
     images, known = {}, {}
     for file in sorted(folder.glob("*.h5")):
         with h5py.File(file) as of:
             for name, path in IMAGES.items():
                 images[file.stem, name] = np.asarray(of[f"haadf/{path}"], float)
-            places_px = np.asarray(of["projection/full_coords"], float)
-        known[file.stem] = lattice_of(places_px * SAMPLING_A)
-    rng = np.random.default_rng(0)
-    known |= specimens.prototypes()
-    while len(known) < CANDIDATES:
-        known[f"random {len(known)}"] = specimens.random_lattice(rng)
-    names, patterns = list(known), stacked([pattern(v, POLAR) for v in known.values()])
+            places_A = np.asarray(of["projection/full_coords"], float) * SAMPLING_A
+            known[file.stem] = drawn_patterns(rng, places_A, of.attrs["chemical_formula"])
+    others, rng = specimens.prototypes(), np.random.default_rng(0)
+    while len(known) + len(others) < CANDIDATES:
+        others[f"random {len(others)}"] = specimens.random_lattice(rng)
+    known |= {name: [pattern(lattice, POLAR)] for name, lattice in others.items()}
+    names = list(known)
+    owner = np.repeat(np.arange(len(known)), [len(v) for v in known.values()])
+    patterns = stacked([p for of in known.values() for p in of])
+    first = stacked([of[0] for of in known.values()])
     right = {"right": 0, "by_cosine": 0}
     for (name, kind), image in images.items():
         seen = template(image)
-        named = compared(seen[None], patterns, POLAR)
-        chance = np.asarray(jax.nn.softmax(named.log_evidence[0]))
+        chance = scipy.special.softmax(evidence_of(compared(seen[None], patterns, POLAR), owner))
         best = int(np.argmax(chance))
         right["right"] += names[best] == name
-        right["by_cosine"] += names[int(np.argmax(cosines(seen, patterns)))] == name
+        right["by_cosine"] += names[int(np.argmax(cosines(seen, first)))] == name
         row = {"file": name, "image": kind, "named": names[best], "of": len(names)}
-        row |= {"probability": float(chance[best]), "agreement": float(named.agreement[0, best])}
-        print(json.dumps(row), flush=True)
+        print(json.dumps(row | {"probability": round(float(chance[best]), 4)}), flush=True)
     print(json.dumps(right | {"of": len(images)}))
 
 
@@ -135,10 +205,8 @@ def made_up(rng: np.random.Generator, lattice: PlaneLattice, noisy: bool) -> np.
     turned = PlaneLattice(lattice.vectors_A * [1.0, rng.choice([-1.0, 1.0])], lattice.basis, weight)
     angle, offset = rng.uniform(0.0, np.pi), rng.uniform(0.0, 6.0, 2)
     places_px, weight = columns_px(turned, angle, shape, SAMPLING_A, offset)
-    laid = np.zeros(shape)
-    np.add.at(laid, tuple(places_px.astype(int).T), weight)
     width_A = np.hypot(rng.uniform(0.35, 0.6), noisy * rng.uniform(0.0, 0.4))
-    image = scipy.ndimage.gaussian_filter(laid, width_A / SAMPLING_A)
+    image = of_columns(places_px, weight, width_A)
     image /= image.mean()
     if not noisy:
         return image
@@ -150,22 +218,21 @@ def made_up(rng: np.random.Generator, lattice: PlaneLattice, noisy: bool) -> np.
 
 
 def tried(rng: np.random.Generator, axes: list[Axis], count: int) -> None:
-    known = [pattern(a.lattice, POLAR) for a in axes]
-    # the cell is that of the crystal, which its columns alone need not show
-    uniform = [
-        Pattern(pattern(a.uniform, POLAR).amplitude, k.power)
-        for a, k in zip(axes, known, strict=True)
-    ]
+    known = [[pattern(a.lattice, POLAR)] for a in axes]
+    drawn = [_drawn(rng, a, k[0].power) for a, k in zip(axes, known, strict=True)]
     rows = []
     for i in range(count):
         elements, noisy = bool(i // 2 % 2), bool(i % 2)
         true = int(rng.integers(len(axes)))
         others = [j for j in rng.permutation(len(axes)) if axes[j].crystal != axes[true].crystal]
-        among = [true, *others[: CANDIDATES - 1]]
-        patterns = stacked([(known if elements else uniform)[j] for j in among])
+        among = [(known if elements else drawn)[j] for j in [true, *others[: CANDIDATES - 1]]]
         seen = template(made_up(rng, axes[true].lattice, noisy))
+        patterns = stacked([p for of in among for p in of])
         named = compared(seen[None], patterns, POLAR)
-        rows.append((elements, named.log_evidence[0], named.agreement[0], cosines(seen, patterns)))
+        owner = np.repeat(np.arange(len(among)), [len(of) for of in among])
+        first = np.flatnonzero(np.diff(owner, prepend=-1))
+        by = cosines(seen, stacked([of[0] for of in among]))
+        rows.append((elements, evidence_of(named, owner), named.agreement[0][first], by))
     for elements in (True, False):
         logs, agreement, cosine = (
             np.stack([r[k] for r in rows if r[0] == elements]) for k in (1, 2, 3)
@@ -189,6 +256,16 @@ def tried(rng: np.random.Generator, axes: list[Axis], count: int) -> None:
         }
         rounded = jax.tree.map(lambda v: round(v, 3) if isinstance(v, float) else v, row)
         print(json.dumps(rounded), flush=True)
+
+
+def _drawn(rng, axis: Axis, power) -> list[Pattern]:
+    """With elements drawn; the cell is that of the crystal, which its columns need not show."""
+    per_atom = axis.lattice.weight / axis.uniform.weight
+    share = np.full(len(per_atom), 1.0 / len(per_atom))
+    return [
+        Pattern(lattice_template(axis.uniform._replace(weight=w), POLAR) / POLAR.area, power)
+        for w in axis.uniform.weight * draws(rng, axis.uniform, per_atom, share)
+    ]
 
 
 def main() -> None:
