@@ -21,6 +21,7 @@ from micjax.physics.patches.local_spectra import LocalSpectra
 from micjax.physics.patches.unmixing.equivariant import Code
 
 ALONE = 0.75  # share of a patch from which on a grain is measured in it
+TINY = 1e-12  # of a share
 BARE = 0.5  # variance over that of crystals, below which there may be none
 
 
@@ -51,26 +52,40 @@ def orientations(
     They are maxima of a histogram of the angles of all atoms, smoothed over a step and a half, that
     lie more than three steps apart and hold at least `min_share` of all patches. Patches whose
     weights add up to less than `full` are in part no crystal.
+
+    A template that does not fit a grain well (distorted by the scan, tilted) takes a second atom to
+    make up for it, so that no patch seems to show the grain alone. Such an atom has an angle that
+    leads hardly any patch: for grains that lead patches and are nowhere alone it is left out.
     """
     phase, turn, weight = (np.asarray(part) for part in code)
     least = max(full, float(np.finfo(weight.dtype).tiny))
     share = weight / np.maximum(weight.sum(axis=1, keepdims=True), least)
-    kept = []
+    few = min_share * len(phase)
+    alone, leading, others = [], [], np.zeros(share.shape, bool)
     for k in range(int(phase.max()) + 1):
         of = phase == k
         histogram = np.bincount(turn[of], share[of], angles)
         smooth = scipy.ndimage.gaussian_filter1d(histogram, 1.5, mode="wrap")
         chosen: list[int] = []
         for t in np.argsort(-smooth):
-            near = _apart(turn, t, angles) <= 2
-            held = np.sum(share * (of & near))
-            if held < min_share * len(phase):
+            near = of & (_apart(turn, t, angles) <= 2)
+            held = np.sum(share * near)
+            if held < few or any(_apart(t, other, angles) <= 3 for other in chosen):
                 continue
-            if all(_apart(t, other, angles) > 3 for other in chosen):
-                chosen.append(int(t))
-                in_patch = np.sum(share * (of & near), axis=1)
-                kept.append((held, Orientation(k, int(t), in_patch.reshape(grid))))
-    return [orientation for _, orientation in sorted(kept, key=lambda pair: -pair[0])]
+            chosen.append(int(t))
+            if np.any(np.sum(share * near, axis=1) > ALONE):
+                alone.append((held, k, int(t), near, share))
+            elif np.sum(near[:, 0]) >= few:
+                leading.append((held, k, int(t), near))
+            else:
+                others |= near
+    own = np.where(others, 0.0, share)
+    own *= share.sum(axis=1, keepdims=True) / np.maximum(own.sum(axis=1, keepdims=True), TINY)
+    present = alone + [(*orientation, own) for orientation in leading]
+    return [
+        Orientation(k, t, np.sum(near * of_atoms, axis=1).reshape(grid))
+        for _, k, t, near, of_atoms in sorted(present, key=lambda of: -of[0])
+    ]
 
 
 def trust_in(orientation: Orientation) -> Float[np.ndarray, "ny nx"]:

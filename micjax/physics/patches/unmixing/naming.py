@@ -33,7 +33,7 @@ BACKGROUNDS = (0.002, 0.012, 0.07, 0.4)
 WIDTHS_A = (0.4, 0.55, 0.75, 1.0)
 # amplitudes that a window resolves, for each that counts as one: crystals are not known so well
 # that their errors are independent; see experiments/phase_map/naming.py
-TEMPER = 4.0
+TEMPER = 2.4
 
 
 class Pattern(NamedTuple):
@@ -81,7 +81,8 @@ def mean_rings(image: Float[Array, "h w"], polar: Polar) -> Float[Array, "r t"]:
 def resolved(polar: Polar) -> float:
     """How many amplitudes the window tells apart in half the plane of frequencies."""
     window, radius = np.asarray(polar.local.weights(), float), polar.grid.radius_perA
-    edge_A = window.sum() ** 2 / np.sum(window**2) * polar.local.sampling_A
+    # the area over that of the squared correlation of noise, by Parseval's theorem
+    edge_A = np.sum(window**2) ** 2 / np.sum(window**4) * polar.local.sampling_A
     return float(0.5 * np.pi * (radius[-1] ** 2 - radius[0] ** 2) * edge_A**2)
 
 
