@@ -92,7 +92,7 @@ def test_a_grain_that_its_template_does_not_fit_is_one():
     assert set(by_turn) == {20, 44}
     np.testing.assert_allclose(by_turn[44][~left], 1.0)
     assert by_turn[44][left].max() == 0.0
-    # where grains are alone somewhere, a neighbour that leads no patch has its share
+    # what is too little to be an orientation keeps its share
     np.testing.assert_allclose(by_turn[20][left], 1.0 / 1.01)
 
 

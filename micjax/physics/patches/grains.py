@@ -21,7 +21,7 @@ from micjax.physics.patches.local_spectra import LocalSpectra
 from micjax.physics.patches.unmixing.equivariant import Code
 
 ALONE = 0.75  # share of a patch from which on a grain is measured in it
-TINY = 1e-12  # of a share
+SOME = 0.1  # share of a patch from which on it is found there
 BARE = 0.5  # variance over that of crystals, below which there may be none
 
 
@@ -54,38 +54,44 @@ def orientations(
     weights add up to less than `full` are in part no crystal.
 
     A template that does not fit a grain well (distorted by the scan, tilted) takes a second atom to
-    make up for it, so that no patch seems to show the grain alone. Such an atom has an angle that
-    leads hardly any patch: for grains that lead patches and are nowhere alone it is left out.
+    make up for it, at an angle of its own: two angles of which each is mostly found with the other,
+    and one nowhere alone, are one grain, at that of the stronger one.
     """
     phase, turn, weight = (np.asarray(part) for part in code)
     least = max(full, float(np.finfo(weight.dtype).tiny))
     share = weight / np.maximum(weight.sum(axis=1, keepdims=True), least)
-    few = min_share * len(phase)
-    alone, leading, others = [], [], np.zeros(share.shape, bool)
+    kept: list[tuple[float, Orientation]] = []
     for k in range(int(phase.max()) + 1):
         of = phase == k
         histogram = np.bincount(turn[of], share[of], angles)
         smooth = scipy.ndimage.gaussian_filter1d(histogram, 1.5, mode="wrap")
-        chosen: list[int] = []
+        present: list[Orientation] = []
         for t in np.argsort(-smooth):
-            near = of & (_apart(turn, t, angles) <= 2)
-            held = np.sum(share * near)
-            if held < few or any(_apart(t, other, angles) <= 3 for other in chosen):
+            in_patch = np.sum(share * (of & (_apart(turn, t, angles) <= 2)), axis=1)
+            if in_patch.sum() < min_share * len(phase):
                 continue
-            chosen.append(int(t))
-            if np.any(np.sum(share * near, axis=1) > ALONE):
-                alone.append((held, k, int(t), near, share))
-            elif np.sum(near[:, 0]) >= few:
-                leading.append((held, k, int(t), near))
-            else:
-                others |= near
-    own = np.where(others, 0.0, share)
-    own *= share.sum(axis=1, keepdims=True) / np.maximum(own.sum(axis=1, keepdims=True), TINY)
-    present = alone + [(*orientation, own) for orientation in leading]
-    return [
-        Orientation(k, t, np.sum(near * of_atoms, axis=1).reshape(grid))
-        for _, k, t, near, of_atoms in sorted(present, key=lambda of: -of[0])
-    ]
+            if all(_apart(t, other.turn, angles) > 3 for other in present):
+                present.append(Orientation(k, int(t), in_patch))
+        for orientation in _joined(present):
+            in_grid = orientation._replace(share=orientation.share.reshape(grid))
+            kept.append((float(orientation.share.sum()), in_grid))
+    return [orientation for _, orientation in sorted(kept, key=lambda pair: -pair[0])]
+
+
+def _joined(present: list[Orientation]) -> list[Orientation]:
+    """Those of one phase, the strongest first, without the ones that belong to a stronger one."""
+    joined: list[Orientation] = []
+    for other in present:
+        there = other.share > SOME
+        for i, orientation in enumerate(joined):
+            both = np.sum(there & (orientation.share > SOME))
+            mostly = both > 0.5 * max(there.sum(), np.sum(orientation.share > SOME))
+            if mostly and other.share.max() <= ALONE:
+                joined[i] = orientation._replace(share=orientation.share + other.share)
+                break
+        else:
+            joined.append(other)
+    return joined
 
 
 def trust_in(orientation: Orientation) -> Float[np.ndarray, "ny nx"]:
