@@ -13,8 +13,8 @@ spectrum is compared with theirs, in windows of 13 Å. No constant was chosen on
 
 Made-up images are as large: columns as bright as Z^1.5 to Z^2, within 15 %, 0.35 to 0.6 Å wide;
 every other one is blurred by 0.4 Å at most and has a background, a gradient and 3 to 30 electrons a
-pixel. In half of the cases the elements of the candidates are not told. `prototypes` chose the
-constants of naming, `random` did not. Prints one JSON line for each
+pixel. In half of the cases all atoms of the candidates are as bright as each other. `prototypes`
+chose the constants of naming, `random` did not. Prints one JSON line for each
 image of atomagined, or for each kind of made-up images.
 """
 
@@ -43,7 +43,6 @@ from micjax.physics.patches.unmixing.equivariant import correlations
 from micjax.physics.patches.unmixing.naming import (
     Pattern,
     compared,
-    lattice_template,
     mean_rings,
     pattern,
 )
@@ -218,21 +217,22 @@ def made_up(rng: np.random.Generator, lattice: PlaneLattice, noisy: bool) -> np.
 
 
 def tried(rng: np.random.Generator, axes: list[Axis], count: int) -> None:
-    known = [[pattern(a.lattice, POLAR)] for a in axes]
-    drawn = [_drawn(rng, a, k[0].power) for a, k in zip(axes, known, strict=True)]
+    known = [pattern(a.lattice, POLAR) for a in axes]
+    # the cell is that of the crystal, which its columns alone need not show
+    uniform = [
+        Pattern(pattern(a.uniform, POLAR).amplitude, k.power)
+        for a, k in zip(axes, known, strict=True)
+    ]
     rows = []
     for i in range(count):
         elements, noisy = bool(i // 2 % 2), bool(i % 2)
         true = int(rng.integers(len(axes)))
         others = [j for j in rng.permutation(len(axes)) if axes[j].crystal != axes[true].crystal]
-        among = [(known if elements else drawn)[j] for j in [true, *others[: CANDIDATES - 1]]]
+        among = [true, *others[: CANDIDATES - 1]]
+        patterns = stacked([(known if elements else uniform)[j] for j in among])
         seen = template(made_up(rng, axes[true].lattice, noisy))
-        patterns = stacked([p for of in among for p in of])
         named = compared(seen[None], patterns, POLAR)
-        owner = np.repeat(np.arange(len(among)), [len(of) for of in among])
-        first = np.flatnonzero(np.diff(owner, prepend=-1))
-        by = cosines(seen, stacked([of[0] for of in among]))
-        rows.append((elements, evidence_of(named, owner), named.agreement[0][first], by))
+        rows.append((elements, named.log_evidence[0], named.agreement[0], cosines(seen, patterns)))
     for elements in (True, False):
         logs, agreement, cosine = (
             np.stack([r[k] for r in rows if r[0] == elements]) for k in (1, 2, 3)
@@ -256,16 +256,6 @@ def tried(rng: np.random.Generator, axes: list[Axis], count: int) -> None:
         }
         rounded = jax.tree.map(lambda v: round(v, 3) if isinstance(v, float) else v, row)
         print(json.dumps(rounded), flush=True)
-
-
-def _drawn(rng, axis: Axis, power) -> list[Pattern]:
-    """With elements drawn; the cell is that of the crystal, which its columns need not show."""
-    per_atom = axis.lattice.weight / axis.uniform.weight
-    share = np.full(len(per_atom), 1.0 / len(per_atom))
-    return [
-        Pattern(lattice_template(axis.uniform._replace(weight=w), POLAR) / POLAR.area, power)
-        for w in axis.uniform.weight * draws(rng, axis.uniform, per_atom, share)
-    ]
 
 
 def main() -> None:
