@@ -33,7 +33,7 @@ BACKGROUNDS = (0.002, 0.012, 0.07, 0.4)
 WIDTHS_A = (0.4, 0.55, 0.75, 1.0)
 # amplitudes that a window resolves, for each that counts as one: crystals are not known so well
 # that their errors are independent; see experiments/phase_map/naming.py
-TEMPER = 2.4
+TEMPER = 2.38
 
 
 class Pattern(NamedTuple):
