@@ -131,6 +131,20 @@ def test_angles_of_each_phase_are_those_of_its_atoms():
     assert sum(o.share for o in found).ravel()[:6].max() == 0.0
 
 
+def test_a_grain_that_its_template_does_not_fit_is_one():
+    """Whose second atom, at an angle of its own, makes up for the distortion in all its patches."""
+    left = np.arange(400) < 200
+    turn = np.stack([np.where(left, 20, 44), np.where(left, 70, 80)], axis=1)
+    weight = np.stack([np.where(left, 1.0, 0.7), np.where(left, 0.01, 0.3)], axis=1)
+    code = Code(np.zeros((400, 2), int), turn, weight)
+    by_turn = {o.turn: o.share.ravel() for o in grains.orientations(code, (20, 20), 90)}
+    assert set(by_turn) == {20, 44}
+    np.testing.assert_allclose(by_turn[44][~left], 1.0)
+    assert by_turn[44][left].max() == 0.0
+    # what is too little to be an orientation keeps its share
+    np.testing.assert_allclose(by_turn[20][left], 1.0 / 1.01)
+
+
 def test_an_image_with_gaps_is_refused():
     gaps = image()
     gaps[3, 4:6] = np.nan

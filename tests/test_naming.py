@@ -6,9 +6,9 @@ import pytest
 
 from micjax.physics.patches.local_spectra import LocalSpectra
 from micjax.physics.patches.polar import Polar
-from micjax.physics.patches.polycrystal import polycrystal
-from micjax.physics.patches.projection import ZONES, projected
-from micjax.physics.patches.unmixing.naming import lattice_template, likeness
+from micjax.physics.patches.polycrystal import PlaneLattice, polycrystal
+from micjax.physics.patches.projection import ZONES, primitive, projected
+from micjax.physics.patches.unmixing.naming import Pattern, compared, mean_rings, pattern, resolved
 from micjax.physics.patches.windows import Hann
 
 FCC = np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
@@ -69,30 +69,71 @@ def test_what_has_no_projection(zone, cell, said):
         projected(5.0 * cell, DIAMOND, np.full(8, 14), zone)
 
 
-def test_a_crystal_is_named_however_it_lies():
-    polar = Polar(LocalSpectra(Hann(), 48, 16, 0.4, 0.9), 0.12, 16, 60)
-    crystals = {
-        "silicon": (DIAMOND, np.full(8, 14), EDGE),
-        "salt": (
-            np.concatenate([FCC, FCC + [0.5, 0, 0]]),
-            np.repeat([11, 17], 4),
-            5.64,
-        ),
-        "copper": (FCC, np.full(4, 29), 3.61),
-    }
-    lattices = {
-        (name, zone): projected(edge * np.eye(3), places, numbers, zone)
-        for name, (places, numbers, edge) in crystals.items()
-        for zone in ZONES[2:5:2]
-    }
-    known = jnp.stack([lattice_template(v, polar) for v in lattices.values()])
-    for i, lattice in enumerate(lattices.values()):
-        rng = np.random.default_rng(i)
-        seen = polycrystal(
-            rng, [lattice], (96, 96), sampling_A=0.4, grains=1, electrons_per_px=20.0
-        ).image
-        rings = polar(polar.local(jnp.asarray(seen - seen.mean())))
-        template = jnp.mean(rings.reshape(-1, 16, 60), axis=0)
-        for mirrored in (template, template[:, ::-1]):
-            cosines = likeness(mirrored[None], known)[0]
-            assert np.argmax(cosines) == i and cosines[i] > 0.9
+POLAR = Polar(LocalSpectra(Hann(), 48, 16, 0.4, 0.9), 0.12, 16, 60)
+CRYSTALS = {
+    "silicon": (DIAMOND, np.full(8, 14), EDGE),
+    "salt": (np.concatenate([FCC, FCC + [0.5, 0, 0]]), np.repeat([11, 17], 4), 5.64),
+    "copper": (FCC, np.full(4, 29), 3.61),
+}
+LATTICES = [
+    projected(edge * np.eye(3), places, numbers, zone)
+    for places, numbers, edge in CRYSTALS.values()
+    for zone in ZONES[2:5:2]
+]
+
+
+@pytest.fixture(scope="module")
+def patterns():
+    every = [pattern(v, POLAR) for v in LATTICES]
+    return Pattern(*(jnp.stack(of) for of in zip(*every, strict=True)))
+
+
+def seen(lattice: PlaneLattice, seed: int):
+    options = {"sampling_A": 0.4, "grains": 1, "electrons_per_px": 20.0}
+    image = polycrystal(np.random.default_rng(seed), [lattice], (96, 96), **options).image
+    return mean_rings(jnp.asarray(image - image.mean()), POLAR)
+
+
+def test_the_cell_of_the_columns():
+    """Of a face-centred cube along an edge: columns of both heights are a square of a / 2."""
+    fcc = projected(EDGE * np.eye(3), FCC, np.full(4, 29), (0, 0, 1))
+    edges = np.linalg.norm(primitive(fcc), axis=1)
+    np.testing.assert_allclose(edges, 0.5 * EDGE, rtol=1e-9)
+    one = PlaneLattice(np.diag([3.0, 4.0]), np.array([[0, 0], [0.5, 0]]), np.array([1.0, 2.0]))
+    np.testing.assert_allclose(np.linalg.norm(primitive(one), axis=1), [3.0, 4.0])
+    same = one._replace(weight=np.ones(2))
+    np.testing.assert_allclose(np.linalg.norm(primitive(same), axis=1), [1.5, 4.0])
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 1e9])
+def test_a_crystal_is_named_however_it_lies(patterns, unit):
+    for i, lattice in enumerate(LATTICES):
+        template = unit * seen(lattice, i)
+        both = jnp.stack([template, template[:, ::-1]])
+        named = compared(both, patterns, POLAR)
+        assert named.log_evidence.shape == named.agreement.shape == (2, len(LATTICES))
+        ahead = np.sort(named.log_evidence, axis=1)
+        assert np.all(named.log_evidence.argmax(1) == i) and np.all(ahead[:, -1] - ahead[:, -2] > 3)
+        assert np.all(named.agreement[:, i] > 0.5)
+
+
+def test_a_lattice_with_other_columns_does_not_agree(patterns):
+    """Silicon without one column of each pair has its lattice, and other strengths."""
+    silicon = LATTICES[1]
+    emptied = silicon._replace(weight=np.where(np.arange(4) < 2, silicon.weight, 1.0))
+    named = compared(seen(emptied, 0)[None], patterns, POLAR)
+    whole = compared(seen(silicon, 0)[None], patterns, POLAR)
+    assert named.agreement[0, 1] < 0.6 < whole.agreement[0, 1]
+
+
+def test_amplitudes_that_a_window_tells_apart():
+    """Of white noise: independent powers whose sum scatters as much."""
+    rng = np.random.default_rng(0)
+    noise = jnp.asarray(rng.standard_normal((800, 48, 48)))
+    polar = Polar(LocalSpectra(Hann(), 48, 48, 0.4, 1.25), 0.1, 24, 60)
+    power = jnp.stack([mean_rings(v, polar) for v in noise]) ** 2 / polar.area**2
+    weight = np.broadcast_to(polar.grid.radius_perA[:, None], power.shape[1:])
+    total = np.asarray((power * weight).sum((1, 2)))
+    # a sum of n independent exponentials has (mean / sd)^2 = n
+    effective = (total.mean() / total.std()) ** 2
+    assert effective == pytest.approx(resolved(polar), rel=0.2)

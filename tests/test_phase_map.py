@@ -21,7 +21,7 @@ from micjax.physics.patches.unmixing.equivariant import Code, correlations, enco
 from micjax.physics.patches.windows import Hann
 from micjax.problems import phase_map
 from micjax.problems.phase_map.grains import grains_of
-from micjax.problems.phase_map.naming import candidates, named
+from micjax.problems.phase_map.naming import LEAST_AGREEMENT, candidates, named
 
 PIXEL_A = 0.5
 SHAPE = (168, 208)
@@ -213,6 +213,16 @@ def test_one_more_template_is_a_phase_only_if_it_explains_more():
     tried = [t for t, _ in phases.trials(rings, 6, rng, starts=1, trial_steps=2, steps=6)]
     assert [t.count for t in tried] == [1, 2, 3, 4] and phases.chosen(tried) == 2
     assert phases.chosen(tried[:2]) == 2
+    assert phases.taken(tried) == tried[:2] and "explains little more" in tried[2].lacks(tried[1])
+
+
+def test_the_front_of_few_templates_and_a_small_residual():
+    tried = [phases.Trial(n, r, 0.0, 0.2) for n, r in enumerate((0.5, 0.3, 0.31, 0.29), start=1)]
+    assert [t.count for t in phases.front(tried)] == [1, 2, 4]
+    alike = phases.Trial(2, 0.1, 0.99, 0.01)
+    assert alike.lacks(tried[0]) == ["two are alike", "one is rare"] and not tried[1].lacks(
+        tried[0]
+    )
 
 
 def test_tiles_cover_an_image_once():
@@ -327,9 +337,12 @@ def test_phases_are_named_by_files_of_structures(tmp_path, solution):
     copper.write(tmp_path / "copper.cif")
     forward = solution.problem.forward
     known = candidates(str(tmp_path), forward.polar)
-    found = named(forward.template[:2], known)
-    assert {name for name, _, _ in found} == {"first [0 0 1]", "second [0 0 1]"}
-    assert all(cosine > 0.85 and rival is None for _, cosine, rival in found)
+    names = named(forward.template[:2], known, forward.polar)
+    assert {str(name) for name in names} == {"first [0 0 1]", "second [0 0 1]"}
+    assert all(n.probability > 0.95 and n.agreement > 0.6 and not n.rivals for n in names)
+    alone = candidates(str(tmp_path / "copper.cif"), forward.polar)
+    others = named(forward.template[:2], alone, forward.polar)
+    assert all(name.agreement < LEAST_AGREEMENT for name in others)
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match="no files in this folder"):
         candidates(str(tmp_path / "none"), forward.polar)

@@ -22,6 +22,7 @@ from micjax.physics.patches.local_spectra import LocalSpectra
 from micjax.physics.patches.unmixing.equivariant import Code
 
 ALONE = 0.75  # share of a patch from which on a grain is measured in it
+SOME = 0.1  # share of a patch from which on it is found there
 BARE = 0.5  # variance over that of crystals, below which there may be none
 
 
@@ -52,26 +53,46 @@ def orientations(
     They are maxima of a histogram of the angles of all atoms, smoothed over a step and a half, that
     lie more than three steps apart and hold at least `min_share` of all patches. Patches whose
     weights add up to less than `full` are in part no crystal.
+
+    A template that does not fit a grain well (distorted by the scan, tilted) takes a second atom to
+    make up for it, at an angle of its own: two angles of which each is mostly found with the other,
+    and one nowhere alone, are one grain, at that of the stronger one.
     """
     phase, turn, weight = (np.asarray(part) for part in code)
     least = max(full, float(np.finfo(weight.dtype).tiny))
     share = weight / np.maximum(weight.sum(axis=1, keepdims=True), least)
-    kept = []
+    kept: list[tuple[float, Orientation]] = []
     for k in range(int(phase.max()) + 1):
         of = phase == k
         histogram = np.bincount(turn[of], share[of], angles)
         smooth = scipy.ndimage.gaussian_filter1d(histogram, 1.5, mode="wrap")
-        chosen: list[int] = []
+        present: list[Orientation] = []
         for t in np.argsort(-smooth):
-            near = _apart(turn, t, angles) <= 2
-            held = np.sum(share * (of & near))
-            if held < min_share * len(phase):
+            in_patch = np.sum(share * (of & (_apart(turn, t, angles) <= 2)), axis=1)
+            if in_patch.sum() < min_share * len(phase):
                 continue
-            if all(_apart(t, other, angles) > 3 for other in chosen):
-                chosen.append(int(t))
-                in_patch = np.sum(share * (of & near), axis=1)
-                kept.append((held, Orientation(k, int(t), in_patch.reshape(grid))))
+            if all(_apart(t, other.turn, angles) > 3 for other in present):
+                present.append(Orientation(k, int(t), in_patch))
+        for orientation in _joined(present):
+            in_grid = orientation._replace(share=orientation.share.reshape(grid))
+            kept.append((float(orientation.share.sum()), in_grid))
     return [orientation for _, orientation in sorted(kept, key=lambda pair: -pair[0])]
+
+
+def _joined(present: list[Orientation]) -> list[Orientation]:
+    """Those of one phase, the strongest first, without the ones that belong to a stronger one."""
+    joined: list[Orientation] = []
+    for other in present:
+        there = other.share > SOME
+        for i, orientation in enumerate(joined):
+            both = np.sum(there & (orientation.share > SOME))
+            mostly = both > 0.5 * max(there.sum(), np.sum(orientation.share > SOME))
+            if mostly and other.share.max() <= ALONE:
+                joined[i] = orientation._replace(share=orientation.share + other.share)
+                break
+        else:
+            joined.append(other)
+    return joined
 
 
 def trust_in(orientation: Orientation) -> Float[np.ndarray, "ny nx"]:

@@ -67,6 +67,27 @@ def _basis(projected_A: Float[np.ndarray, "3 2"], area_A2: float) -> Float[np.nd
     raise ValueError("no cell of the projected lattice among sums of up to four edges")
 
 
+def primitive(lattice: PlaneLattice) -> Float[np.ndarray, "2 2"]:
+    """The two shortest vectors by which all columns are moved onto others of the same weight."""
+    vectors, basis = np.asarray(lattice.vectors_A, float), np.asarray(lattice.basis, float)
+    weight = np.asarray(lattice.weight, float)
+    alike = np.isclose(weight[:, None], weight)
+    rarest = int(np.argmin(alike.sum(axis=1)))
+    cells = np.stack(np.meshgrid([-1, 0, 1], [-1, 0, 1], indexing="ij"), -1).reshape(-1, 2)
+    moves = []
+    for move in (basis - basis[rarest])[alike[rarest]]:
+        apart = basis[:, None] + move - basis
+        distance = np.linalg.norm((apart - np.round(apart)) @ vectors, axis=-1)
+        if np.all(np.min(np.where(alike, distance, np.inf), axis=1) < SAME_A):
+            moves.append((cells + move) @ vectors)
+    every = np.concatenate(moves)
+    length = np.linalg.norm(every, axis=1)
+    every = every[np.argsort(length, kind="stable")][np.sum(length < SAME_A) :]
+    first = every[0]
+    across = np.abs(first[0] * every[:, 1] - first[1] * every[:, 0]) / np.linalg.norm(first)
+    return np.stack([first, every[np.argmax(across > SAME_A)]])
+
+
 def _columns(places, weight, vectors) -> tuple[np.ndarray, np.ndarray]:
     """Atoms above each other as one."""
     basis: list[np.ndarray] = []

@@ -22,10 +22,9 @@ from micjax.problems.phase_map.grains import (
     turned,
 )
 from micjax.problems.phase_map.model import SampledPatches
-from micjax.problems.phase_map.naming import named
+from micjax.problems.phase_map.naming import LEAST_AGREEMENT, Name, named
 from micjax.problems.phase_map.stages import templates_of
 
-LIKE = 0.7  # cosine below which a crystal is another one
 BORDER = 0.06  # of a cell: standard deviation of where a border is, see experiments/phase_map
 
 
@@ -54,7 +53,7 @@ def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) ->
         "strain": _strain(strain_map(phase.shape, grains, strains), local),
     }
     templates = templates_of(forward)
-    names = None if forward.known is None else named(templates, forward.known)
+    names = None if forward.known is None else named(templates, forward.known, forward.polar)
     there = phase >= 0
     metrics = dict(solution.metrics) | {
         "phases": float(count),
@@ -156,16 +155,26 @@ def _row(k: int, phase, there, grains: list[Grain], strains, alike) -> dict[str,
     }
 
 
-def _name(named_as: tuple[str, float, str | None]) -> dict[str, Any]:
-    return {"looks like": named_as[0], "cosine with it": named_as[1]}
+def _name(name: Name) -> dict[str, Any]:
+    return {
+        "looks like": str(name),
+        "probability of it among those given": name.probability,
+        "power of reflections that it predicts (%)": 100.0 * name.agreement,
+    }
 
 
-def _doubts(names):
-    for k, (name, cosine, rival) in enumerate(names):
-        if rival is not None:
-            yield f"Phase {k} is as much like {rival} as like {name}: its spectrum does not tell."
-        if cosine < LIKE:
-            yield f"Phase {k} is none of the structures that were given (cosine {cosine:.2f})."
+def _doubts(names: list[Name]):
+    for k, name in enumerate(names):
+        if name.agreement < LEAST_AGREEMENT:
+            yield (
+                f"Phase {k} is none of the structures that were given: the likeliest, {name}, "
+                f"predicts {100.0 * name.agreement:.0f} % of the power of its reflections."
+            )
+        elif name.rivals:
+            yield (
+                f"Phase {k} is {name} with a probability of {name.probability:.2f}; it may as well "
+                f"be {' or '.join(name.rivals)}."
+            )
 
 
 def _statements(count: int, tried: list[Trial], most: int):

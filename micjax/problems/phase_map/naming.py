@@ -2,8 +2,10 @@
 
 import logging
 import pathlib
+from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -11,19 +13,34 @@ from jaxtyping import Array, Float
 from micjax.io.readers.structures import read_structure
 from micjax.physics.patches.polar import Polar
 from micjax.physics.patches.projection import ZONES, projected
-from micjax.physics.patches.unmixing.naming import lattice_template, likeness
+from micjax.physics.patches.unmixing.naming import Pattern, compared, pattern
 
 log = logging.getLogger("micjax")
 
-CLOSE = 0.02  # of a cosine: crystals that are no further apart are not told from each other
+# of the power of its reflections, of which a crystal that is another one predicts less
+LEAST_AGREEMENT = 0.5
+UNLIKELY = 0.05  # probability of a crystal that is no rival
 
 
 class KnownCrystals(eqx.Module):
-    """Spectra of crystals along axes."""
+    """What crystals along axes predict."""
 
     names: tuple[str, ...] = eqx.field(static=True)  # of the crystal
     zones: tuple[tuple[int, int, int], ...] = eqx.field(static=True)
-    templates: Float[Array, "c r t"]
+    patterns: Pattern
+
+
+class Name(NamedTuple):
+    """The crystal that a template is most likely of."""
+
+    crystal: str
+    zone: tuple[int, int, int]
+    probability: float  # among the crystals that are known
+    agreement: float  # the part of the power of reflections that it predicts
+    rivals: tuple[str, ...]  # other crystals that are not unlikely
+
+    def __str__(self) -> str:
+        return f"{self.crystal} [{' '.join(map(str, self.zone))}]"
 
 
 def candidates(path: str, polar: Polar) -> KnownCrystals:
@@ -35,7 +52,7 @@ def candidates(path: str, polar: Polar) -> KnownCrystals:
     files = sorted(p for p in place.iterdir() if p.is_file()) if place.is_dir() else [place]
     if not files:
         raise ValueError(f"structures = {path}: no files in this folder")
-    names, templates = [], []
+    names, patterns = [], []
     for file in files:
         atoms = read_structure(str(file))
         of = {"occupancy": atoms.arrays.get("occupancy")}
@@ -43,22 +60,24 @@ def candidates(path: str, polar: Polar) -> KnownCrystals:
         for zone in ZONES:
             lattice = projected(cell, places, atoms.numbers, zone, **of)
             names.append(file.stem)
-            templates.append(lattice_template(lattice, polar))
+            patterns.append(pattern(lattice, polar))
     log.info("%d structures along %d axes each", len(files), len(ZONES))
-    return KnownCrystals(tuple(names), len(files) * ZONES, jnp.stack(templates))
+    every = jax.tree.map(lambda *parts: jnp.stack(parts), *patterns)
+    return KnownCrystals(tuple(names), len(files) * ZONES, every)
 
 
-def named(
-    templates: Float[Array, "k r t"], known: KnownCrystals
-) -> list[tuple[str, float, str | None]]:
-    """For each template the crystal and axis it is most like, the cosine, and another crystal that
-    is as much like it, if there is one."""
+def named(templates: Float[Array, "k r t"], known: KnownCrystals, polar: Polar) -> list[Name]:
+    """Of each template."""
     names = []
-    for cosines in likeness(templates, known.templates):
-        best = int(np.argmax(cosines))
-        name = f"{known.names[best]} [{' '.join(map(str, known.zones[best]))}]"
-        others = np.array(known.names) != known.names[best]
-        rival = int(np.argmax(np.where(others, cosines, -1.0)))
-        close = others.any() and cosines[best] - cosines[rival] < CLOSE
-        names.append((name, float(cosines[best]), known.names[rival] if close else None))
+    for logs, agreement in zip(*compared(templates, known.patterns, polar), strict=True):
+        chance = np.asarray(jax.nn.softmax(logs), float)
+        best = int(np.argmax(chance))
+        of_crystal = {
+            name: float(np.sum(chance, where=np.array(known.names) == name))
+            for name in sorted(set(known.names))
+        }
+        own = of_crystal.pop(known.names[best])
+        rivals = tuple(name for name, p in of_crystal.items() if p > UNLIKELY)
+        likely = known.names[best], known.zones[best], own, float(agreement[best])
+        names.append(Name(*likely, rivals))
     return names

@@ -9,7 +9,7 @@ from matplotlib.colors import ListedColormap
 from micjax.core.problem import InverseProblem
 from micjax.inference.solution import Solution
 from micjax.physics.patches.local_spectra import over_strips, power_of, window_means
-from micjax.physics.patches.unmixing import factorisation
+from micjax.physics.patches.unmixing import factorisation, phases
 from micjax.physics.patches.unmixing.agreement import adjusted_rand_index, matched
 from micjax.report.figures import FAINT, SERIES, captioned, image_panel, mask_overlay, new_figure
 
@@ -150,19 +150,37 @@ def _strain(solution: Solution):
 
 
 def _trials(solution: Solution):
+    """The front of few templates and a small residual, and why the rule passed others by."""
     tried = solution.extra["tried"]
-    figure, axes = new_figure(1, 1, 5.5, 3.0)
+    wanted = len(solution.extra["templates"])
+    knee = next(t for t in tried if t.count == wanted)
+    window_px = solution.problem.forward.polar.local.size
+    figure, axes = new_figure(1, 1, 7.0, 3.6)
     ax = axes[0, 0]
-    count = [t.count for t in tried]
-    ax.plot(count, [t.residual for t in tried], "o-", color=SERIES[0], label="residual, held out")
-    ax.plot(count, [t.similarity for t in tried], "s--", color=SERIES[1], label="most alike two")
-    ax.axvline(len(solution.extra["templates"]), color=FAINT, lw=1.0)
-    ax.set_xticks(count)
-    ax.set_ylim(0.0, 1.05)
+    best = phases.front(tried)
+    ax.plot([t.count for t in best], [t.residual for t in best], "-", color=FAINT, lw=1.0)
+    for trial in tried:
+        ax.plot(trial.count, trial.residual, "o", color=SERIES[0], ms=6 if trial in best else 3)
+        before = [t for t in phases.taken(tried) if t.count < trial.count]
+        reasons = trial.lacks(before[-1]) if before else []
+        says = [f"alike {trial.similarity:.2f}"] if trial.count > 1 else []
+        says = [*says, f"rarest {100.0 * trial.least_used:.0f} %", *reasons]
+        at = (trial.count, trial.residual)
+        ax.annotate("\n".join(says), at, (9, 5), "data", "offset points", fontsize=7)
+    label = f"taken: window_px={window_px} phases={wanted}"
+    ax.plot(knee.count, knee.residual, "o", ms=13, mfc="none", color=SERIES[1], label=label)
+    ax.set_xticks([t.count for t in tried])
+    ax.margins(0.15, 0.0)
+    ax.set_ylim(0.0, 1.4 * max(t.residual for t in tried))
     ax.set_xlabel("number of templates", fontsize=8)
+    ax.set_ylabel("residual, held out", fontsize=8)
     ax.legend(fontsize=7)
     return captioned(
         figure,
-        "The residual, over the data, of patches that the templates were not learnt from, and the "
-        "largest cosine of two templates. The line is the number that was taken.",
+        "The residual, over the data, of patches that the templates were not learnt from; the line "
+        "joins those of which none with as few templates leaves less. Ringed: the last that adds a "
+        "phase. Alike: the largest cosine of two templates; rarest: the patches that the rarest "
+        "template has. The window was not compared with others: it holds some three and a half "
+        f"cells. Another look is taken by --set window_px={window_px} --set phases={wanted + 1}, "
+        "or one of the two.",
     )

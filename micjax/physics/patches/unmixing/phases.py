@@ -29,13 +29,18 @@ class Trial(NamedTuple):
     similarity: float  # the largest cosine of two templates, at the best angle between them
     least_used: float  # share of the patches whose strongest atom is of the rarest template
 
-    def adds_to(self, before: "Trial") -> bool:
+    def lacks(self, before: "Trial") -> list[str]:
+        """Why the templates that it has more are no phases; nothing if they are."""
         more = self.count - before.count
-        return (
-            self.residual < GAIN**more * before.residual
-            and self.similarity < SAME
-            and self.least_used > FEW
-        )
+        reasons = {
+            "explains little more": self.residual >= GAIN**more * before.residual,
+            "two are alike": self.similarity >= SAME,
+            "one is rare": self.least_used <= FEW,
+        }
+        return [reason for reason, holds in reasons.items() if holds]
+
+    def adds_to(self, before: "Trial") -> bool:
+        return not self.lacks(before)
 
 
 def trials(
@@ -60,10 +65,21 @@ def trials(
 
 def chosen(tried: list[Trial]) -> int:
     """The last one that added something."""
-    last = tried[0]
+    return taken(tried)[-1].count
+
+
+def taken(tried: list[Trial]) -> list[Trial]:
+    """The first one, and those that added something to the one that was taken before."""
+    taken = tried[:1]
     for trial in tried[1:]:
-        last = trial if trial.adds_to(last) else last
-    return last.count
+        if trial.adds_to(taken[-1]):
+            taken.append(trial)
+    return taken
+
+
+def front(tried: list[Trial]) -> list[Trial]:
+    """Those of which none has as few templates and a smaller residual."""
+    return [t for i, t in enumerate(tried) if all(t.residual < o.residual for o in tried[:i])]
 
 
 def _tried(patches, templates, room: int) -> Trial:
