@@ -12,6 +12,8 @@ from micjax.__main__ import main
 from micjax.inference.solution import Solution
 from micjax.instruments import records
 from micjax.io import read_nexus
+from micjax.nets.train import weights_of
+from micjax.nets.weights import load_network
 from micjax.problems import edge
 from micjax.run.plans.plan import KINDS, make_plan, with_settings
 
@@ -24,6 +26,12 @@ PLANS = {
     "solve": {"problem": "edge", "options": {"width_nm": 2}, "engine": {"steps": 20}, "seed": 3},
     "explore": {"measure": "hilly:hill", "axes": {"u": {}}, "budget": 3, "initial": 3, "seed": 3},
     "simulate": {"what": "hrtem", "structure": "gold.xyz", "sampling_A": 0.3, "u_A2": 0.01},
+    "train": {
+        "problem": "denoise",
+        "options": {"edge_px": 16, "examples": 2, "width": 8, "depth": 1},
+        "schedule": {"steps": 4, "chunk": 2},
+        "seed": 3,
+    },
 }
 
 
@@ -44,6 +52,8 @@ def result(kind, folder):
     """All numbers of a run, by name."""
     if kind == "explore":
         return {f"{n}": record.at["u"] for n, (_, record) in enumerate(records(folder))}
+    if kind == "train":
+        return weights_of(load_network(f"{folder}/network.h5").network)
     return {name: field.data for name, field in read_nexus(f"{folder}/result.nxs").items()}
 
 

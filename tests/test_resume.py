@@ -25,6 +25,7 @@ LONG = {
     "aberrations": ([], 7),
     "autofocus": ([], 2),
     "cbed": ([], 2),
+    "denoise": (["ny=48", "nx=48", "engine.steps=100"], 0),
     "feedback": (["engine.steps=200"], 1),
     "joint": ([], 1),
     "phase_map": (["ny=200", "nx=200", "grains=3"], 1),
@@ -36,7 +37,7 @@ LONG = {
 }
 
 
-LAST = {"unmixing": "end_members"}
+LAST = {"denoise": "looked_up", "unmixing": "end_members"}
 
 
 def problems():

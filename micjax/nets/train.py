@@ -46,6 +46,8 @@ class Training:
         out says which network is the best.
     - `data`: arrays that `draw` needs; large ones belong here and not into a closure.
     - `held_out`: draws what is held out, if that is not the same with other keys.
+    - `options`: that the network was made with; `facts`: what it is for. Both stand beside its
+        weights in a file.
     """
 
     network: nnx.Module
@@ -53,6 +55,8 @@ class Training:
     loss: Callable[[nnx.Module, Batch], Float[Array, ""]]
     data: PyTree = None
     held_out: Callable[[Array, PyTree], Batch] | None = None
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,6 +73,8 @@ def parser() -> argparse.ArgumentParser:
     simulate = command("simulate", commands.simulate, SET, OUT, RESUME)
     simulate("what", choices=("stem", "cbed", "hrtem"))
     simulate("structure", metavar="STRUCTURE", help="CIF, XYZ, POSCAR, PDB, ...")
+    train = command("train", commands.train, SET, OUT, RESUME)
+    train("problem", metavar="PROBLEM", help=PROBLEM)
     command("status", commands.tell_status, RUN)
     watch = command("watch", commands.watch, RUN)
     watch("--port", type=int, default=5006, help="of 127.0.0.1 (default: %(default)s)")

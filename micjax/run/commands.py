@@ -40,8 +40,13 @@ def simulate(arguments: argparse.Namespace, asked: Asked) -> int:
     return _run(given, arguments, asked)
 
 
+def train(arguments: argparse.Namespace, asked: Asked) -> int:
+    """the network of a problem, on what its physics makes up"""
+    return _run({"kind": "train", "problem": arguments.problem}, arguments, asked)
+
+
 def run(arguments: argparse.Namespace, asked: Asked) -> int:
-    """do what a plan says: solve, explore or simulate"""
+    """do what a plan says: solve, explore, simulate or train"""
     path = pathlib.Path(arguments.plan)
     return _run(read_plan(path), arguments, asked, path.read_bytes())
 

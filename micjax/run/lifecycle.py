@@ -26,7 +26,12 @@ log = logging.getLogger("micjax")
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 BROKEN = (ConnectionError, TimeoutError, LinkError, NotReady)  # no fault of what was asked for
 EXPECTED = (ValueError, OSError, ImportError, InstrumentError)  # said in one line
-SHOWN = ("result.nxs", "values.h5", "measurements.csv")  # the first of them is the result
+SHOWN = (
+    "result.nxs",
+    "values.h5",
+    "measurements.csv",
+    "network.h5",
+)  # the first of them is the result
 
 
 class Asked(NamedTuple):

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from micjax.core.foreign.modules import GROUP, defined, references, source_of, trusted_source
 from micjax.core.names import unknown_name
 
-REQUIRED, OPTIONAL = ("problem", "example"), ("load", "stages", "conclude", "figures", "compare")
+REQUIRED = ("problem", "example")
+OPTIONAL = ("load", "stages", "conclude", "figures", "compare", "training", "training_figures")
 
 
 class RegistryEntry(NamedTuple):

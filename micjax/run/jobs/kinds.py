@@ -22,6 +22,7 @@ from micjax.run.jobs.explore import (
 from micjax.run.jobs.explore_report import conclude
 from micjax.run.jobs.job import prepare
 from micjax.run.jobs.simulate.run import SimulateRun
+from micjax.run.jobs.train import TrainRun
 from micjax.run.lifecycle import Asked, Facts, Outcome, Run
 from micjax.run.plans.explore import ExplorePlan
 from micjax.run.plans.solve import SolvePlan
@@ -119,4 +120,5 @@ RUNS: dict[str, Callable[[Any, Asked], Run]] = {
     "solve": SolveRun,
     "explore": ExploreRun,
     "simulate": SimulateRun,
+    "train": TrainRun,
 }

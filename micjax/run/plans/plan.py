@@ -12,12 +12,14 @@ from micjax.run.plans.base import Plan, faults
 from micjax.run.plans.explore import ExplorePlan
 from micjax.run.plans.simulate import SimulatePlan
 from micjax.run.plans.solve import SolvePlan
+from micjax.run.plans.train import TrainPlan
 from micjax.run.plans.yamls import MOST_CHARACTERS, parse
 
 KINDS: dict[str, type[Plan]] = {
     "solve": SolvePlan,
     "explore": ExplorePlan,
     "simulate": SimulatePlan,
+    "train": TrainPlan,
 }
 
 

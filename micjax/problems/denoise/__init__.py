@@ -1,0 +1,88 @@
+"""Images at atomic resolution without their noise, from one noisy image or a drifting stack.
+
+    y_n ~ Poisson(image(r + drift_n))    or    Normal(the same, sigma)
+
+A network learns what the image is from its own noise: it is shown a part of the quanta and has to
+foretell the others. No image without noise is needed.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, Int
+
+from micjax.core.problem import InverseProblem, free
+from micjax.core.ranges import positive
+from micjax.physics.noise import Gaussian, Poisson
+from micjax.problems.denoise.conclusion import conclude as conclude
+from micjax.problems.denoise.data import load as load
+from micjax.problems.denoise.model import DriftingFrames
+from micjax.problems.denoise.network import training as training
+from micjax.problems.denoise.scenes import scene
+from micjax.problems.denoise.show import compare as compare
+from micjax.problems.denoise.show import figures as figures
+from micjax.problems.denoise.show import training_figures as training_figures
+from micjax.problems.denoise.stages import stages as stages
+
+NOISES = ("poisson", "normal")
+DRIFT_PX = 20.0  # about how far frames are from the first one
+
+
+def problem(
+    ny: int = 64,
+    nx: int = 64,
+    frames: int = 1,
+    noise: str = "poisson",
+    sigma: float = 1.0,
+    level: float = 3.0,
+    pixel_A: float | None = None,
+    net: str | None = None,
+) -> InverseProblem:
+    """Frames of one image.
+
+    **Arguments:**
+
+    - `ny`, `nx`: pixels of a frame.
+    - `frames`: how many of the same sample.
+    - `noise`: `poisson` for counts, `normal` for values with one standard deviation.
+    - `sigma`: that standard deviation.
+    - `level`: about the mean of a pixel of a frame.
+    - `pixel_A`: edge of a pixel, if it is known.
+    - `net`: a file of weights that the network begins with, of `micjax train denoise`; those of
+        micjax if none is given.
+
+    **Raises:** `ValueError` for another noise and numbers that are not positive.
+    """
+    positive(sigma=sigma, level=level)
+    if noise not in NOISES:
+        raise ValueError(f"noise = {noise!r}: one of {', '.join(NOISES)} is needed")
+    counted = noise == "poisson"
+    forward = DriftingFrames(np.full((ny, nx), level), np.zeros((frames - 1, 2)), pixel_A, net)
+    priors = {
+        "forward.image": free(dist.constraints.positive if counted else dist.constraints.real)
+    }
+    if frames > 1:
+        priors["forward.drift_px"] = dist.Normal(0.0, DRIFT_PX)
+    return InverseProblem(forward, Poisson(1.0) if counted else Gaussian(sigma), priors)
+
+
+def example(
+    key,
+    ny: int = 64,
+    nx: int = 64,
+    frames: int = 1,
+    noise: str = "poisson",
+    counts_per_pixel: float = 3.0,
+) -> tuple[InverseProblem, Int[Array, "n"], Float[Array, "n y x"]]:
+    """A made-up crystal, a few counts a pixel; several frames drift by about two pixels each."""
+    of_scene, of_drift, of_noise = jax.random.split(key, 3)
+    image = jax.jit(scene, static_argnums=1)(of_scene, max(ny, nx))[:ny, :nx]
+    steps = 2.0 * jax.random.normal(of_drift, (frames - 1, 2))
+    truth = problem(ny, nx, frames, noise, float(np.sqrt(counts_per_pixel)), counts_per_pixel)
+    values = {"forward.image": counts_per_pixel * jnp.maximum(image, 1e-3)}
+    values["forward.drift_px"] = jnp.cumsum(steps, axis=0)
+    truth = truth.at(values if frames > 1 else {"forward.image": values["forward.image"]})
+    frame = jnp.arange(frames)
+    drawn = jax.jit(lambda p, k: p.noise(p.forward(frame)).sample(k))(truth, of_noise)
+    return truth, frame, jnp.asarray(drawn, float)

@@ -1,0 +1,42 @@
+"""How far frames have moved against the first one: the peak of their cross-correlation."""
+
+import numpy as np
+import scipy.ndimage
+from jaxtyping import Float, Int
+
+SMOOTH_PX = 1.0  # noise of single pixels has no part in it
+
+
+def drift_of(frames: Float[np.ndarray, "n y x"], most_px: int) -> Int[np.ndarray, "m 2"]:
+    """(y, x) of each later frame in whole pixels, frame(r) = first(r + drift).
+
+    Each frame is compared with the mean of those before it, near where the last one was: a lattice
+    looks the same one cell further.
+
+    **Arguments:**
+
+    - `most_px`: how far a frame may be from the one before it.
+    """
+    size = np.array(frames.shape[1:])
+    windows = [np.hanning(n + 2)[1:-1] for n in size]
+    window = windows[0][:, None] * windows[1]
+    smooth = [scipy.ndimage.gaussian_filter(f, SMOOTH_PX) for f in frames]
+    total, drifts, last = smooth[0].copy(), [], np.zeros(2, int)
+    for count, frame in enumerate(smooth[1:], start=1):
+        before = total / count
+        product = np.fft.rfft2(window * (before - before.mean()))
+        product *= np.conj(np.fft.rfft2(window * (frame - frame.mean())))
+        correlation = np.fft.irfft2(product, s=tuple(size))
+        reach = np.arange(-most_px, most_px + 1)
+        near = correlation[np.ix_(*((last[i] + reach) % size[i] for i in (0, 1)))]
+        last = last + np.array(np.unravel_index(near.argmax(), near.shape)) - most_px
+        drifts.append(last)
+        total += moved_back(frame, last)
+    return np.array(drifts, int).reshape(-1, 2)
+
+
+def moved_back(frame: Float[np.ndarray, "y x"], drift_px) -> Float[np.ndarray, "y x"]:
+    """On the pixels of the first frame; what was not seen is as its nearest edge."""
+    rows, columns = (np.arange(n) - d for n, d in zip(frame.shape, drift_px, strict=True))
+    inside = [np.clip(i, 0, n - 1) for i, n in zip((rows, columns), frame.shape, strict=True)]
+    return frame[np.ix_(*inside)]

@@ -1,0 +1,138 @@
+"""How `micjax.problems.denoise` is solved: the drift of the frames, then a network that learns from
+their noise; how far it is to be trusted is looked up in quanta that it never saw."""
+
+import pathlib
+from collections.abc import Iterator
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from micjax.core.problem import InverseProblem
+from micjax.core.tree import replace
+from micjax.inference.solvers.lbfgs import LBFGS
+from micjax.inference.stage import Arrays, Search, Stage
+from micjax.nets.tiles import tiled
+from micjax.nets.train import Schedule, courses
+from micjax.nets.unet import UNet
+from micjax.nets.weights import load_network
+from micjax.physics.noise import Poisson
+from micjax.problems.denoise.drift import drift_of, moved_back
+from micjax.problems.denoise.network import (
+    HANDS,
+    HELD_OUT,
+    NoiseLaw,
+    denoised,
+    from_thinning,
+    paired,
+)
+from micjax.problems.denoise.trust import looked_up
+
+SHIPPED = pathlib.Path(__file__).with_name("network.h5")  # of micjax train denoise
+IMAGE, DRIFT = "forward.image", "forward.drift_px"
+
+
+def stages(
+    problem: InverseProblem,
+    x: Int[Array, "n"],
+    y: Float[Array, "n h w"],
+    *,
+    steps: int = 1000,
+    learning_rate: float = 1e-3,
+    most_drift_px: int = 12,
+) -> list:
+    """Drift, network, and the drift again to a part of a pixel.
+
+    **Arguments:**
+
+    - `steps`: batches of crops that the network learns from.
+    - `learning_rate`: of its optimiser.
+    - `most_drift_px`: how far a frame may be from the one before it.
+    """
+    schedule = Schedule(steps=steps, learning_rate=learning_rate)
+
+    def drift(problem, x, y, key, report) -> Arrays:
+        return {"drift_px": drift_of(np.asarray(y, float), most_drift_px)}
+
+    def learned(problem, x, y, key, report, before) -> Iterator[Arrays]:
+        yield from _learned(problem, y, schedule, key, report, before)
+
+    network = Search(learned, _with_image, "network", goes_on=True)
+    if len(y) == 1:
+        return [network]
+    return [
+        Search(drift, _with_drift, "drift"),
+        network,
+        Stage(LBFGS(), 50, free=[DRIFT], tolerance=1e-3),
+    ]
+
+
+def combined(problem: InverseProblem, y: Float[Array, "n h w"]) -> tuple[np.ndarray, NoiseLaw]:
+    """All frames as one image, counts added or values averaged, and the law of its noise."""
+    drift = np.round(np.asarray(problem.forward.drift_px)).astype(int)
+    frames = [np.asarray(y[0], float)]
+    frames += [moved_back(np.asarray(f, float), d) for f, d in zip(y[1:], drift, strict=True)]
+    if isinstance(problem.noise, Poisson):
+        return np.sum(frames, axis=0), NoiseLaw()
+    return np.mean(frames, axis=0), NoiseLaw(problem.noise.sigma / np.sqrt(len(frames)), False)
+
+
+def network_of(problem: InverseProblem) -> UNet:
+    """Where the network begins: as it was trained on made-up crystals."""
+    return load_network(problem.forward.net or SHIPPED).network
+
+
+def _learned(problem, y, schedule, key, report, before) -> Iterator[Arrays]:
+    image, law = combined(problem, y)
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+    hands = law.dealt(rng, image)
+    training = from_thinning(network_of(problem), law, hands)
+    through = _through(training.network)
+    begun = {n.removeprefix("net."): a for n, a in before.items() if n.startswith("net.")}
+    for course in courses(training, schedule, key, begun):
+        report(len(course.losses) / schedule.steps, f"held-out loss {course.held_out[-1]:.5g}")
+        best = course.state.best
+        arrays = {f"net.{n}": a for n, a in course.arrays().items()}
+        arrays["image"] = through(best, law, image)
+        if course.reason:
+            arrays |= _trust(partial(through, best), law, hands)
+        yield arrays
+
+
+def _trust(through, law: NoiseLaw, hands: Float[np.ndarray, "p h w"]) -> Arrays:
+    """How good the image is: of each fifth of the quanta in turn, what the others make of it moves
+    the image as noise does; what the network never learned from says by how much it is wrong."""
+    others = jnp.eye(HANDS // HELD_OUT, dtype=bool).repeat(HELD_OUT, axis=1)
+    parts = [paired(law, jnp.asarray(hands), ~other, other) for other in others]
+    images = [through(part.law, part.kept) for part in parts]
+    share = 1.0 - HELD_OUT / HANDS if law.counted else 1.0
+    return looked_up(images[-1], np.std(images, axis=0) / share, parts[-1])
+
+
+def _through(network: UNet):
+    """The mean of data of any size, by the network with other weights."""
+
+    @eqx.filter_jit
+    def one_tile(weights_and_law, tile):
+        weights, law = weights_and_law
+        return denoised(replace(network, weights), law, tile[..., 0])[..., None]
+
+    def through(weights, law: NoiseLaw, y) -> Float[np.ndarray, "h w"]:
+        image = np.asarray(y, jnp.result_type(float))[..., None]
+        return tiled(one_tile, (weights, law), image, network.multiple)[..., 0]
+
+    return through
+
+
+def _with_drift(problem: InverseProblem, arrays: Arrays) -> InverseProblem:
+    return problem.at({DRIFT: jnp.asarray(arrays["drift_px"], float)})
+
+
+def _with_image(problem: InverseProblem, arrays: Arrays) -> InverseProblem:
+    if "image" not in arrays:  # interrupted before
+        return problem
+    frames = 1 + len(problem.forward.drift_px) if isinstance(problem.noise, Poisson) else 1
+    return problem.at({IMAGE: jnp.asarray(arrays["image"] / frames, float)})
