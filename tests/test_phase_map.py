@@ -14,7 +14,7 @@ from micjax.physics.patches import grains, local_spectra, mapping, samples
 from micjax.physics.patches.local_spectra import LocalSpectra, window_means
 from micjax.physics.patches.polar import Polar
 from micjax.physics.patches.polycrystal import polycrystal
-from micjax.physics.patches.rings import band
+from micjax.physics.patches.rings import band, rings
 from micjax.physics.patches.unmixing import phases
 from micjax.physics.patches.unmixing.agreement import adjusted_rand_index, matched
 from micjax.physics.patches.unmixing.equivariant import Code, correlations, encode, offsets, turned
@@ -54,6 +54,13 @@ def solution(prepared):
 def test_band_is_that_of_the_lattices(crystal):
     seen = band(crystal.image, None, PIXEL_A)
     assert 4.0 < seen.cell_A < 7.5 and 0.6 < seen.k_max_perA <= 1.0
+
+
+def test_rings_are_those_of_the_whole_image(crystal):
+    """Seen from the right, 168 x 208 pixels are the same; the first square is not all of them."""
+    image = np.asarray(crystal.image)
+    from_left, from_right = (rings(v, None, PIXEL_A).power for v in (image, image[:, ::-1]))
+    np.testing.assert_allclose(from_left[1:], from_right[1:], rtol=1e-3)
 
 
 def test_phases_grains_and_angles_are_found(solution, crystal):
@@ -340,6 +347,9 @@ def test_files_without_what_is_needed_are_refused(tmp_path, crystal):
     np.save(tmp_path / "colours.npy", np.zeros((64, 64, 3)))
     with pytest.raises(ValueError, match="a picture in colours"):
         phase_map.load(tmp_path / "colours.npy", pixel_A=0.5)
+    np.save(tmp_path / "stack.npy", np.zeros((5, 64, 64)))
+    with pytest.raises(ValueError, match=r"\(5, 64, 64\), more than one image .* save one of them"):
+        phase_map.load(tmp_path / "stack.npy", pixel_A=0.5)
     np.savez(tmp_path / "oblong.npz", image=crystal.image, pixel_nm=np.array([0.05, 0.06]))
     with pytest.raises(ValueError, match="0.5 x 0.6 Å; they have to be square"):
         phase_map.load(tmp_path / "oblong.npz")
