@@ -14,7 +14,7 @@ from micjax.physics.patches import grains, local_spectra, mapping, samples
 from micjax.physics.patches.local_spectra import LocalSpectra, window_means
 from micjax.physics.patches.polar import Polar
 from micjax.physics.patches.polycrystal import polycrystal
-from micjax.physics.patches.rings import band
+from micjax.physics.patches.rings import band, rings
 from micjax.physics.patches.unmixing import phases
 from micjax.physics.patches.unmixing.agreement import adjusted_rand_index, matched
 from micjax.physics.patches.unmixing.equivariant import Code, correlations, encode, offsets, turned
@@ -56,6 +56,13 @@ def test_band_is_that_of_the_lattices(crystal):
     assert 4.0 < seen.cell_A < 7.5 and 0.6 < seen.k_max_perA <= 1.0
 
 
+def test_rings_are_those_of_the_whole_image(crystal):
+    """Seen from the right, 168 x 208 pixels are the same; the first square is not all of them."""
+    image = np.asarray(crystal.image)
+    from_left, from_right = (rings(v, None, PIXEL_A).power for v in (image, image[:, ::-1]))
+    np.testing.assert_allclose(from_left[1:], from_right[1:], rtol=1e-3)
+
+
 def test_phases_grains_and_angles_are_found(solution, crystal):
     phase = solution.results["phase"].data
     assert solution.metrics["phases"] == 2.0 and solution.metrics["grains"] == 3.0
@@ -82,23 +89,54 @@ def test_abundances_are_shares_of_the_windows(solution, crystal):
 
 def test_grains_are_connected_parts_of_one_phase_and_angle():
     rng = np.random.default_rng(4)
-    phase = np.kron(rng.integers(0, 3, (9, 11)), np.ones((5, 4), int))
-    angle = np.kron(rng.choice([-0.2, 0.1, 0.4], (9, 11)), np.ones((5, 4))).astype(np.float32)
-    angle[phase == 2] = np.nan  # no crystal
+    present = [
+        mapping.OrientationInTile(0, k, a, 1e-4) for k in (0, 1) for a in (-0.06, 0.03, 0.13)
+    ]
+    orientation = np.kron(rng.integers(-1, 6, (9, 11)), np.ones((5, 4), int))
     wanted = []
-    for k in (0, 1):
-        for a in np.unique(angle[phase == k]):
-            number, count = scipy.ndimage.label((phase == k) & (angle == a))
-            wanted += [(k, a, number == i + 1) for i in range(count)]
-    found = grains_of(phase, angle, 2, 1.0)
+    for i, known in enumerate(present):
+        number, count = scipy.ndimage.label(orientation == i)
+        wanted += [(*known[1:3], number == j + 1) for j in range(count)]
+    grain, phases, half_turns = mapping.joined(orientation, present)
+    phase, angle = (np.append(v, 2)[grain] for v in (phases, half_turns * np.pi))
+    found = grains_of(phase, grain, angle, 2, 1.0)
     assert sum(map(len, found)) == len(wanted) > 10
     for k, of_phase in enumerate(found):
         assert [g.pixels for g in of_phase] == sorted((g.pixels for g in of_phase), reverse=True)
-        for grain in of_phase:
+        for of_grain in of_phase:
             whole = np.zeros(phase.shape, bool)
-            whole[grain.box] = grain.inside
-            same = [w for j, a, w in wanted if j == k and a == np.float32(grain.angle_rad)]
-            assert any(np.array_equal(whole, w) for w in same) and whole.sum() == grain.pixels
+            whole[of_grain.box] = of_grain.inside
+            same = [w for j, a, w in wanted if j == k and a * np.pi == of_grain.angle_rad]
+            assert any(np.array_equal(whole, w) for w in same) and whole.sum() == of_grain.pixels
+
+
+def test_a_grain_across_tiles_is_one():
+    """Two tiles side by side; the first grain goes across, and over the end of the half turn."""
+    left = [(0, 0.499), (0, 0.2), (1, 0.3), (0, -0.3)]
+    right = [(0, -0.499), (0, 0.22), (0, 0.3), (0, -0.3)]
+    present = [
+        mapping.OrientationInTile(i, *of, 0.001)
+        for i, tile in enumerate((left, right))
+        for of in tile
+    ]
+    orientation = np.repeat([[0, 0, 0, 4], [1, 1, 5, 5], [2, 2, 6, 6], [-1, -1, -1, -1]], 2, axis=0)
+    orientation[6, 0], orientation[7, 3] = 3, 7  # the same, and do not touch
+    grain, phases, half_turns = mapping.joined(orientation, present)
+    assert len(phases) == 7 and np.array_equal(grain < 0, orientation < 0)
+    assert len(np.unique(grain[:2])) == 1 and half_turns[grain[0, 0]] % 1.0 == pytest.approx(0.4995)
+    others = [grain[3, 0], grain[3, 3], grain[5, 0], grain[5, 3], grain[6, 0], grain[7, 3]]
+    assert len(set(others)) == 6 and not set(others) & {grain[0, 0]}
+    for i in (1, 2, 3, 5, 6, 7):
+        known = grain[orientation == i][0]
+        assert (phases[known], half_turns[known]) == present[i][1:3]
+    # a wide scatter of patches leaves 0.2 and 0.22 the same
+    present[5] = present[5]._replace(sd_half_turns=0.01)
+    assert len(np.unique(mapping.joined(orientation, present)[0][2:4])) == 1
+
+
+def test_an_image_without_a_grain_has_none():
+    grain, phases, half_turns = mapping.joined(np.full((4, 5), -1), [])
+    assert np.all(grain == -1) and len(phases) == len(half_turns) == 0
 
 
 def test_means_over_windows_are_those_of_each_patch():
@@ -280,6 +318,11 @@ def test_tiles_agree_with_the_whole(solution, crystal, prepared, monkeypatch):
     arrays = stages._mapped(solution.problem, x, y, None, lambda *progress: None)
     same = arrays["map_phase"] == solution.results["phase"].data
     assert np.mean(same) > 0.98
+    of = [arrays[f"map_{n}"] for n in ("phase", "grain", "angle_rad")]
+    sizes = [g.pixels for k in grains_of(*of, 2, 10.0) for g in k]
+    np.testing.assert_allclose(
+        sorted(sizes), np.sort(np.bincount(crystal.grain.ravel())), rtol=0.05
+    )
 
 
 @pytest.mark.parametrize(
@@ -304,6 +347,9 @@ def test_files_without_what_is_needed_are_refused(tmp_path, crystal):
     np.save(tmp_path / "colours.npy", np.zeros((64, 64, 3)))
     with pytest.raises(ValueError, match="a picture in colours"):
         phase_map.load(tmp_path / "colours.npy", pixel_A=0.5)
+    np.save(tmp_path / "stack.npy", np.zeros((5, 64, 64)))
+    with pytest.raises(ValueError, match=r"\(5, 64, 64\), more than one image .* save one of them"):
+        phase_map.load(tmp_path / "stack.npy", pixel_A=0.5)
     np.savez(tmp_path / "oblong.npz", image=crystal.image, pixel_nm=np.array([0.05, 0.06]))
     with pytest.raises(ValueError, match="0.5 x 0.6 Å; they have to be square"):
         phase_map.load(tmp_path / "oblong.npz")

@@ -164,7 +164,7 @@ def repeat(name: str, seed: int, dose: float) -> dict:
         ]
         row["mean_iou"] = float(np.mean(union))
         row["border_f1"] = border_f1(
-            *(borders(of[at], np.zeros(label[at].shape)) for of in (label, crystal.phase))
+            *(borders(of[at], np.zeros(label[at].shape, int)) for of in (label, crystal.phase))
         )
         sure = solution.results["probability"].data
         right = sum((phase == i) & (crystal.phase == j) for i, j in pairs.items()) > 0

@@ -12,6 +12,7 @@ import h5py
 import jax
 import numpy as np
 from jaxtyping import Float, PyTree
+from numpyro.distributions import Distribution
 
 from micjax.core.files import write_atomically
 from micjax.core.foreign.hdf5 import File, opened
@@ -229,12 +230,24 @@ def _differences(saved: dict[str, np.ndarray], name: str, stage: Stage, wanted) 
 def digest(tree: PyTree, text: str = "") -> str:
     """Of the numbers in a tree, so that a fit does not go on with other data."""
     sha256 = hashlib.sha256(text.encode())
-    for leaf in jax.tree.leaves(tree):
+    for leaf in jax.tree.leaves(_by_name(tree)):
         if eqx.is_array_like(leaf):
             array = np.ascontiguousarray(_raw(leaf) if eqx.is_array(leaf) else leaf)
             sha256.update(f"{array.dtype}{array.shape}".encode())
             sha256.update(array.tobytes())
     return sha256.hexdigest()
+
+
+def _by_name(tree: PyTree) -> PyTree:
+    """Distributions as mappings: NumPyro has their fields in a set, of any order."""
+
+    def mapping(node):
+        if not isinstance(node, Distribution):
+            return node
+        fields = type(node).gather_pytree_data_fields()
+        return {name: _by_name(getattr(node, name, None)) for name in sorted(fields)}
+
+    return jax.tree.map(mapping, tree, is_leaf=lambda node: isinstance(node, Distribution))
 
 
 def _arrays(carry: Any) -> dict[str, jax.Array]:

@@ -1,7 +1,8 @@
 """From an image and the templates of its phases to maps, tile by tile.
 
 A tile holds few grains, so that each of its orientations is nearly that of one grain, and the work
-and the memory of an image of any size are those of its tiles.
+and the memory of an image of any size are those of its tiles. Grains are joined across their
+borders.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.ndimage
+import scipy.sparse.csgraph
 from jaxtyping import Array, Bool, Float, Int
 
 from micjax.physics.patches import grains
@@ -27,6 +30,8 @@ AT_ONCE = 128  # patches of one grain in one compiled program
 MOST = 512  # patches whose power shows where the reflections of a grain are
 TILE = 8  # edge of a tile without its rim, in patches that do not overlap
 SMOOTHING, LEVEL = 0.2, 0.18  # of a cell: of the squared residual, and of what is no crystal
+SURE_RAD = 0.003  # of an angle, at best
+SAME = 3.0  # standard deviations; two tiles of a grain that bends evenly are 2.4 of them apart
 TEMPER = 3.4  # odds go with this power of a residual, see `_against_the_next`
 
 
@@ -42,6 +47,7 @@ class PhaseMap(NamedTuple):
     """Of each pixel."""
 
     phase: Int[np.ndarray, "h w"]  # `k` where there is no crystal, -1 where nothing was measured
+    grain: Int[np.ndarray, "h w"]  # connected, of one phase; -1 where there is none
     angle_rad: Float[np.ndarray, "h w"]  # of its grain, NaN where there is none
     second: Int[np.ndarray, "h w"]  # the next likely phase; `phase` itself where there is none
     probability: Float[np.ndarray, "h w"]  # of `phase` against `second`
@@ -180,40 +186,113 @@ def phase_map(
     - `cell_px`: edge of a unit cell, within a factor of 1.5.
     - `report`: called with the share of the work that is done.
     """
-    phase = np.full(image.shape, -1, np.int16)
-    angle = np.full(image.shape, np.nan, np.float32)
+    orientation = np.full(image.shape, -1, np.int32)
     second = np.full(image.shape, -1, np.int16)
     probability = np.full(image.shape, np.nan, np.float32)
     coded = encode_image(image, measured, polar, templates, scale)
     every = list(tiles(image.shape, polar.local))
+    of_tiles: list[OrientationInTile] = []
     for i, (of, kept) in enumerate(every):
         known = None if measured is None else measured[of]
         coded_part = Coded(*(v[_patches(of, polar.local)] for v in coded))
-        part = _mapped(image[of], known, coded_part, polar, len(templates), scale, cell_px)
+        present, part = _mapped(
+            i, image[of], known, coded_part, polar, len(templates), scale, cell_px
+        )
         inner = tuple(
             slice(k.start - o.start, k.stop - o.start) for o, k in zip(of, kept, strict=True)
         )
-        for whole, of_tile in zip((phase, angle, second, probability), part, strict=True):
+        numbered = np.where(part.orientation < 0, -1, part.orientation + len(of_tiles))
+        maps = (numbered, part.second, part.probability)
+        for whole, of_tile in zip((orientation, second, probability), maps, strict=True):
             whole[kept] = of_tile[inner]
+        of_tiles += present
         report((i + 1) / len(every))
-    return PhaseMap(phase, angle, second, probability)
+    grain, phases, half_turns = joined(orientation, of_tiles)
+    # -1, no grain, is the last
+    phase = np.append(phases, len(templates)).astype(np.int16)[grain]
+    phase = phase if measured is None else np.where(measured > 0, phase, np.int16(-1))
+    angle = np.append((half_turns + 0.5) % 1.0 - 0.5, np.nan) * np.pi
+    return PhaseMap(phase, grain, angle.astype(np.float32)[grain], second, probability)
 
 
 def borders(
-    phase: Int[np.ndarray, "h w"], angle_rad: Float[np.ndarray, "h w"]
+    phase: Int[np.ndarray, "h w"], grain: Int[np.ndarray, "h w"]
 ) -> Bool[np.ndarray, "h w"]:
     """Pixels whose neighbour below or to the right is of another grain."""
-    known = np.nan_to_num(angle_rad, nan=-10.0)
     border = np.zeros(phase.shape, bool)
-    for of in (phase, known):
+    for of in (phase, grain):
         border[:-1] |= of[:-1] != of[1:]
         border[:, :-1] |= of[:, :-1] != of[:, 1:]
     return border
 
 
+class OrientationInTile(NamedTuple):
+    tile: int
+    phase: int
+    half_turns: float
+    sd_half_turns: float  # of a patch
+
+
+def joined(
+    orientation: Int[np.ndarray, "h w"], of_tiles: list[OrientationInTile]
+) -> tuple[Int[np.ndarray, "h w"], Int[np.ndarray, "g"], Float[np.ndarray, "g"]]:
+    """Grains: connected parts of one orientation, joined where they touch across tiles.
+
+    Two are one if they are of one phase and their angles differ by what those of their patches do.
+
+    **Arguments:**
+
+    - `orientation`: of each pixel, its place in `of_tiles`; -1 where there is none.
+
+    **Returns:** the grain of each pixel (-1: none), the phase and the angle of each grain in half
+    turns: the mean over its pixels.
+    """
+    part = np.full(orientation.shape, -1, np.int32)
+    of_part: list[OrientationInTile] = []
+    for i, box in enumerate(scipy.ndimage.find_objects(orientation + 1)):
+        if box is not None:
+            number, count = scipy.ndimage.label(orientation[box] == i)
+            part[box][number > 0] = number[number > 0] - 1 + len(of_part)
+            of_part += count * [of_tiles[i]]
+    tile, phase, angle, sd = np.array(of_part, float).reshape(-1, 4).T
+    a, b = _touching(part)
+    sd = np.maximum(sd, SURE_RAD / np.pi)
+    same = (tile[a] != tile[b]) & (phase[a] == phase[b])
+    same &= np.abs(_nearest(angle[a] - angle[b])) < SAME * np.hypot(sd[a], sd[b])
+    links = scipy.sparse.coo_array((same[same], (a[same], b[same])), 2 * (len(of_part),))
+    _, grain = scipy.sparse.csgraph.connected_components(links, directed=False)
+    _, first = np.unique(grain, return_index=True)
+    pixels = np.bincount(part[part >= 0], minlength=len(of_part))
+    away = _nearest(angle - angle[first][grain])
+    mean = angle[first] + np.bincount(grain, pixels * away) / np.bincount(grain, pixels)
+    return np.append(grain, -1).astype(np.int32)[part], phase[first].astype(int), mean
+
+
+def _touching(part: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "2 n"]:
+    """Pairs of numbers of neighbouring pixels."""
+    pairs = []
+    for a, b in ((part[:-1], part[1:]), (part[:, :-1], part[:, 1:])):
+        at = (a != b) & (a >= 0) & (b >= 0)
+        pairs.append(np.stack([a[at], b[at]]))
+    return np.unique(np.concatenate(pairs, axis=1), axis=1)
+
+
+def _nearest(half_turns):
+    return (half_turns + 0.5) % 1.0 - 0.5
+
+
+class _TileMap(NamedTuple):
+    """Of each pixel of a tile."""
+
+    orientation: Int[np.ndarray, "h w"]
+    second: Int[np.ndarray, "h w"]
+    probability: Float[np.ndarray, "h w"]
+
+
 def _mapped(
-    image, measured, coded: Coded, polar: Polar, count: int, scale: PatchScale, cell_px: float
-) -> PhaseMap:
+    number: int, image, measured, coded: Coded, polar: Polar, count: int, scale, cell_px: float
+) -> tuple[list[OrientationInTile], _TileMap]:
+    """What is in a tile, and its pixels."""
     local, angles = polar.local, polar.angles
     grid = coded.filled.shape
     flat = Code(*(v.reshape(-1, equivariant.ATOMS) for v in coded[:3]))
@@ -229,16 +308,17 @@ def _mapped(
         solid, local, present, cycles, smoothing_px, count, level_px=LEVEL * cell_px
     )
     phases = np.array([o.phase for o in present] + [count])  # -1 is the last
-    turns = [_mean_turn(coded, o, t, angles) for o, t in zip(present, trust, strict=True)]
-    turns = np.append((np.array(turns) / angles + 0.5) % 1.0 - 0.5, np.nan) * np.pi
-    phase = phases[pixels.orientation]
-    second, probability = _against_the_next(pixels.residual, phase)
-    return PhaseMap(
-        np.where(there, phase, -1),
-        np.where(there, turns[pixels.orientation], np.nan),
+    second, probability = _against_the_next(pixels.residual, phases[pixels.orientation])
+    tile = _TileMap(
+        np.where(there, pixels.orientation, -1),
         np.where(there, second, -1),
         np.where(there, probability, np.nan),
     )
+    in_tile = [
+        OrientationInTile(number, o.phase, *_half_turns(coded, o, t, angles))
+        for o, t in zip(present, trust, strict=True)
+    ]
+    return in_tile, tile
 
 
 def _against_the_next(residual, phase):
@@ -263,8 +343,11 @@ def _against_the_next(residual, phase):
     return np.where(alone, phase, second), np.where(alone, 1.0, 1.0 / (1.0 + np.exp(-odds)))
 
 
-def _mean_turn(coded: Coded, orientation: Orientation, trust, angles: int) -> float:
-    """The mean angle of the patches that show a grain alone, in steps."""
+def _half_turns(coded: Coded, orientation: Orientation, trust, angles: int) -> tuple[float, float]:
+    """Mean and standard deviation of the angles of the patches that show a grain alone."""
     away = (coded.turns[..., 0] - orientation.turn + angles / 2) % angles - angles / 2
     own = trust * (coded.phase[..., 0] == orientation.phase) * (np.abs(away) < 3)
-    return float(orientation.turn + np.sum(own * away) / max(np.sum(own), np.finfo(float).tiny))
+    total = max(np.sum(own), np.finfo(float).tiny)
+    mean = np.sum(own * away) / total
+    sd = np.sqrt(np.sum(own * (away - mean) ** 2) / total)
+    return float(orientation.turn + mean) / angles, float(sd) / angles

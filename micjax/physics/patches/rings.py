@@ -34,19 +34,28 @@ class Band(NamedTuple):
 def rings(
     image: Float[np.ndarray, "h w"], measured: Float[np.ndarray, "h w"] | None, pixel_A: float
 ) -> Rings:
-    """Over all of an image, from patches of up to `SIZE_PX` pixels."""
+    """Over all of an image to its last pixel, from patches of up to `SIZE_PX` pixels."""
     size = min(SIZE_PX, *image.shape)
-    local = LocalSpectra(Hann(), size, max(size // 2, 1), pixel_A, 0.5 / pixel_A, 1)
+    local = LocalSpectra(Hann(), size, size, pixel_A, 0.5 / pixel_A, 1)
+    rows, columns = (_starts(n, size) for n in image.shape)
     power: np.ndarray | float = 0.0
-    rows = local.corners(image.shape)[0]
     for y in rows:
-        known = None if measured is None else measured[y : y + size]
-        spectra = over_strips(local, image[y : y + size], known, power_of, rows=1)
-        power = power + spectra[0].mean(axis=0, dtype=np.float64) / len(rows)
+        for x in columns:
+            of = slice(y, y + size), slice(x, x + size)
+            known = None if measured is None else measured[of]
+            spectra = over_strips(local, image[of], known, power_of, rows=1)
+            power = power + spectra[0, 0].astype(np.float64) / (len(rows) * len(columns))
     ky, kx = local.frequencies_perA
     ring = np.round(np.hypot(ky[:, None], kx) / local.spacing_perA).astype(int).ravel()
     total = np.bincount(ring, np.ravel(power))
     return Rings(kx, (total / np.bincount(ring))[: len(kx)])
+
+
+def _starts(n: int, size: int) -> list[int]:
+    """Of patches that overlap by half or more, from the first to the last pixel."""
+    return (
+        np.linspace(0, n - size, 1 - (size - n) // max(size // 2, 1)).round().astype(int).tolist()
+    )
 
 
 def band(

@@ -35,10 +35,10 @@ def conclude(solution: Solution, x: SampledPatches, y: Float[Array, "n r t"]) ->
         return solution  # interrupted before
     count = len(templates_of(forward))
     local = forward.polar.local
-    phase, angle = arrays["map_phase"], arrays["map_angle_rad"]
-    border = borders(phase, angle)
+    phase, grain, angle = (arrays[f"map_{n}"] for n in ("phase", "grain", "angle_rad"))
+    border = borders(phase, grain)
     cell_px = forward.cell_A / local.sampling_A
-    grains = grains_of(phase, angle, count, cell_px)
+    grains = grains_of(phase, grain, angle, count, cell_px)
     image = np.nan_to_num(np.asarray(x.image, float))
     strains = [strained(image, phase >= 0, forward.polar, g, cell_px) for g in grains]
     grains = [turned(g, s) for g, s in zip(grains, strains, strict=True)]

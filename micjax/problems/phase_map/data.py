@@ -184,6 +184,11 @@ def _image(field: Field) -> np.ndarray:
             f"{field.name}: shape {data.shape}, a picture in colours; one value for each pixel is "
             "needed, without axes or scale bars drawn into it"
         )
+    if data.ndim > 2:
+        raise ValueError(
+            f"{field.name}: shape {data.shape}, more than one image [y, x]; save one of them, or "
+            "their mean, as a file of its own"
+        )
     if data.ndim != 2 or data.dtype.kind == "c":
         raise ValueError(f"{field.name}: {data.dtype} of shape {data.shape} is no image [y, x]")
     return data.astype(float)

@@ -1,4 +1,4 @@
-"""Grains of a phase map: connected regions of one phase and angle, and their strain."""
+"""Grains of a phase map and their strain."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,10 @@ import scipy.ndimage
 from jaxtyping import Bool, Float, Int
 
 from micjax.physics.patches.local_spectra import LocalSpectra, window_means
-from micjax.physics.patches.mapping import reflections_in
+from micjax.physics.patches.mapping import SURE_RAD, reflections_in
 from micjax.physics.patches.polar import Polar
 from micjax.physics.patches.strain import UNKNOWN, Strain, strains
 
-SURE_RAD = 0.003  # of an angle; the map itself is about as good
 RIM = 0.5  # of a cell: what a grain's neighbour may have of it
 
 
@@ -23,30 +22,20 @@ class Grain(NamedTuple):
 
 
 def grains_of(
-    phase: Int[np.ndarray, "h w"], angle_rad: Float[np.ndarray, "h w"], count: int, cell_px: float
+    phase: Int[np.ndarray, "h w"],
+    grain: Int[np.ndarray, "h w"],
+    angle_rad: Float[np.ndarray, "h w"],
+    count: int,
+    cell_px: float,
 ) -> list[list[Grain]]:
     """Of each phase, the largest first. What is smaller than a cell is none."""
-    grains = []
-    for k in range(count):
-        of_phase: list[Grain] = []
-        known = (phase == k) & np.isfinite(angle_rad)
-        angles, which = np.unique(angle_rad[known], return_inverse=True)
-        number = np.zeros(phase.shape, np.int32)
-        number[known] = which + 1
-        for i, (angle, around) in enumerate(
-            zip(angles, scipy.ndimage.find_objects(number), strict=True)
-        ):
-            parts, _ = scipy.ndimage.label(number[around] == i + 1)
-            for j, box in enumerate(scipy.ndimage.find_objects(parts)):
-                inside = parts[box] == j + 1
-                if inside.sum() > cell_px**2:
-                    whole = tuple(
-                        slice(a.start + b.start, a.start + b.stop)
-                        for a, b in zip(around, box, strict=True)
-                    )
-                    of_phase.append(Grain(float(angle), int(inside.sum()), whole, inside))
-        grains.append(sorted(of_phase, key=lambda g: -g.pixels))
-    return grains
+    grains: list[list[Grain]] = [[] for _ in range(count)]
+    for i, box in enumerate(scipy.ndimage.find_objects(grain + 1)):
+        inside = grain[box] == i
+        if inside.sum() > cell_px**2:
+            angle = float(angle_rad[box][inside][0])
+            grains[phase[box][inside][0]].append(Grain(angle, int(inside.sum()), box, inside))
+    return [sorted(g, key=lambda g: (-g.pixels, g.angle_rad)) for g in grains]
 
 
 def strained(
