@@ -123,7 +123,7 @@ def test_drift_of_noisy_frames(images):
     true = np.array([[2, -3], [5, -4], [3, 1]])
     frames = [images[1]] + [scipy.ndimage.shift(images[1], -d, order=1) for d in true]
     noisy = rng.poisson(8.0 * np.maximum(frames, 0.0)).astype(float)
-    np.testing.assert_array_equal(drift_of(noisy, 8), true)
+    np.testing.assert_array_equal(drift_of(noisy, 8), [[0, 0], *true])
     back = moved_back(frames[1], true[0])
     np.testing.assert_allclose(back[8:-8, 8:-8], images[1][8:-8, 8:-8], atol=1e-5)
 
@@ -208,22 +208,25 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(sys.modules["micjax.problems.denoise.stages"], "SHIPPED", file)
 
 
-def solved(y, noise="poisson", steps=300, **options):
+def solved(y, noise="poisson", steps=60, learning_rate=1e-2, **options):
     problem = denoise.problem(*y.shape[1:], len(y), noise, **options)
-    x, engine = jnp.arange(len(y)), {"steps": steps, "learning_rate": 1e-2}
+    x, engine = jnp.arange(len(y)), {"steps": steps, "learning_rate": learning_rate}
     return micjax.solve(denoise, problem, x, jnp.asarray(y), key=jax.random.key(2), **engine)
 
 
-def test_an_image_gets_better_and_says_by_how_much(small, images):
-    rng, truth = np.random.default_rng(8), 5.0 * images[1]
+def test_an_image_gets_better_and_says_by_how_much(images):
+    """By the network as it is shipped, which two steps hardly change."""
+    rng, truth = np.random.default_rng(8), 5.0 * np.tile(images[1], (2, 2))
     y = rng.poisson(truth)[None].astype(float)
-    solution = solved(y)
+    solution = solved(y, steps=2, learning_rate=1e-4)
     image, errors = solution.results["image"].data, solution.results["image"].metadata["errors"]
     off = np.sqrt(np.mean((image - truth) ** 2))
     assert off < 0.7 * np.sqrt(np.mean((y[0] - truth) ** 2))
     assert np.sqrt(np.mean(errors**2)) == pytest.approx(off, rel=0.3)
     assert "never saw" in solution.statements[0]
-    rows = denoise.compare(solution, None, y, denoise.problem(64, 64).at({"forward.image": truth}))
+    rows = denoise.compare(
+        solution, None, y, denoise.problem(128, 128).at({"forward.image": truth})
+    )
     assert [r["rms error"] for r in rows][2] == pytest.approx(off)
     for figure in denoise.figures(solution, None, y).values():
         figure()
@@ -242,15 +245,15 @@ def test_the_unit_of_the_values_does_not_matter(small, images):
 
 
 @pytest.mark.slow
-def test_a_drifting_stack(small, images):
-    rng, drift = np.random.default_rng(10), np.array([[2.4, -1.3], [3.6, -3.1]])
+def test_a_drifting_stack(images):
+    rng, drift = np.random.default_rng(10), np.array([[0.0, 0.0], [2.4, -1.3], [3.6, -3.1]])
     truth = denoise.problem(64, 64, 3).at(
         {"forward.image": 20.0 * images[1] + 1.0, "forward.drift_px": drift}
     )
     y = rng.poisson(np.maximum(truth.forward(jnp.arange(3)), 0.0)).astype(float)
-    solution = solved(y)
-    np.testing.assert_allclose(solution.problem.forward.drift_px, drift, atol=0.2)
-    assert [row["frame"] for row in solution.table] == [1, 2]
+    solution = solved(y, steps=2, learning_rate=1e-4)
+    told = [[row["drift y (px)"], row["drift x (px)"]] for row in solution.table]
+    np.testing.assert_allclose(told, drift[1:], atol=0.1)
 
 
 def test_weights_that_the_network_begins_with(tmp_path):

@@ -74,7 +74,7 @@ def main() -> None:
     options, _, y = denoise.load(asked.file, noise="normal")
     frames = np.asarray(y, float)
     # the drift of the held-out frame against the first is begun from that of all
-    drift = np.vstack([np.zeros((1, 2), int), drift_of(frames, 12)])[asked.held_out]
+    drift = drift_of(frames, 12)[asked.held_out]
     kept = jnp.asarray(np.delete(frames, asked.held_out, axis=0), float)
     problem = denoise.problem(**options | {"frames": len(kept)})
     solution = micjax.solve(

@@ -58,7 +58,7 @@ def problem(
     if noise not in NOISES:
         raise ValueError(f"noise = {noise!r}: one of {', '.join(NOISES)} is needed")
     counted = noise == "poisson"
-    forward = DriftingFrames(np.full((ny, nx), level), np.zeros((frames - 1, 2)), pixel_A, net)
+    forward = DriftingFrames(np.full((ny, nx), level), np.zeros((frames, 2)), pixel_A, net)
     priors = {
         "forward.image": free(dist.constraints.positive if counted else dist.constraints.real)
     }
@@ -78,7 +78,7 @@ def example(
     """A made-up crystal, a few counts a pixel; several frames drift by about two pixels each."""
     of_scene, of_drift, of_noise = jax.random.split(key, 3)
     image = jax.jit(scene, static_argnums=1)(of_scene, max(ny, nx))[:ny, :nx]
-    steps = 2.0 * jax.random.normal(of_drift, (frames - 1, 2))
+    steps = 2.0 * jax.random.normal(of_drift, (frames, 2)).at[0].set(0.0)
     truth = problem(ny, nx, frames, noise, float(np.sqrt(counts_per_pixel)), counts_per_pixel)
     values = {"forward.image": counts_per_pixel * jnp.maximum(image, 1e-3)}
     values["forward.drift_px"] = jnp.cumsum(steps, axis=0)

@@ -1,6 +1,7 @@
 """What is told of a denoised image: its error, and whether it is to be trusted."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -32,7 +33,7 @@ def conclude(solution: Solution, x: Int[Array, "n"], y: Float[Array, "n h w"]) -
         solution,
         results={"image": image, "measured": measured, "residual": residual},
         metrics=dict(solution.metrics) | {"held_out_loss": float(arrays["net.held_out"].min())},
-        table=[_drift_row(i, d) for i, d in enumerate(np.asarray(problem.forward.drift_px), 1)],
+        table=_drift_rows(np.asarray(problem.forward.drift_px)),
         statements=[*_statements(arrays), *solution.statements],
         extra={n: arrays[n] for n in ("net.losses", "net.held_out", "filters") if n in arrays},
     )
@@ -44,8 +45,12 @@ def _axes(problem: InverseProblem) -> tuple[FieldAxis, ...]:
     return tuple(FieldAxis(n, step * np.arange(k), unit) for n, k in zip("yx", shape, strict=True))
 
 
-def _drift_row(frame: int, drift) -> dict[str, float]:
-    return {"frame": frame, "drift y (px)": float(drift[0]), "drift x (px)": float(drift[1])}
+def _drift_rows(drift_px) -> list[dict[str, Any]]:
+    """Of each later frame against the first: the image itself may lie anywhere within a pixel."""
+    later = enumerate(drift_px[1:] - drift_px[0], start=1)
+    return [
+        {"frame": i, "drift y (px)": float(dy), "drift x (px)": float(dx)} for i, (dy, dx) in later
+    ]
 
 
 def _statements(arrays):

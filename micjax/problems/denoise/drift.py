@@ -7,8 +7,8 @@ from jaxtyping import Float, Int
 SMOOTH_PX = 1.0  # noise of single pixels has no part in it
 
 
-def drift_of(frames: Float[np.ndarray, "n y x"], most_px: int) -> Int[np.ndarray, "m 2"]:
-    """(y, x) of each later frame in whole pixels, frame(r) = first(r + drift).
+def drift_of(frames: Float[np.ndarray, "n y x"], most_px: int) -> Int[np.ndarray, "n 2"]:
+    """(y, x) of each frame in whole pixels, frame(r) = first(r + drift).
 
     Each frame is compared with the mean of those before it, near where the last one was: a lattice
     looks the same one cell further.
@@ -21,7 +21,8 @@ def drift_of(frames: Float[np.ndarray, "n y x"], most_px: int) -> Int[np.ndarray
     windows = [np.hanning(n + 2)[1:-1] for n in size]
     window = windows[0][:, None] * windows[1]
     smooth = [scipy.ndimage.gaussian_filter(f, SMOOTH_PX) for f in frames]
-    total, drifts, last = smooth[0].copy(), [], np.zeros(2, int)
+    total, last = smooth[0].copy(), np.zeros(2, int)
+    drifts = [last]
     for count, frame in enumerate(smooth[1:], start=1):
         before = total / count
         product = np.fft.rfft2(window * (before - before.mean()))
@@ -32,7 +33,7 @@ def drift_of(frames: Float[np.ndarray, "n y x"], most_px: int) -> Int[np.ndarray
         last = last + np.array(np.unravel_index(near.argmax(), near.shape)) - most_px
         drifts.append(last)
         total += moved_back(frame, last)
-    return np.array(drifts, int).reshape(-1, 2)
+    return np.array(drifts, int)
 
 
 def moved_back(frame: Float[np.ndarray, "y x"], drift_px) -> Float[np.ndarray, "y x"]:

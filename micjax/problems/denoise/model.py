@@ -30,16 +30,14 @@ def shifted(image: Float[Array, "y x"], shift_px: Float[Array, "2"]) -> Float[Ar
 
 
 class DriftingFrames(eqx.Module):
-    """Frames of the same sample, each moved against the first one."""
+    """Frames of the same sample, each moved against the image."""
 
     image: Float[Array, "y x"] = parameter()  # of the first frame, without noise
-    # (y, x) of each later frame: frame(r) = image(r + drift)
-    drift_px: Float[Array, "m 2"] = parameter()
+    drift_px: Float[Array, "m 2"] = parameter()  # (y, x): frame(r) = image(r + drift)
     pixel_A: float | None = eqx.field(static=True)
     net: str | None = eqx.field(static=True)  # weights that the network begins with
 
     def __call__(self, frame: Int[Array, "n"]) -> Float[Array, "n y x"]:
-        if not len(self.drift_px):
+        if len(self.drift_px) == 1:  # which is where the image is
             return jnp.broadcast_to(self.image, (len(frame), *self.image.shape))
-        drift = jnp.concatenate([jnp.zeros((1, 2)), self.drift_px])
-        return jax.vmap(lambda d: shifted(self.image, d))(drift[frame])
+        return jax.vmap(lambda d: shifted(self.image, d))(self.drift_px[frame])

@@ -68,7 +68,13 @@ def _images(solution: Solution, truth):
     smooth = scipy.ndimage.gaussian_filter(solution.results["residual"].data, SMOOTH_PX)
     smooth *= 2.0 * np.sqrt(np.pi) * SMOOTH_PX  # of white noise it has a deviation of one again
     image_panel(
-        axes[0, -1], smooth, "residual, smoothed", pixel_nm=pixel, vmin=-4, vmax=4, cmap="RdBu_r"
+        axes[0, -1],
+        smooth,
+        "residual, smoothed",
+        pixel_nm=pixel,
+        vmin=-4.0,
+        vmax=4.0,
+        cmap="RdBu_r",
     )
     return captioned(
         figure,

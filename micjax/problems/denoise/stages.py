@@ -73,8 +73,7 @@ def stages(
 def combined(problem: InverseProblem, y: Float[Array, "n h w"]) -> tuple[np.ndarray, NoiseLaw]:
     """All frames as one image, counts added or values averaged, and the law of its noise."""
     drift = np.round(np.asarray(problem.forward.drift_px)).astype(int)
-    frames = [np.asarray(y[0], float)]
-    frames += [moved_back(np.asarray(f, float), d) for f, d in zip(y[1:], drift, strict=True)]
+    frames = [moved_back(np.asarray(f, float), d) for f, d in zip(y, drift, strict=True)]
     if isinstance(problem.noise, Poisson):
         return np.sum(frames, axis=0), NoiseLaw()
     return np.mean(frames, axis=0), NoiseLaw(problem.noise.sigma / np.sqrt(len(frames)), False)
@@ -134,5 +133,5 @@ def _with_drift(problem: InverseProblem, arrays: Arrays) -> InverseProblem:
 def _with_image(problem: InverseProblem, arrays: Arrays) -> InverseProblem:
     if "image" not in arrays:  # interrupted before
         return problem
-    frames = 1 + len(problem.forward.drift_px) if isinstance(problem.noise, Poisson) else 1
+    frames = len(problem.forward.drift_px) if isinstance(problem.noise, Poisson) else 1
     return problem.at({IMAGE: jnp.asarray(arrays["image"] / frames, float)})
