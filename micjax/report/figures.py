@@ -238,6 +238,21 @@ def loss_curve(losses: np.ndarray, stop_reason: str = "") -> Figure:
     return figure
 
 
+def learning_curve(losses: np.ndarray, held_out: np.ndarray, label: str = "loss") -> Figure:
+    """The loss of each batch `[steps]`, and of what is held out `[looks]`, from before the first
+    step to after the last."""
+    figure, axes = new_figure(1, 1, 7.6, 3.0)
+    ax = axes[0, 0]
+    ax.plot(np.arange(1, len(losses) + 1), losses, color=FAINT, lw=0.6, label="batch")
+    looks = np.linspace(0.0, len(losses), len(held_out))
+    ax.plot(looks, held_out, "o-", ms=3, color=SERIES[0], label="held out")
+    low, high = np.nanquantile(np.concatenate([losses, held_out]), (0.0, 0.98))
+    if high > low:  # a few batches of a start may be far above
+        ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    _finish(ax, "step", label)
+    return figure
+
+
 def marginals(
     draws: Mapping[str, np.ndarray],
     *,

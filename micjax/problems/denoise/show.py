@@ -11,7 +11,7 @@ from micjax.inference.solution import Solution
 from micjax.nets.train import Training
 from micjax.problems.denoise.network import Pair, denoised
 from micjax.problems.denoise.trust import WIDTHS_PX
-from micjax.report.figures import FAINT, SERIES, captioned, image_panel, new_figure
+from micjax.report.figures import FAINT, SERIES, captioned, image_panel, learning_curve, new_figure
 
 SMOOTH_PX = 1.5  # of the residual: about the width of a column
 
@@ -86,24 +86,8 @@ def _images(solution: Solution, truth):
 
 def _learning(solution: Solution):
     losses, looks = (np.asarray(solution.extra[f"net.{n}"]) for n in ("losses", "held_out"))
-    figure, axes = new_figure(1, 1, 7.6, 2.9)
-    ax = axes[0, 0]
-    steps = np.arange(1, len(losses) + 1)
-    every = max(1, len(losses) // len(looks))
-    ax.plot(steps, losses, color=FAINT, lw=0.6, label="batch")
-    ax.plot(
-        np.minimum(every * np.arange(1, len(looks) + 1), len(losses)),
-        looks,
-        "o-",
-        ms=3,
-        color=SERIES[0],
-        label="held out",
-    )
-    ax.set_xlabel("step", fontsize=8)
-    ax.set_ylabel("nats a pixel", fontsize=8)
-    ax.legend(fontsize=7)
     return captioned(
-        figure,
+        learning_curve(losses, looks, "nats a pixel"),
         "What is held out comes from other quanta than what is learned from; the two levels differ "
         "by how many quanta a pixel has there. The network at the lowest held-out loss is kept.",
     )

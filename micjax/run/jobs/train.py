@@ -1,17 +1,15 @@
 """A training as a run: the network of a problem, its weights as a file, how it learned."""
 
-from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 
 from micjax.core.problem import InverseProblem
 from micjax.inference.solution import Solution
 from micjax.nets.train import Schedule, Trained, Training, train, weights_of
 from micjax.nets.weights import save_network
 from micjax.physics.noise import Gaussian
-from micjax.report.figures import FAINT, SERIES, captioned, new_figure
+from micjax.report.figures import captioned, learning_curve
 from micjax.run.folder import RunFolder
 from micjax.run.jobs.page import write_report
 from micjax.run.lifecycle import Asked, Facts, Outcome, Run
@@ -106,23 +104,14 @@ class TrainRun(Run):
         return Solution(nothing_unknown, statements=statements, table=[row])
 
     def _figures(self, trained: Trained) -> dict[str, Any]:
-        drawn = {"Learning": partial(_learning, trained, self.schedule.chunk)}
+        course = trained.course
+        drawn: dict[str, Any] = {
+            "Learning": lambda: captioned(
+                learning_curve(course.losses, course.held_out),
+                "The network at the lowest loss on what is held out is kept.",
+            )
+        }
         if self.figures_of is not None:
             key = jax.random.fold_in(jax.random.key(self.plan.seed), 1)
             drawn |= self.figures_of(trained.network, self.training, key)
         return drawn
-
-
-def _learning(trained: Trained, chunk: int):
-    losses, held_out = trained.course.losses, trained.course.held_out
-    figure, axes = new_figure(1, 1, 7.6, 3.0)
-    ax = axes[0, 0]
-    ax.plot(np.arange(1, len(losses) + 1), losses, color=FAINT, lw=0.6, label="batch")
-    looks = np.minimum(chunk * np.arange(len(held_out)), len(losses))
-    ax.plot(looks, held_out, "o-", ms=3, color=SERIES[0], label="held out")
-    low, high = np.nanquantile(np.concatenate([losses, held_out]), (0.0, 0.98))
-    ax.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
-    ax.set_xlabel("step", fontsize=8)
-    ax.set_ylabel("loss", fontsize=8)
-    ax.legend(fontsize=7)
-    return captioned(figure, "The network at the lowest loss on what is held out is kept.")
