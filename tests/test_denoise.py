@@ -166,6 +166,7 @@ def test_what_is_made_up_is_told(images):
     ("values", "options", "message"),
     [
         (np.ones((40, 40)), {}, "frame 0 is constant"),
+        (np.ones((0, 40)), {}, "there are no pixels"),
         (np.where(np.eye(40), np.nan, 1.0), {}, "40 of 1600 values are not finite"),
         (np.random.default_rng(0).random((20, 40)), {}, "frames of 20 x 40 pixels"),
         (np.random.default_rng(0).random((40, 40)), {"noise": "poisson"}, "which are no counts"),
@@ -176,6 +177,14 @@ def test_files_that_are_no_images(tmp_path, values, options, message):
     np.save(tmp_path / "a.npy", values)
     with pytest.raises(ValueError, match=message):
         denoise.load(tmp_path / "a.npy", **options)
+
+
+def test_a_network_that_is_none_is_told_before_anything_is_computed(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such network"):
+        denoise.problem(64, 64, net=str(tmp_path / "none.h5"))
+    (tmp_path / "text.h5").write_text("nothing")
+    with pytest.raises(ValueError, match="is no network of micjax"):
+        denoise.problem(64, 64, net=str(tmp_path / "text.h5"))
 
 
 def test_counts_are_told_from_whole_numbers(tmp_path):

@@ -106,6 +106,10 @@ def test_nothing_is_finite():
         train(training, SHORT, KEY)
 
 
+def test_a_single_step_is_a_schedule():
+    assert len(train(regression(), dataclasses.replace(SHORT, steps=1), KEY).course.losses) == 1
+
+
 def test_where_it_begins_may_be_the_best():
     """Steps that are far too long: what is kept is the network as it was given."""
     training = dataclasses.replace(regression(), loss=lambda n, b: jnp.abs(n.kernel - 0.1).max())

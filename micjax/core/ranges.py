@@ -67,6 +67,7 @@ NAMES: dict[str, Range] = {
     # --- arrays: the largest cameras have 16384 pixels a side
     "ny nx pixels scan": _whole(1, 16384),
     "frames images": _whole(1, 100_000),
+    "most_drift_px": _whole(0, 16384),
     "tip_size": _whole(1, 1001),
     "tip_radii": _whole(1, 1000),
     "noise_sd": Range(1e-12, 1e3),  # over what it is the noise of

@@ -94,8 +94,9 @@ class Schedule:
             check_ranges(f"training.{name}", value)
 
     def optimiser(self) -> optax.GradientTransformation:
+        longest, warm_up = self.learning_rate, max(1, self.steps // 20)
         rate = optax.warmup_cosine_decay_schedule(
-            0.0, self.learning_rate, max(1, self.steps // 20), self.steps, 0.01 * self.learning_rate
+            0.0, longest, warm_up, max(self.steps, warm_up + 1), 0.01 * longest
         )
         descent = optax.adamw(rate, weight_decay=self.weight_decay)
         return optax.chain(optax.clip_by_global_norm(self.clip), descent)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from micjax.core.problem import InverseProblem, free
 from micjax.core.ranges import positive
+from micjax.nets.weights import load_network
 from micjax.physics.noise import Gaussian, Poisson
 from micjax.problems.denoise.conclusion import conclude as conclude
 from micjax.problems.denoise.data import load as load
@@ -52,9 +53,12 @@ def problem(
     - `net`: a file of weights that the network begins with, of `micjax train denoise`; those of
         micjax if none is given.
 
-    **Raises:** `ValueError` for another noise and numbers that are not positive.
+    **Raises:** `ValueError` for another noise, numbers that are not positive, and a file that is no
+        network; `FileNotFoundError`.
     """
     positive(sigma=sigma, level=level)
+    if net is not None:
+        load_network(net)  # told here, before anything is computed
     if noise not in NOISES:
         raise ValueError(f"noise = {noise!r}: one of {', '.join(NOISES)} is needed")
     counted = noise == "poisson"

@@ -96,6 +96,8 @@ def _frames(field: Field) -> Float[np.ndarray, "n y x"]:
             f"{field.name}: {field.data.dtype} of {named}: an image or a stack of frames "
             "with one real value a pixel is needed"
         )
+    if not field.data.size:
+        raise ValueError(f"{field.name}: there are no pixels, the shape is {field.data.shape}")
     return field.data.reshape(-1, *field.data.shape[-2:])
 
 
