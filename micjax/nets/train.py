@@ -48,6 +48,8 @@ class Training:
     - `held_out`: draws what is held out, if that is not the same with other keys.
     - `options`: that the network was made with; `facts`: what it is for. Both stand beside its
         weights in a file.
+    - `certificate`: `certificate(training, network, key) -> facts` of the trained network, measured
+        on examples that were not learned from.
     """
 
     network: nnx.Module
@@ -57,6 +59,7 @@ class Training:
     held_out: Callable[[Array, PyTree], Batch] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    certificate: Callable[["Training", nnx.Module, Array], Mapping[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ from micjax.problems.tip.conclusion import conclude as conclude
 from micjax.problems.tip.data import load as load
 from micjax.problems.tip.model import Reshaped as Reshaped
 from micjax.problems.tip.model import TipScan as TipScan
+from micjax.problems.tip.network import training as training
 from micjax.problems.tip.show import aligned_error as aligned_error
 from micjax.problems.tip.show import compare as compare
 from micjax.problems.tip.show import figures as figures

@@ -12,8 +12,10 @@ from micjax.inference.solution import Solution
 from micjax.io import Field, FieldAxis
 from micjax.physics.tips.dilation import certain, dilate, erode, touching_tip_pixels
 from micjax.physics.tips.evidence import admissible, misfit
+from micjax.problems.tip.fill import levelled
 from micjax.problems.tip.model import Reshaped, TipScan
-from micjax.problems.tip.stages import LINES, describe, found_in, levelled
+from micjax.problems.tip.network import LEVEL
+from micjax.problems.tip.stages import LINES, describe, found_in
 
 CERTAIN_SIGMAS = 2.0  # two contacts closer than this are not told apart
 
@@ -46,6 +48,9 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]
         "residual": y - forward(x),
         "classical_surface": classical_surface,
     }
+    half = solution.fit.arrays.get("half_width_nm")
+    if half is not None:
+        maps["half_width"] = half[np.asarray(x)]
     pixel = np.asarray(_pixel(forward), float)
     results = {
         name: _field(np.asarray(data), pixel, name, frames=len(x)) for name, data in maps.items()
@@ -68,6 +73,13 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]
         "taken_off_nm": float(jnp.mean(flat - forward.surface_nm[x])),
     }
     statements = _statements(estimate, share, float(jnp.mean(touching)))
+    if half is not None:
+        metrics["mean_half_width_nm"] = float(half.mean())
+        statements.append(
+            "Where nothing is certain a network that has learned from made-up surfaces says how "
+            "the surface goes on. half_width is that of intervals that hold "
+            f"{100 * LEVEL:.0f} % of the points of such surfaces; other surfaces it does not know."
+        )
     return dataclasses.replace(
         solution,
         results=results,

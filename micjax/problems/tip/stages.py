@@ -1,6 +1,7 @@
 """How `micjax.problems.tip` is solved: the tip first, then the surface below it."""
 
 import logging
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -14,16 +15,17 @@ from micjax.inference.errors.estimates import NUTS, LaplaceErrors
 from micjax.inference.solve import Fit
 from micjax.inference.solvers.first_order import Adam
 from micjax.inference.stage import Arrays, Search, Stage
-from micjax.physics.probes.lines import add_lines
 from micjax.physics.tips.blind.search import BlindTip, blind
 from micjax.physics.tips.dilation import erode
 from micjax.physics.tips.shapes import Double, FreeForm
+from micjax.problems.tip.fill import SURFACE, filled, levelled, network_of, with_filled
 from micjax.problems.tip.model import Reshaped
 
 log = logging.getLogger("micjax")
 
-SURFACE, LINES = "forward.surface_nm", "forward.line_offsets_nm"
+LINES = "forward.line_offsets_nm"
 SHAPE = ("radius_nm", "half_angle_deg", "offset_nm", "drop_nm", "origin_nm", "pixel_nm")
+FILLS = ("prior", "network")
 NUMBERS = ("heights_nm", "classical_nm", "double", "free_form", "passes", "bluntness")
 
 
@@ -49,6 +51,8 @@ def stages(
     threshold_sigmas: float = 4.0,
     tip_radii: int = 18,
     posterior: str = "laplace",
+    fill: str = "prior",
+    net: str | None = None,
 ) -> list:
     """The tip, if it is not known; the surface below it; errors of the tip's parameters.
 
@@ -59,6 +63,12 @@ def stages(
     - `threshold_sigmas`: threshold of the classical estimate, for comparison, in sigma.
     - `tip_radii`: how many radii of the tip are tried; 45 where the noise is low.
     - `posterior`: of the tip's parameters given the surface: laplace, nuts or none.
+    - `fill`: what says how the surface goes on where nothing is certain: `prior`, its curvature, or
+        `network`, which also says how sure that is.
+    - `net`: a file of weights of `micjax train tip` instead of those of micjax.
+
+    **Raises:** `ValueError` for another posterior or fill, weights that are not of this network,
+        and weights without `fill` = network; `FileNotFoundError`.
     """
     errors = {
         "laplace": [LaplaceErrors(parameters)],
@@ -67,12 +77,20 @@ def stages(
     }
     if posterior not in errors:
         raise ValueError(f"posterior {posterior!r}: allowed are laplace, nuts, none")
+    if fill not in FILLS:
+        raise ValueError(f"fill = {fill!r}: one of {', '.join(FILLS)} is needed")
+    if net is not None and fill != "network":
+        raise ValueError(f"net = {net!r} is used with fill = network only, not with {fill}")
     # tip and noise are as they are
     free = [n for n in (SURFACE, LINES) if n in problem.priors]
     adam = Adam(0.5 * problem.noise.sigma, steps)
-    surface = Stage(adam, steps, min(50, steps), starts=_eroded, free=free)
+    below = [Stage(adam, steps, min(50, steps), starts=_eroded, free=free)]
+    if fill == "network":
+        # levels of lines come from the curvature, the surface does not
+        below = below if LINES in problem.priors else []
+        below.append(Search(partial(filled, network=network_of(net)), with_filled, "network"))
     if isinstance(problem.forward.tip, FreeForm):
-        return [surface]
+        return below
 
     def search(problem, x, y, key, report):
         window, images = problem.forward.tip.shape, levelled(y, _starting_offsets(problem, x, y))
@@ -93,12 +111,12 @@ def stages(
         numbers = {n: getattr(estimate, n) for n in NUMBERS} | {"heights_nm": heights}
         return numbers | {f"shape_{n}": getattr(shape, n) for n in SHAPE}
 
-    return [Search(search, _with_tip, "tip"), surface, *errors[posterior]]
+    return [Search(search, _with_tip, "tip"), *below, *errors[posterior]]
 
 
 def found_in(arrays: Arrays) -> Found | None:
     """What the search has found; None where the tip is known."""
-    if not arrays:
+    if "shape_radius_nm" not in arrays:
         return None
     shape = {n: arrays[f"shape_{n}"] for n in SHAPE}
     heights, classical = (jnp.asarray(arrays[n]) for n in NUMBERS[:2])
@@ -122,11 +140,6 @@ def _eroded(problem: InverseProblem, x, y, candidates, key) -> list[Values]:
 def _starting_offsets(problem: InverseProblem, x, y) -> Float[Array, "n ny"]:
     known = LINES not in problem.priors
     return problem.forward.line_offsets_nm[x] if known else line_offsets(y)
-
-
-def levelled(y: Float[Array, "n ny nx"], offsets_nm: Float[Array, "n ny"]):
-    """The images without the offsets of their lines."""
-    return jax.vmap(add_lines)(y, -offsets_nm)
 
 
 def line_offsets(images: Float[Array, "n ny nx"]) -> Float[Array, "n ny"]:

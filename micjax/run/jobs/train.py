@@ -69,6 +69,9 @@ class TrainRun(Run):
             return Outcome(folder, None, True, None)
         told = {"problem": self.plan.problem, "steps": len(trained.course.losses)}
         told |= {"held_out_loss": float(trained.course.state.best_loss)}
+        if training.certificate is not None:
+            key = jax.random.fold_in(jax.random.key(self.plan.seed), 2)
+            told |= training.certificate(training, trained.network, key)
         save_network(
             folder / WEIGHTS, trained.network, training.options, dict(training.facts) | told
         )

@@ -1,0 +1,76 @@
+"""The surface below a tip as the network has it, for images of any size."""
+
+import pathlib
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from micjax.core.problem import InverseProblem
+from micjax.inference.stage import Arrays
+from micjax.nets.tiles import tiled
+from micjax.nets.weights import Network, load_network
+from micjax.physics.probes.lines import add_lines
+from micjax.problems.tip.network import FEATURES, Sight, estimated, sight
+
+SHIPPED = pathlib.Path(__file__).with_name("network.h5")  # of micjax train tip
+SURFACE = "forward.surface_nm"
+
+
+def network_of(path: str | None) -> Network:
+    """The network and what it is for.
+
+    **Raises:** `FileNotFoundError`; `ValueError` for a file that is not of `micjax train tip`.
+    """
+    network = load_network(path or SHIPPED)
+    channels = network.options.get("channels_in"), network.options.get("channels_out")
+    if channels != (FEATURES, 2) or not network.facts.get("factor", 0.0) > 0.0:
+        raise ValueError(
+            f"{path}: a network of {channels[0]} to {channels[1]} channels for "
+            f"{network.facts.get('problem')}; one of micjax train tip is needed"
+        )
+    return network
+
+
+def levelled(y: Float[Array, "n ny nx"], offsets_nm: Float[Array, "n ny"]):
+    """The images without the offsets of their lines."""
+    return jax.vmap(add_lines)(y, -offsets_nm)
+
+
+def filled(problem: InverseProblem, x, y, key, report, *, network: Network) -> Arrays:
+    """Surfaces (nm) and the half widths of their intervals, `[n, iy, ix]`."""
+    forward, sigma = problem.forward, problem.noise.sigma
+    tip, flat = forward.tip(), levelled(y, forward.line_offsets_nm[x])
+    estimates = []
+    for i, image in enumerate(flat):
+        estimates.append(surface_of(network, image, tip, sigma))
+        report((i + 1) / len(flat), f"surface {i + 1} of {len(flat)}")
+    surface, half = (np.stack(a) for a in zip(*estimates, strict=True))
+    return {"filled_nm": surface, "half_width_nm": half}
+
+
+@eqx.filter_jit
+def _seen(image, tip, sigma) -> Sight:
+    return sight(image, tip, sigma)
+
+
+@eqx.filter_jit
+def _said(network, features: Float[Array, "y x c"]) -> Float[Array, "y x 2"]:
+    return network(features)
+
+
+def surface_of(network: Network, image, tip, sigma) -> tuple[np.ndarray, np.ndarray]:
+    """The surface below an image and the half width of its interval (nm), both `[iy, ix]`."""
+    seen = _seen(image, tip, sigma)
+    features = np.asarray(seen.features, np.float32)
+    said = jnp.asarray(tiled(_said, network.network, features, network.network.multiple))
+    estimate = estimated(lambda _: said, seen)
+    return np.asarray(estimate.surface), network.facts["factor"] * np.asarray(estimate.scale)
+
+
+def with_filled(problem: InverseProblem, arrays: Arrays) -> InverseProblem:
+    if "filled_nm" not in arrays:  # interrupted before
+        return problem
+    return problem.at({SURFACE: jnp.asarray(arrays["filled_nm"])})
