@@ -14,7 +14,7 @@ WIDEST, FURTHEST = 19, 29  # px; widths of 0 are no tip
 
 
 def tip(numbers: Float[Array, "6"]) -> Float[Array, "k k"]:
-    """exp(-(x^2 / 2 wx1^2 + y^2 / 2 wy1^2)), and amp2 times another one, further along the diagonal."""
+    """exp(-(x^2 / 2 wx1^2 + y^2 / 2 wy1^2)) and amp2 times another, moved along the diagonal."""
     wx1, wy1, wx2, wy2, amp2, offset = numbers
     place = jnp.arange(TIP_PX) - TIP_PX // 2
     y, x = place[:, None], place[None, :]

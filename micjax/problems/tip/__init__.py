@@ -25,6 +25,7 @@ from micjax.problems.tip.network import training as training
 from micjax.problems.tip.show import aligned_error as aligned_error
 from micjax.problems.tip.show import compare as compare
 from micjax.problems.tip.show import figures as figures
+from micjax.problems.tip.show import training_figures as training_figures
 from micjax.problems.tip.stages import stages as stages
 
 

@@ -168,7 +168,7 @@ def training(
 
 
 def certificate(training: Training, network: nnx.Module, key: Array) -> dict[str, float]:
-    """By what the scale is multiplied, so that intervals hold `LEVEL` of what was not learned from."""
+    """By what the scale is multiplied: intervals then hold `LEVEL` of examples not learned from."""
     run = jax.jit(lambda k: scores(network, training.draw(k, training.data)))
     keys = jax.random.split(key, CALIBRATION)
     off = np.concatenate([np.asarray(run(k), float).ravel() for k in keys])

@@ -46,6 +46,12 @@ def heights(shape: Shape, size: int = SIZE) -> Float[Array, "k k"]:
 
 
 def tips(key: Array) -> tuple[Float[Array, "k k"], Float[Array, "k k"]]:
+    """A tip, and what it is told to be."""
+    true, guess = shapes(key)
+    return heights(true), heights(guess)
+
+
+def shapes(key: Array) -> tuple[Shape, Shape]:
     """A tip, and what a blind estimate may take it for: of another bluntness, its apex elsewhere
     within a pixel, a second one missed or made up."""
     u = jax.random.uniform(key, (20,))
@@ -70,8 +76,7 @@ def tips(key: Array) -> tuple[Float[Array, "k k"], Float[Array, "k k"]]:
         centre=jnp.clip(0.4 * n[3:5], -1.0, 1.0),
         drop=jnp.maximum(drop + 0.05 * u[8], 0.0),
     )
-    guess = jax.tree.map(lambda a, b: jnp.where(u[9] < KNOWN, a, b), true, guess)
-    return heights(true), heights(guess)
+    return true, jax.tree.map(lambda a, b: jnp.where(u[9] < KNOWN, a, b), true, guess)
 
 
 def surface(key: Array, size: int) -> Float[Array, "y x"]:

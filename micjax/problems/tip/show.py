@@ -7,7 +7,9 @@ import numpy as np
 
 from micjax.core.problem import InverseProblem
 from micjax.inference.solution import Solution
+from micjax.nets.train import Training
 from micjax.physics.tips.dilation import erode
+from micjax.problems.tip.network import estimated
 from micjax.report.figures import (
     captioned,
     image_panel,
@@ -69,7 +71,8 @@ def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> di
     images["classical (Villarrubia)"] = maps["classical_surface"]
     images["residual of the fit"] = maps["residual"]
     profiles = {n: i[row] - np.median(i[row]) for n, i in images.items() if "residual" not in n}
-    return {
+    sure = {"How sure the network is": lambda: _half_width_figure(maps, pixel)}
+    return (sure if "half_width" in maps else {}) | {
         "Image and surface": lambda: captioned(
             image_row(images, pixel_nm=pixel, label="nm", residuals=["residual of the fit"]),
             "Heights in nm. The residual is data minus forward model and should look like noise.",
@@ -92,6 +95,21 @@ def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> di
 
 def _first_frame(data: np.ndarray) -> np.ndarray:
     return data[0] if data.ndim == 3 else data
+
+
+def _half_width_figure(maps, pixel):
+    return captioned(
+        image_row(
+            {
+                "surface (network)": maps["surface"],
+                "half width of 90 % intervals": maps["half_width"],
+            },
+            pixel_nm=pixel,
+            label="nm",
+        ),
+        "The intervals hold 90 % of the points of made-up surfaces that the network did not learn "
+        "from, on average; other surfaces it does not know.",
+    )
 
 
 def _certainty_figure(maps, pixel):
@@ -134,3 +152,21 @@ def _tip_figure(solution, maps, pixel, truth):
     ax.set_xlabel("x (nm)")
     ax.legend(fontsize=7)
     return captioned(figure, "Tips drawn apex up; pixels that never touched are veiled.")
+
+
+def training_figures(network, training: Training, key) -> dict[str, Any]:
+    """What the network makes of scans that it has not seen."""
+
+    def examples():
+        batch = jax.jit(training.draw)(key, training.data)
+        surfaces = jax.jit(estimated)(network, batch.sights).surface
+        figure, axes = new_figure(4, 4, 12.0, 12.0)
+        for column in range(min(4, len(surfaces))):
+            sights = (batch.sights.image, batch.sights.upper, surfaces, batch.truth)
+            low, high = float(batch.truth[column].min()), float(batch.truth[column].max())
+            titles = ("scan", "erosion by the tip it is told", "network", "truth")
+            for ax, title, images in zip(axes[:, column], titles, sights, strict=True):
+                image_panel(ax, images[column], title, vmin=low, vmax=high, colour_bar=False)
+        return captioned(figure, "Made-up surfaces from other keys than those of the training.")
+
+    return {"Examples": examples}
