@@ -147,7 +147,7 @@ def main() -> None:
         learn(given.to, given.steps)
         return
     for key in given.keys:
-        print(json.dumps(test(given.of, key)), flush=True)
+        print(json.dumps(test(given.of, key), default=lambda v: round(float(v), 3)), flush=True)
 
 
 if __name__ == "__main__":
