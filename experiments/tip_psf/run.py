@@ -27,21 +27,22 @@ from forward import (
     to_normal,
 )
 
-from micjax.core.files import write_atomically
-from micjax.core.foreign.hdf5 import opened
-from micjax.core.tree import replace
 from micjax.nets.conformal import conformal_factor
 from micjax.nets.encoder import ImageEncoder
 from micjax.nets.mixture import mixture_numbers, normal_mixture
-from micjax.nets.train import Schedule, Training, train, weights_of
+from micjax.nets.train import Schedule, Training, train
+from micjax.nets.weights import load_network, save_network
 
 COMPONENTS, SIZE, HELD_OUT, EXAMPLES, DRAWS, LEVEL = 6, 6, 400, 32, 100, 0.9
 
 
-def network() -> ImageEncoder:
-    return ImageEncoder(
-        5, mixture_numbers(COMPONENTS, SIZE), width=16, depth=3, fold=2, rngs=nnx.Rngs(0)
-    )
+OPTIONS = {
+    "channels_in": 5,
+    "numbers_out": mixture_numbers(COMPONENTS, SIZE),
+    "width": 16,
+    "depth": 3,
+    "fold": 2,
+}
 
 
 def seen(scans):
@@ -74,7 +75,7 @@ def bank(folder: pathlib.Path, scans: int) -> None:
     for start in range(0, scans, 100):
         parts.append(np.asarray(run(numbers[start : start + 100]), np.float32))
         print(start, time.process_time() - began, flush=True)
-        np.savez(folder / "bank.npz", numbers=numbers[: start + 100], scans=np.concatenate(parts))
+    np.savez(folder / "bank.npz", numbers=numbers, scans=np.concatenate(parts))
 
 
 def training(folder: pathlib.Path) -> Training:
@@ -95,11 +96,12 @@ def training(folder: pathlib.Path) -> Training:
 
     learned = len(scans) - HELD_OUT
     return Training(
-        network(),
+        ImageEncoder(**OPTIONS, rngs=nnx.Rngs(0)),
         drawing(0, learned),
         loss,
         (numbers, scans),
         drawing(learned, len(scans)),
+        facts={"scans": learned, "noise": NOISE},
     )
 
 
@@ -114,19 +116,7 @@ def learn(folder: pathlib.Path, steps: int) -> None:
         on_chunk=lambda c: print(len(c.losses), c.losses[-100:].mean(), c.held_out[-1], flush=True),
     )
 
-    def write(file):
-        for i, (name, array) in enumerate(weights_of(result.network).items()):
-            file[f"weights/{i}"] = np.asarray(array, np.float16)
-            file[f"weights/{i}"].attrs["name"] = name
-
-    write_atomically(folder / "weights.h5", write)
-
-
-def trained(folder: pathlib.Path) -> ImageEncoder:
-    with opened(folder / "weights.h5") as file:
-        numbered = file.arrays("weights")
-        saved = {file.get(f"weights/{i}").attrs["name"]: a for i, a in numbered.items()}
-    return replace(network(), {n: jnp.asarray(a, jnp.float32) for n, a in saved.items()})
+    save_network(folder / "network.h5", result.network, OPTIONS, of_bank.facts, "float16")
 
 
 def contact_gap(surface, heights):
@@ -167,7 +157,7 @@ def posterior_draws(net, scans, key):
 
 
 def test(folder: pathlib.Path, seed: int, tips: int) -> dict:
-    net = trained(folder)
+    net = load_network(folder / "network.h5").network
     of_bank = training(folder)
     numbers, scans = of_bank.data
     key, of_noise, of_draws, of_tips = jax.random.split(jax.random.key(seed), 4)

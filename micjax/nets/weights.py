@@ -16,11 +16,12 @@ from micjax.core.foreign.hdf5 import Damaged, opened
 from micjax.core.names import unknown_name
 from micjax.core.ranges import check_ranges
 from micjax.core.tree import replace
+from micjax.nets.encoder import ImageEncoder
 from micjax.nets.train import weights_of
 from micjax.nets.unet import UNet
 
 FORMAT = "micjax network 1"
-ARCHITECTURES: dict[str, type[nnx.Module]] = {"UNet": UNet}
+ARCHITECTURES: dict[str, type[nnx.Module]] = {"UNet": UNet, "ImageEncoder": ImageEncoder}
 
 
 class Network(NamedTuple):

@@ -13,10 +13,12 @@ from micjax.inference.stage import Arrays
 from micjax.nets.tiles import tiled
 from micjax.nets.weights import Network, load_network
 from micjax.physics.probes.lines import add_lines
-from micjax.problems.tip.network import FEATURES, Sight, estimated, sight
+from micjax.physics.tips.dilation import erode
+from micjax.problems.tip.network import BOUND_SIGMAS, FEATURES, Sight, estimated, sight
 
 SHIPPED = pathlib.Path(__file__).with_name("network.h5")  # of micjax train tip
 SURFACE = "forward.surface_nm"
+NOTHING_NM = -1e9  # deeper than any feature: no tip there
 
 
 def network_of(path: str | None) -> Network:
@@ -57,17 +59,38 @@ def _seen(image, tip, sigma) -> Sight:
 
 
 @eqx.filter_jit
+def _bound(image, tip, sigma):
+    return erode(image, tip) + BOUND_SIGMAS * sigma
+
+
+@eqx.filter_jit
 def _said(network, features: Float[Array, "y x c"]) -> Float[Array, "y x 2"]:
     return network(features)
 
 
 def surface_of(network: Network, image, tip, sigma) -> tuple[np.ndarray, np.ndarray]:
     """The surface below an image and the half width of its interval (nm), both `[iy, ix]`."""
-    seen = _seen(image, tip, sigma)
+    centred, (dy, dx) = apex_in_the_middle(np.asarray(tip))
+    seen = _seen(image, jnp.asarray(centred), sigma)
     features = np.asarray(seen.features, np.float32)
     said = jnp.asarray(tiled(_said, network.network, features, network.network.multiple))
     estimate = estimated(lambda _: said, seen)
-    return np.asarray(estimate.surface), network.facts["factor"] * np.asarray(estimate.scale)
+    # S(x) = S'(x - u) of the tip whose apex is moved by u into the middle
+    rows, columns = (
+        np.clip(np.arange(n) - d, 0, n - 1) for n, d in zip(image.shape, (dy, dx), strict=True)
+    )
+    surface, scale = (np.asarray(a)[np.ix_(rows, columns)] for a in estimate[:2])
+    surface = np.minimum(surface, np.asarray(_bound(image, tip, sigma)))
+    return surface, network.facts["factor"] * scale
+
+
+def apex_in_the_middle(tip: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """The same tip with its highest pixel in the middle of a larger window, as the tips from which
+    the network has learned, and by how many pixels (y, x) that was off it."""
+    top = np.unravel_index(tip.argmax(), tip.shape)
+    off = [int(t) - n // 2 for t, n in zip(top, tip.shape, strict=True)]
+    sides = [(max(-2 * d, 0), max(2 * d, 0)) for d in off]
+    return np.pad(tip, sides, constant_values=NOTHING_NM), (off[0], off[1])
 
 
 def with_filled(problem: InverseProblem, arrays: Arrays) -> InverseProblem:

@@ -85,10 +85,13 @@ def surface(key: Array, size: int) -> Float[Array, "y x"]:
     noise = jax.random.normal(of_noise, (size, size))
     u = jax.random.uniform(of_numbers, (OBJECTS + 1, 8))
     one_each, u = u[0], u[1:]
+    # features of a few pixels, as of a coarse scan, to smooth ones as of a fine scan
+    zoom = 5.0 ** (u[1, 7] ** 2)
     k = jnp.hypot(jnp.fft.fftfreq(size)[:, None], jnp.fft.fftfreq(size)[None, :])
     fall = jnp.maximum(k, 1.0 / (16.0 + 48.0 * one_each[0])) ** (-1.2 - 1.8 * one_each[1])
+    fall = fall * jnp.exp(-((3.0 * k * (zoom - 1.0)) ** 2))
     ground = jnp.fft.ifft2(jnp.fft.fft2(noise) * fall).real
-    ground = ground / ground.std()
+    ground = scaled(ground)
 
     y, x = jnp.arange(size)[:, None], jnp.arange(size)[None, :]
     dy, dx = (a[None] - size * u[:, i, None, None] for i, a in enumerate((y, x)))
@@ -96,21 +99,26 @@ def surface(key: Array, size: int) -> Float[Array, "y x"]:
     longer = jnp.where(one_each[2] < 0.3, 1.0 + 7.0 * u[:, 3], 1.0 + 0.5 * u[:, 3])[:, None, None]
     away = dy**2 + dx**2
     squared = (cos * dx + sin * dy) ** 2 / longer**2 + (cos * dy - sin * dx) ** 2
-    radius = (1.5 + (2.0 + 8.0 * one_each[3]) * u[:, 4])[:, None, None]
+    radius = zoom * (1.5 + (2.0 + 8.0 * one_each[3]) * u[:, 4])[:, None, None]
     tall = (0.3 + 0.7 * u[:, 5])[:, None, None]
     inside = jnp.maximum(1.0 - squared / radius**2, 0.0)
     flat_topped = (u[:, 6] < 0.5)[:, None, None]
     there = (u[:, 7] < 0.2 + 0.8 * one_each[4]).at[0].set(True)[:, None, None]
     objects = (there * tall * jnp.where(flat_topped, 0.8 * (inside > 0), jnp.sqrt(inside))).max(0)
-    domes = (0.5 * tall - away / (size / 3.0) ** 2).max(0)
+    domes = (0.5 * tall - away / (zoom * size / 3.0) ** 2).max(0)
     terraces = jnp.floor((1.0 + 3.0 * one_each[5]) * ground) / 3.0
 
     kind = jnp.floor(5.0 * one_each[6])
     share = jnp.where(kind == 0, 0.0, 0.02 + 0.2 * one_each[7])  # of the ground
     main = jnp.select(
         [kind == 0, kind == 1, kind == 2, kind == 3],
-        [ground, domes / domes.std(), terraces / terraces.std(), -objects / objects.std()],
-        objects / objects.std(),
+        [ground, scaled(domes), scaled(terraces), -scaled(objects)],
+        scaled(objects),
     )
     z = main + share * ground
-    return (z - z.mean()) / z.std()
+    return scaled(z - z.mean())
+
+
+def scaled(z: Float[Array, "y x"]) -> Float[Array, "y x"]:
+    """Of unit deviation; one large flat top has none."""
+    return z / (z.std() + 1e-6)
