@@ -33,7 +33,7 @@ from micjax.nets.mixture import mixture_numbers, normal_mixture
 from micjax.nets.train import Schedule, Training, train
 from micjax.nets.weights import load_network, save_network
 
-COMPONENTS, SIZE, HELD_OUT, EXAMPLES, DRAWS, LEVEL = 6, 6, 400, 32, 100, 0.9
+COMPONENTS, SIZE, HELD_OUT, EXAMPLES, DRAWS, LEVEL = 6, 6, 400, 32, 200, 0.9
 
 
 OPTIONS = {

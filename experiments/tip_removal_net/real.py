@@ -4,8 +4,9 @@
 
 Scans and noise are those of that experiment, and so are the blind tips: radius, half-angle and
 second apex as its results.jsonl tells them. Three of them had been reshaped pixel by pixel there;
-here they are as they were before. Prints one JSON line a case; the last one has the means. PSNR (dB)
-as there: 20 pixels from the border, after the best shift by whole pixels and without the mean height.
+here they are as they were before. Prints one JSON line a case; the last one has the means. PSNR
+(dB) as there: 20 pixels from the border, after the best shift by whole pixels and without the mean
+height.
 """
 
 import argparse
