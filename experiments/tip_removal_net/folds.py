@@ -121,9 +121,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--key", type=int, default=100)
     parser.add_argument("--net", help="weights other than those of micjax")
+    parser.add_argument("--folds", nargs="+", choices=list(FOLDS), default=list(FOLDS))
     given = parser.parse_args()
     network = network_of(given.net)
     for i, name in enumerate(FOLDS):
+        if name not in given.folds:
+            continue
         key = jax.random.fold_in(jax.random.key(given.key), i)
         print(json.dumps(fold(name, network, key)), flush=True)
 

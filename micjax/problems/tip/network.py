@@ -40,7 +40,7 @@ class Sight(NamedTuple):
     features: Float[Array, "y x c"]
 
 
-class Estimate(NamedTuple):
+class BoundedSurface(NamedTuple):
     """A surface, the scale of its error, and the bound that it is not above."""
 
     surface: Float[Array, "*b y x"]
@@ -90,14 +90,14 @@ def sight(image: Float[Array, "y x"], tip: Float[Array, "ky kx"], sigma: Float[A
     return Sight(image, upper, sure, sigma, unit, jnp.stack(features, axis=-1))
 
 
-def estimated(network: Callable[[Array], Array], sights: Sight) -> Estimate:
+def estimated(network: Callable[[Array], Array], sights: Sight) -> BoundedSurface:
     """The surface as the network has it, below the bound."""
     said = network(sights.features)
     margin = BOUND_SIGMAS * sights.sigma[..., None, None]
     bound = sights.upper + margin
     free = jnp.minimum(sights.upper + sights.unit * said[..., 0], bound)
     z = jnp.where(sights.sure, jnp.maximum(free, sights.upper - margin), free)
-    return Estimate(z, sights.unit * jnp.exp(jnp.clip(said[..., 1] - 1.0, -6.0, 4.0)), bound)
+    return BoundedSurface(z, sights.unit * jnp.exp(jnp.clip(said[..., 1] - 1.0, -6.0, 4.0)), bound)
 
 
 class Example(NamedTuple):
