@@ -7,6 +7,7 @@ had never stopped.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -34,7 +35,7 @@ FORMAT = "micjax training 1"
 Batch = PyTree  # arrays [examples, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Training:
     """What a network learns.
 
@@ -46,6 +47,7 @@ class Training:
         out says which network is the best.
     - `data`: arrays that `draw` needs; large ones belong here and not into a closure.
     - `held_out`: draws what is held out, if that is not the same with other keys.
+    - `score`: `score(network, batch) -> ()` that says which network is the best, if not `loss`.
     - `options`: that the network was made with; `facts`: what it is for. Both stand beside its
         weights in a file.
     """
@@ -55,6 +57,7 @@ class Training:
     loss: Callable[[nnx.Module, Batch], Float[Array, ""]]
     data: PyTree = None
     held_out: Callable[[Array, PyTree], Batch] | None = None
+    score: Callable[[nnx.Module, Batch], Float[Array, ""]] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -179,7 +182,9 @@ def train(
                 on_chunk(course)
     if course is None:  # interrupted before the first chunk
         course = (
-            _first(training, schedule) if begun is None else _taken_up(training, schedule, begun)
+            _first(training.network, schedule)
+            if begun is None
+            else _taken_up(training.network, schedule, begun)
         )
     return Trained(best_network(training, course), course, interruption.happened)
 
@@ -189,16 +194,21 @@ def courses(
     schedule: Schedule,
     key: Array,
     begun: Mapping[str, np.ndarray] | None = None,
+    start: nnx.Module | None = None,
 ) -> Iterator[Course]:
     """The course of a training after each chunk; the last one has a `reason`.
 
     **Arguments:**
 
+    - `start`: another network of the same kind to begin with; several of them, as for
+        a deep ensemble (Lakshminarayanan 2017), are compiled once.
     - `begun`: the `arrays()` of a course that was broken off.
 
     **Raises:** `ValueError` for arrays of another network; `FloatingPointError`.
     """
-    course = _taken_up(training, schedule, begun) if begun else _first(training, schedule)
+    if start is None:
+        start = training.network
+    course = _taken_up(start, schedule, begun) if begun else _first(start, schedule)
     step, look = _compiled(training, schedule)
     key_of_steps, key_of_looks = jax.random.split(key)
     if not begun:  # where it begins may be the best there is
@@ -232,22 +242,23 @@ def _reason(course: Course, schedule: Schedule) -> str:
     return "steps" if len(course.losses) >= schedule.steps else ""
 
 
-def _first(training: Training, schedule: Schedule) -> Course:
-    weights = weights_of(training.network)
+def _first(network: nnx.Module, schedule: Schedule) -> Course:
+    weights = weights_of(network)
     state = TrainState(
         jnp.zeros((), int),
         weights,
         weights,
         schedule.optimiser().init(weights),
         weights,
-        jnp.asarray(jnp.inf),
+        # of no weak type, or the step would be compiled once more
+        jnp.full((), jnp.inf, jnp.result_type(float)),
         jnp.zeros((), int),
     )
     return Course(state, np.empty(0), np.empty(0))
 
 
-def _taken_up(training: Training, schedule: Schedule, begun: Mapping[str, np.ndarray]) -> Course:
-    first = _first(training, schedule)
+def _taken_up(network: nnx.Module, schedule: Schedule, begun: Mapping[str, np.ndarray]) -> Course:
+    first = _first(network, schedule)
     wanted = named_leaves(first.state)
     saved = {n.removeprefix("state."): a for n, a in begun.items() if n.startswith("state.")}
     for name, leaf in wanted.items():
@@ -264,6 +275,7 @@ def _taken_up(training: Training, schedule: Schedule, begun: Mapping[str, np.nda
     return Course(replace(first.state, leaves), begun["losses"], begun["held_out"])
 
 
+@functools.lru_cache(maxsize=1)
 def _compiled(training: Training, schedule: Schedule):
     """A step of the optimiser, and a look at what is held out."""
     optimiser, devices = schedule.optimiser(), jax.local_device_count()
@@ -282,10 +294,15 @@ def _compiled(training: Training, schedule: Schedule):
             batch,
         )
 
-    def loss(weights, batch):
-        if schedule.bfloat16:
-            weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
-        return training.loss(replace(training.network, weights), batch)
+    def with_weights(function):
+        def of_weights(weights, batch):
+            if schedule.bfloat16:
+                weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
+            return function(replace(training.network, weights), batch)
+
+        return of_weights
+
+    loss, score = with_weights(training.loss), with_weights(training.score or training.loss)
 
     @jax.jit
     def step(state: TrainState, key, data):
@@ -302,7 +319,7 @@ def _compiled(training: Training, schedule: Schedule):
     @jax.jit
     def look(state: TrainState, key, data):
         keys, draw = jax.random.split(key, schedule.held_out), training.held_out or training.draw
-        value = jax.lax.map(lambda k: loss(state.average, drawn(draw, k, data)), keys).mean()
+        value = jax.lax.map(lambda k: score(state.average, drawn(draw, k, data)), keys).mean()
         better = value < state.best_loss
         best = jax.tree.map(lambda a, b: jnp.where(better, a, b), state.average, state.best)
         waited = jnp.where(better, 0, state.waited + 1)
