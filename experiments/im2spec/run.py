@@ -1,6 +1,7 @@
 """Hysteresis loops from what a film looks like at almost no voltage (im2spec, team 4).
 
     python experiments/im2spec/run.py BEPS_PTO_50x50.h5 [--members 5] [--windows 0.25 0.5 1 2 4]
+    python experiments/im2spec/run.py FILE --figure        # figure.png, of the rows
     python experiments/im2spec/run.py --simulated        # is the width of a window learned?
 
 The image is the response at less than 1.1 V: the logarithm of its root mean square, and its mean
@@ -25,7 +26,9 @@ from micjax.nets.ensemble import moments
 from micjax.nets.losses import faithful
 from micjax.nets.splits import TEST, TRAIN, VALIDATION, by_block
 from micjax.nets.train import Schedule, Training, best_network, courses
+from micjax.report.figures import SERIES, image_panel, new_figure
 
+HERE = pathlib.Path(__file__).parent
 LOW_V = 1.1
 EDGE = 9  # of a patch
 SHARES = (22 / 42, 6 / 42, 14 / 42)  # columns 0 to 21, 26 to 31, 36 to 49
@@ -34,14 +37,14 @@ BATCH = 64
 SCHEDULE = Schedule(steps=1500, chunk=50, learning_rate=1e-3, weight_decay=1e-2, held_out=1)
 
 
-def film(file: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """Image [y, x, 2] and spectra [y, x, bias]."""
+def film(file: pathlib.Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image [y, x, 2], spectra [y, x, bias], and the bias (V)."""
     field = read(file)
     bias, loops = np.asarray(field.axes[-1].values), np.asarray(field.data, float)
     low = np.abs(bias) < LOW_V
     size = np.sqrt(np.mean(loops[..., low] ** 2, axis=-1))
     image = np.stack([np.log(size / np.median(size)), loops[..., low].mean(-1) / size], axis=-1)
-    return image, loops[..., ~low]
+    return image, loops[..., ~low], bias[~low]
 
 
 def patches_of(image: np.ndarray, edge: int) -> np.ndarray:
@@ -97,14 +100,16 @@ def networks(x: dict, y: dict, window_px: float, members: int) -> list[ImageToSp
     return learned
 
 
+def together(learned: list[ImageToSpectrum], patches: np.ndarray):
+    apply = jax.jit(lambda network, patches: network(patches))
+    answers = [apply(network, jnp.asarray(patches, float)) for network in learned]
+    return jax.tree.map(np.asarray, moments(*map(np.array, zip(*answers, strict=True))))
+
+
 def told(learned: list[ImageToSpectrum], x: dict, y: dict) -> dict:
     apply = jax.jit(lambda network, patches: network(patches))
-
-    def together(side):
-        answers = [apply(network, jnp.asarray(x[side], float)) for network in learned]
-        return jax.tree.map(np.asarray, moments(*map(np.array, zip(*answers, strict=True))))
-
-    before, seen, mean = together(VALIDATION), together(TEST), y[TRAIN].mean(0)
+    before, seen = together(learned, x[VALIDATION]), together(learned, x[TEST])
+    mean = y[TRAIN].mean(0)
     factor = conformal_factor((np.abs(y[VALIDATION] - before.mean) / before.sd).ravel(), 0.9)
     single = [
         explained(np.asarray(apply(n, jnp.asarray(x[TEST], float))[0]), y[TEST], mean)
@@ -121,11 +126,17 @@ def told(learned: list[ImageToSpectrum], x: dict, y: dict) -> dict:
     }
 
 
-def real(image: np.ndarray, loops: np.ndarray, members: int, windows: list[float]) -> None:
+def split(image: np.ndarray, loops: np.ndarray) -> tuple[dict, dict]:
+    """Patches and spectra of each side."""
     sides = by_block(loops.shape[:2], gap=4, shares=SHARES)
     scale = np.median(np.abs(loops[sides == TRAIN]))
     cube, spread = np.arcsinh(loops / scale), patches_of(image, EDGE)
     x, y = ({s: a[sides == s] for s in (TRAIN, VALIDATION, TEST)} for a in (spread, cube))
+    return x, y
+
+
+def real(image: np.ndarray, loops: np.ndarray, members: int, windows: list[float]) -> None:
+    x, y = split(image, loops)
     middle = {s: a[:, EDGE // 2, EDGE // 2] for s, a in x.items()}
     mean = y[TRAIN].mean(0)
     tell(
@@ -140,6 +151,35 @@ def real(image: np.ndarray, loops: np.ndarray, members: int, windows: list[float
     for window in windows:
         row = told(networks(x, y, window, members), x, y)
         tell({"method": "networks", "begun_px": window, "members": members} | row)
+
+
+def figure(image: np.ndarray, loops: np.ndarray, bias: np.ndarray, members: int):
+    """Loops that were not looked at while learning: of three pixels, and one voltage of all."""
+    x, y = split(image, loops)
+    seen = together(networks(x, y, 0.25, members), x[TEST])
+    off = np.mean((seen.mean - y[TEST]) ** 2, axis=1)
+    drawn, axes = new_figure(1, 5, 20.0, 3.6)
+    order = np.argsort(off)
+    for ax, share in zip(axes[0], (0.25, 0.5, 0.75), strict=False):
+        i = order[int(share * len(order))]
+        ax.plot(bias, y[TEST][i], ".-", lw=0.8, color=SERIES[0], label="measured")
+        ax.plot(bias, seen.mean[i], color=SERIES[1], label="networks")
+        low, high = (seen.mean[i] + sign * 1.645 * seen.sd[i] for sign in (-1.0, 1.0))
+        order_of_bias = np.argsort(bias)
+        for edge in (low, high):
+            ax.plot(bias[order_of_bias], edge[order_of_bias], ".", ms=2, color=SERIES[1])
+        ax.set_title(f"a pixel with the {share:.0%} quantile of the error", fontsize=9)
+        ax.set_xlabel("bias (V)", fontsize=8)
+        ax.legend(fontsize=7)
+    largest = int(np.argmax(np.abs(y[TEST].mean(0))))
+    shape = (loops.shape[0], -1)
+    span = np.quantile(np.abs(y[TEST][:, largest]), 0.95)
+    for ax, title, of in zip(
+        axes[0, 3:], ("measured", "networks"), (y[TEST], seen.mean), strict=True
+    ):
+        at = f"{title}, {bias[largest]:.2g} V"
+        image_panel(ax, of[:, largest].reshape(shape), at, vmin=-span, vmax=span, cmap="RdBu_r")
+    return drawn
 
 
 def simulated(width_px: float, seed: int) -> None:
@@ -189,6 +229,7 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=5)
     parser.add_argument("--windows", type=float, nargs="+", default=[0.25, 0.5, 1.0, 2.0, 4.0])
     parser.add_argument("--simulated", action="store_true")
+    parser.add_argument("--figure", action="store_true")
     asked = parser.parse_args()
     if asked.simulated:
         for seed, width in enumerate((1.0, 1.5, 2.5)):
@@ -196,7 +237,11 @@ def main() -> None:
     elif asked.file is None:
         parser.error("a file, or --simulated, is needed")
     else:
-        image, loops = film(asked.file)
+        image, loops, bias = film(asked.file)
+        if asked.figure:
+            image, loops = (np.rot90(a, STRIPS["rows"]) for a in (image, loops))
+            figure(image, loops, bias, asked.members).savefig(HERE / "figure.png", dpi=70)
+            return
         for name, turns in STRIPS.items():
             tell({"strips": name})
             windows = asked.windows if name == "columns" else asked.windows[:1]

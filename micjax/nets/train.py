@@ -6,6 +6,7 @@ is decided by it, its `Schedule` and the key alone: broken off and taken up agai
 had never stopped.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -23,7 +24,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
-from micjax.core.devices import row
+from micjax.core.devices import available_bytes, row
 from micjax.core.files import write_atomically
 from micjax.core.foreign.hdf5 import opened
 from micjax.core.problem import Values
@@ -204,7 +205,8 @@ def courses(
         a deep ensemble (Lakshminarayanan 2017), are compiled once.
     - `begun`: the `arrays()` of a course that was broken off.
 
-    **Raises:** `ValueError` for arrays of another network; `FloatingPointError`.
+    **Raises:** `ValueError` for arrays of another network; `FloatingPointError`; `MemoryError`,
+    which says how much of a batch fits.
     """
     if start is None:
         start = training.network
@@ -221,10 +223,11 @@ def courses(
         return
     while not course.reason:
         state, losses = course.state, []
-        for _ in range(min(schedule.chunk, schedule.steps - len(course.losses))):
-            state, loss = step(state, key_of_steps, training.data)
-            losses.append(loss)
-        state, held_out = look(state, key_of_looks, training.data)
+        with _told_how_much_fits(step, state, key_of_steps, training.data):
+            for _ in range(min(schedule.chunk, schedule.steps - len(course.losses))):
+                state, loss = step(state, key_of_steps, training.data)
+                losses.append(loss)
+            state, held_out = look(state, key_of_looks, training.data)
         course = Course(
             state,
             np.concatenate([course.losses, np.asarray(jax.device_get(losses), float)]),
@@ -232,6 +235,26 @@ def courses(
         )
         course = dataclasses.replace(course, reason=_reason(course, schedule))
         yield course
+
+
+@contextlib.contextmanager
+def _told_how_much_fits(step, *arguments):
+    """**Raises:** `MemoryError` where a device has too little for a batch."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        told = step.lower(*arguments).compile().memory_analysis()
+        needed = told.temp_size_in_bytes + told.argument_size_in_bytes + told.output_size_in_bytes
+        device = jax.local_devices()[0]
+        there = (device.memory_stats() or {}).get("bytes_limit", available_bytes())
+        fixed = needed - told.temp_size_in_bytes  # weights and data, whatever the batch
+        share = max(0.0, (there - fixed) / max(told.temp_size_in_bytes, 1))
+        raise MemoryError(
+            f"a step of the training takes {needed / 1e9:.3g} GB, {device} has "
+            f"{there / 1e9:.3g} GB: about {min(share, 0.9):.0%} of the examples of a batch fit"
+        ) from error
 
 
 def _reason(course: Course, schedule: Schedule) -> str:
