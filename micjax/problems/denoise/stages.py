@@ -1,6 +1,7 @@
 """How `micjax.problems.denoise` is solved: the drift of the frames, then a network that learns from
 their noise; how far it is to be trusted is looked up in quanta that it never saw."""
 
+import itertools
 import pathlib
 from collections.abc import Iterator
 from functools import partial
@@ -96,7 +97,7 @@ def _learned(problem, y, schedule, key, report, before) -> Iterator[Arrays]:
     image, law = combined(problem, y)
     hands = parts_of(problem, y, key)
     training = from_thinning(network_of(problem), law, hands)
-    through = _through(training.network)
+    through = _through(training.network, white=len(y) < FEWEST_FRAMES)
     begun = {n.removeprefix("net."): a for n, a in before.items() if n.startswith("net.")}
     for course in courses(training, schedule, key, begun):
         report(len(course.losses) / schedule.steps, f"held-out loss {course.held_out[-1]:.5g}")
@@ -120,17 +121,26 @@ def _trust(through, law: NoiseLaw, hands: Float[np.ndarray, "p h w"]) -> Arrays:
     return looked_up(images[-1], np.std(images, axis=0) / share, parts[-1])
 
 
-def _through(network: UNet):
-    """The mean of data of any size, by the network with other weights."""
+def _through(network: UNet, white: bool):
+    """The mean of data of any size, by the network with other weights: the mean of what it makes of
+    the image mirrored and, if noise is the same along both axes, turned (Timofte 2016)."""
 
     @eqx.filter_jit
-    def one_tile(weights_and_law, tile):
-        weights, law = weights_and_law
-        return denoised(replace(network, weights), law, tile[..., 0])[..., None]
+    def seen(weights, law, tile):
+        return denoised(replace(network, weights), law, tile)
+
+    def tile_by(weights_and_law, tile):
+        total, turns = 0.0, (False, True) if white else (False,)
+        for turned, up, left in itertools.product(turns, (1, -1), (1, -1)):
+            image = np.asarray(tile)[::up, ::left, 0]
+            image = jnp.asarray(image.T if turned else image)
+            mean = np.asarray(seen(*weights_and_law, image))
+            total = total + (mean.T if turned else mean)[::up, ::left]
+        return total[..., None] / (4 * len(turns))
 
     def through(weights, law: NoiseLaw, y) -> Float[np.ndarray, "h w"]:
         image = np.asarray(y, jnp.result_type(float))[..., None]
-        return tiled(one_tile, (weights, law), image, network.multiple)[..., 0]
+        return tiled(tile_by, (weights, law), image, network.multiple)[..., 0]
 
     return through
 
