@@ -22,9 +22,9 @@ from scipy.stats import rankdata
 
 from micjax.io import read
 from micjax.nets.discriminator import Adversaries, PatchDiscriminator, adversarial
-from micjax.nets.ensemble import moments
+from micjax.nets.trust.ensemble import moments
 from micjax.nets.losses import faithful
-from micjax.nets.splits import without_each
+from micjax.nets.trust.splits import without_each
 from micjax.nets.train import Schedule, Training, best_network, courses
 from micjax.nets.unet import UNet
 
