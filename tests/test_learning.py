@@ -8,10 +8,10 @@ from flax import nnx
 from scipy import stats
 
 from micjax.nets.encoder_decoder import ImageToSpectrum
-from micjax.nets.trust.ensemble import moments
 from micjax.nets.losses import faithful, gradient_difference, ssim
-from micjax.nets.trust.splits import NONE, TEST, TRAIN, VALIDATION, by_block, by_group, without_each
 from micjax.nets.train import Schedule, Training, courses, weights_of
+from micjax.nets.trust.ensemble import moments
+from micjax.nets.trust.splits import NONE, TEST, TRAIN, VALIDATION, by_block, by_group, without_each
 
 # --- losses ------------------------------------------------------------------------------------
 

@@ -22,10 +22,10 @@ from scipy.stats import rankdata
 
 from micjax.io import read
 from micjax.nets.discriminator import Adversaries, PatchDiscriminator, adversarial
-from micjax.nets.trust.ensemble import moments
 from micjax.nets.losses import faithful
-from micjax.nets.trust.splits import without_each
 from micjax.nets.train import Schedule, Training, best_network, courses
+from micjax.nets.trust.ensemble import moments
+from micjax.nets.trust.splits import without_each
 from micjax.nets.unet import UNet
 
 EDGE, EXAMPLES = 64, 16

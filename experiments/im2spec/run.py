@@ -20,12 +20,12 @@ import numpy as np
 from flax import nnx
 
 from micjax.io import read
-from micjax.nets.trust.conformal import conformal_factor
 from micjax.nets.encoder_decoder import ImageToSpectrum
-from micjax.nets.trust.ensemble import moments
 from micjax.nets.losses import faithful
-from micjax.nets.trust.splits import TEST, TRAIN, VALIDATION, by_block
 from micjax.nets.train import Schedule, Training, best_network, courses
+from micjax.nets.trust.conformal import conformal_factor
+from micjax.nets.trust.ensemble import moments
+from micjax.nets.trust.splits import TEST, TRAIN, VALIDATION, by_block
 from micjax.report.figures import SERIES, image_panel, new_figure
 
 HERE = pathlib.Path(__file__).parent
