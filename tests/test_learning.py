@@ -1,5 +1,7 @@
 """What networks are held against, how examples are split, and several networks as one answer."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from scipy import stats
 from micjax.nets.encoder_decoder import ImageToSpectrum
 from micjax.nets.losses import faithful, gradient_difference, ssim
 from micjax.nets.train import Schedule, Training, courses, weights_of
+from micjax.nets.trust.conformal import conformal_factor
 from micjax.nets.trust.ensemble import moments
 from micjax.nets.trust.splits import NONE, TEST, TRAIN, VALIDATION, by_block, by_group, without_each
 
@@ -101,6 +104,34 @@ def test_too_few_groups():
         "a": [False, True, False],
         "b": [True, False, True],
     }
+
+
+# --- conformal factors -------------------------------------------------------------------------
+
+
+def test_the_factor_is_the_order_statistic():
+    scores = np.random.default_rng(0).permutation(np.arange(1.0, 20.0))  # 19 of them
+    assert conformal_factor(scores, 0.9) == 18.0  # (19 + 1) 0.9 = 18
+    assert conformal_factor(scores, 0.91) == 19.0
+    assert conformal_factor(scores, 0.95) == 19.0
+    assert conformal_factor(scores, 0.951) == math.inf
+    assert conformal_factor(scores[:8], 0.9) == math.inf  # 9 are needed
+
+
+def test_coverage_is_exact():
+    """P(new score <= factor) = k / (n + 1) over 20,000 draws of 30 scores and a new one."""
+    rng = np.random.default_rng(1)
+    draws = rng.exponential(size=(20_000, 31))
+    held = [row[-1] <= conformal_factor(row[:-1], 0.8) for row in draws]
+    assert np.mean(held) == pytest.approx(25 / 31, abs=4 * 0.4 / np.sqrt(20_000))
+
+
+def test_scores_that_say_nothing():
+    for scores in (np.array([]), np.array([1.0, np.nan])):
+        with pytest.raises(ValueError, match="scores are NaN"):
+            conformal_factor(scores, 0.9)
+    with pytest.raises(ValueError, match="level = 1.0"):
+        conformal_factor(np.ones(3), 1.0)
 
 
 # --- several networks ----------------------------------------------------------------------------
