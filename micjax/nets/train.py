@@ -8,7 +8,6 @@ had never stopped.
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -61,6 +60,7 @@ class Training:
     score: Callable[[nnx.Module, Batch], Float[Array, ""]] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    compiled: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -298,9 +298,14 @@ def _taken_up(network: nnx.Module, schedule: Schedule, begun: Mapping[str, np.nd
     return Course(replace(first.state, leaves), begun["losses"], begun["held_out"])
 
 
-@functools.lru_cache(maxsize=1)
 def _compiled(training: Training, schedule: Schedule):
-    """A step of the optimiser, and a look at what is held out."""
+    """A step of the optimiser, and a look at what is held out; as long as the training is there."""
+    if schedule not in training.compiled:
+        training.compiled[schedule] = _step_and_look(training, schedule)
+    return training.compiled[schedule]
+
+
+def _step_and_look(training: Training, schedule: Schedule):
     optimiser, devices = schedule.optimiser(), jax.local_device_count()
     shared = NamedSharding(row(), P("devices")) if devices > 1 else None
 

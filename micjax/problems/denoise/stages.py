@@ -1,7 +1,6 @@
 """How `micjax.problems.denoise` is solved: the drift of the frames, then a network that learns from
 their noise; how far it is to be trusted is looked up in quanta that it never saw."""
 
-import itertools
 import pathlib
 from collections.abc import Iterator
 from functools import partial
@@ -97,15 +96,17 @@ def _learned(problem, y, schedule, key, report, before) -> Iterator[Arrays]:
     image, law = combined(problem, y)
     hands = parts_of(problem, y, key)
     training = from_thinning(network_of(problem), law, hands)
-    through = _through(training.network, white=len(y) < FEWEST_FRAMES)
+    through = _through(training.network)
+    # noise that has been smeared differs along the two axes
+    ways = TURNED if len(y) < FEWEST_FRAMES else MIRRORED
     begun = {n.removeprefix("net."): a for n, a in before.items() if n.startswith("net.")}
     for course in courses(training, schedule, key, begun):
         report(len(course.losses) / schedule.steps, f"held-out loss {course.held_out[-1]:.5g}")
         best = course.state.best
         arrays = {f"net.{n}": a for n, a in course.arrays().items()}
-        arrays["image"] = through(best, law, image)
+        arrays["image"] = through(best, law, image, ways if course.reason else AS_IT_IS)
         if course.reason:
-            arrays |= _trust(partial(through, best), law, hands)
+            arrays |= _trust(partial(through, best, ways=ways), law, hands)
         yield arrays
 
 
@@ -121,26 +122,32 @@ def _trust(through, law: NoiseLaw, hands: Float[np.ndarray, "p h w"]) -> Arrays:
     return looked_up(images[-1], np.std(images, axis=0) / share, parts[-1])
 
 
-def _through(network: UNet, white: bool):
+AS_IT_IS = [(False, 1, 1)]
+MIRRORED = [(False, up, left) for up in (1, -1) for left in (1, -1)]
+TURNED = [*MIRRORED, *((True, up, left) for _, up, left in MIRRORED)]
+
+
+def _through(network: UNet):
     """The mean of data of any size, by the network with other weights: the mean of what it makes of
-    the image mirrored and, if noise is the same along both axes, turned (Timofte 2016)."""
+    the image mirrored and turned as `ways` say (Timofte 2016)."""
 
     @eqx.filter_jit
     def seen(weights, law, tile):
         return denoised(replace(network, weights), law, tile)
 
-    def tile_by(weights_and_law, tile):
-        total, turns = 0.0, (False, True) if white else (False,)
-        for turned, up, left in itertools.product(turns, (1, -1), (1, -1)):
+    def tile_by(asked, tile):
+        weights, law, ways = asked
+        total = 0.0
+        for turned, up, left in ways:
             image = np.asarray(tile)[::up, ::left, 0]
             image = jnp.asarray(image.T if turned else image)
-            mean = np.asarray(seen(*weights_and_law, image))
+            mean = np.asarray(seen(weights, law, image))
             total = total + (mean.T if turned else mean)[::up, ::left]
-        return total[..., None] / (4 * len(turns))
+        return total[..., None] / len(ways)
 
-    def through(weights, law: NoiseLaw, y) -> Float[np.ndarray, "h w"]:
+    def through(weights, law: NoiseLaw, y, ways=AS_IT_IS) -> Float[np.ndarray, "h w"]:
         image = np.asarray(y, jnp.result_type(float))[..., None]
-        return tiled(tile_by, (weights, law), image, network.multiple)[..., 0]
+        return tiled(tile_by, (weights, law, ways), image, network.multiple)[..., 0]
 
     return through
 
