@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pathlib
 import re
 import shlex
 import sys
@@ -14,6 +15,7 @@ import yaml
 import micjax
 from micjax.__main__ import main
 from micjax.io import read_nexus
+from micjax.problems import denoise
 from micjax.run.jobs import execute, page
 
 TOY = '''
@@ -234,13 +236,20 @@ def test_init_writes_a_plan_which_is_valid(here, scan, capsys, name):
     assert capsys.readouterr().out == text
 
 
-def test_list_and_info(capsys):
+def test_list_and_info(here, capsys):
     assert main(["list"]) == 0
     out, _ = capsys.readouterr()
     assert "edge" in out and "Probe size from a line scan" in out
     assert main(["info"]) == 0
     out, _ = capsys.readouterr()
     assert "jax " in out and "devices" in out and "extra spm" in out
+    shipped = pathlib.Path(denoise.__file__).with_name("network.h5")
+    assert main(["info", str(shipped)]) == 0
+    out, _ = capsys.readouterr()
+    assert "UNet" in out and "519," in out and "px on each side" in out and "width = 16" in out
+    assert "no such network" in refused(capsys, "info", "nothing.h5")
+    np.save("a.npy", np.random.default_rng(0).poisson(3.0, (64, 64)))
+    assert "no such network" in refused(capsys, "fit", "denoise", "a.npy", "--net", "nothing.h5")
 
 
 def test_help_and_no_command(capsys):

@@ -15,13 +15,14 @@ from micjax.nets.weights import save_network
 from micjax.problems import denoise
 from micjax.problems.denoise import network as net
 from micjax.problems.denoise.data import noise_sd
-from micjax.problems.denoise.drift import drift_of, moved_back
+from micjax.problems.denoise.drift import drift_of, moved_back, sd_between
 from micjax.problems.denoise.model import shifted
-from micjax.problems.denoise.network import HANDS, HELD_OUT, NoiseLaw, paired
+from micjax.problems.denoise.network import HANDS, NoiseLaw, held_out_of, paired
 from micjax.problems.denoise.scenes import intensity, lattice, scene
+from micjax.problems.denoise.stages import parts_of
 from micjax.problems.denoise.trust import looked_up
 
-LAST = jnp.arange(HANDS) >= HANDS - HELD_OUT
+LAST = jnp.arange(HANDS) >= HANDS - held_out_of(HANDS)
 
 
 def two_parts(law, rng, y):
@@ -196,6 +197,20 @@ def test_counts_are_told_from_whole_numbers(tmp_path):
         options, x, y = denoise.load(tmp_path / "a.npy")
         assert options["noise"] == noise and y.shape == (1, 64, 64)
     assert options["sigma"] == pytest.approx(np.sqrt(20.0) / 7.0, rel=0.05)
+
+
+def test_noise_that_has_been_smeared_is_seen_between_frames(images):
+    """And frames are parts by themselves, whose noise says nothing of the noise of others."""
+    rng = np.random.default_rng(12)
+    noise = scipy.ndimage.gaussian_filter1d(rng.normal(size=(5, 64, 64)), 1.0, axis=2)
+    frames = 4.0 * images[1] + 3.0 * noise / noise.std()
+    assert sd_between(frames) == pytest.approx(3.0, rel=0.05)
+    assert noise_sd(frames[0]) < 2.0
+    problem = denoise.problem(64, 64, 5, "normal", sigma=3.0, level=4.0)
+    parts = parts_of(problem, jnp.asarray(frames), jax.random.key(0))
+    np.testing.assert_allclose(parts, frames, rtol=1e-6)
+    few = parts_of(denoise.problem(64, 64, 2, "normal"), jnp.asarray(frames[:2]), jax.random.key(0))
+    assert len(few) == HANDS
 
 
 def test_noise_of_an_image():

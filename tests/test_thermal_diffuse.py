@@ -252,3 +252,18 @@ def test_refusals(modules, settings, whole, tmp_path):
         dataclasses.replace(settings, configurations=3)
     with pytest.raises(ValueError, match="4 thicknesses between 2 and 4 cells"):
         dataclasses.replace(settings, thicknesses=4)
+
+
+def test_a_file_of_one_split_has_the_crystals_of_that_split(modules, settings):
+    crystals = modules["crystals"]
+    only = dataclasses.replace(settings, only="test")
+    numbers = [crystals.number_of(only, i) for i in range(6)]
+    assert [crystals.number_of(settings, i) for i in range(3)] == [0, 1, 2]
+    told = [
+        number
+        for number in range(30)
+        if crystals.split_of(crystals.drawn(settings, number).elements, settings.seed) == "test"
+    ]
+    assert numbers == told
+    with pytest.raises(ValueError, match="only = 'tests': one of train, validation, test"):
+        dataclasses.replace(settings, only="tests")

@@ -163,3 +163,30 @@ def test_two_devices_share_a_batch(tmp_path, trained):
 
 def test_a_course_tells_that_it_has_ended(trained):
     assert [c.reason for c in courses(regression(), SHORT, KEY)] == ["", "", "", "steps"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("RESOURCE_EXHAUSTED: out", MemoryError, r"takes .* GB, .* has .* GB: about 50%"),
+        ("INTERNAL: no", jax.errors.JaxRuntimeError, "INTERNAL"),
+    ],
+)
+def test_a_batch_that_does_not_fit(monkeypatch, text, kind, message):
+    """It says how much would; other faults of a device stay what they are."""
+    module, training = sys.modules["micjax.nets.train"], regression()
+    step, look = module._compiled(training, SHORT)
+    state = module._first(training.network, SHORT).state
+    told = step.lower(state, KEY, training.data).compile().memory_analysis()
+    half = told.argument_size_in_bytes + told.output_size_in_bytes + told.temp_size_in_bytes // 2
+
+    class Full:
+        lower = step.lower
+
+        def __call__(self, *_):
+            raise jax.errors.JaxRuntimeError(text)
+
+    monkeypatch.setattr(module, "available_bytes", lambda: half)
+    monkeypatch.setattr(module, "_compiled", lambda *_: (Full(), look))
+    with pytest.raises(kind, match=message):
+        list(courses(training, SHORT, KEY))

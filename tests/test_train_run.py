@@ -11,7 +11,13 @@ from micjax.nets.weights import load_network
 from micjax.run.folder import RunFolder
 
 TINY = ["edge_px=16", "examples=2", "width=8", "depth=1", "schedule.steps=6", "schedule.chunk=2"]
-TRAIN = ["train", "denoise", *(word for text in TINY for word in ("--set", text))]
+TRAIN = [
+    "train",
+    "denoise",
+    "--set",
+    "tensorboard=true",
+    *(word for text in TINY for word in ("--set", text)),
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +33,7 @@ def test_the_folder_of_a_training(whole):
     assert network.facts["steps"] == 6 and network.facts["problem"] == "denoise"
     rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4, 6]
+    assert list((whole / "tensorboard").glob("events*"))
     report = (whole / "report.html").read_text()
     assert "All 6 steps were made." in report and "Examples" in report
 

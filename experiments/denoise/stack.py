@@ -32,8 +32,8 @@ import sys, numpy as np, bm3d
 from skimage.restoration import denoise_tv_chambolle
 with np.load(sys.argv[1]) as file:
     image, sigma = file["image"], float(file["sigma"])
-out = {"bm3d": sigma * bm3d.bm3d(image / sigma, sigma_psd=1.0)}
-for w in (0.3, 0.5, 0.7, 1.0, 1.4, 2.0):
+out = {f"bm3d {w}": sigma * bm3d.bm3d(image / sigma, sigma_psd=w) for w in (0.7, 1.0, 1.5, 2.0)}
+for w in (0.5, 1.0, 2.0, 3.0, 5.0):
     out[f"tv {w}"] = sigma * denoise_tv_chambolle(image / sigma, weight=w)
 np.savez(sys.argv[1] + ".out.npz", **out)
 """
@@ -57,8 +57,8 @@ def nats(image: np.ndarray, frame: np.ndarray, begun_px: np.ndarray) -> float:
 
     def rms(drift) -> float:
         moved = np.asarray(move(jnp.asarray(image), jnp.asarray(drift)))[inside].ravel()
-        slope, offset = np.polyfit(moved, wanted, 1)
-        return float(np.std(wanted - slope * moved - offset))
+        slope = np.cov(moved, wanted)[0, 1] / moved.var(ddof=1)
+        return float(np.std(wanted - slope * moved))
 
     best = scipy.optimize.minimize(rms, begun_px, method="Nelder-Mead", options={"xatol": 0.01})
     return -np.log(best.fun)

@@ -32,8 +32,11 @@ class Settings:
     most_cells: int = 24
     across: int = 4  # cells of the periodic box
     pixels: int = 192  # of the box
+    only: str = ""  # one of SPLITS: the crystals of it, which are those of a file that has all
 
     def __post_init__(self):
+        if self.only not in ("", *SPLITS):
+            raise ValueError(f"only = {self.only!r}: one of {', '.join(SPLITS)} is needed")
         if self.configurations < 2 or self.configurations % 2:
             raise ValueError(f"{self.configurations} configurations have no two halves")
         if not 1 <= self.thicknesses <= self.most_cells - self.fewest_cells + 1:
@@ -63,6 +66,15 @@ def split_of(elements, seed: int) -> str:
         return "test"
     share = np.random.default_rng([1, seed, *elements]).random()
     return "validation" if share < VALIDATION else "test" if share < VALIDATION + TEST else "train"
+
+
+def number_of(settings: Settings, index: int) -> int:
+    """The number of the crystal that stands in a file at `index`."""
+    if not settings.only:
+        return index
+    wanted = [i for i, split in enumerate(OF_TEN) if split == settings.only]
+    tens, rest = divmod(index, len(wanted))
+    return 10 * tens + wanted[rest]
 
 
 def drawn(settings: Settings, number: int) -> Crystal:

@@ -21,7 +21,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import h5py
 import numpy as np
-from crystals import Settings, drawn, held_out, split_of
+from crystals import Settings, drawn, held_out, number_of, split_of
 from patterns import (
     AXIS,
     ENERGY_KEV,
@@ -122,6 +122,7 @@ def complete(path: pathlib.Path, settings: Settings) -> int:
     """
     with opened(path) as file:
         theirs, ours = json.loads(file.attrs["settings"]), dataclasses.asdict(settings)
+        theirs.setdefault("only", "")  # older files have all
         other = [f"{n} = {theirs.get(n)}, not {v}" for n, v in ours.items() if theirs.get(n) != v]
         if other:
             raise ValueError(
@@ -145,7 +146,7 @@ def append(path: pathlib.Path, crystal: dict[str, np.ndarray]) -> None:
 
 
 def record(settings: Settings, number: int) -> dict[str, np.ndarray]:
-    """Crystal `number`, as it stands in the file."""
+    """Crystal `number`, as it stands in a file."""
     crystal = drawn(settings, number)
     return {
         **simulated(settings, number, crystal),
@@ -162,7 +163,7 @@ def make(path: pathlib.Path, settings: Settings, crystals: int) -> None:
     done = complete(path, settings)
     with progress("thermal diffuse", crystals) as show:
         for number in range(done, crystals):
-            append(path, record(settings, number))
+            append(path, record(settings, number_of(settings, number)))
             show(number + 1)
 
 
@@ -172,7 +173,8 @@ def main() -> None:
     parser.add_argument("file", type=pathlib.Path, nargs="?", default=file)
     parser.add_argument("--crystals", type=int, default=240)
     for field in dataclasses.fields(Settings):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
+        name, kind = f"--{field.name.replace('_', '-')}", type(field.default)
+        parser.add_argument(name, type=kind, default=field.default)
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--figure", action="store_true")
     given = parser.parse_args()

@@ -27,10 +27,10 @@ from forward import (
     to_normal,
 )
 
-from micjax.nets.conformal import conformal_factor
 from micjax.nets.encoder import ImageEncoder
 from micjax.nets.mixture import mixture_numbers, normal_mixture
 from micjax.nets.train import Schedule, Training, train
+from micjax.nets.trust.conformal import conformal_factor
 from micjax.nets.weights import load_network, save_network
 
 COMPONENTS, SIZE, HELD_OUT, EXAMPLES, DRAWS, LEVEL = 6, 6, 400, 32, 200, 0.9

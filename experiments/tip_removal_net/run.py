@@ -22,8 +22,8 @@ from head import head_training
 from micjax.core.files import write_atomically
 from micjax.core.foreign.hdf5 import opened
 from micjax.core.tree import replace
-from micjax.nets.conformal import conformal_factor
 from micjax.nets.train import Schedule, train, weights_of
+from micjax.nets.trust.conformal import conformal_factor
 from micjax.physics.tips.dilation import erode, touching_tip_pixels
 from micjax.physics.tips.evidence import noise_sigma_nm
 from micjax.physics.tips.villarrubia import villarrubia

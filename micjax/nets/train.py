@@ -6,6 +6,7 @@ is decided by it, its `Schedule` and the key alone: broken off and taken up agai
 had never stopped.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -22,7 +23,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, PyTree
 
-from micjax.core.devices import row
+from micjax.core.devices import available_bytes, row
 from micjax.core.files import write_atomically
 from micjax.core.foreign.hdf5 import opened
 from micjax.core.problem import Values
@@ -34,7 +35,7 @@ FORMAT = "micjax training 1"
 Batch = PyTree  # arrays [examples, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Training:
     """What a network learns.
 
@@ -46,6 +47,7 @@ class Training:
         out says which network is the best.
     - `data`: arrays that `draw` needs; large ones belong here and not into a closure.
     - `held_out`: draws what is held out, if that is not the same with other keys.
+    - `score`: `score(network, batch) -> ()` that says which network is the best, if not `loss`.
     - `options`: that the network was made with; `facts`: what it is for. Both stand beside its
         weights in a file.
     - `certificate`: `certificate(training, network, key) -> facts` of the trained network, measured
@@ -57,9 +59,11 @@ class Training:
     loss: Callable[[nnx.Module, Batch], Float[Array, ""]]
     data: PyTree = None
     held_out: Callable[[Array, PyTree], Batch] | None = None
+    score: Callable[[nnx.Module, Batch], Float[Array, ""]] | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     certificate: Callable[["Training", nnx.Module, Array], Mapping[str, Any]] | None = None
+    compiled: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +186,9 @@ def train(
                 on_chunk(course)
     if course is None:  # interrupted before the first chunk
         course = (
-            _first(training, schedule) if begun is None else _taken_up(training, schedule, begun)
+            _first(training.network, schedule)
+            if begun is None
+            else _taken_up(training.network, schedule, begun)
         )
     return Trained(best_network(training, course), course, interruption.happened)
 
@@ -192,16 +198,22 @@ def courses(
     schedule: Schedule,
     key: Array,
     begun: Mapping[str, np.ndarray] | None = None,
+    start: nnx.Module | None = None,
 ) -> Iterator[Course]:
     """The course of a training after each chunk; the last one has a `reason`.
 
     **Arguments:**
 
+    - `start`: another network of the same kind to begin with; several of them, as for
+        a deep ensemble (Lakshminarayanan 2017), are compiled once.
     - `begun`: the `arrays()` of a course that was broken off.
 
-    **Raises:** `ValueError` for arrays of another network; `FloatingPointError`.
+    **Raises:** `ValueError` for arrays of another network; `FloatingPointError`; `MemoryError`,
+    which says how much of a batch fits.
     """
-    course = _taken_up(training, schedule, begun) if begun else _first(training, schedule)
+    if start is None:
+        start = training.network
+    course = _taken_up(start, schedule, begun) if begun else _first(start, schedule)
     step, look = _compiled(training, schedule)
     key_of_steps, key_of_looks = jax.random.split(key)
     if not begun:  # where it begins may be the best there is
@@ -214,10 +226,11 @@ def courses(
         return
     while not course.reason:
         state, losses = course.state, []
-        for _ in range(min(schedule.chunk, schedule.steps - len(course.losses))):
-            state, loss = step(state, key_of_steps, training.data)
-            losses.append(loss)
-        state, held_out = look(state, key_of_looks, training.data)
+        with _told_how_much_fits(step, state, key_of_steps, training.data):
+            for _ in range(min(schedule.chunk, schedule.steps - len(course.losses))):
+                state, loss = step(state, key_of_steps, training.data)
+                losses.append(loss)
+            state, held_out = look(state, key_of_looks, training.data)
         course = Course(
             state,
             np.concatenate([course.losses, np.asarray(jax.device_get(losses), float)]),
@@ -225,6 +238,26 @@ def courses(
         )
         course = dataclasses.replace(course, reason=_reason(course, schedule))
         yield course
+
+
+@contextlib.contextmanager
+def _told_how_much_fits(step, *arguments):
+    """**Raises:** `MemoryError` where a device has too little for a batch."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        told = step.lower(*arguments).compile().memory_analysis()
+        needed = told.temp_size_in_bytes + told.argument_size_in_bytes + told.output_size_in_bytes
+        device = jax.local_devices()[0]
+        there = (device.memory_stats() or {}).get("bytes_limit", available_bytes())
+        fixed = needed - told.temp_size_in_bytes  # weights and data, whatever the batch
+        share = max(0.0, (there - fixed) / max(told.temp_size_in_bytes, 1))
+        raise MemoryError(
+            f"a step of the training takes {needed / 1e9:.3g} GB, {device} has "
+            f"{there / 1e9:.3g} GB: about {min(share, 0.9):.0%} of the examples of a batch fit"
+        ) from error
 
 
 def _reason(course: Course, schedule: Schedule) -> str:
@@ -235,22 +268,23 @@ def _reason(course: Course, schedule: Schedule) -> str:
     return "steps" if len(course.losses) >= schedule.steps else ""
 
 
-def _first(training: Training, schedule: Schedule) -> Course:
-    weights = weights_of(training.network)
+def _first(network: nnx.Module, schedule: Schedule) -> Course:
+    weights = weights_of(network)
     state = TrainState(
         jnp.zeros((), int),
         weights,
         weights,
         schedule.optimiser().init(weights),
         weights,
-        jnp.asarray(jnp.inf),
+        # of no weak type, or the step would be compiled once more
+        jnp.full((), jnp.inf, jnp.result_type(float)),
         jnp.zeros((), int),
     )
     return Course(state, np.empty(0), np.empty(0))
 
 
-def _taken_up(training: Training, schedule: Schedule, begun: Mapping[str, np.ndarray]) -> Course:
-    first = _first(training, schedule)
+def _taken_up(network: nnx.Module, schedule: Schedule, begun: Mapping[str, np.ndarray]) -> Course:
+    first = _first(network, schedule)
     wanted = named_leaves(first.state)
     saved = {n.removeprefix("state."): a for n, a in begun.items() if n.startswith("state.")}
     for name, leaf in wanted.items():
@@ -268,7 +302,13 @@ def _taken_up(training: Training, schedule: Schedule, begun: Mapping[str, np.nda
 
 
 def _compiled(training: Training, schedule: Schedule):
-    """A step of the optimiser, and a look at what is held out."""
+    """A step of the optimiser, and a look at what is held out; as long as the training is there."""
+    if schedule not in training.compiled:
+        training.compiled[schedule] = _step_and_look(training, schedule)
+    return training.compiled[schedule]
+
+
+def _step_and_look(training: Training, schedule: Schedule):
     optimiser, devices = schedule.optimiser(), jax.local_device_count()
     shared = NamedSharding(row(), P("devices")) if devices > 1 else None
 
@@ -285,10 +325,15 @@ def _compiled(training: Training, schedule: Schedule):
             batch,
         )
 
-    def loss(weights, batch):
-        if schedule.bfloat16:
-            weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
-        return training.loss(replace(training.network, weights), batch)
+    def with_weights(function):
+        def of_weights(weights, batch):
+            if schedule.bfloat16:
+                weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
+            return function(replace(training.network, weights), batch)
+
+        return of_weights
+
+    loss, score = with_weights(training.loss), with_weights(training.score or training.loss)
 
     @jax.jit
     def step(state: TrainState, key, data):
@@ -305,7 +350,7 @@ def _compiled(training: Training, schedule: Schedule):
     @jax.jit
     def look(state: TrainState, key, data):
         keys, draw = jax.random.split(key, schedule.held_out), training.held_out or training.draw
-        value = jax.lax.map(lambda k: loss(state.average, drawn(draw, k, data)), keys).mean()
+        value = jax.lax.map(lambda k: score(state.average, drawn(draw, k, data)), keys).mean()
         better = value < state.best_loss
         best = jax.tree.map(lambda a, b: jnp.where(better, a, b), state.average, state.best)
         waited = jnp.where(better, 0, state.waited + 1)

@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     fit("problem", metavar="PROBLEM", help=PROBLEM)
     fit("file", metavar="FILE", help="any format of micjax.io")
     fit("--channel", help="channel of the file (default: the height)")
+    fit("--net", metavar="FILE", help="weights of a network, of micjax train")
     command("run", commands.run, PLAN, SET, OUT, RESUME, IN_DOUBT, TRUST)
     command("explore", commands.explore, PLAN, SET, OUT, RESUME, IN_DOUBT, TRUST)
     command("validate", commands.validate, PLAN, SET, TRUST)
@@ -82,7 +83,8 @@ def parser() -> argparse.ArgumentParser:
     consolidate = command("consolidate", commands.consolidate_journal, RUN)
     consolidate("file", metavar="FILE", nargs="?", help="(default: RUN/records.nxs)")
     command("list", commands.list_problems)
-    command("info", commands.tell_info)
+    tell = command("info", commands.tell_info)
+    tell("file", metavar="FILE", nargs="?", help="weights of a network (default: none)")
     return top
 
 

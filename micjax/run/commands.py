@@ -10,7 +10,7 @@ import yaml
 
 from micjax.instruments import consolidate
 from micjax.report.text import plain_table
-from micjax.run.info import info
+from micjax.run.info import about_network, info
 from micjax.run.jobs.kinds import RUNS
 from micjax.run.lifecycle import Asked, carry_out, precision_of
 from micjax.run.plans.plan import make_plan, read_plan, with_settings
@@ -29,8 +29,9 @@ def demo(arguments: argparse.Namespace, asked: Asked) -> int:
 def fit(arguments: argparse.Namespace, asked: Asked) -> int:
     """solve a problem for a microscope's file"""
     given = {"problem": arguments.problem, "file": arguments.file}
-    if arguments.channel is not None:
-        given["options"] = {"channel": arguments.channel}
+    options = {n: getattr(arguments, n) for n in ("channel", "net")}
+    if options := {n: value for n, value in options.items() if value is not None}:
+        given["options"] = options
     return _run(given, arguments, asked)
 
 
@@ -114,8 +115,8 @@ def list_problems(arguments: argparse.Namespace, asked: Asked) -> int:
 
 
 def tell_info(arguments: argparse.Namespace, asked: Asked) -> int:
-    """versions, devices, optional packages"""
-    print(info())
+    """versions, devices, optional packages; or what the file of a network holds"""
+    print(info() if arguments.file is None else about_network(arguments.file))
     return 0
 
 

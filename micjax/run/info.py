@@ -1,4 +1,4 @@
-"""What is installed here, as text."""
+"""What is installed here, and what the file of a network holds, as text."""
 
 import importlib.metadata
 import importlib.util
@@ -7,6 +7,9 @@ import re
 
 import jax
 
+from micjax.nets.train import weights_of
+from micjax.nets.unet import UNet
+from micjax.nets.weights import load_network
 from micjax.run.plans.solve import SolvePlan
 from micjax.run.provenance import PACKAGES, version
 
@@ -20,6 +23,20 @@ def info() -> str:
     )
     lines += [f"extra {name:<5} {state}" for name, state in extras().items()]
     return "\n".join(lines)
+
+
+def about_network(file: str) -> str:
+    """**Raises:** `FileNotFoundError`; `ValueError` for a file that is no network."""
+    network, architecture, options, facts = load_network(file)
+    number = sum(array.size for array in weights_of(network).values())
+    lines = {"network": architecture, "weights": f"{number:,}"}
+    if isinstance(network, UNet):
+        lines["reach"] = f"{network.reach} px on each side, but for the means of the norms"
+        lines["edges"] = f"multiples of {network.multiple} px"
+    rows = [f"{name:<11} {value}" for name, value in lines.items()]
+    for kind, values in (("made with", options), ("facts", facts)):
+        rows += [kind, *(f"  {name} = {value}" for name, value in values.items())]
+    return "\n".join(rows)
 
 
 def extras() -> dict[str, str]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from micjax.io import Field, read
 from micjax.io.fields import nm_per
+from micjax.problems.denoise.drift import sd_between
 
 log = logging.getLogger("micjax")
 
@@ -32,8 +33,8 @@ def load(
     - `channel`: which array of the file.
     - `noise`: `poisson` for counts, `normal` for other values; `auto`: counts if all values are
         whole numbers that are not below zero and their noise is as large as that of counts.
-    - `sigma`: standard deviation of normal noise, where it is known; else from differences of
-        neighbouring pixels (Immerkær 1996).
+    - `sigma`: standard deviation of normal noise, where it is known; else from what frames differ
+        by, of a single one from differences of neighbouring pixels (Immerkær 1996).
     - `net`: a file of weights that the network begins with.
 
     **Raises:** `ValueError` for other shapes, images smaller than 32 pixels, values that are not
@@ -69,12 +70,14 @@ def load(
             deviation,
             np.sqrt(values.mean()),
         )
+    if law == "normal" and sigma is None:
+        sigma = deviation if len(values) == 1 else sd_between(values)
     options: dict[str, Any] = {
         "ny": values.shape[1],
         "nx": values.shape[2],
         "frames": len(values),
         "noise": law,
-        "sigma": (deviation if sigma is None else sigma) if law == "normal" else 1.0,
+        "sigma": sigma if law == "normal" else 1.0,
         "level": float(np.mean(np.abs(values))),
         "pixel_A": _pixel_A(field),
         "net": None if net is None else str(pathlib.Path(net).absolute()),

@@ -2,9 +2,10 @@
 
 import numpy as np
 import scipy.ndimage
-from jaxtyping import Float, Int
+from jaxtyping import ArrayLike, Float, Int
 
 SMOOTH_PX = 1.0  # noise of single pixels has no part in it
+MOST_DRIFT_PX = 12  # from frame to frame
 
 
 def drift_of(frames: Float[np.ndarray, "n y x"], most_px: int) -> Int[np.ndarray, "n 2"]:
@@ -41,3 +42,19 @@ def moved_back(frame: Float[np.ndarray, "y x"], drift_px) -> Float[np.ndarray, "
     rows, columns = (np.arange(n) - d for n, d in zip(frame.shape, drift_px, strict=True))
     inside = [np.clip(i, 0, n - 1) for i, n in zip((rows, columns), frame.shape, strict=True)]
     return frame[np.ix_(*inside)]
+
+
+def aligned(frames: Float[ArrayLike, "n y x"], drift_px) -> Float[np.ndarray, "n y x"]:
+    """All frames on the pixels of the first one, to whole pixels."""
+    drift = np.round(np.asarray(drift_px)).astype(int)
+    pairs = zip(np.asarray(frames, float), drift, strict=True)
+    return np.array([moved_back(frame, d) for frame, d in pairs])
+
+
+def sd_between(frames: Float[np.ndarray, "n y x"]) -> float:
+    """Standard deviation of a pixel from frame to frame, once they are aligned; whatever the noise
+    of neighbouring pixels has in common."""
+    on_first = aligned(frames, drift_of(frames, MOST_DRIFT_PX))
+    rim = [min(n // 4, MOST_DRIFT_PX * len(frames)) for n in frames.shape[1:]]
+    inside = on_first[:, rim[0] : -rim[0], rim[1] : -rim[1]]
+    return float(np.sqrt(inside.var(axis=0, ddof=1).mean()))

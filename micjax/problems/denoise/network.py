@@ -24,10 +24,14 @@ from micjax.nets.train import Training
 from micjax.nets.unet import UNet
 from micjax.problems.denoise.scenes import EDGE_PX, scene
 
-HANDS, HELD_OUT = 20, 4  # parts that the quanta are dealt out in, and those not learned from
-FEWEST = 8  # parts that the network is given while it learns
+HANDS = 20  # parts that the quanta of an image are dealt out in
 DOSES = (0.3, 100.0)  # counts a pixel, of made-up images
 DARKEST = 0.05  # of an image as the network sees it: no logarithm of nothing
+
+
+def held_out_of(hands: int) -> int:
+    """How many of the parts are not learned from."""
+    return max(1, hands // 5)
 
 
 class NoiseLaw(eqx.Module):
@@ -72,7 +76,7 @@ class NoiseLaw(eqx.Module):
         count = which.sum(axis=-1)
         if self.counted:
             return total, NoiseLaw(jnp.ones_like(count), True)
-        sigma = self.sigma * jnp.sqrt(HANDS / count)
+        sigma = self.sigma * jnp.sqrt(hands.shape[-3] / count)
         return total / count[..., None, None], NoiseLaw(sigma, False)
 
 
@@ -150,31 +154,34 @@ def from_thinning(
     examples: int = 4,
     edge: int = 128,
 ) -> Training:
-    """One image, dealt out: the last parts are held out, the network learns from the others.
+    """One image in independent parts: the last ones are held out, the others are learned from.
 
     **Arguments:**
 
+    - `hands`: parts of an image (`NoiseLaw.dealt`), or frames of it; at least three.
     - `edge`: of the crops; those of smaller images are as large as the image.
     """
     shape = hands.shape[1:]
     size = tuple(min(edge, n - n % network.multiple) for n in shape)
     room = jnp.array(shape) - jnp.array(size) + 1
-    learned = jnp.arange(HANDS) < HANDS - HELD_OUT
+    number = len(hands)
+    most = number - held_out_of(number)
+    learned = jnp.arange(number) < most
 
     def cropped(key, hands):
         corners = jax.random.randint(key, (examples, 2), 0, room)
         start = jnp.pad(corners, ((0, 0), (1, 0)))
-        return jax.vmap(lambda c: jax.lax.dynamic_slice(hands, c, (HANDS, *size)))(start)
+        return jax.vmap(lambda c: jax.lax.dynamic_slice(hands, c, (number, *size)))(start)
 
     def draw(key, data):
         where, how_many, which = jax.random.split(key, 3)
-        count = jax.random.randint(how_many, (examples, 1), FEWEST, HANDS - HELD_OUT)
-        chance = jnp.where(learned, jax.random.uniform(which, (examples, HANDS)), 2.0)
+        count = jax.random.randint(how_many, (examples, 1), max(1, most // 2), most)
+        chance = jnp.where(learned, jax.random.uniform(which, (examples, number)), 2.0)
         kept = jnp.argsort(jnp.argsort(chance, axis=1), axis=1) < count
         return paired(data[0], cropped(where, data[1]), kept, learned & ~kept)
 
     def held_out(key, data):
-        kept = jnp.broadcast_to(learned, (examples, HANDS))
+        kept = jnp.broadcast_to(learned, (examples, number))
         return paired(data[0], cropped(key, data[1]), kept, ~kept)
 
     return Training(network, draw, loss, (law, jnp.asarray(hands)), held_out)

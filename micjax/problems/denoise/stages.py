@@ -20,19 +20,19 @@ from micjax.nets.train import Schedule, courses
 from micjax.nets.unet import UNet
 from micjax.nets.weights import load_network
 from micjax.physics.noise import Poisson
-from micjax.problems.denoise.drift import drift_of, moved_back
+from micjax.problems.denoise.drift import MOST_DRIFT_PX, aligned, drift_of
 from micjax.problems.denoise.network import (
-    HANDS,
-    HELD_OUT,
     NoiseLaw,
     denoised,
     from_thinning,
+    held_out_of,
     paired,
 )
 from micjax.problems.denoise.trust import looked_up
 
 SHIPPED = pathlib.Path(__file__).with_name("network.h5")  # of micjax train denoise
 IMAGE, DRIFT = "forward.image", "forward.drift_px"
+FEWEST_FRAMES = 4  # that are parts by themselves
 
 
 def stages(
@@ -42,7 +42,7 @@ def stages(
     *,
     steps: int = 1000,
     learning_rate: float = 1e-3,
-    most_drift_px: int = 12,
+    most_drift_px: int = MOST_DRIFT_PX,
 ) -> list:
     """Drift, network, and the drift again to a part of a pixel.
 
@@ -72,11 +72,19 @@ def stages(
 
 def combined(problem: InverseProblem, y: Float[Array, "n h w"]) -> tuple[np.ndarray, NoiseLaw]:
     """All frames as one image, counts added or values averaged, and the law of its noise."""
-    drift = np.round(np.asarray(problem.forward.drift_px)).astype(int)
-    frames = [moved_back(np.asarray(f, float), d) for f, d in zip(y, drift, strict=True)]
+    frames = aligned(y, problem.forward.drift_px)
     if isinstance(problem.noise, Poisson):
         return np.sum(frames, axis=0), NoiseLaw()
     return np.mean(frames, axis=0), NoiseLaw(problem.noise.sigma / np.sqrt(len(frames)), False)
+
+
+def parts_of(problem: InverseProblem, y: Float[Array, "n h w"], key: Array):
+    """The same image as independent parts. Frames are, even if their noise has been smeared from
+    pixel to pixel; where they are too few the quanta are dealt out."""
+    if len(y) >= FEWEST_FRAMES:
+        return aligned(y, problem.forward.drift_px).astype(np.float32)
+    image, law = combined(problem, y)
+    return law.dealt(np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel()), image)
 
 
 def network_of(problem: InverseProblem) -> UNet:
@@ -86,42 +94,60 @@ def network_of(problem: InverseProblem) -> UNet:
 
 def _learned(problem, y, schedule, key, report, before) -> Iterator[Arrays]:
     image, law = combined(problem, y)
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
-    hands = law.dealt(rng, image)
+    hands = parts_of(problem, y, key)
     training = from_thinning(network_of(problem), law, hands)
     through = _through(training.network)
+    # noise that has been smeared differs along the two axes
+    ways = TURNED if len(y) < FEWEST_FRAMES else MIRRORED
     begun = {n.removeprefix("net."): a for n, a in before.items() if n.startswith("net.")}
     for course in courses(training, schedule, key, begun):
         report(len(course.losses) / schedule.steps, f"held-out loss {course.held_out[-1]:.5g}")
         best = course.state.best
         arrays = {f"net.{n}": a for n, a in course.arrays().items()}
-        arrays["image"] = through(best, law, image)
+        arrays["image"] = through(best, law, image, ways if course.reason else AS_IT_IS)
         if course.reason:
-            arrays |= _trust(partial(through, best), law, hands)
+            arrays |= _trust(partial(through, best, ways=ways), law, hands)
         yield arrays
 
 
 def _trust(through, law: NoiseLaw, hands: Float[np.ndarray, "p h w"]) -> Arrays:
-    """How good the image is: of each fifth of the quanta in turn, what the others make of it moves
+    """How good the image is: of each fifth of the parts in turn, what the others make of it moves
     the image as noise does; what the network never learned from says by how much it is wrong."""
-    others = jnp.eye(HANDS // HELD_OUT, dtype=bool).repeat(HELD_OUT, axis=1)
+    number, out = len(hands), held_out_of(len(hands))
+    group = (np.arange(number) - number) // out  # the last one, -1, never was learned from
+    others = [jnp.asarray(group == g) for g in range(-(number // out), 0)]
     parts = [paired(law, jnp.asarray(hands), ~other, other) for other in others]
     images = [through(part.law, part.kept) for part in parts]
-    share = 1.0 - HELD_OUT / HANDS if law.counted else 1.0
+    share = 1.0 - out / number if law.counted else 1.0
     return looked_up(images[-1], np.std(images, axis=0) / share, parts[-1])
 
 
+AS_IT_IS = [(False, 1, 1)]
+MIRRORED = [(False, up, left) for up in (1, -1) for left in (1, -1)]
+TURNED = [*MIRRORED, *((True, up, left) for _, up, left in MIRRORED)]
+
+
 def _through(network: UNet):
-    """The mean of data of any size, by the network with other weights."""
+    """The mean of data of any size, by the network with other weights: the mean of what it makes of
+    the image mirrored and turned as `ways` say (Timofte 2016)."""
 
     @eqx.filter_jit
-    def one_tile(weights_and_law, tile):
-        weights, law = weights_and_law
-        return denoised(replace(network, weights), law, tile[..., 0])[..., None]
+    def seen(weights, law, tile):
+        return denoised(replace(network, weights), law, tile)
 
-    def through(weights, law: NoiseLaw, y) -> Float[np.ndarray, "h w"]:
+    def tile_by(asked, tile):
+        weights, law, ways = asked
+        total = 0.0
+        for turned, up, left in ways:
+            image = np.asarray(tile)[::up, ::left, 0]
+            image = jnp.asarray(image.T if turned else image)
+            mean = np.asarray(seen(weights, law, image))
+            total = total + (mean.T if turned else mean)[::up, ::left]
+        return total[..., None] / len(ways)
+
+    def through(weights, law: NoiseLaw, y, ways=AS_IT_IS) -> Float[np.ndarray, "h w"]:
         image = np.asarray(y, jnp.result_type(float))[..., None]
-        return tiled(one_tile, (weights, law), image, network.multiple)[..., 0]
+        return tiled(tile_by, (weights, law, ways), image, network.multiple)[..., 0]
 
     return through
 

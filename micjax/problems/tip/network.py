@@ -15,8 +15,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from micjax.nets.conformal import conformal_factor
 from micjax.nets.train import Training
+from micjax.nets.trust.conformal import conformal_factor
 from micjax.nets.unet import UNet
 from micjax.physics.tips.dilation import certain, contacts, dilate, erode
 from micjax.problems.tip.scenes import DEPTHS, NOISES, SIZE, surface, tips

@@ -1,12 +1,13 @@
 """A training as a run: the network of a problem, its weights as a file, how it learned."""
 
+import pathlib
 from typing import Any
 
 import jax
 
 from micjax.core.problem import InverseProblem
 from micjax.inference.solution import Solution
-from micjax.nets.train import Schedule, Trained, Training, train, weights_of
+from micjax.nets.train import Course, Schedule, Trained, Training, train, weights_of
 from micjax.nets.weights import save_network
 from micjax.physics.noise import Gaussian
 from micjax.report.figures import captioned, learning_curve
@@ -26,8 +27,18 @@ ENDS = {
 }
 
 
+def events(folder: pathlib.Path | None):
+    """What writes event files into a folder; None: only whether there is such a thing."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ImportError(f"{error}: pip install 'micjax[tensorboard]'") from error
+    return None if folder is None else SummaryWriter(str(folder))
+
+
 class TrainRun(Run):
-    """**Raises:** `ValueError` for a problem without a network, or settings that it has not."""
+    """**Raises:** `ValueError` for a problem without a network, or settings that it has not;
+    `ImportError` for event files without what writes them."""
 
     def __init__(self, plan: TrainPlan, asked: Asked):
         entry = find(plan.problem, asked.trust)
@@ -41,6 +52,8 @@ class TrainRun(Run):
         options = checked(f"option of {plan.problem}", plan.options, allowed, entry.ours)
         self.training: Training = training_of(**options)
         self.schedule = Schedule(**checked("setting of a schedule", plan.schedule, of_schedule))
+        if plan.tensorboard:
+            events(None)  # told here if it is missing
         self.plan, self.inputs, self.name = plan, {}, f"train-{entry.short}"
         self.title = f"the network of {plan.problem}"
 
@@ -49,19 +62,23 @@ class TrainRun(Run):
 
     def compute(self, folder: RunFolder, facts: Facts, resume: bool) -> Outcome:
         training = self.training
+        board = events(folder / "tensorboard") if self.plan.tensorboard else None
+
+        def tell(course: Course) -> None:
+            losses = {"loss": float(course.losses[-1]), "held_out_loss": float(course.held_out[-1])}
+            folder.add_metrics({"step": len(course.losses)} | losses)
+            if board is not None:
+                for name, value in losses.items():
+                    board.add_scalar(name, value, len(course.losses))
+                board.flush()
+
         trained = train(
             training,
             self.schedule,
             jax.random.key(self.plan.seed),
             checkpoint=folder.path / "checkpoints" / "training.h5",
             resume=resume,
-            on_chunk=lambda course: folder.add_metrics(
-                {
-                    "step": len(course.losses),
-                    "loss": float(course.losses[-1]),
-                    "held_out_loss": float(course.held_out[-1]),
-                }
-            ),
+            on_chunk=tell,
         )
         if not len(trained.course.held_out):  # interrupted before the first look
             facts.ended("interrupted")

@@ -16,3 +16,4 @@ class TrainPlan(Plan):
     problem: str
     options: dict[str, Any] = {}
     schedule: dict[str, Any] = {}
+    tensorboard: bool = False  # the losses also as the event files of TensorBoard

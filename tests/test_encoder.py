@@ -1,6 +1,4 @@
-"""Intervals that cover, mixtures as laws, an encoder of images."""
-
-import math
+"""An encoder of images, and mixtures as laws."""
 
 import jax
 import jax.numpy as jnp
@@ -9,34 +7,8 @@ import pytest
 import scipy.stats
 from flax import nnx
 
-from micjax.nets.conformal import conformal_factor
 from micjax.nets.encoder import ImageEncoder
 from micjax.nets.mixture import mixture_numbers, normal_mixture
-
-
-def test_the_factor_is_the_order_statistic():
-    scores = np.random.default_rng(0).permutation(np.arange(1.0, 20.0))  # 19 of them
-    assert conformal_factor(scores, 0.9) == 18.0  # (19 + 1) 0.9 = 18
-    assert conformal_factor(scores, 0.91) == 19.0
-    assert conformal_factor(scores, 0.95) == 19.0
-    assert conformal_factor(scores, 0.951) == math.inf
-    assert conformal_factor(scores[:8], 0.9) == math.inf  # 9 are needed
-
-
-def test_coverage_is_exact():
-    """P(new score <= factor) = k / (n + 1) over 20,000 draws of 30 scores and a new one."""
-    rng = np.random.default_rng(1)
-    draws = rng.exponential(size=(20_000, 31))
-    held = [row[-1] <= conformal_factor(row[:-1], 0.8) for row in draws]
-    assert np.mean(held) == pytest.approx(25 / 31, abs=4 * 0.4 / np.sqrt(20_000))
-
-
-def test_scores_that_say_nothing():
-    for scores in (np.array([]), np.array([1.0, np.nan])):
-        with pytest.raises(ValueError, match="scores are NaN"):
-            conformal_factor(scores, 0.9)
-    with pytest.raises(ValueError, match="level = 1.0"):
-        conformal_factor(np.ones(3), 1.0)
 
 
 def test_a_mixture_is_that_of_its_numbers():
