@@ -2,11 +2,53 @@
 
 import pathlib
 
+import jax
 import numpy as np
 import scipy.ndimage
 import scipy.optimize
 
-DATA = pathlib.Path("/work/shared/data/particles")
+from micjax.problems.particles.domes import film
+from micjax.problems.particles.micrographs import micrograph
+
+DATA = pathlib.Path("../shared/data/particles")
+NAMES = ("Cu1", "Cu4", "Cu_silica1", "Pd1", "Pd_alumina1", "Pt4", "PtC1", "PtCo", "PtCo3", "PtW1")
+NAMES += ("Ru1", "Ru3")
+LOOKED_AT = ("Cu1", "Pd1", "PtCo3", "PtC1")  # while the simulator was written
+POLARITY = {"overlap": "dark", "domes": "bright"}
+
+
+def material(name: str) -> str:
+    return name.rstrip("0123456789")
+
+
+def made_up(seed: int, size: int = 256):
+    """As those of the training: micrographs, but no negatives of them, and a film."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    drawn = [_micrograph(k, size) for k in keys[:3]] + [_film(keys[3], size)]
+    for image, labels in drawn:
+        labels = np.unique(np.append(np.asarray(labels).ravel(), 0), return_inverse=True)[1][:-1]
+        yield np.asarray(image), labels.reshape(size, size)
+
+
+_micrograph = jax.jit(micrograph, static_argnums=1)
+_film = jax.jit(film, static_argnums=1)
+
+
+def true_polarity(image, boxes) -> str:
+    """Of what lies in the boxes, against what lies around them."""
+    signs = []
+    for y0, x0, y1, x1 in boxes:
+        low, size = np.array([y0, x0]), np.array([y1 - y0, x1 - x0])
+        inner = np.s_[
+            int(low[0] + size[0] / 4) : int(low[0] + 3 * size[0] / 4) + 1,
+            int(low[1] + size[1] / 4) : int(low[1] + 3 * size[1] / 4) + 1,
+        ]
+        outer = np.s_[
+            max(int(low[0] - size[0] / 3), 0) : int(low[0] + 4 * size[0] / 3) + 1,
+            max(int(low[1] - size[1] / 3), 0) : int(low[1] + 4 * size[1] / 3) + 1,
+        ]
+        signs.append(np.sign(image[inner].mean() - image[outer].mean()))
+    return "bright" if np.mean(signs) > 0 else "dark"
 
 
 def overlap(seed: int, n: int = 256, particles: int = 28, dose: float = 40.0):
@@ -84,12 +126,12 @@ def ap50(labels, truth) -> float:
     return hits / max(labels.max() + truth.max() - hits, 1)
 
 
-def real(name: str):
+def real(name: str, folder: pathlib.Path = DATA):
     """An image and the boxes drawn by hand on it: (y0, x0, y1, x1) in pixels."""
     from PIL import Image
 
-    image = np.asarray(Image.open(DATA / f"{name}.jpg").convert("L"), float)
-    rows = np.loadtxt(DATA / f"{name}.txt", ndmin=2)[:, 1:]
+    image = np.asarray(Image.open(folder / f"{name}.jpg").convert("L"), float)
+    rows = np.loadtxt(folder / f"{name}.txt", ndmin=2)[:, 1:]
     x, y, w, h = (rows * np.tile(image.shape[::-1], 2)).T
     return image, np.stack([y - h / 2, x - w / 2, y + h / 2, x + w / 2], 1)
 

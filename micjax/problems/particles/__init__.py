@@ -25,7 +25,6 @@ from micjax.problems.particles.network import checked_network
 from micjax.problems.particles.network import training as training
 from micjax.problems.particles.segmentation import (
     POLARITIES,
-    network_for,
     trusted_labels,
 )
 from micjax.problems.particles.show import compare as compare

@@ -125,8 +125,7 @@ def _statements(solution: Solution, of: Shapes, arrays: Arrays, pixel, unit):
         )
     if given is None and solution.problem.forward.polarity == "auto":
         yield (
-            f"That instances are {kind} is what the network finds more of; set polarity if it is "
-            "not so."
+            f"That they are {kind} is what the network finds more of; set polarity if it is not so."
         )
     sure = np.abs(arrays["contrast"]) > SURE * arrays["contrast_sd"]
     if (np.asarray(arrays["labels"]) > 0).mean() < FILM and not sure.all():

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from micjax.core.foreign.modules import trusted_function
 from micjax.core.tree import replace
-from micjax.nets.instances import HEADS, instances
+from micjax.nets.instances import instances
 from micjax.nets.tiles import tiled
 from micjax.nets.train import weights_of
 from micjax.problems.particles.network import WINDOWS_PX, checked_network, seen
@@ -26,9 +26,9 @@ log = logging.getLogger("micjax")
 SHIPPED = pathlib.Path(__file__).with_name("network.h5")  # of micjax train particles
 POLARITIES = ("auto", "bright", "dark")
 TILE_PX, OVERLAP_PX = 512, 64
-SMALL_PX, LARGE_PX = 10.0, 60.0  # diameters below and above which another scale is tried
+LEAST_PX, MOST_PX = 64, 2100  # of an edge, for another scale than one
 SCALES = (0.25, 0.5, 1.0, 2.0)
-SURE = 0.5  # the least score of an instance
+SURE = 0.4  # the least score of an instance
 
 
 class Segmentation(NamedTuple):
@@ -79,29 +79,36 @@ def segmented(
 ) -> Segmentation:
     """The instances of an image.
 
+    What is an instance in the negative of an image is false, and about as many are in the image
+    itself. Scale and polarity are those of which most instances are left when so many are taken
+    off (target and decoy, Elias and Gygi 2007).
+
     **Arguments:**
 
-    - `polarity`: `bright`, `dark`, or `auto`: of which more area is explained with more certainty.
-    - `scale`: pixels of the network for one of the image; None: the network says whether it would
-        rather have another than one.
+    - `polarity`: `bright`, `dark`, or `auto`.
+    - `scale`: pixels of the network for one of the image; None: one of `SCALES`.
     - `least_score`: of instances.
+
+    **Raises:** `ValueError` for an image that is too small at this scale.
     """
-    if polarity == "auto":
-        both = [segmented(image, network, p, scale, least_score) for p in ("bright", "dark")]
-        return max(both, key=_explained)
-    here = 1.0 if scale is None else scale
-    best = _at_scale(image, network, polarity, here, least_score)
-    while scale is None and len(best.score):
-        diameter = np.median(2.0 * np.sqrt(np.bincount(best.labels.ravel())[1:] / np.pi)) * here
-        wanted = here * (2.0 if diameter < SMALL_PX else 0.5 if diameter > LARGE_PX else 1.0)
-        if wanted == here or wanted not in SCALES or (here - 1.0) * (wanted - here) < 0:
-            break
-        best, here = _at_scale(image, network, polarity, wanted, least_score), wanted
+    scales = [scale] if scale is not None else _scales_for(image.shape)
+    if len(scales) == 1 and polarity != "auto":
+        return _at_scale(image, network, polarity, scales[0], least_score)
+    best, most = None, -np.inf
+    for scale in scales:
+        both = [_at_scale(image, network, p, scale, least_score) for p in ("bright", "dark")]
+        for split, decoy in (both, both[::-1]):
+            left = float(split.score.sum() - decoy.score.sum())
+            if left > most and polarity in ("auto", split.polarity):
+                best, most = split, left
     return best
 
 
-def _explained(segmentation: Segmentation) -> float:
-    return float(segmentation.score.sum())
+def _scales_for(shape: tuple[int, int]) -> list[float]:
+    """At which the image is neither too small nor too large."""
+    return [
+        s for s in SCALES if s == 1.0 or (s * min(shape) >= LEAST_PX and s * max(shape) <= MOST_PX)
+    ]
 
 
 def _at_scale(image, network, polarity, scale, least_score) -> Segmentation:
@@ -124,7 +131,7 @@ def _at_scale(image, network, polarity, scale, least_score) -> Segmentation:
     )
 
 
-def resized(image: Float[np.ndarray, "y x"], scale: float) -> Float[np.ndarray, "y x"]:
+def resized(image: Float[np.ndarray, "y x"], scale: float) -> Float[np.ndarray, "v u"]:
     """Whole blocks of pixels as one, or linear between pixels."""
     if scale == 1.0:
         return image

@@ -25,14 +25,14 @@ class Outlines(NamedTuple):
 
 
 def outlines(
-    chance: Float[Array, "*b c"], facetted: Float[Array, ""], mean_px: Float[Array, "*b"]
+    chance: Float[Array, "*b c"], facetted: Float[Array, "*b"], mean_px: Float[Array, "*b"]
 ) -> Outlines:
     """Shapes of the area of a circle of radius `mean_px`.
 
     **Arguments:**
 
     - `chance`: `CHANCES` uniform numbers of each.
-    - `facetted`: share of shapes that are not superellipses.
+    - `facetted`: how probable a shape is that is no superellipse.
     """
     theta = _angles()
     polygon = (chance[..., 0] < facetted)[..., None]
