@@ -14,13 +14,14 @@ import time
 import images
 import jax
 import numpy as np
+import scipy.optimize
 import watershed
 from images import LOOKED_AT, NAMES, ap50, box_f1, boxes_of, matched, material, real
 
 from micjax.nets.train import Schedule, best_network, courses
 from micjax.problems.particles.errors import errors_of
 from micjax.problems.particles.segmentation import segmented, shipped
-from micjax.problems.particles.table import shapes
+from micjax.problems.particles.table import Shapes, shapes
 from micjax.problems.particles.tuning import from_labels, labels_in_boxes
 
 TWO_SIDED_90 = 1.645
@@ -56,21 +57,28 @@ def simulated(name: str, seeds, network, least_score: float) -> None:
     told(set=name, sd=True, **{k: float(np.std([r[k] for r in rows], ddof=1)) for k in keys})
 
 
-def errors(seeds, network) -> None:
-    """How often 90 % intervals hold, of instances that are matched in images like those of the
-    training, from other keys."""
-    z = {}
+def pairs(seeds, network):
+    """Instances that are matched, and whole, in images like those of the training from other keys:
+    ours, the truth, and the doubt of the network."""
     for seed in seeds:
         for image, truth in images.made_up(seed):
             split = segmented(image, network, "bright", 1.0)
+            if not len(split.score) or not truth.any():
+                continue
             rows, columns, _ = matched(split.labels, truth)
             ours, true = shapes(split.labels), shapes(truth)
-            sd = errors_of(ours, split.doubt)
             a, b = columns - 1, rows - 1
             whole = ~(ours.cut[a] | true.cut[b])
-            for field in sd:
-                off = (getattr(ours, field)[a] - getattr(true, field)[b]) / sd[field][a]
-                z.setdefault(field, []).append(off[whole])
+            a, b = a[whole], b[whole]
+            yield Shapes(*(f[a] for f in ours)), Shapes(*(f[b] for f in true)), split.doubt[a]
+
+
+def errors(seeds, network) -> None:
+    """How often 90 % intervals hold."""
+    z = {}
+    for ours, true, doubt in pairs(seeds, network):
+        for field, sd in errors_of(ours, doubt).items():
+            z.setdefault(field, []).append((getattr(ours, field) - getattr(true, field)) / sd)
     for field, parts in z.items():
         off = np.concatenate(parts)
         told(
@@ -79,8 +87,46 @@ def errors(seeds, network) -> None:
             instances=len(off),
             held_90=float(np.mean(np.abs(off) < TWO_SIDED_90)),
             mean_z=float(off.mean()),
-            needed=float(np.quantile(np.abs(off), 0.9) / TWO_SIDED_90),
         )
+
+
+def calibrate(seeds, network) -> None:
+    """The numbers of `micjax.problems.particles.errors`."""
+    parts = list(pairs(seeds, network))
+    doubt = np.concatenate([p[2] for p in parts])
+    ours, true = (
+        Shapes(*(np.concatenate(fields) for fields in zip(*(p[i] for p in parts), strict=True)))
+        for i in (0, 1)
+    )
+    causes = np.stack([doubt, ours.shared_px], 1)
+    off = ours.area_px2 - true.area_px2
+
+    def nll(log):
+        variance = causes @ np.exp(log) + 1.0
+        return np.sum(np.log(variance) + 3.0 * np.log1p(off**2 / variance / 2.0))  # few are far off
+
+    a, b = np.exp(scipy.optimize.minimize(nll, np.log([20.0, 10.0]), method="Nelder-Mead").x)
+    sd = np.sqrt(a * doubt + b * ours.shared_px + 1.0)
+    factor = (np.quantile(np.abs(off) / sd, 0.9) / TWO_SIDED_90) ** 2
+    relative = 0.5 * np.sqrt(factor) * sd / ours.area_px2
+    scales = {
+        "longest_px": ours.diameter_px,
+        "shortest_px": ours.diameter_px,
+        "aspect": ours.aspect,
+        "solidity": 1.0,
+    }
+    needed = {}
+    for field, of in scales.items():
+        off = np.abs(getattr(ours, field) - getattr(true, field)) / (relative * of)
+        needed[field] = float(np.quantile(off, 0.9) / TWO_SIDED_90)
+    told(
+        set="calibrate",
+        instances=len(doubt),
+        of_doubt=float(a * factor),
+        of_contact=float(b * factor),
+        bias_px=float(np.median(ours.area_px2 - true.area_px2)),
+        **needed,
+    )
 
 
 def on_boxes(name: str, image, boxes, network, least_score: float, polarity="auto") -> dict:
@@ -163,12 +209,12 @@ def speed(network) -> None:
     )
 
 
-SECTIONS = ("overlap", "domes", "errors", "real", "tuned", "speed")
+SECTIONS = ("overlap", "domes", "errors", "real", "tuned", "speed", "calibrate")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS[:-1])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(100, 110)))
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--rate", type=float, default=1e-3)
@@ -180,8 +226,8 @@ def main() -> None:
     for section in asked.only:
         if section in ("overlap", "domes"):
             simulated(section, asked.seeds, network, asked.least_score)
-        elif section == "errors":
-            errors(asked.seeds, network)
+        elif section in ("errors", "calibrate"):
+            (errors if section == "errors" else calibrate)(asked.seeds, network)
         elif section == "real":
             simulation_only(network, asked.least_score, asked.data)
         elif section == "tuned":

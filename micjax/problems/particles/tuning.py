@@ -16,7 +16,7 @@ from micjax.problems.particles.segmentation import SCALES, back, resized
 
 WINDOW_PX, CROP_PX, MOST_WINDOWS = 192, 128, 24  # of the last: of an image at a scale
 DIAMETER_PX = (9.0, 40.0)  # the middle one, at the scales that are learned from
-UNSURE = (0.75, 1.15)  # of the ellipse in a box: what lies between is not learned from
+UNSURE = (0.9, 1.1)  # of the ellipse in a box: what lies between is not learned from
 MOST = 400  # instances of a window
 
 
