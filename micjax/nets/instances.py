@@ -48,7 +48,7 @@ def targets(labels: Int[Array, "y x"], most: int) -> Targets:
     radius = jnp.sqrt(area / jnp.pi)[index]
     flow = jnp.stack([(total(y) / area)[index] - y, (total(x) / area)[index] - x], -1)
     # small ones would have no say
-    weight = jnp.where(labels > 0, jnp.clip(10.0 / radius, 0.4, 3.0), 1.0) * (labels >= 0)
+    weight = jnp.where(labels > 0, jnp.clip(12.0 / radius, 0.6, 4.0), 1.0) * (labels >= 0)
     return Targets(labels > 0, jnp.log(radius), flow, weight)
 
 
@@ -70,15 +70,19 @@ def _bent(flow):
 
 
 @jax.jit
-def gathered(heads: Float[Array, "y x 4"]):
+def gathered(heads: Float[Array, "y x 4"], least: Float[Array, ""]):
     """Where each pixel of the foreground ends up, as the index of a peak of votes.
+
+    **Arguments:**
+
+    - `least`: probability of a pixel of the foreground.
 
     **Returns:** `peak`, `[y, x]` int, -1: background; `probability`, `[y, x]`, of the foreground;
     `votes`, `[y, x]`: 1 / (area of the instance) each, so that an instance has about one.
     """
     ny, nx = heads.shape[:2]
     probability = jax.nn.sigmoid(heads[..., 0])
-    there = (probability > 0.5).ravel()
+    there = (probability > least).ravel()
     flow = (BEND_PX * jnp.sinh(jnp.clip(heads[..., 2:], -6.0, 6.0))).reshape(-1, 2)
     y, x = jnp.meshgrid(jnp.arange(ny), jnp.arange(nx), indexing="ij")
     start = jnp.stack([y.ravel(), x.ravel()], -1)
@@ -123,14 +127,19 @@ def _climbed(votes: Float[Array, "y x"]) -> Int[Array, "n"]:
     return jax.lax.fori_loop(0, CLIMB, lambda _, i: i[i], index)
 
 
-def instances(heads: Float[np.ndarray, "y x 4"], least_px: int = 6) -> Instances:
+def instances(
+    heads: Float[np.ndarray, "y x 4"], least_px: int = 6, least_probability: float = 0.5
+) -> Instances:
     """Peaks of votes, those that are near each other as one.
 
     **Arguments:**
 
+    - `least_probability`: of a pixel of the foreground.
     - `least_px`: area of an instance, at least.
     """
-    peak, probability, vote = (np.asarray(a) for a in gathered(jnp.asarray(heads)))
+    peak, probability, vote = (
+        np.asarray(a) for a in gathered(jnp.asarray(heads), jnp.asarray(least_probability))
+    )
     there = peak >= 0
     if not there.any():
         return Instances(np.zeros(peak.shape, int), np.zeros(0))

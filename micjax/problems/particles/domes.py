@@ -51,7 +51,7 @@ def film(key: Array, size: int) -> Micrograph:
     there = number < count
     place = 1.4 * size * own[:, :2] - 0.2 * size
     both = there[:, None] & there[None]
-    place = apart(place, jnp.where(both, middle * _between(u[1], 0.2, 0.9), 0.0))
+    place = apart(place, jnp.where(both, middle * _between(u[1], 0.0, 0.9), 0.0))
     weight = jnp.exp(_between(u[2], 0.0, 0.35) * (own[:, 2] - 0.5))
     turn, flat = jnp.pi * own[:, 3], jnp.exp(_between(u[3], 0.0, 0.6) * (own[:, 4] - 0.5))
     y, x = jnp.meshgrid(*2 * [jnp.arange(float(size))], indexing="ij")

@@ -140,7 +140,7 @@ def _bodies(u, own, spread, size: int) -> Body:
     diameter = middle * jnp.exp(_between(u[25], 0.05, 0.55) * spread[:, 0])
     large = jnp.maximum(2.5 * middle, 16.0) * _log_between(own[:, CHANCES], 1.0, 3.0)
     diameter = jnp.where(particle, jnp.clip(diameter, 4.0, 90.0), large)
-    cover = _between(u[26] ** 2, 0.03, 0.7)
+    cover = _between(u[26] ** 2, 0.03, 0.8)
     count = jnp.clip(cover * (1.3 * size) ** 2 / (0.8 * middle**2), 1.0, PARTICLES)
     there = jnp.where(
         particle, (number < count) & (u[29] > 0.05), number - PARTICLES < SUPPORTS * u[27]
@@ -149,7 +149,7 @@ def _bodies(u, own, spread, size: int) -> Body:
     heap = size * own[:3, CHANCES + 3 : CHANCES + 5]  # some lie in heaps
     near = heap[number % 3] + spread * diameter[:, None] * 1.5
     place = jnp.where((own[:, CHANCES + 5] < u[28] ** 2)[:, None] & particle[:, None], near, place)
-    touching = 0.5 * (diameter[:, None] + diameter[None]) * _between(u[29], 0.55, 1.15)
+    touching = 0.5 * (diameter[:, None] + diameter[None]) * _between(u[29], 0.45, 1.15)
     both = (particle & there)[:, None] & (particle & there)[None]
     place = apart(place, jnp.where(both, touching, 0.0))
     outline = outlines(own[:, :CHANCES], u[30] ** 2 * jnp.where(particle, 1.0, 0.3), 0.5 * diameter)

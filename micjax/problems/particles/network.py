@@ -74,7 +74,7 @@ def checked_network(path, pixel_nm: float | None = None) -> Network:
 
 def training(
     examples: int = 8,
-    films: int = 2,
+    films: int = 3,
     edge_px: int = 128,
     width: int = 32,
     depth: int = 2,

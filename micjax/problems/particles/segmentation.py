@@ -29,6 +29,7 @@ TILE_PX, OVERLAP_PX = 512, 64
 LEAST_PX, MOST_PX = 64, 2100  # of an edge, for another scale than one
 SCALES = (0.25, 0.5, 1.0, 2.0)
 SURE = 0.4  # the least score of an instance
+LIKELY = 0.3  # the least probability of a pixel: the network is careful with what it hardly sees
 
 
 class Segmentation(NamedTuple):
@@ -114,7 +115,7 @@ def _scales_for(shape: tuple[int, int]) -> list[float]:
 def _at_scale(image, network, polarity, scale, least_score) -> Segmentation:
     seen_as = image if polarity == "bright" else -image
     heads = heads_of(network, resized(seen_as, scale))
-    split = instances(heads)
+    split = instances(heads, least_probability=LIKELY)
     chance = 1.0 / (1.0 + np.exp(-heads[..., 0]))
     doubt = np.bincount(
         split.labels.ravel(), (chance * (1 - chance)).ravel(), minlength=len(split.score) + 1
