@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse.csgraph
 import scipy.spatial
 from jaxtyping import Array, Bool, Float, Int
 
@@ -17,6 +18,7 @@ HEADS = 4  # foreground, size, flow along y and x
 STEPS = 6  # of the flow
 BEND_PX = 2.0  # beyond it the network is told logarithms of distances
 CLIMB = 5  # 2^5 pixels that a vote may climb to its peak
+HALF = 0.5  # of the highest probability of an instance: its outline
 APART = 0.5  # of a radius: nearer centres are of one instance
 
 
@@ -149,6 +151,15 @@ def instances(
     radius = np.sqrt(count / np.maximum(total, 1e-9) / np.pi)  # as the network has it
     owner = _merged(np.stack(np.unravel_index(peaks, peak.shape), -1), total, radius)
     member = owner[member]
+    highest = np.zeros(len(peaks))
+    np.maximum.at(highest, member, probability[there])
+    # what is hardly seen is improbable all over: its outline is where it is half as probable
+    inside = probability[there] > HALF * highest[member]
+    there[there] = inside
+    member = member[inside]
+    whole = _largest_parts(there, member)
+    there[there] = whole
+    member = member[whole]
     count = np.bincount(member, minlength=len(peaks))
     total = np.bincount(member, vote[there], minlength=len(peaks))
     sure = np.bincount(member, probability[there], minlength=len(peaks)) / np.maximum(count, 1)
@@ -158,6 +169,25 @@ def instances(
     labels = np.zeros(peak.shape, int)
     labels[there] = number[member]
     return Instances(labels, score[kept])
+
+
+def _largest_parts(there: Bool[np.ndarray, "y x"], member: Int[np.ndarray, "n"]):
+    """Which pixels hang together with most others of the same member."""
+    number = np.full(there.shape, -1)
+    number[there] = np.arange(len(member))
+    pairs = []
+    for a, b in ((number[1:], number[:-1]), (number[:, 1:], number[:, :-1])):
+        both = (a >= 0) & (b >= 0)
+        a, b = a[both], b[both]
+        pairs.append(np.stack([a, b])[:, member[a] == member[b]])
+    rows, columns = np.concatenate(pairs, axis=1)
+    shape = (len(member), len(member))
+    graph = scipy.sparse.coo_array((np.ones(len(rows), bool), (rows, columns)), shape)
+    _, part = scipy.sparse.csgraph.connected_components(graph, directed=False)
+    size = np.bincount(part, minlength=1)[part]
+    most = np.zeros(member.max(initial=0) + 1, int)
+    np.maximum.at(most, member, size)
+    return size == most[member]
 
 
 def _merged(place, votes, radius) -> Int[np.ndarray, "n"]:

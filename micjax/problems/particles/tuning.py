@@ -17,6 +17,7 @@ from micjax.problems.particles.segmentation import SCALES, back, resized
 WINDOW_PX, CROP_PX, MOST_WINDOWS = 192, 128, 24  # of the last: of an image at a scale
 DIAMETER_PX = (9.0, 40.0)  # the middle one, at the scales that are learned from
 UNSURE = (0.9, 1.1)  # of the ellipse in a box: what lies between is not learned from
+WINDOWS = 300  # that are drawn from in the end
 MOST = 400  # instances of a window
 
 
@@ -66,18 +67,19 @@ def from_labels(
             owner += len(parts) * [number]
     owner = np.array(owner)
     share = 1.0 / np.bincount(owner)[owner]  # each image as often as any other
-    data = (
-        jnp.asarray(np.array(shown), jnp.float32),
-        jnp.asarray(np.array(wanted), jnp.int32),
-        jnp.asarray(np.cumsum(share) / share.sum(), jnp.float32),
+    # always as many: other numbers would compile anew
+    drawn = rng.choice(len(owner), WINDOWS, p=share / share.sum())
+    data = tuple(
+        jnp.asarray(np.array(parts)[drawn], kind)
+        for parts, kind in ((shown, jnp.float32), (wanted, jnp.int32))
     )
     room = WINDOW_PX - CROP_PX + 1
 
     def draw(key, data):
-        shown, wanted, upto = data
+        shown, wanted = data
         of_place, of_scene = jax.random.split(key)
         u = jax.random.uniform(of_place, (examples, 8))
-        which = jnp.searchsorted(upto, u[:, 0]).clip(0, len(upto) - 1)
+        which = (WINDOWS * u[:, 0]).astype(int)
         corner = (room * u[:, 1:3]).astype(int)
 
         def crop(which, corner, u):
