@@ -13,8 +13,13 @@ from jaxtyping import Float
 
 from micjax.problems.particles.table import Shapes
 
-OF_DOUBT, OF_CONTACT = 20.0, 10.0
-OF_FERET, OF_ASPECT, OF_SOLIDITY = 1.0, 1.0, 0.5  # over the relative error of the diameter
+OF_DOUBT, OF_CONTACT = 125.0, 28.9
+OF_LONGEST, OF_SHORTEST, OF_ASPECT, OF_SOLIDITY = (
+    2.46,
+    1.30,
+    1.74,
+    1.37,
+)  # over the relative error of the diameter
 
 
 def area_sd(shapes: Shapes, doubt: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
@@ -29,8 +34,8 @@ def errors_of(shapes: Shapes, doubt: Float[np.ndarray, "n"]) -> dict[str, np.nda
     return {
         "area_px2": area,
         "diameter_px": relative * shapes.diameter_px,
-        "longest_px": OF_FERET * relative * shapes.diameter_px,
-        "shortest_px": OF_FERET * relative * shapes.diameter_px,
+        "longest_px": OF_LONGEST * relative * shapes.diameter_px,
+        "shortest_px": OF_SHORTEST * relative * shapes.diameter_px,
         "aspect": OF_ASPECT * relative * shapes.aspect,
         "solidity": OF_SOLIDITY * relative,
     }
