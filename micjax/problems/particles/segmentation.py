@@ -27,6 +27,7 @@ SHIPPED = pathlib.Path(__file__).with_name("network.h5")  # of micjax train part
 POLARITIES = ("auto", "bright", "dark")
 TILE_PX, OVERLAP_PX = 512, 64
 LEAST_PX, MOST_PX = 64, 2100  # of an edge, for another scale than one
+NEARLY = 0.55  # as good as the best
 SCALES = (0.25, 0.5, 1.0, 2.0)
 SURE = 0.4  # the least score of an instance
 LIKELY = 0.3  # the least probability of a pixel: the network is careful with what it hardly sees
@@ -38,6 +39,7 @@ class Segmentation(NamedTuple):
     doubt: Float[np.ndarray, "n"]  # sum of p (1 - p) over its pixels
     polarity: str
     scale: float
+    certainty: float  # mean score of all that might be instances
 
 
 @lru_cache(maxsize=4)
@@ -68,7 +70,7 @@ def by_function(function: Callable, image: Float[np.ndarray, "y x"]) -> Segmenta
     numbered = np.unique(np.append(labels.ravel(), 0), return_inverse=True)[1][:-1]
     numbered = numbered.reshape(labels.shape)
     n = int(numbered.max())
-    return Segmentation(numbered, np.ones(n), np.zeros(n), "as given", 1.0)
+    return Segmentation(numbered, np.ones(n), np.zeros(n), "as given", 1.0, 1.0)
 
 
 def segmented(
@@ -82,7 +84,8 @@ def segmented(
 
     What is an instance in the negative of an image is false, and about as many are in the image
     itself. Scale and polarity are those of which most instances are left when so many are taken
-    off (target and decoy, Elias and Gygi 2007).
+    off (target and decoy, Elias and Gygi 2007), times the square of the mean score of all that
+    might be one; of scales that are nearly as good the finest, where outlines are best.
 
     **Arguments:**
 
@@ -95,14 +98,23 @@ def segmented(
     scales = [scale] if scale is not None else _scales_for(image.shape)
     if len(scales) == 1 and polarity != "auto":
         return _at_scale(image, network, polarity, scales[0], least_score)
-    best, most = None, -np.inf
+    worth = []
     for scale in scales:
         both = [_at_scale(image, network, p, scale, least_score) for p in ("bright", "dark")]
         for split, decoy in (both, both[::-1]):
-            left = float(split.score.sum() - decoy.score.sum())
-            if left > most and polarity in ("auto", split.polarity):
-                best, most = split, left
-    return best
+            if polarity in ("auto", split.polarity):
+                left = float(split.score.sum() - decoy.score.sum())
+                worth.append((left * split.certainty**2, split))
+    most = max(value for value, _ in worth)
+    of_it = next(s.polarity for value, s in worth if value == most)
+    fit = [s for value, s in worth if s.polarity == of_it and value >= NEARLY * most]
+    return (
+        max(fit, key=lambda s: s.scale)
+        if most > 0
+        else _at_scale(
+            image, network, "bright" if polarity == "auto" else polarity, scales[-1], least_score
+        )
+    )
 
 
 def _scales_for(shape: tuple[int, int]) -> list[float]:
@@ -120,6 +132,7 @@ def _at_scale(image, network, polarity, scale, least_score) -> Segmentation:
     doubt = np.bincount(
         split.labels.ravel(), (chance * (1 - chance)).ravel(), minlength=len(split.score) + 1
     )[1:]
+    certainty = float(split.score.mean()) if len(split.score) else 0.0
     kept = split.score >= least_score
     labels = np.append(0, np.where(kept, np.cumsum(kept), 0))[split.labels]
     if scale != 1.0:
@@ -128,7 +141,7 @@ def _at_scale(image, network, polarity, scale, least_score) -> Segmentation:
     there = area > 0  # too small to have a pixel
     labels = np.append(0, np.where(there, np.cumsum(there), 0))[labels]
     return Segmentation(
-        labels, split.score[kept][there], doubt[kept][there] / scale**2, polarity, scale
+        labels, split.score[kept][there], doubt[kept][there] / scale**2, polarity, scale, certainty
     )
 
 
