@@ -5,7 +5,8 @@
 p is the probability of the foreground, of which the network is less sure where there is more noise,
 more blur or less contrast; neighbouring pixels are wrong together, so that a is not one. What is
 between two instances has no such probability. The numbers are such that 90 % intervals hold in nine
-of ten of the instances that were looked at (`experiments/particles`, seeds 0 to 9).
+of ten instances of the seeds 0 to 9 of `experiments/particles`; on others they hold less often, see
+there.
 """
 
 import numpy as np

@@ -108,13 +108,7 @@ def segmented(
     most = max(value for value, _ in worth)
     of_it = next(s.polarity for value, s in worth if value == most)
     fit = [s for value, s in worth if s.polarity == of_it and value >= NEARLY * most]
-    return (
-        max(fit, key=lambda s: s.scale)
-        if most > 0
-        else _at_scale(
-            image, network, "bright" if polarity == "auto" else polarity, scales[-1], least_score
-        )
-    )
+    return max(fit, key=lambda s: s.scale, default=worth[-1][1])
 
 
 def _scales_for(shape: tuple[int, int]) -> list[float]:
