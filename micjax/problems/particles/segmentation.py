@@ -151,7 +151,7 @@ def resized(image: Float[np.ndarray, "y x"], scale: float) -> Float[np.ndarray, 
     return image.reshape(size[0] // by, by, size[1] // by, by).mean(axis=(1, 3))
 
 
-def back(labels: Int[np.ndarray, "y x"], shape) -> Int[np.ndarray, "y x"]:
+def back(labels: Int[np.ndarray, "y x"], shape) -> Int[np.ndarray, "v u"]:
     """Labels on the pixels of the image."""
     rows, columns = (
         np.minimum(((np.arange(n) + 0.5) * m / n).astype(int), m - 1)
