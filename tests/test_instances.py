@@ -1,4 +1,4 @@
-"""`particles` and `micjax.nets.instances`: what the network is told, the decoder, sizes, files."""
+"""`particles`: what the network is told, the decoder, sizes, files."""
 
 import sys
 
@@ -9,18 +9,18 @@ import pytest
 from flax import nnx
 
 import micjax
-from micjax.nets.instances import BEND_PX, instance_loss, instances, targets
 from micjax.nets.unet import UNet
 from micjax.nets.weights import save_network
 from micjax.problems import particles
 from micjax.problems.particles.contrast import contrasts
-from micjax.problems.particles.domes import dilated, film
-from micjax.problems.particles.micrographs import apart, micrograph
+from micjax.problems.particles.instances.decoder import BEND_PX, instance_loss, instances, targets
+from micjax.problems.particles.instances.table import shapes
 from micjax.problems.particles.network import seen
 from micjax.problems.particles.segmentation import back, resized
-from micjax.problems.particles.shapes import CHANCES, outlines, seen_from
 from micjax.problems.particles.show import overlaps
-from micjax.problems.particles.table import shapes
+from micjax.problems.particles.simulated.domes import dilated, film
+from micjax.problems.particles.simulated.micrographs import apart, micrograph
+from micjax.problems.particles.simulated.shapes import CHANCES, outlines, seen_from
 from micjax.problems.particles.tuning import labels_in_boxes
 
 

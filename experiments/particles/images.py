@@ -7,8 +7,8 @@ import numpy as np
 import scipy.ndimage
 import scipy.optimize
 
-from micjax.problems.particles.domes import film
-from micjax.problems.particles.micrographs import micrograph
+from micjax.problems.particles.simulated.domes import film
+from micjax.problems.particles.simulated.micrographs import micrograph
 
 DATA = pathlib.Path("../shared/data/particles")
 NAMES = ("Cu1", "Cu4", "Cu_silica1", "Pd1", "Pd_alumina1", "Pt4", "PtC1", "PtCo", "PtCo3", "PtW1")

@@ -19,9 +19,9 @@ import watershed
 from images import LOOKED_AT, NAMES, ap50, box_f1, boxes_of, matched, material, real
 
 from micjax.nets.train import Schedule, best_network, courses
-from micjax.problems.particles.errors import errors_of
+from micjax.problems.particles.instances.errors import errors_of
+from micjax.problems.particles.instances.table import Shapes, shapes
 from micjax.problems.particles.segmentation import segmented, shipped
-from micjax.problems.particles.table import Shapes, shapes
 from micjax.problems.particles.tuning import from_labels, labels_in_boxes
 
 TWO_SIDED_90 = 1.645
@@ -91,7 +91,7 @@ def errors(seeds, network) -> None:
 
 
 def calibrate(seeds, network) -> None:
-    """The numbers of `micjax.problems.particles.errors`."""
+    """The numbers of `micjax.problems.particles.instances.errors`."""
     parts = list(pairs(seeds, network))
     doubt = np.concatenate([p[2] for p in parts])
     ours, true = (

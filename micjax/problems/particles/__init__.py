@@ -18,8 +18,6 @@ from micjax.physics.noise import Gaussian
 from micjax.problems.particles.conclusion import conclude as conclude
 from micjax.problems.particles.contrast import contrasts, grid_of
 from micjax.problems.particles.data import load as load
-from micjax.problems.particles.domes import film
-from micjax.problems.particles.micrographs import micrograph
 from micjax.problems.particles.model import Plateaus
 from micjax.problems.particles.network import checked_network
 from micjax.problems.particles.network import training as training
@@ -30,6 +28,8 @@ from micjax.problems.particles.segmentation import (
 from micjax.problems.particles.show import compare as compare
 from micjax.problems.particles.show import figures as figures
 from micjax.problems.particles.show import training_figures as training_figures
+from micjax.problems.particles.simulated.domes import film
+from micjax.problems.particles.simulated.micrographs import micrograph
 from micjax.problems.particles.stages import stages as stages
 
 SAMPLES = ("particles", "grains")

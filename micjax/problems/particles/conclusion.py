@@ -11,8 +11,8 @@ from micjax.inference.solution import Solution
 from micjax.inference.stage import Arrays
 from micjax.io import Field, FieldAxis
 from micjax.io.fields import PIXELS
-from micjax.problems.particles.errors import errors_of
-from micjax.problems.particles.table import Shapes, shapes
+from micjax.problems.particles.instances.errors import errors_of
+from micjax.problems.particles.instances.table import Shapes, shapes
 
 SURE = 3.0  # standard deviations of the background over areas of the same size
 BINS = 12

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from micjax.nets.instances import HEADS, Targets, instance_loss, targets
 from micjax.nets.train import Training
 from micjax.nets.unet import UNet
 from micjax.nets.weights import Network, load_network
-from micjax.problems.particles import domes, micrographs
+from micjax.problems.particles.instances.decoder import HEADS, Targets, instance_loss, targets
+from micjax.problems.particles.simulated import domes, micrographs
 
 log = logging.getLogger("micjax")
 

@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 
 from micjax.core.foreign.modules import trusted_function
 from micjax.core.tree import replace
-from micjax.nets.instances import instances
 from micjax.nets.tiles import tiled
 from micjax.nets.train import weights_of
+from micjax.problems.particles.instances.decoder import instances
 from micjax.problems.particles.network import WINDOWS_PX, checked_network, seen
 
 log = logging.getLogger("micjax")

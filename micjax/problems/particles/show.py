@@ -8,9 +8,9 @@ from scipy.optimize import linear_sum_assignment
 
 from micjax.core.problem import InverseProblem
 from micjax.inference.solution import Solution
-from micjax.nets.instances import instances
 from micjax.nets.train import Training
-from micjax.problems.particles.table import _neighbours
+from micjax.problems.particles.instances.decoder import instances
+from micjax.problems.particles.instances.table import neighbours
 from micjax.report.figures import SERIES, captioned, image_panel, new_figure
 
 MATCH = 0.5  # intersection over union
@@ -57,7 +57,7 @@ def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, A
 
 def outlined(labels: np.ndarray) -> np.ndarray:
     """Pixels of instances that lie next to what is none of the same."""
-    return (_neighbours(labels) != labels[..., None]).any(-1) & (labels > 0)
+    return (neighbours(labels) != labels[..., None]).any(-1) & (labels > 0)
 
 
 def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:

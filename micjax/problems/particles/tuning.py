@@ -8,11 +8,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from micjax.nets.instances import targets
 from micjax.nets.train import Training
-from micjax.problems.particles import micrographs
+from micjax.problems.particles.instances.decoder import targets
 from micjax.problems.particles.network import loss, seen
 from micjax.problems.particles.segmentation import SCALES, back, resized
+from micjax.problems.particles.simulated import micrographs
 
 WINDOW_PX, CROP_PX, MOST_WINDOWS = 192, 128, 24  # of the last: of an image at a scale
 DIAMETER_PX = (9.0, 40.0)  # the middle one, at the scales that are learned from

@@ -41,7 +41,7 @@ def shapes(labels: Int[np.ndarray, "y x"]) -> Shapes:
     yy, xx, xy = mean(dy**2) + 1 / 12, mean(dx**2) + 1 / 12, mean(dy * dx)
     middle, apart = 0.5 * (yy + xx), np.sqrt(0.25 * (yy - xx) ** 2 + xy**2)
     aspect = np.sqrt((middle + apart) / np.maximum(middle - apart, 1e-9))
-    beside = _neighbours(labels)
+    beside = neighbours(labels)
     own = labels[..., None]
     edge = (beside != own) & (own > 0)
     rim = edge.any(-1)
@@ -66,7 +66,7 @@ def shapes(labels: Int[np.ndarray, "y x"]) -> Shapes:
     )
 
 
-def _neighbours(labels) -> Int[np.ndarray, "y x 4"]:
+def neighbours(labels) -> Int[np.ndarray, "y x 4"]:
     wide = np.pad(labels, 1, mode="edge")
     return np.stack([wide[2:, 1:-1], wide[:-2, 1:-1], wide[1:-1, 2:], wide[1:-1, :-2]], -1)
 

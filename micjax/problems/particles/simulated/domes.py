@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from micjax.problems.particles.micrographs import (
+from micjax.problems.particles.simulated.micrographs import (
     Micrograph,
-    _between,
-    _log_between,
     apart,
+    between,
     granular,
+    log_between,
 )
 
 GRAINS = 64  # of an image, at most
@@ -42,7 +42,7 @@ def film(key: Array, size: int) -> Micrograph:
     uniform = jax.random.uniform(of_chance, (20 + GRAINS * 8,))
     u, own = uniform[:20], uniform[20:].reshape(GRAINS, 8)
     fields = jax.random.normal(of_normal, (3, size, size))
-    middle = _log_between(u[0], *DIAMETER_PX)
+    middle = log_between(u[0], *DIAMETER_PX)
     count = jnp.clip((1.4 * size) ** 2 / (0.8 * middle**2), 4.0, GRAINS)
     # the largest frame that so many grains fill
     frame = jnp.minimum(1.4 * size, jnp.sqrt(count * 0.8) * middle)
@@ -51,9 +51,9 @@ def film(key: Array, size: int) -> Micrograph:
     there = number < count
     place = 1.4 * size * own[:, :2] - 0.2 * size
     both = there[:, None] & there[None]
-    place = apart(place, jnp.where(both, middle * _between(u[1], 0.0, 0.9), 0.0))
-    weight = jnp.exp(_between(u[2], 0.0, 0.35) * (own[:, 2] - 0.5))
-    turn, flat = jnp.pi * own[:, 3], jnp.exp(_between(u[3], 0.0, 0.6) * (own[:, 4] - 0.5))
+    place = apart(place, jnp.where(both, middle * between(u[1], 0.0, 0.9), 0.0))
+    weight = jnp.exp(between(u[2], 0.0, 0.35) * (own[:, 2] - 0.5))
+    turn, flat = jnp.pi * own[:, 3], jnp.exp(between(u[3], 0.0, 0.6) * (own[:, 4] - 0.5))
     y, x = jnp.meshgrid(*2 * [jnp.arange(float(size))], indexing="ij")
 
     def add(carry, one_grain):
@@ -76,18 +76,18 @@ def film(key: Array, size: int) -> Micrograph:
     grains = (place, weight, turn, flat, number, there)
     (first, second, labels), _ = jax.lax.scan(add, carry, grains)
     beside = second - first
-    wall = jnp.tanh(beside / jnp.maximum(_between(u[4], 0.1, 0.5) * middle, 2.0))
+    wall = jnp.tanh(beside / jnp.maximum(between(u[4], 0.1, 0.5) * middle, 2.0))
     dome = jnp.sqrt(jnp.maximum(1.0 - (first / (0.8 * middle)) ** 2, 0.0))
-    height = jnp.exp(_between(u[5], 0.0, 0.8) * (own[:, 5] - 0.5))
-    top = _between(u[6], 0.0, 0.6) * (own[:, 6:8] - 0.5) / middle
+    height = jnp.exp(between(u[5], 0.0, 0.8) * (own[:, 5] - 0.5))
+    top = between(u[6], 0.0, 0.6) * (own[:, 6:8] - 0.5) / middle
     here = labels - 1
     slanted = (y - place[here, 0]) * top[here, 0] + (x - place[here, 1]) * top[here, 1]
     share = jnp.where(u[7] < 0.5, 0.0, u[8])
     surface = height[here] * ((1.0 - share) * wall + share * dome) + wall * slanted
-    surface = dilated(surface, _log_between(u[9], 0.001, 0.05))
+    surface = dilated(surface, log_between(u[9], 0.001, 0.05))
     slope = (jnp.arange(size) / size - 0.5) * 6.0 * u[10] ** 2
     surface = surface + slope * (u[11] - 0.5) + slope[:, None] * (u[12] - 0.5)
     surface = surface + 0.5 * u[13] ** 2 * granular(fields[0], 20.0)
-    noise = _log_between(u[15], 0.005, 0.15) * fields[1]
-    lines = _log_between(u[16], 0.003, 0.15) * fields[2, :, :1]
+    noise = log_between(u[15], 0.005, 0.15) * fields[1]
+    lines = log_between(u[16], 0.003, 0.15) * fields[2, :, :1]
     return Micrograph(surface + noise + lines, labels)

@@ -12,7 +12,7 @@ there.
 import numpy as np
 from jaxtyping import Float
 
-from micjax.problems.particles.table import Shapes
+from micjax.problems.particles.instances.table import Shapes
 
 OF_DOUBT, OF_CONTACT = 125.0, 28.9
 OF_LONGEST, OF_SHORTEST, OF_ASPECT, OF_SOLIDITY = (

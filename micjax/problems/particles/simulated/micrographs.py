@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from micjax.problems.particles.shapes import CHANCES, Outlines, outlines, seen_from
+from micjax.problems.particles.simulated.shapes import CHANCES, Outlines, outlines, seen_from
 
 PARTICLES, SUPPORTS = 40, 12  # of an image, at most
 DIAMETER_PX = (5.0, 60.0)  # the middle one of an image
@@ -40,12 +40,12 @@ class Body(NamedTuple):
     number: Float[Array, ""]  # 0: support
 
 
-def _between(chance, low, high):
+def between(chance, low, high):
     return low + (high - low) * chance
 
 
-def _log_between(chance, low, high):
-    return jnp.exp(_between(chance, jnp.log(low), jnp.log(high)))
+def log_between(chance, low, high):
+    return jnp.exp(between(chance, jnp.log(low), jnp.log(high)))
 
 
 def apart(place: Float[Array, "n 2"], least: Float[Array, "n n"]) -> Float[Array, "n 2"]:
@@ -99,27 +99,27 @@ def micrograph(key: Array, size: int) -> Micrograph:
     body = jax.lax.optimization_barrier(_bodies(u, own, spread, size))
     thickness, ground, labels = _projected(body, _waves(u, size), size)
 
-    fresnel = jnp.where(u[0] < 0.5, 0.0, _between(u[1], -0.8, 0.8))
-    ring = thickness - smooth(thickness, _between(u[2], 1.0, 4.0))
+    fresnel = jnp.where(u[0] < 0.5, 0.0, between(u[1], -0.8, 0.8))
+    ring = thickness - smooth(thickness, between(u[2], 1.0, 4.0))
     particles = thickness + fresnel * ring
-    patch = granular(fields[0], _log_between(u[4], 12.0, 50.0)) + _between(u[5], -1.0, 2.0)
-    support = jnp.where(u[6] < 0.4, 1.0, jax.nn.sigmoid(_between(u[3], 1.0, 6.0) * patch))
-    grain_px = _log_between(u[7], 0.6, 4.0)
+    patch = granular(fields[0], log_between(u[4], 12.0, 50.0)) + between(u[5], -1.0, 2.0)
+    support = jnp.where(u[6] < 0.4, 1.0, jax.nn.sigmoid(between(u[3], 1.0, 6.0) * patch))
+    grain_px = log_between(u[7], 0.6, 4.0)
     grains = granular(fields[1], grain_px) - 0.5 * granular(fields[1], 2.0 * grain_px)
-    clouds = granular(fields[2], _log_between(u[8], 6.0, 40.0))
+    clouds = granular(fields[2], log_between(u[8], 6.0, 40.0))
     image = particles + ground
-    image += support * _between(u[9] ** 2, 0.0, 2.0)
-    image += support * _between(u[10] ** 3, 0.0, 0.5) * grains
-    image += support * _between(u[11] ** 2, 0.0, 0.8) * clouds
-    tilt = (jnp.arange(size) / size - 0.5) * _between(u[12] ** 2, 0.0, 4.0)
+    image += support * between(u[9] ** 2, 0.0, 2.0)
+    image += support * between(u[10] ** 3, 0.0, 0.5) * grains
+    image += support * between(u[11] ** 2, 0.0, 0.8) * clouds
+    tilt = (jnp.arange(size) / size - 0.5) * between(u[12] ** 2, 0.0, 4.0)
     image += tilt[:, None] * (u[13] - 0.5) + tilt * (u[14] - 0.5)
-    image = smooth(image, _between(u[15] ** 2, 0.4, 2.0))
-    noise = _log_between(u[16], 0.015, 0.4)
+    image = smooth(image, between(u[15] ** 2, 0.4, 2.0))
+    noise = log_between(u[16], 0.015, 0.4)
     noise = noise * jnp.where(u[17] < 0.5, 1.0, jnp.sqrt(jnp.maximum(image + 1.0, 0.1) / 1.5))
-    white = granular(fields[3], jnp.where(u[18] < 0.5, 0.0, _between(u[19], 0.2, 1.2)))
+    white = granular(fields[3], jnp.where(u[18] < 0.5, 0.0, between(u[19], 0.2, 1.2)))
     lines = jnp.where(u[20] < 0.15, 0.3 * u[21], 0.0) * fields[4, :, :1]
     image = image + noise * white + lines
-    image = jnp.where(u[23] < 0.1, jnp.minimum(image, _between(u[22], 1.0, 3.0)), image)
+    image = jnp.where(u[23] < 0.1, jnp.minimum(image, between(u[22], 1.0, 3.0)), image)
     # the negative of an image, of which nothing is asked: dark particles are none
     negative = u[23] > 1.0 - NEGATIVES
     return Micrograph(jnp.where(negative, -image, image), jnp.where(negative, 0, labels))
@@ -128,7 +128,7 @@ def micrograph(key: Array, size: int) -> Micrograph:
 def _waves(u, size: int) -> Float[Array, "3 y x"]:
     """Lattice fringes of three orientations."""
     angle = 2.0 * jnp.pi * (u[39] + jnp.arange(3) / 3.0 + 0.1)
-    place = jnp.arange(size) * 2.0 * jnp.pi / _between(u[35], 2.5, 8.0)
+    place = jnp.arange(size) * 2.0 * jnp.pi / between(u[35], 2.5, 8.0)
     y, x = jnp.cos(angle)[:, None] * place, jnp.sin(angle)[:, None] * place
     return jnp.sin(y[:, :, None] + x[:, None, :])
 
@@ -136,29 +136,29 @@ def _waves(u, size: int) -> Float[Array, "3 y x"]:
 def _bodies(u, own, spread, size: int) -> Body:
     number = jnp.arange(PARTICLES + SUPPORTS)
     particle = number < PARTICLES
-    middle = _log_between(u[24], *DIAMETER_PX)
-    diameter = middle * jnp.exp(_between(u[25], 0.05, 0.55) * spread[:, 0])
-    large = jnp.maximum(2.5 * middle, 16.0) * _log_between(own[:, CHANCES], 1.0, 3.0)
+    middle = log_between(u[24], *DIAMETER_PX)
+    diameter = middle * jnp.exp(between(u[25], 0.05, 0.55) * spread[:, 0])
+    large = jnp.maximum(2.5 * middle, 16.0) * log_between(own[:, CHANCES], 1.0, 3.0)
     diameter = jnp.where(particle, jnp.clip(diameter, 4.0, 90.0), large)
-    cover = _between(u[26] ** 2, 0.03, 0.8)
+    cover = between(u[26] ** 2, 0.03, 0.8)
     count = jnp.clip(cover * (1.3 * size) ** 2 / (0.8 * middle**2), 1.0, PARTICLES)
     there = jnp.where(
         particle, (number < count) & (u[29] > 0.05), number - PARTICLES < SUPPORTS * u[27]
     )
-    place = size * _between(own[:, CHANCES + 1 : CHANCES + 3], -0.15, 1.15)
+    place = size * between(own[:, CHANCES + 1 : CHANCES + 3], -0.15, 1.15)
     heap = size * own[:3, CHANCES + 3 : CHANCES + 5]  # some lie in heaps
     near = heap[number % 3] + spread * diameter[:, None] * 1.5
     place = jnp.where((own[:, CHANCES + 5] < u[28] ** 2)[:, None] & particle[:, None], near, place)
-    touching = 0.5 * (diameter[:, None] + diameter[None]) * _between(u[29], 0.45, 1.15)
+    touching = 0.5 * (diameter[:, None] + diameter[None]) * between(u[29], 0.45, 1.15)
     both = (particle & there)[:, None] & (particle & there)[None]
     place = apart(place, jnp.where(both, touching, 0.0))
     outline = outlines(own[:, :CHANCES], u[30] ** 2 * jnp.where(particle, 1.0, 0.3), 0.5 * diameter)
-    rough = jnp.exp(_between(u[31], 0.0, 0.5) * spread[:, 1])
+    rough = jnp.exp(between(u[31], 0.0, 0.5) * spread[:, 1])
     bright = rough * (diameter / middle) ** jnp.where(u[32] < 0.5, 0.0, u[33])
     holes = jnp.where(own[:, CHANCES + 6] < 0.2, -1.0, 1.0)
-    ground = holes * _between(u[34], 0.1, 1.6) * own[:, CHANCES + 7]
-    soft = diameter * _between(own[:, CHANCES + 7], 0.02, 0.2)
-    strength = jnp.where(u[36] < 0.4, _between(u[37], 0.0, 0.6), 0.0) * own[:, CHANCES + 7]
+    ground = holes * between(u[34], 0.1, 1.6) * own[:, CHANCES + 7]
+    soft = diameter * between(own[:, CHANCES + 7], 0.02, 0.2)
+    strength = jnp.where(u[36] < 0.4, between(u[37], 0.0, 0.6), 0.0) * own[:, CHANCES + 7]
     which = jax.nn.one_hot((3.0 * own[:, CHANCES + 8]).astype(int), 3)
     wave = jnp.where(particle, strength, 0.0)[:, None] * which
     return Body(
