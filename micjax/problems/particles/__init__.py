@@ -39,7 +39,7 @@ def problem(
     ny: int = 128,
     nx: int = 128,
     sigma: float = 0.1,
-    level: float = 0.0,
+    mean: float = 0.0,
     polarity: str = "auto",
     pixel_nm: float | None = None,
     net: str | None = None,
@@ -51,7 +51,7 @@ def problem(
 
     - `ny`, `nx`: pixels.
     - `sigma`: standard deviation of the noise.
-    - `level`: about the mean of a pixel.
+    - `mean`: about that of a pixel.
     - `polarity`: whether the instances are `bright` or `dark`; `auto`: as the network finds more.
     - `pixel_nm`: edge of a pixel, if it is known.
     - `net`: a file of weights, of `micjax train particles`; those of micjax if none is given.
@@ -68,7 +68,7 @@ def problem(
         trusted_labels(labels)
     if net is not None:
         checked_network(net, pixel_nm)  # told here, before anything is computed
-    background = np.full(grid_of((ny, nx)), level)
+    background = np.full(grid_of((ny, nx)), mean)
     forward = Plateaus(np.zeros((ny, nx)), background, pixel_nm, polarity, net, labels)
     priors = {"forward.signal": free(), "forward.background": free()}
     return InverseProblem(forward, Gaussian(sigma), priors)

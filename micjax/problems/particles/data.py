@@ -63,7 +63,7 @@ def load(
         "ny": values.shape[0],
         "nx": values.shape[1],
         "sigma": max(noise_sd(values), 1e-6 * float(values.std())),
-        "level": float(values.mean()),
+        "mean": float(values.mean()),
         "polarity": polarity,
         "pixel_nm": None if scale is None or not step > 0 else scale * step,
         "net": None if net is None else str(pathlib.Path(net).absolute()),
