@@ -21,7 +21,10 @@ from micjax.run.plans.simulate import SimulatePlan
 from micjax.run.registry import find, listed
 
 PROBLEMS = [p.name for p in listed()]
-BY_UNIT_ONLY = ("amplitude",)  # in units of the data, of either sign: any number float32 can hold
+BY_UNIT_ONLY = (
+    "amplitude",
+    "mean",
+)  # in units of the data, of either sign: any number float32 can hold
 
 
 def holds_numbers(kind, default):

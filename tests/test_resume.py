@@ -29,6 +29,7 @@ LONG = {
     "denoise": (["ny=48", "nx=48", "engine.steps=100"], 0),
     "feedback": (["engine.steps=200"], 1),
     "joint": ([], 1),
+    "particles": ([], 0),
     "phase_map": (["ny=200", "nx=200", "grains=3"], 1),
     "resonance": (["engine.steps=300"], 1),
     "structure": ([], 1),
@@ -38,7 +39,7 @@ LONG = {
 }
 
 
-LAST = {"denoise": "looked_up", "unmixing": "end_members"}
+LAST = {"denoise": "looked_up", "particles": "contrasts", "unmixing": "end_members"}
 
 
 def problems():

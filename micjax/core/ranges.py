@@ -55,6 +55,9 @@ NAMES: dict[str, Range] = {
     "held_out": _whole(1, 100_000),  # batches
     "tolerance": Range(0.0, HUGE),  # of a loss or of an outcome; 0 never stops
     "threshold_sigmas": Range(0.1, 100.0),
+    "least_score": Range(0.0, 1.0),
+    "zoom": Range(0.25, 2.0),
+    "examples films edge_px": _whole(0, 100_000),
     "seed": _whole(0, 2**32 - 1),  # JAX drops higher bits: two seeds would be one
     # --- explorations
     "budget batch initial wanted": _whole(1, 10_000_000),

@@ -49,6 +49,7 @@ def formats() -> dict[str, Format]:
         **dict.fromkeys((".tif", ".tiff"), Format("TIFF (plain, Park)", _read_tiff)),
         ".gwy": Format("Gwyddion", gwy.read_gwy),
         ".png": Format("PNG", png.read_png),
+        **dict.fromkeys((".jpg", ".jpeg"), Format("JPEG", png.read_png)),
     }
     for extension in electron.READERS:
         reader = partial(electron.read_electron, extension=extension)

@@ -1,4 +1,4 @@
-"""PNG: pictures of which the grey levels are the data, and nothing says what they mean."""
+"""PNG and JPEG: pictures of which the grey levels are the data, and nothing says what they mean."""
 
 import logging
 from pathlib import Path
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def read_png(path: Path) -> dict[str, Field]:
-    """The grey levels, as they are stored.
+    """The grey levels, as they are stored; of a JPEG they are not quite what was measured.
 
     A picture in colours of which all are grey is one; where it is transparent is not looked at.
 
@@ -21,8 +21,10 @@ def read_png(path: Path) -> dict[str, Field]:
     """
     from PIL import Image  # comes with matplotlib, and is slow to import
 
-    with Image.open(path, formats=["PNG"]) as picture:
+    with Image.open(path, formats=["PNG", "JPEG"]) as picture:
         check_size(path, 8 * 4 * picture.width * picture.height)
+        if picture.format == "JPEG":
+            log.info("%s: a JPEG, whose compression has changed the values", path)
         values = np.asarray(picture.convert("RGB") if picture.mode == "P" else picture)
     if values.ndim == 3:
         colours = values[..., :3] if values.shape[2] > 2 else values[..., :1]

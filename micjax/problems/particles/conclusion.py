@@ -1,0 +1,136 @@
+"""What is told of an image of instances: labels, a row for each, and how sizes are distributed."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from micjax.core.problem import InverseProblem
+from micjax.inference.solution import Solution
+from micjax.inference.stage import Arrays
+from micjax.io import Field, FieldAxis
+from micjax.io.fields import PIXELS
+from micjax.problems.particles.instances.errors import errors_of
+from micjax.problems.particles.instances.table import Shapes, shapes
+
+SURE = 3.0  # standard deviations of the background over areas of the same size
+BINS = 12
+FILM = 0.9  # of the pixels belong to instances: there is no background
+
+
+def conclude(solution: Solution, x: Int[Array, "1"], y: Float[Array, "h w"]) -> Solution:
+    """With labels, sizes and their errors."""
+    arrays = solution.fit.arrays
+    if "labels" not in arrays:
+        return solution  # interrupted before
+    labels = np.asarray(arrays["labels"])
+    axes, pixel, unit = _axes(solution.problem)
+    of = shapes(labels)
+    errors = errors_of(of, arrays["doubt"])
+    count = len(of.area_px2)
+    whole = ~of.cut
+    image = Field(np.asarray(y, float), axes, "", "image")
+    background = solution.problem.forward(x) - solution.problem.forward.signal
+    results = {
+        "labels": Field(labels.astype(float), axes, "", "labels"),
+        "image": image,
+        "contrast": Field(np.asarray(arrays["signal"], float), axes, "", "contrast"),
+        "background": Field(np.asarray(background, float), axes, "", "background"),
+    }
+    metrics = dict(solution.metrics) | {
+        "instances": float(count),
+        "instances_cut_by_the_edge": float(of.cut.sum()),
+        "covered": float((labels > 0).mean()),
+    }
+    if whole.any():
+        diameter = pixel * of.diameter_px[whole]
+        metrics |= {
+            f"median_diameter_{unit}": float(np.median(diameter)),
+            f"mean_diameter_{unit}": float(diameter.mean()),
+            f"sd_diameter_{unit}": float(diameter.std()),
+        }
+    return dataclasses.replace(
+        solution,
+        results=results,
+        metrics=metrics,
+        table=rows(of, errors, arrays, pixel, unit),
+        statements=[*_statements(solution, of, arrays, pixel, unit), *solution.statements],
+        extra={"sizes": sizes(pixel * of.diameter_px[whole]), "unit": unit},
+    )
+
+
+def _axes(problem: InverseProblem):
+    pixel, shape = problem.forward.pixel_nm, problem.forward.signal.shape
+    step, unit = (1.0, PIXELS) if pixel is None else (pixel, "nm")
+    axes = tuple(FieldAxis(n, step * np.arange(k), unit) for n, k in zip("yx", shape, strict=True))
+    return axes, step, unit
+
+
+def rows(of: Shapes, errors, arrays: Arrays, pixel: float, unit: str) -> list[dict[str, Any]]:
+    """One of each instance."""
+    lengths = {
+        "diameter": ("diameter_px", pixel),
+        "longest diameter": ("longest_px", pixel),
+        "shortest diameter": ("shortest_px", pixel),
+        "area": ("area_px2", pixel**2),
+    }
+    told = []
+    for i in range(len(of.area_px2)):
+        row = {"instance": i + 1}
+        row |= {
+            f"{n} ({unit})": float(p) for n, p in zip("yx", pixel * of.place_px[i], strict=True)
+        }
+        for name, (field, by) in lengths.items():
+            of_unit = f"{unit}^2" if name == "area" else unit
+            row[f"{name} ({of_unit})"] = float(by * getattr(of, field)[i])
+            row[f"{name} sd"] = float(by * errors[field][i])
+        for name in ("aspect", "solidity"):
+            row[name] = float(getattr(of, name)[i])
+            row[f"{name} sd"] = float(errors[name][i])
+        row |= {
+            "contrast": float(arrays["contrast"][i]),
+            "contrast sd": float(arrays["contrast_sd"][i]),
+            "score": float(arrays["score"][i]),
+            "cut by the edge": bool(of.cut[i]),
+        }
+        told.append(row)
+    return told
+
+
+def sizes(diameter: Float[np.ndarray, "n"]) -> Float[np.ndarray, "b 4"]:
+    """How many there are of each diameter: from, to, number, and its standard deviation, which is
+    that of counting, sqrt(n + 1)."""
+    if not len(diameter):
+        return np.zeros((0, 4))
+    number, edges = np.histogram(diameter, min(BINS, 2 + len(diameter) // 4))
+    return np.stack([edges[:-1], edges[1:], number, np.sqrt(number + 1.0)], 1)
+
+
+def _statements(solution: Solution, of: Shapes, arrays: Arrays, pixel, unit):
+    count = len(of.area_px2)
+    if not count:
+        yield "There is nothing here that the network takes for an instance."
+        return
+    given = solution.problem.forward.labels
+    kind = "bright" if arrays["bright"] else "dark"
+    whose = f"as {given} has it" if given else f"{kind}, at a zoom of {float(arrays['zoom']):g}"
+    yield f"{count} instances, {whose}; {int(of.cut.sum())} are cut by the edge of the image."
+    whole = of.diameter_px[~of.cut]
+    if len(whole) > 1:
+        mean, spread = pixel * whole.mean(), pixel * whole.std(ddof=1)
+        yield (
+            f"Diameters of those that are not: {mean:.3g} +- {spread / np.sqrt(len(whole)):.2g} "
+            f"{unit} on average, a standard deviation of {spread:.3g} {unit}."
+        )
+    if given is None and solution.problem.forward.polarity == "auto":
+        yield (
+            f"That they are {kind} is what the network finds more of; set polarity if it is not so."
+        )
+    sure = np.abs(arrays["contrast"]) > SURE * arrays["contrast_sd"]
+    if (np.asarray(arrays["labels"]) > 0).mean() < FILM and not sure.all():
+        yield (
+            f"{int((~sure).sum())} of them have less contrast than {SURE:g} standard deviations "
+            "of the background over areas of their size: that these are instances is a matter of "
+            "their shape alone."
+        )
