@@ -9,10 +9,11 @@ from jaxtyping import Array, Bool, Float, Int
 from micjax.core.problem import Values
 from micjax.inference.maps.cholesky import factor, scaled, solved
 from micjax.inference.maps.equations import Equations, Pixel, any_data, equations
+from micjax.inference.solvers.driver import CONVERGED, NON_FINITE, RUNNING, STALLED
 from micjax.inference.solvers.laws import Law
 
 FIRST_DAMPING, TRUSTED, LARGEST_DAMPING = 1e-2, 0.1, 1e7
-RUNNING, CONVERGED, STALLED, NON_FINITE, EMPTY = range(5)
+EMPTY = 4  # beside what the driver knows
 
 
 class Pace(NamedTuple):

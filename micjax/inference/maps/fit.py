@@ -1,28 +1,28 @@
 """A map of fits: one small inverse problem for each pixel, all of them at once."""
 
 import dataclasses
-import functools
 import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from micjax.core.coordinates import Coordinates
-from micjax.core.problem import InverseProblem, Values, on_edge
+from micjax.core.problem import InverseProblem, Values
 from micjax.core.progress import progress
-from micjax.core.tree import array_of, named_leaves
 from micjax.inference.errors.laplace import prior_sd_of
-from micjax.inference.maps.descent import RUNNING, Pace, begun, descended
+from micjax.inference.maps.descent import RUNNING, Pace
 from micjax.inference.maps.equations import Pixel
-from micjax.inference.maps.status import STATUS, Told, told
+from micjax.inference.maps.programs import compiled, pixels_first, side_by_side
+from micjax.inference.maps.rows import check_starts, maps, rows
+from micjax.inference.maps.status import STATUS, Told
 from micjax.inference.solvers.laws import law_of
 
 SIDE_BY_SIDE = 128  # pixels: their sums stay in the first cache of a CPU
@@ -111,13 +111,13 @@ class Fits:
                 f"data of shape {tuple(y.shape)}; a map whose last axes are {self.datum} is needed"
             )
         self.map = tuple(y.shape[:lead])
-        self.known = _maps(known or {}, self.map, problem, "known")
+        self.known = maps(problem, dict(known or {}), self.map, "known")
         starts = [starts] if isinstance(starts, Mapping) else list(starts or [{}])
         self.starts = [
-            _maps(problem.values() | dict(s), self.map, problem, "starts") for s in starts
+            maps(problem, problem.values() | dict(s), self.map, "starts") for s in starts
         ]
         for start in self.starts:
-            _check_starts(problem, start)
+            check_starts(problem, start)
         coordinates, unknowns = Coordinates(problem), problem.unknowns()
         theta = problem.unconstrain(problem.values())
         widths = [prior_sd_of(unknowns[n], theta[n]) for n in coordinates.names]
@@ -168,7 +168,7 @@ class Fits:
     def _read(self, block: int) -> tuple[np.ndarray, Values, list[Values]]:
         """Data, what is known, and starts, with the pixels of the block along their first axis."""
         first, last = block * self.block, min((block + 1) * self.block, self.pixels)
-        y = _rows(self.y, self.map, first, last).reshape(last - first, -1)
+        y = rows(self.y, self.map, first, last).reshape(last - first, -1)
         if np.iscomplexobj(y):
             raise ValueError("the data are complex: give real and imaginary part along a last axis")
         y = np.asarray(y, jnp.result_type(float))
@@ -214,11 +214,11 @@ class Fits:
         return functions.scattered(pace, moved, order[: chunks * self.chunk])
 
     def _side_by_side(self, tree):
-        """[pixel, ...] -> [chunk, ..., pixel of it], with the last pixel again behind all of them."""
+        """[pixel, ...] -> [chunk, ..., pixel of it], filled up with the last pixel."""
 
         def laid(a):
             a = np.concatenate([a, np.repeat(a[-1:], self.block - len(a), axis=0)])
-            return np.moveaxis(a.reshape(-1, self.chunk, *a.shape[1:]), 1, -1)
+            return side_by_side(a, self.chunk, np)
 
         return jax.tree.map(laid, tree)
 
@@ -229,88 +229,6 @@ class Fits:
                 self.arrays[name] = np.zeros((self.pixels, *values.shape[1:]), values.dtype)
             self.arrays[name][first : first + len(values)] = values
         self.done[block] = True
-
-
-class Compiled(NamedTuple):
-    """Programs for blocks, [chunk, ..., pixel of it]."""
-
-    flat: Any
-    begun: Any
-    descend: Any
-    better: Any
-    gathered: Any
-    scattered: Any
-    told: Any
-
-
-@functools.cache
-def compiled() -> Compiled:
-    jit = functools.partial(eqx.filter_jit, compiler_options=_options())
-    return Compiled(
-        *(jit(f) for f in (_flat, jax.vmap(begun), _descend, _better, _gathered, _scattered, _told))
-    )
-
-
-def _options() -> dict[str, bool]:
-    """On CPUs the older way to fuse operations, which vectorises sums over several operands (jax
-    0.10: five times as fast); where it is not known any more, none."""
-    options = {"xla_cpu_use_fusion_emitters": False}
-    try:
-        jax.jit(lambda a: a + 1, compiler_options=options)(jnp.zeros(1))
-    except Exception:  # of a compiler that has left it behind
-        return {}
-    return options if jax.default_backend() == "cpu" else {}
-
-
-def _flat(pixel: Pixel, known: Values, values: Values):
-    """Unconstrained coordinates."""
-
-    def of_one(known, values):
-        coordinates = pixel.coordinates(known)
-        return coordinates.vector(coordinates.problem.unconstrain(values))
-
-    return jax.vmap(jax.vmap(of_one, -1, -1))(known, values)
-
-
-def _descend(pixel, law, known, y, pace: Pace, chunks, most, tolerance) -> Pace:
-    """The first `chunks` of them."""
-
-    def one_chunk(i, pace):
-        some = jax.tree.map(lambda a: a[i], (known, y, pace))
-        moved = descended(pixel, law, *some, most, tolerance)
-        return jax.tree.map(lambda a, b: a.at[i].set(b), pace, moved)
-
-    return jax.lax.fori_loop(0, chunks, one_chunk, pace)
-
-
-def _better(first: Pace, second: Pace) -> Pace:
-    lower = jnp.nan_to_num(second.loss, nan=jnp.inf) < jnp.nan_to_num(first.loss, nan=jnp.inf)
-    pick = lambda a, b: jnp.where(lower[:, None] if a.ndim == 3 else lower, b, a)  # noqa: E731
-    return jax.tree.map(pick, first, second)
-
-
-def _pixels_first(a: Array) -> Array:
-    return jnp.moveaxis(a, -1, 1).reshape(-1, *a.shape[1:-1])
-
-
-def _gathered(tree, order):
-    def of(a):
-        rows = _pixels_first(a)[order]
-        return jnp.moveaxis(rows.reshape(a.shape[0], a.shape[-1], *a.shape[1:-1]), 1, -1)
-
-    return jax.tree.map(of, tree)
-
-
-def _scattered(tree, moved, order):
-    def of(a, b):
-        rows = _pixels_first(a).at[order].set(_pixels_first(b)[: len(order)])
-        return jnp.moveaxis(rows.reshape(a.shape[0], a.shape[-1], *a.shape[1:-1]), 1, -1)
-
-    return jax.tree.map(of, tree, moved)
-
-
-def _told(pixel, law, known, y, pace: Pace, prior_sd) -> Told:
-    return jax.lax.map(lambda a: told(pixel, law, *a, prior_sd), (known, y, pace))
 
 
 def _named(fetched: tuple[Told, np.ndarray], count: int) -> dict[str, np.ndarray]:
@@ -327,38 +245,4 @@ def _named(fetched: tuple[Told, np.ndarray], count: int) -> dict[str, np.ndarray
         )
         out |= parts
     out["steps"] = steps
-    return {n: np.moveaxis(a, -1, 1).reshape(-1, *a.shape[1:-1])[:count] for n, a in out.items()}
-
-
-def _rows(y, shape: tuple[int, ...], first: int, last: int) -> np.ndarray:
-    """Pixels first to last of a map, in the order of its axes, with as little as possible read."""
-    if len(shape) == 1:
-        return np.asarray(y[first:last])
-    row = math.prod(shape[1:])
-    low, high = first // row, -(-last // row)
-    some = np.asarray(y[low:high])
-    return some.reshape(-1, *some.shape[len(shape) :])[first - low * row : last - low * row]
-
-
-def _maps(values: Mapping, shape, problem, what: str) -> dict[str, np.ndarray]:
-    """Arrays whose first axis are the pixels."""
-    out = {}
-    for name, value in values.items():
-        leaf = np.shape(array_of(named_leaves(problem._model()).get(name)))
-        value = np.asarray(value, jnp.result_type(float))
-        out[name] = np.broadcast_to(value, shape + leaf).reshape(-1, *leaf)
-    return out
-
-
-def _check_starts(problem: InverseProblem, start: Values) -> None:
-    for name, prior in problem.unknowns().items():
-        values = jnp.asarray(start[name])
-        inside = np.asarray(
-            jax.vmap(lambda v: prior.support(v) & ~jnp.any(on_edge(prior, v)))(values)
-        )
-        if not inside.all():
-            wrong = np.asarray(values)[~inside]
-            raise ValueError(
-                f"starts of {name}: {len(wrong)} of {len(inside)} are not inside of what its prior "
-                f"allows ({prior.support}), such as {wrong.ravel()[0]}"
-            )
+    return {n: pixels_first(a, np)[:count] for n, a in out.items()}

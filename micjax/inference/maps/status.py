@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int
 from micjax.core.problem import Values
 from micjax.inference.errors.laplace import PRIOR_RULES
 from micjax.inference.maps.cholesky import factor, inverse, scaled
-from micjax.inference.maps.descent import CONVERGED, EMPTY, NON_FINITE, STALLED, Pace
+from micjax.inference.maps.descent import EMPTY, Pace
 from micjax.inference.maps.equations import Pixel, equations
+from micjax.inference.solvers.driver import CONVERGED, NON_FINITE, STALLED
 from micjax.inference.solvers.laws import Law
 
 STATUS = (

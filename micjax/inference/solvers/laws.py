@@ -1,4 +1,4 @@
-"""What a datum says of the parameters of its law: the misfit, its slope, and the Fisher information.
+"""What a datum says of the parameters of its law: misfit, slope, and Fisher information.
 
 Least squares and Fisher scoring are one method then: with the information as weights, the slopes of
 a model's predictions are all that is needed (McCullagh and Nelder 1989, sec. 2.5).
@@ -105,7 +105,7 @@ def _student_misfit(y, loc, scale, df):
 
 
 def _student_scores(y, loc, scale, df):
-    """Information after Lange, Little and Taylor (1989, J. Am. Stat. Assoc. 84, 881), appendix B."""
+    """Lange, Little and Taylor (1989, J. Am. Stat. Assoc. 84, 881), appendix B."""
     z = (loc - y) / scale
     weight = (df + 1.0) / (df + z**2)
     of_loc = jnp.sqrt((df + 1.0) / (df + 3.0))
