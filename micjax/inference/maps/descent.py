@@ -44,6 +44,7 @@ def descended(
     `tolerance` nats, in noise of the size that is there.
     """
     d, b = pace.flat.shape
+    leaps = jnp.asarray(pixel.leaps(), pace.flat.dtype)[:, None]
     points = jnp.isfinite(y).sum(axis=0)
     nothing = jnp.zeros((d * (d + 1) // 2, b), pace.flat.dtype)
     nowhere = Equations(jnp.full(b, jnp.inf), jnp.zeros(b), jnp.zeros((d, b)), nothing)
@@ -69,9 +70,11 @@ def descended(
         ended = jnp.where(first & ~finite, NON_FINITE, ended)
         matrix, scale = scaled(here.curvature, d)
         move, gain = solved(factor(matrix, d, damping), scale * here.slope)
+        move = scale * move
+        shorter = jnp.maximum(jnp.max(jnp.abs(move) / leaps, axis=0), 1.0)
         # noise that is smaller than it is said to be wants a better fit
         excess = jnp.clip(here.chi_squared / jnp.maximum(points - d, 1), 1e-6, 1.0)
-        small = (0.5 * gain < tolerance * excess) & (damping <= TRUSTED)
+        small = (0.5 * gain < tolerance * excess) & (damping <= TRUSTED) & (shorter <= 1.0)
         pace = Pace(
             flat,
             damping,
@@ -80,7 +83,7 @@ def descended(
             pace.steps + (running & ~first),
             here.loss,
         )
-        return count + 1, pace, here, flat - scale * move
+        return count + 1, pace, here, flat - move / shorter
 
     ended = jnp.where(any_data(y), pace.ended, EMPTY)
     start = (jnp.zeros((), jnp.int32), pace._replace(ended=ended), nowhere, pace.flat)

@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float
 
 from micjax.core.coordinates import Coordinates
@@ -49,6 +50,14 @@ class Pixel(eqx.Module):
 
     def coordinates(self, known: Values) -> Coordinates:
         return Coordinates(self.problem.at(known) if known else self.problem)
+
+    def leaps(self) -> Float[np.ndarray, " d"]:
+        """How far one step may go: by a factor of e, where the support is not all real numbers and
+        the coordinate therefore a logarithm or the like."""
+        coordinates, unknowns = self.coordinates({}), self.problem.unknowns()
+        supports = [unknowns[n].support for n in coordinates.owner]
+        bases = [getattr(s, "base_constraint", s) for s in supports]
+        return np.array([np.inf if b is dist.constraints.real else 1.0 for b in bases])
 
     def law(self, known: Values, flat: Float[Array, " d"]):
         """The distribution of the data."""

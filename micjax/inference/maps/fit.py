@@ -15,13 +15,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from micjax.core.coordinates import Coordinates
-from micjax.core.problem import InverseProblem, Values
+from micjax.core.problem import InverseProblem
 from micjax.core.progress import progress
 from micjax.inference.errors.laplace import prior_sd_of
 from micjax.inference.maps.descent import RUNNING, Pace
 from micjax.inference.maps.equations import Pixel
 from micjax.inference.maps.programs import compiled, pixels_first, side_by_side
-from micjax.inference.maps.rows import check_starts, maps, rows
+from micjax.inference.maps.rows import Given, Rows, check_starts, maps, rows
 from micjax.inference.maps.status import STATUS, Told
 from micjax.inference.solvers.laws import law_of
 
@@ -61,10 +61,10 @@ class MapFit:
 def fit_map(
     problem: InverseProblem,
     x: Any,
-    y: Float[np.ndarray, "..."],
+    y: Any,
     *,
-    starts: Values | Sequence[Values] | None = None,
-    known: Mapping[str, np.ndarray] | None = None,
+    starts: Given | Sequence[Given] | None = None,
+    known: Given | None = None,
     steps: int = 100,
     tolerance: float = 1e-3,
 ) -> MapFit:
@@ -137,7 +137,7 @@ class Fits:
         """Yields how many pixels are done, after each block. Blocks that are done are passed by."""
         devices = jax.local_devices()
         workers = len(devices) if jax.default_backend() != "cpu" else len(os.sched_getaffinity(0))
-        todo = iter(np.flatnonzero(~self.done))
+        todo = iter(np.flatnonzero(~self.done).tolist())
         with ThreadPoolExecutor(workers) as pool:
             running: dict[Future, int] = {}
             try:
@@ -165,7 +165,7 @@ class Fits:
         groups = {g: named(g) for g in ("values", "sd", "bound", "identified")}
         return MapFit(**groups, **{n: a for n, a in arrays.items() if " " not in n})
 
-    def _read(self, block: int) -> tuple[np.ndarray, Values, list[Values]]:
+    def _read(self, block: int) -> tuple[np.ndarray, Rows, list[Rows]]:
         """Data, what is known, and starts, with the pixels of the block along their first axis."""
         first, last = block * self.block, min((block + 1) * self.block, self.pixels)
         y = rows(self.y, self.map, first, last).reshape(last - first, -1)

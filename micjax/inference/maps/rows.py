@@ -1,14 +1,19 @@
 """Maps as rows of pixels."""
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import ArrayLike
 
 from micjax.core.names import unknown_name
-from micjax.core.problem import InverseProblem, Values, on_edge
+from micjax.core.problem import InverseProblem, on_edge
 from micjax.core.tree import array_of, named_leaves
+
+Given = Mapping[str, ArrayLike]  # the same for all pixels, or [*map, *leaf]
+Rows = dict[str, np.ndarray]  # [pixel, *leaf]
 
 
 def rows(y, shape: tuple[int, ...], first: int, last: int) -> np.ndarray:
@@ -21,7 +26,7 @@ def rows(y, shape: tuple[int, ...], first: int, last: int) -> np.ndarray:
     return some.reshape(-1, *some.shape[len(shape) :])[first - low * row : last - low * row]
 
 
-def maps(problem: InverseProblem, values: Values, shape: tuple[int, ...], what: str) -> Values:
+def maps(problem: InverseProblem, values: Given, shape: tuple[int, ...], what: str) -> Rows:
     """By name `[pixel, *leaf]`, from values that are the same for all pixels or `[*map, *leaf]`.
 
     **Raises:** `ValueError` for a name that is none of the problem, and for another shape.
@@ -35,13 +40,13 @@ def maps(problem: InverseProblem, values: Values, shape: tuple[int, ...], what: 
         leaf, value = np.shape(leaves[name]), np.asarray(value, jnp.result_type(float))
         if value.shape not in (leaf, shape + leaf):
             raise ValueError(
-                f"{what}: {name} of shape {value.shape}; {shape + leaf} or, for all, {leaf} is needed"
+                f"{what}: {name} of shape {value.shape}; {shape + leaf} or {leaf} is needed"
             )
         out[name] = np.broadcast_to(value, shape + leaf).reshape(-1, *leaf)
     return out
 
 
-def check_starts(problem: InverseProblem, start: Values) -> None:
+def check_starts(problem: InverseProblem, start: Rows) -> None:
     """**Raises:** `ValueError` for pixels that start outside of a prior or on its edge."""
     for name, prior in problem.unknowns().items():
         inside = np.asarray(_inside(prior, jnp.asarray(start[name])))

@@ -95,6 +95,8 @@ def told(
         + [STATUS.index(s) for s in ("not converged", "not identified", "at a bound")],
         STATUS.index("converged"),
     )
+    lost = (status == STATUS.index("no data")) | (status == STATUS.index("not finite"))
+    values, sd = jax.tree.map(lambda a: jnp.where(lost, jnp.nan, a), (values, sd))
     return Told(
         values, sd, covariance, here.loss, here.chi_squared, points, status, bound, identified
     )

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 Numbers = Float[Array, "..."]
 
@@ -53,7 +53,7 @@ def law_of(distribution: dist.Distribution) -> Law:
     return law
 
 
-def depends(function: Callable[[Array], tuple[Array, ...]], at: Array) -> tuple[Bool, ...]:
+def depends(function: Callable[[Array], tuple[Array, ...]], at: Array) -> tuple[bool, ...]:
     """Which results of `function` may depend on its argument, from what it computes."""
     program = jax.make_jaxpr(function)(at).jaxpr
     touched = set(program.invars)
