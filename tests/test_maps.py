@@ -174,7 +174,8 @@ def test_the_better_of_several_starts():
 def test_what_was_done_is_kept(counted):
     """Broken off after a block, and taken up again: equal to the last bit."""
     _, y, whole = counted
-    arguments = {"starts": starts(y), "known": None, "steps": 100, "tolerance": 1e-3}
+    arguments = {"starts": starts(y), "known": None, "linear": ()}
+    arguments |= {"steps": 100, "tolerance": 1e-3}
     fits = Fits(problem(Poisson(1.0)), X, y, **arguments)
     fits.block = 128
     fits.done = np.zeros(5, bool)

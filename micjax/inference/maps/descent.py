@@ -1,9 +1,14 @@
-"""Damped Gauss-Newton of many small fits side by side, each of which ends by itself."""
+"""Damped Gauss-Newton of many small fits side by side, each of which ends by itself.
+
+Unknowns that enter linearly need no start: after each step of the others the best of them are
+solved for, and only then is the step judged (variable projection, Golub and Pereyra 1973).
+"""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from micjax.core.problem import Values
@@ -49,14 +54,25 @@ def descended(
     nothing = jnp.zeros((d * (d + 1) // 2, b), pace.flat.dtype)
     nowhere = Equations(jnp.full(b, jnp.inf), jnp.zeros(b), jnp.zeros((d, b)), nothing)
 
+    looks = 2 if pixel.linear else 1  # at the model, in one step
+
     def going(state) -> Bool[Array, ""]:
         count, pace, _, _ = state
-        return (count <= most) & (pace.ended == RUNNING).any()
+        return (count < looks * (most + 1)) & (pace.ended == RUNNING).any()
 
-    def step(state):
+    def look(state):
         count, pace, here, ahead = state
         there = equations(pixel, law, known, y, ahead)
-        running, first = pace.ended == RUNNING, count == 0
+        if not pixel.linear:
+            return judged(count, pace, here, ahead, there)
+        return jax.lax.cond(
+            count % 2 == 0,
+            lambda: (count + 1, pace, here, _linear_solved(pixel, ahead, there)),
+            lambda: judged(count, pace, here, ahead, there),
+        )
+
+    def judged(count, pace, here, ahead, there):
+        running, first = pace.ended == RUNNING, count < looks
         finite = jnp.isfinite(there.loss) & jnp.isfinite(there.slope).all(axis=0)
         better = running & finite & (there.loss <= here.loss)
         eased = jnp.where(better, 0.1 * pace.damping, 10.0 * pace.damping)
@@ -87,4 +103,16 @@ def descended(
 
     ended = jnp.where(any_data(y), pace.ended, EMPTY)
     start = (jnp.zeros((), jnp.int32), pace._replace(ended=ended), nowhere, pace.flat)
-    return jax.lax.while_loop(going, step, start)[1]
+    return jax.lax.while_loop(going, look, start)[1]
+
+
+def _linear_solved(pixel: Pixel, flat: Float[Array, "d b"], there: Equations):
+    """The best linear unknowns with the others as they are."""
+    where, logarithms = pixel.linear_ones()
+    rows, columns = np.tril_indices(len(flat))
+    block = np.flatnonzero(np.isin(rows, where) & np.isin(columns, where))
+    matrix, scale = scaled(there.curvature[block], len(where))
+    move = -scale * solved(factor(matrix, len(where)), scale * there.slope[where])[0]
+    # d of a logarithm is the change relative to what is there; what would be negative gets small
+    move = jnp.where(logarithms[:, None], jnp.log1p(jnp.maximum(move, -0.9)), move)
+    return flat.at[where].add(jnp.where(jnp.isfinite(move), move, 0.0))

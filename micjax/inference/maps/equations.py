@@ -5,7 +5,7 @@ needed of it are sums over the data of products of two slopes each: all of them 
 over several operands, so that slopes are made where they are summed and never stored.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,6 +15,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float
 
 from micjax.core.coordinates import Coordinates
+from micjax.core.names import unknown_name
 from micjax.core.problem import InverseProblem, Values
 from micjax.inference.solvers.laws import Law, depends, law_of
 
@@ -42,11 +43,24 @@ class Pixel(eqx.Module):
 
     **Arguments:**
 
-    - `known`: names of what is known and other for each pixel.
+    - `linear`: names of unknowns that the prediction is proportional to, or that are added to it.
     """
 
     problem: InverseProblem
-    x: object
+    x: Any
+    linear: tuple[str, ...] = eqx.field(default=(), static=True)
+
+    def __check_init__(self):
+        unknowns = self.problem.unknowns()
+        for name in self.linear:
+            if name not in unknowns:
+                raise ValueError("linear: " + unknown_name("unknown", name, unknowns))
+            base = _base(unknowns[name])
+            if base not in (dist.constraints.real, dist.constraints.positive):
+                raise ValueError(
+                    f"linear: {name} may be {base}; one that may be any number, or any positive "
+                    "one, are needed"
+                )
 
     def coordinates(self, known: Values) -> Coordinates:
         return Coordinates(self.problem.at(known) if known else self.problem)
@@ -55,9 +69,15 @@ class Pixel(eqx.Module):
         """How far one step may go: by a factor of e, where the support is not all real numbers and
         the coordinate therefore a logarithm or the like."""
         coordinates, unknowns = self.coordinates({}), self.problem.unknowns()
-        supports = [unknowns[n].support for n in coordinates.owner]
-        bases = [getattr(s, "base_constraint", s) for s in supports]
+        bases = [_base(unknowns[n]) for n in coordinates.owner]
         return np.array([np.inf if b is dist.constraints.real else 1.0 for b in bases])
+
+    def linear_ones(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the linear unknowns are in the vector, and which of them as logarithms."""
+        owner, unknowns = self.coordinates({}).owner, self.problem.unknowns()
+        where = np.flatnonzero(np.isin(owner, self.linear))
+        logarithms = [_base(unknowns[owner[i]]) is dist.constraints.positive for i in where]
+        return where, np.array(logarithms, bool)
 
     def law(self, known: Values, flat: Float[Array, " d"]):
         """The distribution of the data."""
@@ -74,6 +94,13 @@ class Pixel(eqx.Module):
 
     def log_prior(self, known: Values, flat: Float[Array, " d"]) -> Float[Array, ""]:
         return jnp.asarray(self.coordinates(known).log_prior(flat), flat.dtype)
+
+
+def _base(prior: dist.Distribution):
+    support = prior.support
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return support
 
 
 def triangle(d: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from micjax.core.coordinates import Coordinates
 from micjax.core.problem import InverseProblem
@@ -31,6 +31,7 @@ NUMBERS = 1 << 25  # of a block, at most: 128 MB of data
 FIRST_STEPS = 8  # after which those that have not ended are brought together
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MapFit:
     """Fits of all pixels of a map; every array begins with the axes of the map.
@@ -53,6 +54,10 @@ class MapFit:
     identified: dict[str, np.ndarray]
     steps: Int[np.ndarray, "..."]
 
+    def usable(self) -> Bool[np.ndarray, "..."]:
+        """Whether there are values."""
+        return ~np.isin(self.status, [STATUS.index(s) for s in ("no data", "not finite")])
+
     def counts(self) -> dict[str, int]:
         """How many pixels have each status."""
         return {s: int(np.sum(self.status == i)) for i, s in enumerate(STATUS)}
@@ -65,6 +70,8 @@ def fit_map(
     *,
     starts: Given | Sequence[Given] | None = None,
     known: Given | None = None,
+    linear: Sequence[str] = (),
+    neighbours: int = 0,
     steps: int = 100,
     tolerance: float = 1e-3,
 ) -> MapFit:
@@ -82,16 +89,57 @@ def fit_map(
     - `starts`: values by name, `[*map, ...]` or the same for all; several of them: the best fit is
         taken. The current values without them.
     - `known`: what is known and other for each pixel, by name, `[*map, ...]`.
+    - `linear`: names of unknowns that the prediction is proportional to, or that are added to it:
+        they are solved for in each step and need no start.
+    - `neighbours`: so many times each pixel begins again from the values of that neighbour in the
+        map whose fit is best; the better fit is kept.
     - `steps`: at most.
 
     **Raises:** `ValueError` for data of another shape, data that no law has, unknown names, starts
     outside of their prior.
     """
-    fits = Fits(problem, x, y, starts=starts, known=known, steps=steps, tolerance=tolerance)
-    with progress("map", fits.pixels) as show:
+    options = {"known": known, "linear": tuple(linear), "steps": steps, "tolerance": tolerance}
+    fits = Fits(problem, x, y, starts=starts, **options)
+    total = (1 + neighbours) * fits.pixels
+    with progress("map", total) as show:
         for done in fits.run():
             show(done)
-    return fits.result()
+        best = fits.result()
+        for again in range(1, neighbours + 1):
+            fits = Fits(problem, x, y, starts=from_neighbours(best), **options)
+            for done in fits.run():
+                show(again * fits.pixels + done)
+            best = better_of(best, fits.result())
+    return best
+
+
+def from_neighbours(fit: MapFit) -> dict[str, np.ndarray]:
+    """For each pixel the values of that neighbour along an axis whose misfit is least."""
+    shape = fit.status.shape
+    misfit = np.where(fit.usable(), fit.chi_squared / np.maximum(fit.points, 1), np.inf)
+    index = np.arange(fit.status.size).reshape(shape)
+    best, least = index.copy(), np.full(shape, np.inf)
+    for axis, length in enumerate(shape):
+        for step in (-1, 1):
+            there = np.clip(np.arange(length) + step, 0, length - 1)
+            theirs = np.take(misfit, there, axis)
+            closer = (theirs < least) & (np.take(index, there, axis) != index)
+            best = np.where(closer, np.take(index, there, axis), best)
+            least = np.where(closer, theirs, least)
+    rows = best.ravel()
+    flat = {n: v.reshape(-1, *v.shape[len(shape) :]) for n, v in fit.values.items()}
+    safe = {n: np.where(np.isfinite(v), v, np.nanmedian(v, axis=0)) for n, v in flat.items()}
+    return {n: v[rows].reshape(fit.values[n].shape) for n, v in safe.items()}
+
+
+def better_of(first: MapFit, second: MapFit) -> MapFit:
+    """Pixel by pixel the fit of the lower loss."""
+    lower = second.usable() & ~(second.loss >= first.loss)
+
+    def pick(a, b):
+        return np.where(lower.reshape(lower.shape + (1,) * (a.ndim - lower.ndim)), b, a)
+
+    return jax.tree.map(pick, first, second)
 
 
 class Fits:
@@ -100,8 +148,8 @@ class Fits:
     Arguments as of `fit_map`.
     """
 
-    def __init__(self, problem, x, y, *, starts, known, steps, tolerance):
-        self.pixel = Pixel(problem, jax.tree.map(jnp.asarray, x))
+    def __init__(self, problem, x, y, *, starts, known, linear, steps, tolerance):
+        self.pixel = Pixel(problem, jax.tree.map(jnp.asarray, x), linear)
         self.y, self.steps, self.tolerance = y, steps, tolerance
         law = eqx.filter_eval_shape(lambda p: p.problem.noise(p.problem.forward(p.x)), self.pixel)
         self.law, self.datum = law_of(law), tuple(law.batch_shape)
