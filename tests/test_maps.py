@@ -171,6 +171,43 @@ def test_the_better_of_several_starts():
     assert np.max(np.abs(alone.values["forward.centre"] - truth[:, 1])) > 1.0
 
 
+def test_linear_unknowns_need_no_start():
+    """Heights and floors begin at 1 and 0, which are far off."""
+    truth = drawn(64, seed=11)
+    truth[:, 0] *= 30.0
+    y = bump(truth) + np.random.default_rng(12).normal(size=(64, len(X)))
+    flat = problem(Gaussian(1.0)).given({"forward.height": free()})
+    rng = np.random.default_rng(13)
+    off = {
+        "forward.centre": truth[:, 1] + 0.8 * rng.normal(size=64),
+        "forward.width": truth[:, 2] * np.exp(0.3 * rng.normal(size=64)),
+        "forward.height": 1.0,
+        "forward.floor": 0.0,
+    }
+    best = fit_map(flat, X, y, starts=starts(y))
+    linear = ("forward.height", "forward.floor")
+    fits = {names: fit_map(flat, X, y, starts=off, linear=names) for names in ((), linear)}
+    assert np.mean(fits[linear].loss > best.loss + 0.1) < 0.1
+    assert np.mean(fits[linear].steps) < 0.7 * np.mean(fits[()].steps)
+    with pytest.raises(ValueError, match="forward.width may be|forward.centre may be"):
+        fit_map(flat, X, y, linear=("forward.centre",))
+
+
+def test_neighbours_help_those_that_began_badly():
+    rng = np.random.default_rng(14)
+    centre = np.linspace(-2.0, 2.0, 8)[:, None] + 0.05 * rng.normal(size=(8, 8))
+    truth = np.stack([np.full((8, 8), 90.0), centre, np.ones((8, 8)), np.full((8, 8), 9.0)], -1)
+    y = bump(truth.reshape(-1, 4)).reshape(8, 8, -1) + rng.normal(size=(8, 8, len(X)))
+    y[3, 3] = np.nan
+    start = {"forward.centre": np.where(rng.random((8, 8)) < 0.3, 7.0, centre)}
+    alone = fit_map(problem(Gaussian(1.0)), X, y, starts=start)
+    helped = fit_map(problem(Gaussian(1.0)), X, y, starts=start, neighbours=2)
+    good = alone.status != STATUS.index("no data")
+    off = [np.abs(f.values["forward.centre"] - centre)[good] > 0.1 for f in (alone, helped)]
+    assert off[0].mean() > 0.1 and not off[1].any()
+    assert (helped.loss <= alone.loss)[good].all()
+
+
 def test_what_was_done_is_kept(counted):
     """Broken off after a block, and taken up again: equal to the last bit."""
     _, y, whole = counted
