@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from micjax.core.problem import Values
 from micjax.inference.maps.cholesky import factor, scaled, solved
-from micjax.inference.maps.equations import Equations, Pixel, any_data, equations
+from micjax.inference.maps.equations import NormalEquations, Pixel, any_data, equations
 from micjax.inference.solvers.driver import CONVERGED, NON_FINITE, RUNNING, STALLED
-from micjax.inference.solvers.laws import Law
+from micjax.inference.solvers.laws import DataLaw
 
 FIRST_DAMPING, TRUSTED, LARGEST_DAMPING = 1e-2, 0.1, 1e7
 EMPTY = 4  # beside what the driver knows
@@ -41,7 +41,7 @@ def begun(flat: Float[Array, "d b"]) -> Pace:
 
 
 def descended(
-    pixel: Pixel, law: Law, known: Values, y: Float[Array, "n b"], pace: Pace, most, tolerance
+    pixel: Pixel, law: DataLaw, known: Values, y: Float[Array, "n b"], pace: Pace, most, tolerance
 ) -> Pace:
     """Until all have ended, or `most` steps.
 
@@ -52,7 +52,7 @@ def descended(
     leaps = jnp.asarray(pixel.leaps(), pace.flat.dtype)[:, None]
     points = jnp.isfinite(y).sum(axis=0)
     nothing = jnp.zeros((d * (d + 1) // 2, b), pace.flat.dtype)
-    nowhere = Equations(jnp.full(b, jnp.inf), jnp.zeros(b), jnp.zeros((d, b)), nothing)
+    nowhere = NormalEquations(jnp.full(b, jnp.inf), jnp.zeros(b), jnp.zeros((d, b)), nothing)
 
     looks = 2 if pixel.linear else 1  # at the model, in one step
 
@@ -77,7 +77,7 @@ def descended(
         better = running & finite & (there.loss <= here.loss)
         eased = jnp.where(better, 0.1 * pace.damping, 10.0 * pace.damping)
         damping = jnp.where(running & ~first, jnp.maximum(eased, 1e-9), pace.damping)
-        here = Equations(*(jnp.where(better, a, b) for a, b in zip(there, here, strict=True)))
+        here = NormalEquations(*(jnp.where(better, a, b) for a, b in zip(there, here, strict=True)))
         flat = jnp.where(better, ahead, pace.flat)
 
         # the step to here was the last one that was worth its while
@@ -106,7 +106,7 @@ def descended(
     return jax.lax.while_loop(going, look, start)[1]
 
 
-def _linear_solved(pixel: Pixel, flat: Float[Array, "d b"], there: Equations):
+def _linear_solved(pixel: Pixel, flat: Float[Array, "d b"], there: NormalEquations):
     """The best linear unknowns with the others as they are."""
     where, logarithms = pixel.linear_ones()
     rows, columns = np.tril_indices(len(flat))

@@ -17,14 +17,14 @@ from jaxtyping import Array, Bool, Float
 from micjax.core.coordinates import Coordinates
 from micjax.core.names import unknown_name
 from micjax.core.problem import InverseProblem, Values
-from micjax.inference.solvers.laws import Law, depends, law_of
+from micjax.inference.solvers.laws import DataLaw, depends, law_of
 
 AT_ONCE = 80  # sums in one reduction: more take long to compile
 
 Pixels = Float[Array, "d b"]
 
 
-class Equations(NamedTuple):
+class NormalEquations(NamedTuple):
     """At one set of values, of each of b pixels.
 
     - `loss`: -log posterior, less what no values can change.
@@ -108,8 +108,8 @@ def triangle(d: int) -> tuple[np.ndarray, np.ndarray]:
     return np.tril_indices(d)
 
 
-def equations(pixel: Pixel, law: Law, known: Values, y: Float[Array, "n b"], flat: Pixels):
-    """The `Equations` at `flat`; data that are NaN do not count."""
+def equations(pixel: Pixel, law: DataLaw, known: Values, y: Float[Array, "n b"], flat: Pixels):
+    """The `NormalEquations` at `flat`; data that are NaN do not count."""
     d = len(flat)
 
     def predicted(known, flat):
@@ -136,7 +136,7 @@ def equations(pixel: Pixel, law: Law, known: Values, y: Float[Array, "n b"], fla
     misfit, chi_squared, *rest = summed(terms)
     prior, of_prior, curved = _prior(pixel, known, flat)
     curvature = jnp.stack(rest[d:]) + curved
-    return Equations(misfit - prior, chi_squared, jnp.stack(rest[:d]) - of_prior, curvature)
+    return NormalEquations(misfit - prior, chi_squared, jnp.stack(rest[:d]) - of_prior, curvature)
 
 
 def summed(terms: list[Float[Array, "n b"]]) -> list[Float[Array, " b"]]:

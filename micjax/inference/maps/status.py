@@ -13,7 +13,7 @@ from micjax.inference.maps.cholesky import factor, inverse, scaled
 from micjax.inference.maps.descent import EMPTY, Pace
 from micjax.inference.maps.equations import Pixel, equations
 from micjax.inference.solvers.driver import CONVERGED, NON_FINITE, STALLED
-from micjax.inference.solvers.laws import Law
+from micjax.inference.solvers.laws import DataLaw
 
 STATUS = (
     "converged",
@@ -44,7 +44,7 @@ class Told(NamedTuple):
 
 def told(
     pixel: Pixel,
-    law: Law,
+    law: DataLaw,
     known: Values,
     y: Float[Array, "n b"],
     pace: Pace,

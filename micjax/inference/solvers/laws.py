@@ -26,7 +26,7 @@ class Score(NamedTuple):
     residual: Numbers
 
 
-class Law(NamedTuple):
+class DataLaw(NamedTuple):
     """**Arguments:**
 
     - `parameters`: their names in a distribution; the first is its location.
@@ -42,7 +42,7 @@ class Law(NamedTuple):
     most: Callable[..., Numbers]
 
 
-def law_of(distribution: dist.Distribution) -> Law:
+def law_of(distribution: dist.Distribution) -> DataLaw:
     """**Raises:** `ValueError` for a distribution that is none of `LAWS`."""
     law = LAWS.get(type(distribution))
     if law is None:
@@ -124,8 +124,8 @@ def _student_most(y, loc, scale, df):
     return jnp.broadcast_to(most, y.shape)
 
 
-LAWS: dict[type[dist.Distribution], Law] = {
-    dist.Normal: Law(("loc", "scale"), _normal_misfit, _normal_scores, _normal_most),
-    dist.Poisson: Law(("rate",), _poisson_misfit, _poisson_scores, _poisson_most),
-    dist.StudentT: Law(("loc", "scale", "df"), _student_misfit, _student_scores, _student_most),
+LAWS: dict[type[dist.Distribution], DataLaw] = {
+    dist.Normal: DataLaw(("loc", "scale"), _normal_misfit, _normal_scores, _normal_most),
+    dist.Poisson: DataLaw(("rate",), _poisson_misfit, _poisson_scores, _poisson_most),
+    dist.StudentT: DataLaw(("loc", "scale", "df"), _student_misfit, _student_scores, _student_most),
 }
