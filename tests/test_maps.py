@@ -225,6 +225,22 @@ def test_what_was_done_is_kept(counted):
         np.testing.assert_array_equal(array, whole.values[name])
 
 
+def test_ctrl_c_keeps_what_is_fitted(counted, monkeypatch):
+    _, y, whole = counted
+    run = Fits.run
+
+    def interrupted(self):
+        self.block, self.done = 128, np.zeros(5, bool)
+        yield next(run(self))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Fits, "run", interrupted)
+    fit = fit_map(problem(Poisson(1.0)), X, y, starts=starts(y))
+    assert fit.counts()["not fitted"] == 600 - 128
+    np.testing.assert_array_equal(columns(fit)[:128], columns(whole)[:128])
+    assert np.isnan(columns(fit)[128:]).all()
+
+
 def test_bad_input():
     y = bump(drawn(3))
     with pytest.raises(ValueError, match=r"data of shape \(3, 47\); .* axes are \(48,\)"):

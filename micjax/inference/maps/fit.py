@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +17,16 @@ from jaxtyping import Bool, Float, Int
 
 from micjax.core.coordinates import Coordinates
 from micjax.core.problem import InverseProblem
-from micjax.core.progress import progress
+from micjax.core.progress import progress, until_interrupted
 from micjax.inference.errors.laplace import prior_sd_of
 from micjax.inference.maps.descent import RUNNING, Pace
 from micjax.inference.maps.equations import Pixel
 from micjax.inference.maps.programs import compiled, pixels_first, side_by_side
 from micjax.inference.maps.rows import Given, Rows, check_starts, maps, rows
-from micjax.inference.maps.status import STATUS, Told
+from micjax.inference.maps.status import STATUS, UNUSABLE, Told
 from micjax.inference.solvers.laws import law_of
+
+log = logging.getLogger("micjax")
 
 SIDE_BY_SIDE = 128  # pixels: their sums stay in the first cache of a CPU
 BLOCK = 1 << 14  # pixels between two looks of Python
@@ -56,7 +59,7 @@ class MapFit:
 
     def usable(self) -> Bool[np.ndarray, "..."]:
         """Whether there are values."""
-        return ~np.isin(self.status, [STATUS.index(s) for s in ("no data", "not finite")])
+        return ~np.isin(self.status, [STATUS.index(s) for s in UNUSABLE])
 
     def counts(self) -> dict[str, int]:
         """How many pixels have each status."""
@@ -95,13 +98,15 @@ def fit_map(
         map whose fit is best; the better fit is kept.
     - `steps`: at most.
 
+    **Returns:** after Ctrl-C the fits so far; status "not fitted" says which pixels lack.
+
     **Raises:** `ValueError` for data of another shape, data that no law has, unknown names, starts
     outside of their prior.
     """
     options = {"known": known, "linear": tuple(linear), "steps": steps, "tolerance": tolerance}
     fits = Fits(problem, x, y, starts=starts, **options)
-    total = (1 + neighbours) * fits.pixels
-    with progress("map", total) as show:
+    total, best = (1 + neighbours) * fits.pixels, None
+    with progress("map", total) as show, until_interrupted() as interruption:
         for done in fits.run():
             show(done)
         best = fits.result()
@@ -110,6 +115,11 @@ def fit_map(
             for done in fits.run():
                 show(again * fits.pixels + done)
             best = better_of(best, fits.result())
+    if interruption.happened:
+        if not fits.arrays and best is None:
+            raise KeyboardInterrupt
+        best = fits.result() if best is None else best
+        log.warning("interrupted: %s", best.counts())
     return best
 
 
@@ -243,12 +253,14 @@ class Fits:
 
     def _descended(self, functions, known, y, flat, chunks: int) -> Pace:
         """All pixels for a few steps, and those that have not ended then by themselves."""
-        arguments = (self.pixel, self.law)
         few = min(FIRST_STEPS, self.steps)
-        tolerance = jnp.asarray(self.tolerance, float)
-        pace = functions.descend(
-            *arguments, known, y, functions.begun(flat), chunks, few, tolerance
-        )
+
+        def descend(known, y, pace, chunks, steps):
+            # numbers as arrays: as Python's own each would be a program of its own
+            limits = jnp.asarray(chunks), jnp.asarray(steps), jnp.asarray(self.tolerance, float)
+            return functions.descend(self.pixel, self.law, known, y, pace, *limits)
+
+        pace = descend(known, y, functions.begun(flat), chunks, few)
         ended = np.asarray(pace.ended)
         left = np.flatnonzero(
             (ended == RUNNING).ravel() & (np.arange(ended.size) < chunks * self.chunk)
@@ -258,7 +270,7 @@ class Fits:
         chunks = -(-len(left) // self.chunk)
         order = np.resize(left, ended.size)  # copies fill what is behind
         some = functions.gathered((known, y, pace), order)
-        moved = functions.descend(*arguments, *some, chunks, self.steps - few, tolerance)
+        moved = descend(*some, chunks, self.steps - few)
         return functions.scattered(pace, moved, order[: chunks * self.chunk])
 
     def _side_by_side(self, tree):
@@ -274,7 +286,10 @@ class Fits:
         first = block * self.block
         for name, values in rows.items():
             if name not in self.arrays:
-                self.arrays[name] = np.zeros((self.pixels, *values.shape[1:]), values.dtype)
+                nothing = {"status": STATUS.index("not fitted")}.get(name, 0)
+                nothing = np.nan if values.dtype.kind == "f" else nothing
+                shape = (self.pixels, *values.shape[1:])
+                self.arrays[name] = np.full(shape, nothing, values.dtype)
             self.arrays[name][first : first + len(values)] = values
         self.done[block] = True
 

@@ -23,7 +23,9 @@ STATUS = (
     "not finite",
     "too few data",
     "no data",
+    "not fitted",
 )
+UNUSABLE = ("no data", "not finite", "not fitted")  # there are no values
 FLAT = 1e4  # times that the variance grows by what else is unknown: single precision sees no more
 
 
@@ -95,7 +97,7 @@ def told(
         + [STATUS.index(s) for s in ("not converged", "not identified", "at a bound")],
         STATUS.index("converged"),
     )
-    lost = (status == STATUS.index("no data")) | (status == STATUS.index("not finite"))
+    lost = jnp.isin(status, jnp.array([STATUS.index(s) for s in UNUSABLE]))
     values, sd = jax.tree.map(lambda a: jnp.where(lost, jnp.nan, a), (values, sd))
     return Told(
         values, sd, covariance, here.loss, here.chi_squared, points, status, bound, identified
