@@ -1,5 +1,4 @@
-"""From an image to labels: by the network, at a scale and a polarity that it is at home in, or by a
-function of the user's own."""
+"""From an image to labels: by the network at several zooms, or by a function of the user's own."""
 
 import importlib
 import logging
@@ -27,19 +26,21 @@ SHIPPED = pathlib.Path(__file__).with_name("network.h5")  # of micjax train part
 POLARITIES = ("auto", "bright", "dark")
 TILE_PX, OVERLAP_PX = 512, 64
 LEAST_PX, MOST_PX = 64, 2100  # of an edge, for another scale than one
-NEARLY = 0.55  # as good as the best
 SCALES = (0.25, 0.5, 1.0, 2.0)
+TRUSTED_PX = (8.0, 60.0)  # diameters at which the network is at home, where another zoom has others
+RIM_PX = 3  # around an instance, which it is brighter or darker than
 SURE = 0.4  # the least score of an instance
 LIKELY = 0.3  # the least probability of a pixel: the network is careful with what it hardly sees
+FREE = 0.5  # of the area of an instance that nothing of a better score has
 
 
 class Segmentation(NamedTuple):
-    labels: Int[np.ndarray, "y x"]  # 0: none
+    """`n` instances; 0 in `labels`: none."""
+
+    labels: Int[np.ndarray, "y x"]
     score: Float[np.ndarray, "n"]
     doubt: Float[np.ndarray, "n"]  # sum of p (1 - p) over its pixels
-    polarity: str
-    scale: float
-    certainty: float  # mean score of all that might be instances
+    zoom: Float[np.ndarray, "n"]  # at which it was seen
 
 
 @lru_cache(maxsize=4)
@@ -70,7 +71,7 @@ def by_function(function: Callable, image: Float[np.ndarray, "y x"]) -> Segmenta
     numbered = np.unique(np.append(labels.ravel(), 0), return_inverse=True)[1][:-1]
     numbered = numbered.reshape(labels.shape)
     n = int(numbered.max())
-    return Segmentation(numbered, np.ones(n), np.zeros(n), "as given", 1.0, 1.0)
+    return Segmentation(numbered, np.ones(n), np.zeros(n), np.ones(n))
 
 
 def segmented(
@@ -82,61 +83,102 @@ def segmented(
 ) -> Segmentation:
     """The instances of an image.
 
-    What is an instance in the negative of an image is false, and about as many are in the image
-    itself. Scale and polarity are those of which most instances are left when so many are taken
-    off (target and decoy, Elias and Gygi 2007), times the square of the mean score of all that
-    might be one; of scales that are nearly as good the finest, where outlines are best.
+    It is looked at through several zooms, and at each of them only what is neither too small nor
+    too large for the network is believed (scale normalisation for image pyramids, Singh and Davis
+    2018). Of instances that share pixels that of the best score has them; what is left of another
+    remains if it is more than half (non-maximum suppression).
 
     **Arguments:**
 
-    - `polarity`: `bright`, `dark`, or `auto`.
-    - `scale`: pixels of the network for one of the image; None: one of `SCALES`.
+    - `polarity`: `bright` or `dark`: only what is so against its rim; `auto`: all.
+    - `scale`: pixels of the network for one of the image; None: each of `SCALES`.
     - `least_score`: of instances.
 
     **Raises:** `ValueError` for an image that is too small at this scale.
     """
-    scales = [scale] if scale is not None else _scales_for(image.shape)
-    if len(scales) == 1 and polarity != "auto":
-        return _at_scale(image, network, polarity, scales[0], least_score)
-    worth = []
-    for scale in scales:
-        both = [_at_scale(image, network, p, scale, least_score) for p in ("bright", "dark")]
-        for split, decoy in (both, both[::-1]):
-            if polarity in ("auto", split.polarity):
-                left = float(split.score.sum() - decoy.score.sum())
-                worth.append((left * split.certainty**2, split))
-    most = max(value for value, _ in worth)
-    of_it = next(s.polarity for value, s in worth if value == most)
-    fit = [s for value, s in worth if s.polarity == of_it and value >= NEARLY * most]
-    return max(fit, key=lambda s: s.scale, default=worth[-1][1])
+    scales = [scale] if scale is not None else scales_for(image.shape)
+    seen_at = [
+        _at_scale(image, network, polarity, s, least_score, _trusted(s, scales)) for s in scales
+    ]
+    return seen_at[0] if len(scales) == 1 else merged(seen_at)
 
 
-def _scales_for(shape: tuple[int, int]) -> list[float]:
+def scales_for(shape: tuple[int, int]) -> list[float]:
     """At which the image is neither too small nor too large."""
     return [
         s for s in SCALES if s == 1.0 or (s * min(shape) >= LEAST_PX and s * max(shape) <= MOST_PX)
     ]
 
 
-def _at_scale(image, network, polarity, scale, least_score) -> Segmentation:
-    seen_as = image if polarity == "bright" else -image
-    heads = heads_of(network, resized(seen_as, scale))
+def _trusted(scale: float, scales: list[float]) -> tuple[float, float]:
+    """Diameters that are believed: others are seen better at another zoom, if there is one."""
+    low, high = TRUSTED_PX
+    return low if scale < max(scales) else 0.0, high if scale > min(scales) else np.inf
+
+
+def _at_scale(image, network, polarity, scale, least_score, trusted) -> Segmentation:
+    small = resized(image, scale)
+    heads = heads_of(network, small)
     split = instances(heads, least_probability=LIKELY)
     chance = 1.0 / (1.0 + np.exp(-heads[..., 0]))
+    area = np.bincount(split.labels.ravel(), minlength=len(split.score) + 1)[1:]
     doubt = np.bincount(
         split.labels.ravel(), (chance * (1 - chance)).ravel(), minlength=len(split.score) + 1
     )[1:]
-    certainty = float(split.score.mean()) if len(split.score) else 0.0
-    kept = split.score >= least_score
+    diameter = np.sqrt(4.0 * area / np.pi)
+    kept = (split.score >= least_score) & (diameter >= trusted[0]) & (diameter <= trusted[1])
+    if polarity != "auto":
+        kept &= brighter(small, split.labels) == (polarity == "bright")
     labels = np.append(0, np.where(kept, np.cumsum(kept), 0))[split.labels]
-    if scale != 1.0:
-        labels = back(labels, image.shape)
-    area = np.bincount(labels.ravel(), minlength=int(kept.sum()) + 1)[1:]
-    there = area > 0  # too small to have a pixel
-    labels = np.append(0, np.where(there, np.cumsum(there), 0))[labels]
-    return Segmentation(
-        labels, split.score[kept][there], doubt[kept][there] / scale**2, polarity, scale, certainty
+    whole = Segmentation(
+        back(labels, image.shape) if scale != 1.0 else labels,
+        split.score[kept],
+        doubt[kept] / scale**2,
+        np.full(int(kept.sum()), scale),
     )
+    return _numbered(whole)
+
+
+def _numbered(split: Segmentation) -> Segmentation:
+    """Without those that have no pixel."""
+    there = np.bincount(split.labels.ravel(), minlength=len(split.score) + 1)[1:] > 0
+    labels = np.append(0, np.where(there, np.cumsum(there), 0))[split.labels]
+    return Segmentation(labels, *(field[there] for field in split[1:]))
+
+
+def brighter(image: Float[np.ndarray, "y x"], labels: Int[np.ndarray, "y x"]) -> np.ndarray:
+    """Whether instances are brighter than their rim, of which what is of others counts only if
+    hardly anything else is there."""
+    told = np.zeros(int(labels.max()), bool)
+    for i, window in enumerate(scipy.ndimage.find_objects(labels)):
+        wide = tuple(slice(max(0, s.start - RIM_PX), s.stop + RIM_PX) for s in window)
+        part, values = labels[wide], image[wide]
+        own = part == i + 1
+        rim = scipy.ndimage.binary_dilation(own, iterations=RIM_PX) & ~own
+        free = rim & (part == 0)
+        rim = free if 4 * free.sum() > rim.sum() else rim
+        told[i] = rim.any() and values[own].mean() > values[rim].mean()
+    return told
+
+
+def merged(parts: list[Segmentation]) -> Segmentation:
+    """Of several, by their scores."""
+    labels = np.zeros(parts[0].labels.shape, int)
+    windows = [scipy.ndimage.find_objects(part.labels) for part in parts]
+    owner = np.repeat(np.arange(len(parts)), [len(part.score) for part in parts])
+    number = np.concatenate([np.arange(len(part.score)) for part in parts])
+    score, doubt, zoom = (
+        np.concatenate(fields) for fields in zip(*(p[1:] for p in parts), strict=True)
+    )
+    kept = []
+    for i in np.argsort(-score, kind="stable"):
+        window = windows[owner[i]][number[i]]
+        own = parts[owner[i]].labels[window] == number[i] + 1
+        free = own & (labels[window] == 0)
+        if free.sum() > FREE * own.sum():
+            kept.append(i)
+            labels[window][free] = len(kept)
+    return Segmentation(labels, score[kept], doubt[kept], zoom[kept])
 
 
 def resized(image: Float[np.ndarray, "y x"], scale: float) -> Float[np.ndarray, "v u"]:
