@@ -16,10 +16,22 @@ from micjax.problems.particles.contrast import contrasts
 from micjax.problems.particles.instances.decoder import BEND_PX, instance_loss, instances, targets
 from micjax.problems.particles.instances.table import shapes
 from micjax.problems.particles.network import seen
-from micjax.problems.particles.segmentation import back, resized
+from micjax.problems.particles.segmentation import (
+    Segmentation,
+    back,
+    brighter,
+    merged,
+    resized,
+)
 from micjax.problems.particles.show import overlaps
-from micjax.problems.particles.simulated.domes import dilated, film
-from micjax.problems.particles.simulated.micrographs import apart, micrograph
+from micjax.problems.particles.simulated.domes import dilated, film, grains
+from micjax.problems.particles.simulated.micrographs import (
+    ASKED_PX,
+    LEAST_SEEN,
+    apart,
+    micrograph,
+)
+from micjax.problems.particles.simulated.recorded import stored
 from micjax.problems.particles.simulated.shapes import CHANCES, outlines, seen_from
 from micjax.problems.particles.tuning import labels_in_boxes
 
@@ -102,19 +114,42 @@ def test_a_micrograph_has_brighter_particles_and_no_two_are_alike():
     draw = jax.jit(jax.vmap(lambda k: micrograph(k, 64)))
     drawn = draw(jax.random.split(jax.random.key(1), 16))
     image, labels = np.asarray(drawn.image), np.asarray(drawn.labels)
-    assert np.isfinite(image).all() and labels.min() == 0
+    assert np.isfinite(image).all() and labels.min() == -1 and (labels == 0).any()
     off = [
         i[la > 0].mean() - i[la == 0].mean()
         for i, la in zip(image, labels, strict=True)
-        if la.any()
+        if (la > 0).any() and (la == 0).any()
     ]
     assert len(off) > 8 and np.mean(np.array(off) > 0) > 0.8
     assert np.abs(image[0] - image[1]).max() > 0.1
 
 
+def test_particles_far_too_large_or_too_small_are_background():
+    draw = jax.jit(jax.vmap(lambda k: micrograph(k, 128)))
+    labels = np.asarray(draw(jax.random.split(jax.random.key(3), 24)).labels)
+    areas = [np.bincount(la[la > 0]) for la in labels]
+    area = np.concatenate([a[a > 0] for a in areas])
+    assert area.max() < 1.1 * np.pi / 4 * ASKED_PX[1] ** 2
+    assert area.min() >= LEAST_SEEN * 0.9 * np.pi / 4 * ASKED_PX[0] ** 2
+    assert sum(not (la > 0).any() for la in labels) >= 1
+
+
+def test_what_is_stored_has_few_grey_levels_and_compression_takes_the_fine_ones():
+    image = np.random.default_rng(8).normal(2.0, 1.0, (64, 64)).astype(np.float32)
+    run = jax.jit(stored)
+    grey = np.asarray(run(image, jnp.float32(15.0), jnp.float32(0.0)))
+    assert len(np.unique(np.round(grey, 4))) <= 16
+    np.testing.assert_allclose(grey, image, atol=0.51 * np.ptp(image) / 15.0)
+    fine, coarse = (np.asarray(run(image, jnp.float32(255.0), jnp.float32(c))) for c in (0.2, 4.0))
+    assert np.std(fine - image) < 0.3 * np.std(coarse - image)
+    whole = image.reshape(8, 8, 8, 8).mean(axis=(1, 3))  # means of squares are kept longest
+    np.testing.assert_allclose(coarse.reshape(8, 8, 8, 8).mean((1, 3)), whole, atol=0.2)
+
+
 def test_a_film_has_no_gaps_and_a_tip_widens_it():
     drawn = jax.jit(film, static_argnums=1)(jax.random.key(2), 64)
     assert np.isfinite(drawn.image).all() and drawn.labels.min() >= 1
+    assert drawn.labels.max() <= grains(64)
     spike = np.zeros((32, 32))
     spike[16, 16] = 1.0
     parabola = 1.0 - 0.05 * ((np.indices((32, 32)) - 16) ** 2).sum(0)
@@ -180,6 +215,31 @@ def test_an_image_at_another_scale():
     np.testing.assert_array_equal(back(np.kron(labels, np.ones((2, 2), int)), (64, 64)), labels)
 
 
+def test_of_several_zooms_the_better_score_has_what_they_share():
+    large = discs(96, [(48, 48), (20, 20)], [20, 6])
+    half = np.where((np.indices((96, 96))[1] < 48) & (large == 1), 1, 0)  # a piece of the first
+    parts = [
+        Segmentation(large, np.array([0.9, 0.5]), np.array([1.0, 2.0]), np.full(2, 0.5)),
+        Segmentation(half, np.array([0.8]), np.array([3.0]), np.ones(1)),
+        Segmentation(discs(96, [(20, 24)], [6]), np.array([0.6]), np.array([4.0]), np.full(1, 2.0)),
+    ]
+    split = merged(parts)
+    np.testing.assert_array_equal(split.score, [0.9, 0.6])
+    np.testing.assert_array_equal(split.zoom, [0.5, 2.0])
+    np.testing.assert_array_equal(split.doubt, [1.0, 4.0])
+    np.testing.assert_array_equal(split.labels == 1, large == 1)
+    far = Segmentation(discs(96, [(20, 30)], [6]), np.array([0.4]), np.array([5.0]), np.ones(1))
+    split = merged([parts[0], far])  # a part of it is taken: what is left is its own
+    assert len(split.score) == 3 and (split.labels == 2).sum() == (large == 2).sum()
+
+
+def test_bright_or_dark_against_the_rim():
+    labels = discs(64, [(20, 20), (20, 31), (45, 40)], [6, 5, 9])
+    height = np.array([0.0, 1.0, 3.0, -2.0])[labels]
+    np.testing.assert_array_equal(brighter(height, labels), [True, True, False])
+    np.testing.assert_array_equal(brighter(-height, labels), [False, False, True])
+
+
 def test_boxes_become_ellipses_with_small_ones_on_top():
     labels = labels_in_boxes(np.array([[10.0, 10, 50, 40], [20, 20, 28, 28]]), (64, 64))
     assert set(np.unique(labels)) == {-1, 0, 1, 2}
@@ -217,13 +277,13 @@ def test_a_figure_in_colours_is_none(tmp_path):
     assert y.shape == (64, 48) and options["pixel_nm"] == pytest.approx(0.5)
 
 
-TINY = {"channels_in": 2, "channels_out": 4, "width": 8, "depth": 1, "fold": 4}
+TINY = {"channels_in": 3, "channels_out": 4, "width": 8, "depth": 1, "fold": 4}
 
 
 def test_networks_for_something_else(tmp_path, caplog):
     other = {"width": 8, "depth": 1}
     save_network(tmp_path / "other.h5", UNet(**other, rngs=nnx.Rngs(0)), other, {})
-    with pytest.raises(ValueError, match="from 1 to 1 channels; one from 2 to 4 is needed"):
+    with pytest.raises(ValueError, match="from 1 to 1 channels; one from 3 to 4 is needed"):
         particles.problem(net=str(tmp_path / "other.h5"))
     with pytest.raises(FileNotFoundError, match="no such network"):
         particles.problem(net=str(tmp_path / "none.h5"))
@@ -242,7 +302,8 @@ def image_of_discs(scale=1.0):
 
 
 def test_the_shipped_network_finds_discs_of_any_unit_and_polarity():
-    for scale, kind in ((1.0, "bright"), (-1e-9, "dark"), (1e9, "bright")):
+    bright, dark = "4 of them bright, 0 dark", "0 of them bright, 4 dark"
+    for scale, told in ((1.0, bright), (-1e-9, dark), (1e9, bright)):
         image, labels = image_of_discs(scale)
         problem = particles.problem(128, 128, 0.1 * abs(scale))
         solution = micjax.solve(
@@ -251,7 +312,7 @@ def test_the_shipped_network_finds_discs_of_any_unit_and_polarity():
         truth = particles.problem(128, 128).at({"forward.signal": labels.astype(float)})
         row = particles.compare(solution, None, image, truth)[0]
         assert row["matched"] == 4
-        assert f"{kind}, at a zoom" in solution.statements[0]
+        assert f"4 instances, {told}" in solution.statements[0]
         assert solution.table[0]["contrast"] == pytest.approx(scale, rel=0.3)
     for figure in particles.figures(solution, None, image, truth).values():
         figure()

@@ -14,7 +14,7 @@ from micjax.problems.particles.network import loss, seen
 from micjax.problems.particles.segmentation import back, resized, scales_for
 from micjax.problems.particles.simulated import micrographs
 
-WINDOW_PX, CROP_PX, MOST_WINDOWS = 192, 128, 24  # of the last: of an image at a scale
+WINDOW_PX, CROP_PX, MOST_WINDOWS = 192, 128, 12  # of the last: of an image at a scale
 UNSURE = (0.9, 1.1)  # of the ellipse in a box: what lies between is not learned from
 WINDOWS = 600  # that are drawn from in the end
 MOST = 400  # instances of a window
