@@ -18,6 +18,7 @@ from micjax.problems.particles.instances.table import shapes
 from micjax.problems.particles.network import seen
 from micjax.problems.particles.segmentation import (
     Segmentation,
+    agreement,
     back,
     brighter,
     merged,
@@ -215,22 +216,50 @@ def test_an_image_at_another_scale():
     np.testing.assert_array_equal(back(np.kron(labels, np.ones((2, 2), int)), (64, 64)), labels)
 
 
-def test_of_several_zooms_the_better_score_has_what_they_share():
+def at_zoom(labels, score, zoom):
+    score = np.array(score)
+    return Segmentation(labels, score, np.ones(len(score)), np.full(len(score), zoom))
+
+
+def test_zooms_agree_where_they_see_the_same():
     large = discs(96, [(48, 48), (20, 20)], [20, 6])
-    half = np.where((np.indices((96, 96))[1] < 48) & (large == 1), 1, 0)  # a piece of the first
+    moved = discs(96, [(48, 49), (20, 26)], [20, 6])
+    ratio = overlaps(large, moved)
+    told = agreement(at_zoom(large, [0.9, 0.9], 0.5), at_zoom(moved, [0.8, 0.8], 1.0))
+    assert ratio.max() > 0.9 and ratio.min() < 0.5
+    np.testing.assert_allclose(told, [0.8 * ratio.max(), 0.0])
+    none = at_zoom(np.zeros_like(large), [], 1.0)
+    np.testing.assert_array_equal(agreement(at_zoom(large, [0.9, 0.9], 0.5), none), [0.0, 0.0])
+    assert len(agreement(none, none)) == 0
+
+
+def test_of_several_zooms_those_that_agree_are_believed():
+    truth = discs(96, [(48, 48), (20, 20), (70, 20)], [14, 6, 7])
+    pieces = np.where(truth == 1, 1 + (np.indices((96, 96))[1] < 48), 0)  # two halves
+    wrong = discs(96, [(10, 60), (20, 70), (80, 80)], [5, 5, 5])
     parts = [
-        Segmentation(large, np.array([0.9, 0.5]), np.array([1.0, 2.0]), np.full(2, 0.5)),
-        Segmentation(half, np.array([0.8]), np.array([3.0]), np.ones(1)),
-        Segmentation(discs(96, [(20, 24)], [6]), np.array([0.6]), np.array([4.0]), np.full(1, 2.0)),
+        at_zoom(truth, [0.6, 0.6, 0.6], 0.5),
+        at_zoom(truth, [0.7, 0.7, 0.7], 1.0),
+        at_zoom(pieces, [0.9, 0.9], 2.0),
+        at_zoom(wrong, [0.9, 0.9, 0.9], 0.25),
     ]
-    split = merged(parts)
-    np.testing.assert_array_equal(split.score, [0.9, 0.6])
-    np.testing.assert_array_equal(split.zoom, [0.5, 2.0])
-    np.testing.assert_array_equal(split.doubt, [1.0, 4.0])
-    np.testing.assert_array_equal(split.labels == 1, large == 1)
-    far = Segmentation(discs(96, [(20, 30)], [6]), np.array([0.4]), np.array([5.0]), np.ones(1))
-    split = merged([parts[0], far])  # a part of it is taken: what is left is its own
-    assert len(split.score) == 3 and (split.labels == 2).sum() == (large == 2).sum()
+    split = merged(parts, 0.4)
+    assert split.labels.max() == 3 and overlaps(split.labels, truth).min() == 1.0
+    np.testing.assert_allclose(split.score, 1.0)
+    alone = merged([parts[1], at_zoom(np.zeros_like(truth), [], 2.0)], 0.4)
+    np.testing.assert_allclose(alone.score, 0.7)
+    assert len(merged([parts[1], at_zoom(np.zeros_like(truth), [], 2.0)], 0.8).score) == 0
+
+
+def test_of_instances_that_share_pixels_the_better_one_has_them():
+    first = discs(96, [(48, 48)], [20])
+    beside = discs(96, [(48, 72)], [20])
+    inside = discs(96, [(48, 50)], [9])
+    for other, left in ((beside, 2), (inside, 1)):
+        parts = [at_zoom(first, [0.9], 0.5), at_zoom(other, [0.6], 1.0)]
+        split = merged(parts, 0.0)
+        assert split.labels.max() == len(split.score) == left
+        np.testing.assert_array_equal(split.labels == 1, first == 1)
 
 
 def test_bright_or_dark_against_the_rim():

@@ -31,6 +31,8 @@ TRUSTED_PX = (8.0, 60.0)  # diameters at which the network is at home, where ano
 RIM_PX = 3  # around an instance, which it is brighter or darker than
 SURE = 0.4  # the least score of an instance
 LIKELY = 0.3  # the least probability of a pixel: the network is careful with what it hardly sees
+HARDLY = 0.3  # the least score at a zoom, where others may agree
+ALIKE = 0.5  # intersection over union
 FREE = 0.5  # of the area of an instance that nothing of a better score has
 
 
@@ -85,8 +87,8 @@ def segmented(
 
     It is looked at through several zooms, and at each of them only what is neither too small nor
     too large for the network is believed (scale normalisation for image pyramids, Singh and Davis
-    2018). Of instances that share pixels that of the best score has them; what is left of another
-    remains if it is more than half (non-maximum suppression).
+    2018). What is there is seen alike at neighbouring zooms, and what a zoom makes up is not: see
+    `merged`.
 
     **Arguments:**
 
@@ -97,10 +99,10 @@ def segmented(
     **Raises:** `ValueError` for an image that is too small at this scale.
     """
     scales = [scale] if scale is not None else scales_for(image.shape)
-    seen_at = [
-        _at_scale(image, network, polarity, s, least_score, _trusted(s, scales)) for s in scales
-    ]
-    return seen_at[0] if len(scales) == 1 else merged(seen_at)
+    if len(scales) == 1:
+        return _at_scale(image, network, polarity, scales[0], least_score, (0.0, np.inf))
+    parts = [_at_scale(image, network, polarity, s, HARDLY, _trusted(s, scales)) for s in scales]
+    return merged(parts, least_score)
 
 
 def scales_for(shape: tuple[int, int]) -> list[float]:
@@ -161,24 +163,58 @@ def brighter(image: Float[np.ndarray, "y x"], labels: Int[np.ndarray, "y x"]) ->
     return told
 
 
-def merged(parts: list[Segmentation]) -> Segmentation:
-    """Of several, by their scores."""
-    labels = np.zeros(parts[0].labels.shape, int)
-    windows = [scipy.ndimage.find_objects(part.labels) for part in parts]
-    owner = np.repeat(np.arange(len(parts)), [len(part.score) for part in parts])
-    number = np.concatenate([np.arange(len(part.score)) for part in parts])
+def merged(parts: list[Segmentation], least_score: float) -> Segmentation:
+    """Of several zooms, by how far they agree.
+
+        score = (s + a) w,    a = sum over other zooms of (intersection over union) s',
+        w = (sum of s a at this zoom) / (that of the zoom where it is largest)
+
+    where s is the score at a zoom and s' that of the instance of another one that shares more than
+    half of the union with it. Of instances that share pixels that of the best score has them; what
+    is left of another remains if it is more than half of it (non-maximum suppression).
+    """
+    support = [
+        sum((agreement(p, q) for q in parts if q is not p), np.zeros(len(p.score))) for p in parts
+    ]
+    weight = np.array([(p.score * a).sum() for p, a in zip(parts, support, strict=True)])
+    weight = weight / weight.max() if weight.any() else np.ones(len(parts))
     score, doubt, zoom = (
         np.concatenate(fields) for fields in zip(*(p[1:] for p in parts), strict=True)
     )
+    owner = np.repeat(np.arange(len(parts)), [len(part.score) for part in parts])
+    number = np.concatenate([np.arange(len(part.score)) for part in parts])
+    score = (score + np.concatenate(support)) * weight[owner]
+    windows = [scipy.ndimage.find_objects(part.labels) for part in parts]
+    labels = np.zeros(parts[0].labels.shape, int)
     kept = []
     for i in np.argsort(-score, kind="stable"):
+        if score[i] < least_score:
+            break
         window = windows[owner[i]][number[i]]
         own = parts[owner[i]].labels[window] == number[i] + 1
         free = own & (labels[window] == 0)
         if free.sum() > FREE * own.sum():
             kept.append(i)
             labels[window][free] = len(kept)
-    return Segmentation(labels, score[kept], doubt[kept], zoom[kept])
+    return Segmentation(labels, np.minimum(score[kept], 1.0), doubt[kept], zoom[kept])
+
+
+def agreement(part: Segmentation, other: Segmentation) -> Float[np.ndarray, "n"]:
+    """Of each instance with the one of another segmentation that shares most with it: intersection
+    over union, if that is more than a half, times the score of the other."""
+    n, m = len(part.score), len(other.score)
+    both = (part.labels > 0) & (other.labels > 0)
+    code, shared = np.unique(
+        (part.labels[both] - 1) * m + other.labels[both] - 1, return_counts=True
+    )
+    i, j = np.divmod(code, max(m, 1))
+    area, area_of_other = (
+        np.bincount(p.labels.ravel(), minlength=k + 1)[1:] for p, k in ((part, n), (other, m))
+    )
+    ratio = shared / (area[i] + area_of_other[j] - shared)
+    told = np.zeros(n)
+    np.maximum.at(told, i, np.where(ratio > ALIKE, ratio * other.score[j], 0.0))
+    return told
 
 
 def resized(image: Float[np.ndarray, "y x"], scale: float) -> Float[np.ndarray, "v u"]:
