@@ -216,9 +216,9 @@ def test_an_image_at_another_scale():
     np.testing.assert_array_equal(back(np.kron(labels, np.ones((2, 2), int)), (64, 64)), labels)
 
 
-def at_zoom(labels, score, zoom):
-    score = np.array(score)
-    return Segmentation(labels, score, np.ones(len(score)), np.full(len(score), zoom))
+def at_zoom(labels, score, zoom, bright=True):
+    n = len(score)
+    return Segmentation(labels, np.array(score), np.ones(n), np.full(n, zoom), np.full(n, bright))
 
 
 def test_zooms_agree_where_they_see_the_same():
@@ -260,6 +260,18 @@ def test_of_instances_that_share_pixels_the_better_one_has_them():
         split = merged(parts, 0.0)
         assert split.labels.max() == len(split.score) == left
         np.testing.assert_array_equal(split.labels == 1, first == 1)
+
+
+def test_what_most_are_not_is_hardly_believed():
+    labels = discs(96, [(20, 20), (20, 70), (70, 20), (70, 70)], [8, 8, 8, 8])
+    bright = np.array([True, True, True, False])
+    part = at_zoom(labels, [0.9, 0.9, 0.9, 0.9], 1.0)._replace(bright=bright)
+    for polarity, left in (("auto", 3), ("bright", 3), ("dark", 1), ("both", 4)):
+        assert len(merged([part], 0.4, polarity).score) == left
+    np.testing.assert_allclose(merged([part], 0.1, "auto").score, [0.9, 0.9, 0.9, 0.3])
+    film = np.where(np.indices((96, 96))[1] < 48, 1, 2)
+    part = at_zoom(film, [0.9, 0.9], 1.0)._replace(bright=np.array([True, False]))
+    assert len(merged([part], 0.4, "bright").score) == 2  # bright against what
 
 
 def test_bright_or_dark_against_the_rim():

@@ -52,7 +52,8 @@ def problem(
     - `ny`, `nx`: pixels.
     - `sigma`: standard deviation of the noise.
     - `mean`: about that of a pixel.
-    - `polarity`: whether the instances are `bright` or `dark`; `auto`: both.
+    - `polarity`: `bright` or `dark`: only instances that are so against their rim; `both`; `auto`:
+        what most are not is hardly believed.
     - `pixel_nm`: edge of a pixel, if it is known.
     - `net`: a file of weights, of `micjax train particles`; those of micjax if none is given.
     - `labels`: `package.module:function` below the current folder, image -> labels, in place of a

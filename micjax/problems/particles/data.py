@@ -22,7 +22,7 @@ def load(
     file,
     channel: str | None = None,
     pixel_nm: float | None = None,
-    polarity: Literal["auto", "bright", "dark"] = "auto",
+    polarity: Literal["auto", "bright", "dark", "both"] = "auto",
     net: str | None = None,
     labels: str | None = None,
 ) -> tuple[dict[str, Any], Int[Array, "1"], Float[Array, "y x"]]:

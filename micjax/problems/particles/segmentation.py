@@ -11,19 +11,20 @@ import jax
 import numpy as np
 import scipy.ndimage
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from micjax.core.foreign.modules import trusted_function
 from micjax.core.tree import replace
 from micjax.nets.tiles import tiled
 from micjax.nets.train import weights_of
 from micjax.problems.particles.instances.decoder import instances
+from micjax.problems.particles.instances.table import neighbours
 from micjax.problems.particles.network import WINDOWS_PX, checked_network, seen
 
 log = logging.getLogger("micjax")
 
 SHIPPED = pathlib.Path(__file__).with_name("network.h5")  # of micjax train particles
-POLARITIES = ("auto", "bright", "dark")
+POLARITIES = ("auto", "bright", "dark", "both")
 TILE_PX, OVERLAP_PX = 512, 64
 LEAST_PX, MOST_PX = 64, 2100  # of an edge, for another scale than one
 SCALES = (0.25, 0.5, 1.0, 2.0)
@@ -33,6 +34,8 @@ SURE = 0.4  # the least score of an instance
 LIKELY = 0.3  # the least probability of a pixel: the network is careful with what it hardly sees
 HARDLY = 0.3  # the least score at a zoom, where others may agree
 ALIKE = 0.5  # intersection over union
+FILM = 0.8  # of the pixels belong to instances: there is no background
+TINY = 1e-9
 FREE = 0.5  # of the area of an instance that nothing of a better score has
 
 
@@ -43,6 +46,7 @@ class Segmentation(NamedTuple):
     score: Float[np.ndarray, "n"]
     doubt: Float[np.ndarray, "n"]  # sum of p (1 - p) over its pixels
     zoom: Float[np.ndarray, "n"]  # at which it was seen
+    bright: Bool[np.ndarray, "n"]  # against its rim
 
 
 @lru_cache(maxsize=4)
@@ -73,7 +77,7 @@ def by_function(function: Callable, image: Float[np.ndarray, "y x"]) -> Segmenta
     numbered = np.unique(np.append(labels.ravel(), 0), return_inverse=True)[1][:-1]
     numbered = numbered.reshape(labels.shape)
     n = int(numbered.max())
-    return Segmentation(numbered, np.ones(n), np.zeros(n), np.ones(n))
+    return Segmentation(numbered, np.ones(n), np.zeros(n), np.ones(n), brighter(image, numbered))
 
 
 def segmented(
@@ -92,17 +96,17 @@ def segmented(
 
     **Arguments:**
 
-    - `polarity`: `bright` or `dark`: only what is so against its rim; `auto`: all.
+    - `polarity`: `bright` or `dark`: only what is so against its rim; `both`; `auto`: both, but
+        what most are not counts as much less as there is less of it.
     - `scale`: pixels of the network for one of the image; None: each of `SCALES`.
     - `least_score`: of instances.
 
     **Raises:** `ValueError` for an image that is too small at this scale.
     """
     scales = [scale] if scale is not None else scales_for(image.shape)
-    if len(scales) == 1:
-        return _at_scale(image, network, polarity, scales[0], least_score, (0.0, np.inf))
-    parts = [_at_scale(image, network, polarity, s, HARDLY, _trusted(s, scales)) for s in scales]
-    return merged(parts, least_score)
+    least = least_score if len(scales) == 1 else min(HARDLY, least_score)
+    parts = [_at_scale(image, network, s, least, _trusted(s, scales)) for s in scales]
+    return merged(parts, least_score, polarity)
 
 
 def scales_for(shape: tuple[int, int]) -> list[float]:
@@ -118,7 +122,7 @@ def _trusted(scale: float, scales: list[float]) -> tuple[float, float]:
     return low if scale < max(scales) else 0.0, high if scale > min(scales) else np.inf
 
 
-def _at_scale(image, network, polarity, scale, least_score, trusted) -> Segmentation:
+def _at_scale(image, network, scale, least_score, trusted) -> Segmentation:
     small = resized(image, scale)
     heads = heads_of(network, small)
     split = instances(heads, least_probability=LIKELY)
@@ -129,14 +133,13 @@ def _at_scale(image, network, polarity, scale, least_score, trusted) -> Segmenta
     )[1:]
     diameter = np.sqrt(4.0 * area / np.pi)
     kept = (split.score >= least_score) & (diameter >= trusted[0]) & (diameter <= trusted[1])
-    if polarity != "auto":
-        kept &= brighter(small, split.labels) == (polarity == "bright")
     labels = np.append(0, np.where(kept, np.cumsum(kept), 0))[split.labels]
     whole = Segmentation(
         back(labels, image.shape) if scale != 1.0 else labels,
         split.score[kept],
         doubt[kept] / scale**2,
         np.full(int(kept.sum()), scale),
+        brighter(small, labels),
     )
     return _numbered(whole)
 
@@ -149,46 +152,57 @@ def _numbered(split: Segmentation) -> Segmentation:
 
 
 def brighter(image: Float[np.ndarray, "y x"], labels: Int[np.ndarray, "y x"]) -> np.ndarray:
-    """Whether instances are brighter than their rim, of which what is of others counts only if
-    hardly anything else is there."""
-    told = np.zeros(int(labels.max()), bool)
-    for i, window in enumerate(scipy.ndimage.find_objects(labels)):
-        wide = tuple(slice(max(0, s.start - RIM_PX), s.stop + RIM_PX) for s in window)
-        part, values = labels[wide], image[wide]
-        own = part == i + 1
-        rim = scipy.ndimage.binary_dilation(own, iterations=RIM_PX) & ~own
-        free = rim & (part == 0)
-        rim = free if 4 * free.sum() > rim.sum() else rim
-        told[i] = rim.any() and values[own].mean() > values[rim].mean()
-    return told
+    """Whether instances are brighter than their rim; where there is hardly any, because others lie
+    all around, than the outermost of their own pixels."""
+    n = int(labels.max())
+    beside = scipy.ndimage.maximum_filter(labels, 2 * RIM_PX + 1)  # of several the last one
+    rim = (labels == 0) & (beside > 0)
+    border = (neighbours(labels) != labels[..., None]).any(-1) & (labels > 0)
+
+    def mean(owner, where):
+        count = np.bincount(owner[where], minlength=n + 1)[1:]
+        total = np.bincount(owner[where], image[where], minlength=n + 1)[1:]
+        return total / np.maximum(count, 1), count
+
+    own, _ = mean(labels, labels > 0)
+    outside, many = mean(beside, rim)
+    edge, all_around = mean(labels, border)
+    return own > np.where(4 * many > all_around, outside, edge)
 
 
-def merged(parts: list[Segmentation], least_score: float) -> Segmentation:
+def merged(parts: list[Segmentation], least_score: float, polarity: str = "both") -> Segmentation:
     """Of several zooms, by how far they agree.
 
-        score = (s + a) w,    a = sum over other zooms of (intersection over union) s',
-        w = (sum of s a at this zoom) / (that of the zoom where it is largest)
+        score = (s + a) w c,    a = sum over other zooms of (intersection over union) s'
 
     where s is the score at a zoom and s' that of the instance of another one that shares more than
-    half of the union with it. Of instances that share pixels that of the best score has them; what
-    is left of another remains if it is more than half of it (non-maximum suppression).
+    half of the union with it. The evidence for a zoom is the sum of s a there; w is that of its
+    zoom over the largest, and c the same of the bright ones and the dark ones, unless there is no
+    background that they could be bright against. Of instances that share pixels that of the best
+    score has them; what is left of another remains if it is more than half of it (non-maximum
+    suppression).
     """
-    support = [
-        sum((agreement(p, q) for q in parts if q is not p), np.zeros(len(p.score))) for p in parts
-    ]
-    weight = np.array([(p.score * a).sum() for p, a in zip(parts, support, strict=True)])
-    weight = weight / weight.max() if weight.any() else np.ones(len(parts))
-    score, doubt, zoom = (
-        np.concatenate(fields) for fields in zip(*(p[1:] for p in parts), strict=True)
-    )
     owner = np.repeat(np.arange(len(parts)), [len(part.score) for part in parts])
     number = np.concatenate([np.arange(len(part.score)) for part in parts])
-    score = (score + np.concatenate(support)) * weight[owner]
+    score, doubt, zoom, bright = (
+        np.concatenate(fields) for fields in zip(*(p[1:] for p in parts), strict=True)
+    )
+    support = np.concatenate(
+        [sum((agreement(p, q) for q in parts if q is not p), np.zeros(len(p.score))) for p in parts]
+    )
+    evidence = score * (support if support.any() else 1.0)
+    at_zoom = np.bincount(owner, evidence, minlength=len(parts))
+    score = (score + support) * (_share(at_zoom)[owner] if support.any() else 1.0)
+    best = parts[int(at_zoom.argmax())]
+    if polarity != "both" and (best.labels > 0).mean() < FILM:
+        of_kind = np.bincount(bright.astype(int), evidence, minlength=2)
+        given = {"bright": np.array([0.0, 1.0]), "dark": np.array([1.0, 0.0])}
+        score = score * given.get(polarity, _share(of_kind))[bright.astype(int)]
     windows = [scipy.ndimage.find_objects(part.labels) for part in parts]
     labels = np.zeros(parts[0].labels.shape, int)
     kept = []
     for i in np.argsort(-score, kind="stable"):
-        if score[i] < least_score:
+        if not score[i] >= max(least_score, TINY):
             break
         window = windows[owner[i]][number[i]]
         own = parts[owner[i]].labels[window] == number[i] + 1
@@ -196,7 +210,11 @@ def merged(parts: list[Segmentation], least_score: float) -> Segmentation:
         if free.sum() > FREE * own.sum():
             kept.append(i)
             labels[window][free] = len(kept)
-    return Segmentation(labels, np.minimum(score[kept], 1.0), doubt[kept], zoom[kept])
+    return Segmentation(labels, np.minimum(score[kept], 1.0), doubt[kept], zoom[kept], bright[kept])
+
+
+def _share(of: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    return of / max(of.max(), TINY)
 
 
 def agreement(part: Segmentation, other: Segmentation) -> Float[np.ndarray, "n"]:
