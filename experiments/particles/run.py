@@ -21,7 +21,7 @@ from images import LOOKED_AT, NAMES, ap50, box_f1, boxes_of, matched, material, 
 from micjax.nets.train import Schedule, best_network, courses
 from micjax.problems.particles.instances.errors import errors_of
 from micjax.problems.particles.instances.table import Shapes, shapes
-from micjax.problems.particles.segmentation import segmented, shipped
+from micjax.problems.particles.segmentation import SURE, segmented, shipped
 from micjax.problems.particles.tuning import from_labels, labels_in_boxes
 
 TWO_SIDED_90 = 1.645
@@ -216,7 +216,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(100, 110)))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--least-score", type=float, default=0.5)
+    parser.add_argument("--least-score", type=float, default=SURE)
     parser.add_argument("--net")
     parser.add_argument("--data", type=pathlib.Path, default=images.DATA)
     asked = parser.parse_args()
