@@ -190,23 +190,26 @@ def tuned(network, least_score: float, steps: int, rate: float, folder) -> None:
 
 def speed(network) -> None:
     """Frames one after the other: the labels and the table of each."""
-    taken = []
     frames = [np.tile(images.overlap(s)[0], (2, 2)) for s in range(3)]
-    for i in range(40):
-        begun = time.monotonic()
-        split = segmented(frames[i % 3], network, "dark", 1.0)
-        of = shapes(split.labels)
-        errors_of(of, split.doubt)
-        taken.append(time.monotonic() - begun)
-    first, last = np.median(taken[1:14]), np.median(taken[-13:])
-    told(
-        set="speed",
-        frame_px=512,
-        instances=len(of.area_px2),
-        first_s=float(first),
-        last_s=float(last),
-        frames_per_s=float(1.0 / np.median(taken[1:])),
-    )
+    for zoom in (0.5, 1.0):
+        wall, busy = [], []
+        for i in range(30):
+            begun = time.monotonic(), time.process_time()
+            split = segmented(frames[i % 3], network, "dark", zoom)
+            of = shapes(split.labels)
+            errors_of(of, split.doubt)
+            wall.append(time.monotonic() - begun[0])
+            busy.append(time.process_time() - begun[1])
+        told(
+            set="speed",
+            frame_px=512,
+            zoom=zoom,
+            instances=len(of.area_px2),
+            first_s=float(np.median(wall[1:11])),
+            last_s=float(np.median(wall[-10:])),
+            busy_s=float(np.median(busy[1:])),
+            frames_per_s=float(1.0 / np.median(wall[1:])),
+        )
 
 
 SECTIONS = ("overlap", "domes", "errors", "real", "tuned", "speed", "calibrate")
