@@ -109,7 +109,9 @@ def fano(x: Axis, height: Number, centre: Number, fwhm: Number, q: Number) -> Ax
     return height * (q + e) ** 2 / ((1.0 + jnp.square(q)) * (1.0 + e**2))
 
 
-def doniach_sunjic(x: Axis, height: Number, centre: Number, fwhm: Number, asymmetry: Number) -> Axis:
+def doniach_sunjic(
+    x: Axis, height: Number, centre: Number, fwhm: Number, asymmetry: Number
+) -> Axis:
     """A core line of a metal, its tail towards large x (binding energy or energy loss),
 
         height cos(pi a/2 - (1 - a) atan e) / (cos(pi a/2) (1 + e^2)^((1 - a)/2)),
@@ -248,7 +250,7 @@ class DoniachSunjicLine(_Line):
         return super().priors(x, y) | {"asymmetry": dist.Beta(1.0, 4.0)}
 
 
-class Step(_Line):
+class EdgeStep(_Line):
     """An `erf_step`: an edge seen with a Gaussian resolution."""
 
     def __call__(self, x: Axis) -> Axis:
