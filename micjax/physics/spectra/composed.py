@@ -100,7 +100,7 @@ class Convolved(_Composed):
     - `name`: of the component in the names of parameters.
     """
 
-    def __init__(self, component: Component, kernel: Float[Array, " m"], name: str = "component"):
+    def __init__(self, component: Component, kernel: ArrayLike, name: str = "component"):
         """**Raises:** `ValueError` for an even number of samples."""
         kernel = jnp.asarray(kernel, float)
         if kernel.ndim != 1 or kernel.size % 2 == 0:
