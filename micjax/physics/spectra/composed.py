@@ -5,7 +5,7 @@
 The parameters of an inverse problem with this forward model are `forward.peak.centre` and so on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,9 @@ class Convolved(_Composed):
     - `name`: of the component in the names of parameters.
     """
 
-    def __init__(self, component: Component, kernel: ArrayLike, name: str = "component"):
+    def __init__(
+        self, component: Component, kernel: ArrayLike | Sequence[float], name: str = "component"
+    ):
         """**Raises:** `ValueError` for an even number of samples."""
         kernel = jnp.asarray(kernel, float)
         if kernel.ndim != 1 or kernel.size % 2 == 0:

@@ -19,6 +19,9 @@ Axis = Float[Array, "..."]
 Number = Float[Array, "..."] | float
 
 LN2 = float(np.log(2.0))
+# Python numbers: NumPy's would make float64 of float32
+ROOT_LN2 = LN2**0.5
+GAUSSIAN_AREA = (np.pi / LN2) ** 0.5 / 2.0  # of height and fwhm 1
 
 # --- the Voigt function by the trapezoidal rule -------------------------------------------------
 STEP = 0.67  # of the rule: 14 nodes, what is left out on either side is exp(-22)
@@ -84,7 +87,7 @@ def voigt(
     u = 2 sqrt(ln 2) (x - centre) / fwhm_gaussian, a = sqrt(ln 2) fwhm_lorentzian / fwhm_gaussian
     (Armstrong 1967, J. Quant. Spectrosc. Radiat. Transfer 7, 61).
     """
-    scale = np.sqrt(LN2) / jnp.asarray(fwhm_gaussian)
+    scale = ROOT_LN2 / jnp.asarray(fwhm_gaussian)
     a = scale * fwhm_lorentzian
     u = 2.0 * scale * (x - centre)
     top = voigt_function(jnp.zeros_like(a), a)
@@ -129,7 +132,7 @@ def doniach_sunjic(
 
 def erf_step(x: Axis, height: Number, centre: Number, fwhm: Number) -> Axis:
     """A step from 0 to `height` seen with a Gaussian resolution of `fwhm`."""
-    return 0.5 * height * (1.0 + lax.erf(2.0 * np.sqrt(LN2) * (x - centre) / fwhm))
+    return 0.5 * height * (1.0 + lax.erf(2.0 * ROOT_LN2 * (x - centre) / fwhm))
 
 
 def arctan_step(x: Axis, height: Number, centre: Number, fwhm: Number) -> Axis:
@@ -162,7 +165,7 @@ class GaussianLine(_Line):
         return gaussian(x, self.height, self.centre, self.fwhm)
 
     def area(self) -> Float[Array, ""]:
-        return np.sqrt(np.pi / LN2) / 2.0 * self.height * self.fwhm
+        return GAUSSIAN_AREA * self.height * self.fwhm
 
 
 class LorentzianLine(_Line):
@@ -185,7 +188,7 @@ class PseudoVoigtLine(_Line):
 
     def area(self) -> Float[Array, ""]:
         share = self.lorentzian_share
-        per_box = (1.0 - share) * np.sqrt(np.pi / LN2) / 2.0 + share * np.pi / 2.0
+        per_box = (1.0 - share) * GAUSSIAN_AREA + share * np.pi / 2.0
         return per_box * self.height * self.fwhm
 
     @classmethod
@@ -210,9 +213,9 @@ class VoigtLine(eqx.Module):
         return voigt_fwhm(self.fwhm_gaussian, self.fwhm_lorentzian)
 
     def area(self) -> Float[Array, ""]:
-        a = np.sqrt(LN2) * self.fwhm_lorentzian / self.fwhm_gaussian
+        a = ROOT_LN2 * self.fwhm_lorentzian / self.fwhm_gaussian
         top = voigt_function(jnp.zeros_like(a), a)
-        return self.height * self.fwhm_gaussian * np.sqrt(np.pi / LN2) / 2.0 / top
+        return self.height * self.fwhm_gaussian * GAUSSIAN_AREA / top
 
     @classmethod
     def priors(cls, x: ArrayLike, y: ArrayLike) -> Priors:

@@ -4,6 +4,8 @@ A sweep is a list of biases in the order in which they were applied. The order t
 two branches of a loop a sample is on: that of rising or that of falling bias.
 """
 
+from collections.abc import Sequence
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,7 @@ from micjax.core.problem import parameter
 from micjax.physics.spectra.scales import Priors, scales, spread_over
 
 Sweep = Float[Array, " n"]
-Number = Float[Array, ""] | float
+Number = Float[Array, "..."] | float
 
 ROOT_PI = float(np.sqrt(np.pi))
 BOLTZMANN_V_K = 8.617333e-5  # k / e
@@ -71,7 +73,7 @@ class FerroelectricLoop(eqx.Module):
     rising_high_V: Float[Array, ""] = parameter()
 
     @classmethod
-    def from_coefficients(cls, coefficients: ArrayLike) -> "FerroelectricLoop":
+    def from_coefficients(cls, coefficients: ArrayLike | Sequence[float]) -> "FerroelectricLoop":
         """From a0, a1, a2, a3, a4, b0, b1, b2, b3, the order of the fields."""
         return cls(*np.asarray(coefficients, float))
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float
 from micjax.core.names import listed
 from micjax.core.problem import parameter
 from micjax.physics.spectra.atomic import x_ray_lines
-from micjax.physics.spectra.line_shapes import LN2
+from micjax.physics.spectra.line_shapes import GAUSSIAN_AREA, LN2
 from micjax.physics.spectra.scales import Priors, scales, spread_over
 
 Energies = Float[Array, " n"]
@@ -56,7 +56,7 @@ def x_ray_spectrum(
         line_energies_keV = jnp.concatenate([line_energies_keV, line_energies_keV - SILICON_K_KEV])
         areas = jnp.concatenate([areas - lost, lost])
     width = detector_fwhm_keV(jnp.maximum(line_energies_keV, 0.0), noise_keV, fano)
-    heights = areas / width * (2.0 * np.sqrt(LN2 / np.pi))
+    heights = areas / (GAUSSIAN_AREA * width)
     u = (energy_keV[..., None] - line_energies_keV) / width
     return jnp.sum(heights * jnp.exp(-4.0 * LN2 * u**2), axis=-1)
 
