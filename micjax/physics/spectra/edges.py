@@ -41,14 +41,16 @@ NODES, WEIGHTS = np.polynomial.legendre.leggauss(24)
 
 def _phase(k2: Array, twice: float, rest: Array) -> Array:
     """exp(-2/k arctan(twice k / rest)), or exp(-1/k ln((rest + twice k)/(rest - twice k))) with
-    k = sqrt(-k2) below the hydrogenic limit: one analytic function of k2, of which a neighbourhood
-    of 0 is left out as by Egerton."""
-    k = jnp.sqrt(jnp.maximum(jnp.abs(k2), 1e-4))
-    below = k2 < 0.0
+    k = sqrt(-k2) below the hydrogenic limit: one analytic function of k2, near 0 by its series."""
+    u = k2 * jnp.square(twice / rest)
+    near = (jnp.abs(u) < 0.03) & (k2 < 0.1)
+    k = jnp.sqrt(jnp.where(near, 1.0, jnp.abs(k2)))
+    below = (k2 < 0.0) & ~near
     gap = jnp.where(below, rest - twice * k, 1.0)  # positive below the limit only
-    under = jnp.log1p(2.0 * twice * k / gap)
-    over = 2.0 * jnp.arctan2(twice * k, rest)
-    return jnp.exp(-jnp.where(below, under, over) / k)
+    under = jnp.log1p(2.0 * twice * k / gap) / k
+    over = 2.0 * jnp.arctan2(twice * k, rest) / k
+    series = 2.0 * twice / rest * (1.0 + u * (-1.0 / 3.0 + u * (0.2 + u * (-1.0 / 7.0))))
+    return jnp.exp(-jnp.where(near, series, jnp.where(below, under, over)))
 
 
 def _normalisation(k2: Array) -> Array:

@@ -7,11 +7,11 @@ times 1e9 give the same places, and heights times 1e9.
 """
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Num
 
 Guess = dict[str, np.ndarray]
-Axis = Float[np.ndarray, " n"]
-Spectra = Float[np.ndarray, "*map n"]
+Axis = Num[np.ndarray, " n"]
+Spectra = Num[np.ndarray, "*map n"]
 
 LEAST = 1e-6  # of the largest value of a spectrum: what takes the place of nothing
 
@@ -71,7 +71,7 @@ def peaks(x: Axis, y: Spectra, k: int, separation: float, smooth: int = 3) -> li
     ]
 
 
-def oscillator(frequency_kHz: Axis, response: Float[np.ndarray, "*map n 2"]) -> Guess:
+def oscillator(frequency_kHz: Axis, response: Num[np.ndarray, "*map n 2"]) -> Guess:
     """`f0_kHz` at the largest response, `Q` from the half-power width about it, `amplitude` and
     `phase_rad` by linear least squares with these. In phase and in quadrature, as `Oscillator`."""
     h = np.asarray(response, float)

@@ -34,7 +34,7 @@ def rising(bias_V: Sweep) -> Bool[Array, " n"]:
     return moves[jnp.where(last < 0, start, last)] > 0
 
 
-def switched(bias_V: Sweep, coercive_V: Number, low_V: Number, high_V: Number) -> Sweep:
+def switched(bias_V: Number, coercive_V: Number, low_V: Number, high_V: Number) -> Number:
     """The share that has switched up, from 0 to 1, with a width below the coercive bias and another
     above it (Jesse, Kumar et al. 2009, Nanotechnology 20, 085703):
 

@@ -16,7 +16,7 @@ Energies = Float[Array, " n"]
 Number = Float[Array, "..."] | float
 
 PAIR_KEV = 3.65e-3  # mean energy of an electron-hole pair in silicon at 90 K
-FANO_SILICON = 0.115
+FANO_SILICON = 0.12
 SILICON_K_KEV = 1.740  # what escapes from a silicon detector
 MANGANESE_KEV = 5.895  # the line at which resolutions are told
 
@@ -31,7 +31,7 @@ def detector_fwhm_keV(energy_keV: Number, noise_fwhm_keV: Number, fano: Number =
 
 def noise_fwhm_keV(manganese_fwhm_keV: Number, fano: Number = FANO_SILICON) -> Number:
     """The electronic noise of a detector of this width at Mn K alpha (5.895 keV), by which it is
-    sold: 0.130 keV is 0.046 keV of noise."""
+    sold: 0.130 keV is 0.051 keV of noise."""
     pairs = 8.0 * LN2 * PAIR_KEV * fano * MANGANESE_KEV
     return jnp.sqrt(jnp.square(manganese_fwhm_keV) - pairs)
 
@@ -89,7 +89,7 @@ class XRayFamily(eqx.Module):
     area: Float[Array, ""] = parameter()
     line_energies_keV: Float[Array, " lines"] = parameter()
     shares: Float[Array, " lines"] = parameter()
-    noise_keV: Float[Array, ""] = parameter(default=0.046)
+    noise_keV: Float[Array, ""] = parameter(default=0.051)
     fano: Float[Array, ""] = parameter(default=FANO_SILICON)
     offset_keV: Float[Array, ""] = parameter(default=0.0)
     gain_error: Float[Array, ""] = parameter(default=0.0)
