@@ -175,7 +175,7 @@ def test_mean_free_paths():
     F = (1 + 100 / 1022) / (1 + 100 / 511) ** 2
     expected = 106 * F * 100 / mean / np.log(2 * 10 * 100 / mean)
     np.testing.assert_allclose(plural.mean_free_path_malis_nm(6.0, 100.0, 10.0), expected)
-    assert 75 < expected < 110
+    assert 100 < expected < 120
 
 
 # --- X rays --------------------------------------------------------------------------------------
