@@ -116,7 +116,7 @@ def by_name(case: str, p) -> dict[str, np.ndarray]:
 def in_a_row(case: str, values) -> np.ndarray:
     """The unknowns of `by_name` as they stand in a row of starts."""
     if case == "oscillator":
-        return np.stack(list(values.values()), -1)
+        return np.stack([values[n] for n in by_name(case, np.zeros(4))], -1)
     peaks = np.stack([values[f"forward.{n}"] for n in ("height", "centre", "width")], -1)
     return np.concatenate([peaks.reshape(len(peaks), -1), values["forward.floor"][:, None]], -1)
 
