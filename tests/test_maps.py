@@ -208,6 +208,12 @@ def test_neighbours_help_those_that_began_badly():
     assert (helped.loss <= alone.loss)[good].all()
 
 
+def test_neighbours_without_data_cost_nothing():
+    y = np.ma.masked_all((2, 3, len(X)))
+    fit = fit_map(problem(Gaussian(1.0)), X, y, neighbours=1)
+    assert fit.counts()["no data"] == 6
+
+
 def test_what_was_done_is_kept(counted):
     """Broken off after a block, and taken up again: equal to the last bit."""
     _, y, whole = counted
@@ -249,6 +255,10 @@ def test_bad_input():
         fit_map(problem(Poisson(1.0)), X, np.where(y == y.max(), -1.0, y))
     with pytest.raises(ValueError, match="complex"):
         fit_map(problem(Gaussian(1.0)), X, y + 1j)
+    with pytest.raises(ValueError, match="no pixels"):
+        fit_map(problem(Gaussian(1.0)), X, y[:0])
+    with pytest.raises(ValueError, match="no unknowns"):
+        fit_map(InverseProblem(Bump(), Gaussian(1.0), {}), X, y)
     with pytest.raises(ValueError, match="a Rice: Gauss-Newton knows Normal, Poisson, StudentT"):
         fit_map(problem(Rician(1.0)), X, y)
     with pytest.raises(ValueError, match="forward.heigth.*forward.height"):

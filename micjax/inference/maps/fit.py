@@ -22,7 +22,7 @@ from micjax.inference.errors.laplace import prior_sd_of
 from micjax.inference.maps.descent import RUNNING, Pace
 from micjax.inference.maps.equations import Pixel
 from micjax.inference.maps.programs import compiled, pixels_first, side_by_side
-from micjax.inference.maps.rows import Given, Rows, check_starts, maps, rows
+from micjax.inference.maps.rows import Given, Rows, check_starts, inside, maps, rows
 from micjax.inference.maps.status import STATUS, UNUSABLE, Told
 from micjax.inference.solvers.laws import law_of
 
@@ -87,8 +87,8 @@ def fit_map(
 
     - `problem`: of one pixel. Its noise gives a normal, Poisson or Student t law.
     - `x`: where the data of a pixel were measured, the same for all.
-    - `y`: data `[*map, *datum]`; NaN does not count. Anything that gives blocks of its first axes
-        when it is indexed: an array, a dataset of a file.
+    - `y`: data `[*map, *datum]`; what is not finite, or masked, does not count. Anything
+        that gives blocks of its first axes when it is indexed: an array, a dataset of a file.
     - `starts`: values by name, `[*map, ...]` or the same for all; several of them: the best fit is
         taken. The current values without them.
     - `known`: what is known and other for each pixel, by name, `[*map, ...]`.
@@ -111,7 +111,7 @@ def fit_map(
             show(done)
         best = fits.result()
         for again in range(1, neighbours + 1):
-            fits = Fits(problem, x, y, starts=from_neighbours(best), **options)
+            fits = Fits(problem, x, y, starts=from_neighbours(problem, best), **options)
             for done in fits.run():
                 show(again * fits.pixels + done)
             best = better_of(best, fits.result())
@@ -123,8 +123,9 @@ def fit_map(
     return best
 
 
-def from_neighbours(fit: MapFit) -> dict[str, np.ndarray]:
-    """For each pixel the values of that neighbour along an axis whose misfit is least."""
+def from_neighbours(problem: InverseProblem, fit: MapFit) -> dict[str, np.ndarray]:
+    """For each pixel the values of that neighbour along an axis whose misfit is least; where these
+    are no place to start from, the problem's own."""
     shape = fit.status.shape
     misfit = np.where(fit.usable(), fit.chi_squared / np.maximum(fit.points, 1), np.inf)
     index = np.arange(fit.status.size).reshape(shape)
@@ -137,9 +138,13 @@ def from_neighbours(fit: MapFit) -> dict[str, np.ndarray]:
             best = np.where(closer, np.take(index, there, axis), best)
             least = np.where(closer, theirs, least)
     rows = best.ravel()
-    flat = {n: v.reshape(-1, *v.shape[len(shape) :]) for n, v in fit.values.items()}
-    safe = {n: np.where(np.isfinite(v), v, np.nanmedian(v, axis=0)) for n, v in flat.items()}
-    return {n: v[rows].reshape(fit.values[n].shape) for n, v in safe.items()}
+    own, unknowns, out = problem.values(), problem.unknowns(), {}
+    for name, values in fit.values.items():
+        theirs = values.reshape(-1, *values.shape[len(shape) :])[rows]
+        allowed = np.asarray(inside(unknowns[name], jnp.asarray(theirs)))
+        allowed = allowed.reshape(-1, *[1] * (theirs.ndim - 1))
+        out[name] = np.where(allowed, theirs, np.asarray(own[name])).reshape(values.shape)
+    return out
 
 
 def better_of(first: MapFit, second: MapFit) -> MapFit:
@@ -160,15 +165,22 @@ class Fits:
 
     def __init__(self, problem, x, y, *, starts, known, linear, steps, tolerance):
         self.pixel = Pixel(problem, jax.tree.map(jnp.asarray, x), linear)
-        self.y, self.steps, self.tolerance = y, steps, tolerance
+        self.steps, self.tolerance = steps, tolerance
         law = eqx.filter_eval_shape(lambda p: p.problem.noise(p.problem.forward(p.x)), self.pixel)
         self.law, self.datum = law_of(law), tuple(law.batch_shape)
-        lead = y.ndim - len(self.datum)
+        if not problem.unknowns():
+            raise ValueError("the problem has no unknowns: nothing is to be fitted")
+        y = y if hasattr(y, "ndim") else np.asarray(y)
+        self.y, lead = y, y.ndim - len(self.datum)
         if lead < 1 or tuple(y.shape[lead:]) != self.datum:
             raise ValueError(
                 f"data of shape {tuple(y.shape)}; a map whose last axes are {self.datum} is needed"
             )
+        if np.issubdtype(y.dtype, np.complexfloating):
+            raise ValueError("the data are complex: give real and imaginary part along a last axis")
         self.map = tuple(y.shape[:lead])
+        if not self.pixels:
+            raise ValueError(f"data of shape {tuple(y.shape)}: there are no pixels")
         self.known = maps(problem, dict(known or {}), self.map, "known")
         starts = [starts] if isinstance(starts, Mapping) else list(starts or [{}])
         self.starts = [
@@ -186,6 +198,10 @@ class Fits:
         self.block = size // self.chunk * self.chunk
         self.arrays: dict[str, np.ndarray] = {}
         self.done = np.zeros(-(-self.pixels // self.block), bool)
+        if "rate" in self.law.parameters:  # before anything is fitted, which an error would lose
+            below = sum(int((self._read(i)[0] < 0).sum()) for i in range(len(self.done)))
+            if below:
+                raise ValueError(f"{below} negative counts: a Poisson law has none")
 
     @property
     def pixels(self) -> int:
@@ -227,13 +243,7 @@ class Fits:
         """Data, what is known, and starts, with the pixels of the block along their first axis."""
         first, last = block * self.block, min((block + 1) * self.block, self.pixels)
         y = rows(self.y, self.map, first, last).reshape(last - first, -1)
-        if np.iscomplexobj(y):
-            raise ValueError("the data are complex: give real and imaginary part along a last axis")
         y = np.asarray(y, jnp.result_type(float))
-        if "rate" in self.law.parameters and (y < 0).any():
-            raise ValueError(
-                f"{int((y < 0).sum())} negative counts between pixels {first} and {last}"
-            )
         cut = [{n: a[first:last] for n, a in part.items()} for part in (self.known, *self.starts)]
         return y, cut[0], cut[1:]
 
@@ -248,7 +258,15 @@ class Fits:
                 flat = functions.flat(self.pixel, known, self._side_by_side(start))
                 pace = self._descended(functions, known, y, flat, -(-count // self.chunk))
                 best = pace if best is None else functions.better(best, pace)
-            told = functions.told(self.pixel, self.law, known, y, best, self.prior_sd)
+            told = functions.told(
+                self.pixel,
+                self.law,
+                known,
+                y,
+                best,
+                self.prior_sd,
+                jnp.asarray(self.tolerance, float),
+            )
             return _named(jax.device_get((told, best.steps)), count)
 
     def _descended(self, functions, known, y, flat, chunks: int) -> Pace:

@@ -108,5 +108,5 @@ def _scattered(tree, moved, order):
     return jax.tree.map(of, tree, moved)
 
 
-def _told(pixel, law, known, y, pace: Pace, prior_sd) -> Told:
-    return jax.lax.map(lambda a: told(pixel, law, *a, prior_sd), (known, y, pace))
+def _told(pixel, law, known, y, pace: Pace, prior_sd, tolerance) -> Told:
+    return jax.lax.map(lambda a: told(pixel, law, *a, prior_sd, tolerance), (known, y, pace))

@@ -19,11 +19,18 @@ Rows = dict[str, np.ndarray]  # [pixel, *leaf]
 def rows(y, shape: tuple[int, ...], first: int, last: int) -> np.ndarray:
     """Pixels first to last of a map, in the order of its axes, with as little as possible read."""
     if len(shape) == 1:
-        return np.asarray(y[first:last])
+        return _plain(y[first:last])
     row = math.prod(shape[1:])
     low, high = first // row, -(-last // row)
-    some = np.asarray(y[low:high])
+    some = _plain(y[low:high])
     return some.reshape(-1, *some.shape[len(shape) :])[first - low * row : last - low * row]
+
+
+def _plain(values) -> np.ndarray:
+    """What is masked does not count, as NaN."""
+    if np.ma.isMaskedArray(values):
+        return np.ma.filled(values.astype(float), np.nan)
+    return np.asarray(values)
 
 
 def maps(problem: InverseProblem, values: Given, shape: tuple[int, ...], what: str) -> Rows:
@@ -49,14 +56,15 @@ def maps(problem: InverseProblem, values: Given, shape: tuple[int, ...], what: s
 def check_starts(problem: InverseProblem, start: Rows) -> None:
     """**Raises:** `ValueError` for pixels that start outside of a prior or on its edge."""
     for name, prior in problem.unknowns().items():
-        inside = np.asarray(_inside(prior, jnp.asarray(start[name])))
-        if not inside.all():
-            wrong = np.asarray(start[name])[~inside]
+        allowed = np.asarray(inside(prior, jnp.asarray(start[name])))
+        if not allowed.all():
+            wrong = np.asarray(start[name])[~allowed]
             raise ValueError(
-                f"starts of {name}: {len(wrong)} of {len(inside)} are not inside of what its prior "
-                f"allows ({prior.support}), such as {wrong.ravel()[0]}"
+                f"starts of {name}: {len(wrong)} of {len(allowed)} are not inside of what its "
+                f"prior allows ({prior.support}), such as {wrong.ravel()[0]}"
             )
 
 
-def _inside(prior, values):
+def inside(prior, values):
+    """Of each pixel, whether all of its value is inside of what the prior allows."""
     return jax.vmap(lambda v: jnp.all(prior.support(v)) & ~jnp.any(on_edge(prior, v)))(values)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from micjax.core.problem import Values
 from micjax.inference.errors.laplace import PRIOR_RULES
-from micjax.inference.maps.cholesky import factor, inverse, scaled
+from micjax.inference.maps.cholesky import factor, inverse, scaled, solved
 from micjax.inference.maps.descent import EMPTY, Pace
 from micjax.inference.maps.equations import Pixel, equations
 from micjax.inference.solvers.driver import CONVERGED, NON_FINITE, STALLED
@@ -51,6 +51,7 @@ def told(
     y: Float[Array, "n b"],
     pace: Pace,
     prior_sd: Float[Array, " d"],
+    tolerance: Float[Array, ""],
 ) -> Told:
     """The Gaussian with the expected curvature of the posterior (Laplace), pixel by pixel.
 
@@ -61,7 +62,11 @@ def told(
     d = len(pace.flat)
     here = equations(pixel, law, known, y, pace.flat)
     matrix, scale = scaled(here.curvature, d)
-    spread = inverse(factor(matrix, d))
+    low = factor(matrix, d)
+    # where rounding ended the descent there may have been nothing left to gain
+    little = 0.5 * solved(low, scale * here.slope)[1] < tolerance
+    settled = (pace.ended == CONVERGED) | ((pace.ended == STALLED) & little)
+    spread = inverse(low)
     covariance = spread * scale[:, None] * scale
     variances = jnp.stack([covariance[i, i] for i in range(d)])
     growth = jnp.stack([spread[i, i] for i in range(d)])
@@ -89,7 +94,7 @@ def told(
             pace.ended == EMPTY,
             points < d,
             pace.ended == NON_FINITE,
-            (pace.ended != CONVERGED) & (pace.ended != STALLED),
+            ~settled,
             ~jnp.stack(list(identified.values())).all(axis=0),
             jnp.stack(list(bound.values())).any(axis=0),
         ],
