@@ -12,7 +12,7 @@ from micjax.inference.errors.laplace import PRIOR_RULES
 from micjax.inference.maps.cholesky import factor, inverse, scaled, solved
 from micjax.inference.maps.descent import EMPTY, Pace
 from micjax.inference.maps.equations import Pixel, equations
-from micjax.inference.solvers.driver import CONVERGED, NON_FINITE, STALLED
+from micjax.inference.solvers.driver import CONVERGED, NON_FINITE
 from micjax.inference.solvers.laws import DataLaw
 
 STATUS = (
@@ -63,9 +63,9 @@ def told(
     here = equations(pixel, law, known, y, pace.flat)
     matrix, scale = scaled(here.curvature, d)
     low = factor(matrix, d)
-    # where rounding ended the descent there may have been nothing left to gain
+    # where rounding kept the descent from its end there may be nothing left to gain
     little = 0.5 * solved(low, scale * here.slope)[1] < tolerance
-    settled = (pace.ended == CONVERGED) | ((pace.ended == STALLED) & little)
+    settled = (pace.ended == CONVERGED) | little
     spread = inverse(low)
     covariance = spread * scale[:, None] * scale
     variances = jnp.stack([covariance[i, i] for i in range(d)])
