@@ -10,8 +10,9 @@ import scipy.optimize
 import scipy.stats
 
 from micjax.core.problem import InverseProblem, free, parameter
+from micjax.inference.maps.blocks import Fits
 from micjax.inference.maps.cholesky import factor, inverse, scaled, solved
-from micjax.inference.maps.fit import Fits, fit_map
+from micjax.inference.maps.fit import fit_map
 from micjax.inference.maps.status import STATUS
 from micjax.inference.solvers.laws import LAWS, depends, law_of
 from micjax.physics.noise import Gaussian, HeteroscedasticGaussian, Poisson, Rician, StudentT
@@ -217,9 +218,7 @@ def test_neighbours_without_data_cost_nothing():
 def test_what_was_done_is_kept(counted):
     """Broken off after a block, and taken up again: equal to the last bit."""
     _, y, whole = counted
-    arguments = {"starts": starts(y), "known": None, "linear": ()}
-    arguments |= {"steps": 100, "tolerance": 1e-3}
-    fits = Fits(problem(Poisson(1.0)), X, y, **arguments)
+    fits = Fits(problem(Poisson(1.0)), X, y, starts(y))
     fits.block = 128
     fits.done = np.zeros(5, bool)
     steps = fits.run()

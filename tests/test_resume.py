@@ -29,7 +29,10 @@ LONG = {
     "denoise": (["ny=48", "nx=48", "engine.steps=100"], 0),
     "feedback": (["engine.steps=200"], 1),
     "joint": ([], 1),
+    "loop": (["ny=3", "nx=4"], 0),
     "particles": ([], 0),
+    "peaks": (["ny=3", "nx=4", "peaks=1"], 0),
+    "sho": (["ny=3", "nx=4"], 0),
     "phase_map": (["ny=200", "nx=200", "grains=3"], 1),
     "resonance": (["engine.steps=300"], 1),
     "structure": ([], 1),
@@ -40,6 +43,7 @@ LONG = {
 
 
 LAST = {"denoise": "looked_up", "particles": "contrasts", "unmixing": "end_members"}
+LAST |= dict.fromkeys(["loop", "peaks", "sho"], "starts")
 
 
 def problems():
@@ -88,7 +92,8 @@ def test_ctrl_c_and_resume_give_the_same_answer(name, tmp_path, monkeypatch, cap
         patched.setattr(RunFolder, "add_metrics", interrupt)
         if chunks == 0:
             # the module, and not the function of its name
-            module = sys.modules[f"micjax.problems.{name}.stages"]
+            package = f"micjax.problems.{name}"
+            module = sys.modules.get(f"{package}.stages", sys.modules[package])
             patched.setattr(module, LAST[name], stop)
         assert main([*run, "--out", "part"]) == 130
     assert main([*run, "--out", "part", "--resume"]) == 0

@@ -81,6 +81,11 @@ NAMES: dict[str, Range] = {
     "counts_per_pixel": Range(1e-3, 1e12),
     "signal_start signal_min signal_max": Range(-1e12, 1e12),  # in the unit of the axis
     "signal_step": Range(TINY, HUGE),  # in the unit of the axis
+    "peaks": _whole(1, 20),
+    "neighbours": _whole(0, 1000),
+    "within centres signal_low signal_high": Range(-1e12, 1e12),  # in the unit of the axis
+    "sigma_factor amplitude_factor": Range(1.001, HUGE),
+    "counts": Range(1e-3, 1e12),
     "patches grains": _whole(1, 1_000_000),
     "window_px": _whole(4, 16384),
     "step_px": _whole(1, 16384),
@@ -194,6 +199,15 @@ def range_of(name: str, ours: bool = True) -> Range:
             highest, word = UNITS[unit[1]], part[: unit.start()].rpartition("_")[2]
             return Range(0.0 if word in SIZES else -highest, highest)
     return ANY
+
+
+def unit_of(name: str) -> str:
+    """The unit in which a name ends, none for a plain number: V of `coercive_rising_V`, 1/V of
+    `slope_per_V`."""
+    unit = _WITH_UNIT.search(name)
+    if unit is None:
+        return ""
+    return f"1/{unit[1]}" if name[: unit.start()].endswith("_per") else unit[1]
 
 
 def check_ranges(name: str, value: Any, ours: bool = True, where: str = "") -> None:

@@ -238,10 +238,11 @@ def _compared(problem: InverseProblem, x, y) -> tuple[dict[str, float], list[str
         mean, variance, largest = map(np.asarray, _moments(problem, x))
     except (AttributeError, NotImplementedError, TypeError):
         return {}, []
-    if mean.shape != np.shape(y):
+    there = ~np.isnan(y)  # of a law that leaves out what is not
+    if mean.shape != np.shape(y) or not there.any():
         return {}, []
-    squares = np.abs(np.asarray(y) - mean).astype(float) ** 2
-    variance = np.broadcast_to(variance, mean.shape)
+    squares = np.abs(np.asarray(y) - mean).astype(float)[there] ** 2
+    variance = np.broadcast_to(variance, mean.shape)[there]
     # the parts of a joint problem may have any units
     of_one = not isinstance(problem.forward, JointForward)
     measures = {"residual_rms": float(np.sqrt(np.mean(squares)))} if of_one else {}
@@ -278,7 +279,14 @@ def _surprise(problem: InverseProblem, x, y) -> Array:
     The likelihood has no heavy tails where chi^2 has, as that of rare counts and outliers has."""
     law = problem.noise(problem.forward(x))
     keys = jax.random.split(jax.random.key(0), DRAWS)
-    drawn = jax.lax.map(lambda key: jnp.sum(law.log_prob(law.sample(key))), keys)
+
+    def of_drawn(key):
+        drawn = law.sample(key)
+        if jnp.issubdtype(y.dtype, jnp.floating):  # and no labels
+            drawn = jnp.where(jnp.isnan(y), jnp.nan, drawn)
+        return jnp.sum(law.log_prob(drawn))
+
+    drawn = jax.lax.map(of_drawn, keys)
     lost = jnp.mean(drawn) - jnp.sum(law.log_prob(y))
     return lost / jnp.maximum(jnp.std(drawn, ddof=1), 1.0)
 

@@ -52,7 +52,8 @@ def descended(
     leaps = jnp.asarray(pixel.leaps(), pace.flat.dtype)[:, None]
     points = jnp.isfinite(y).sum(axis=0)
     nothing = jnp.zeros((d * (d + 1) // 2, b), pace.flat.dtype)
-    nowhere = NormalEquations(jnp.full(b, jnp.inf), jnp.zeros(b), jnp.zeros((d, b)), nothing)
+    none = jnp.zeros((d, b))
+    nowhere = NormalEquations(jnp.full(b, jnp.inf), jnp.zeros(b), none, nothing, none)
 
     looks = 2 if pixel.linear else 1  # at the model, in one step
 

@@ -30,12 +30,14 @@ class NormalEquations(NamedTuple):
     - `loss`: -log posterior, less what no values can change.
     - `chi_squared`: sum of the squared residuals, of counts Pearson's.
     - `slope`, `curvature`: of the loss; of the curvature the lower triangle, row by row.
+    - `of_prior`: what the prior has to do with the diagonal of the curvature.
     """
 
     loss: Float[Array, " b"]
     chi_squared: Float[Array, " b"]
     slope: Float[Array, "d b"]
     curvature: Float[Array, "t b"]
+    of_prior: Pixels
 
 
 class Pixel(eqx.Module):
@@ -55,7 +57,7 @@ class Pixel(eqx.Module):
         for name in self.linear:
             if name not in unknowns:
                 raise ValueError("linear: " + unknown_name("unknown", name, unknowns))
-            base = _base(unknowns[name])
+            base = support_of(unknowns[name])
             if base not in (dist.constraints.real, dist.constraints.positive):
                 raise ValueError(
                     f"linear: {name} may be {base}; one that may be any number, or any positive "
@@ -69,14 +71,14 @@ class Pixel(eqx.Module):
         """How far one step may go: by a factor of e, where the support is not all real numbers and
         the coordinate therefore a logarithm or the like."""
         coordinates, unknowns = self.coordinates({}), self.problem.unknowns()
-        bases = [_base(unknowns[n]) for n in coordinates.owner]
+        bases = [support_of(unknowns[n]) for n in coordinates.owner]
         return np.array([np.inf if b is dist.constraints.real else 1.0 for b in bases])
 
     def linear_ones(self) -> tuple[np.ndarray, np.ndarray]:
         """Where the linear unknowns are in the vector, and which of them as logarithms."""
         owner, unknowns = self.coordinates({}).owner, self.problem.unknowns()
         where = np.flatnonzero(np.isin(owner, self.linear))
-        logarithms = [_base(unknowns[owner[i]]) is dist.constraints.positive for i in where]
+        logarithms = [support_of(unknowns[owner[i]]) is dist.constraints.positive for i in where]
         return where, np.array(logarithms, bool)
 
     def law(self, known: Values, flat: Float[Array, " d"]):
@@ -96,7 +98,8 @@ class Pixel(eqx.Module):
         return jnp.asarray(self.coordinates(known).log_prior(flat), flat.dtype)
 
 
-def _base(prior: dist.Distribution):
+def support_of(prior: dist.Distribution):
+    """Of one element."""
     support = prior.support
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
@@ -136,7 +139,9 @@ def equations(pixel: Pixel, law: DataLaw, known: Values, y: Float[Array, "n b"],
     misfit, chi_squared, *rest = summed(terms)
     prior, of_prior, curved = _prior(pixel, known, flat)
     curvature = jnp.stack(rest[d:]) + curved
-    return NormalEquations(misfit - prior, chi_squared, jnp.stack(rest[:d]) - of_prior, curvature)
+    slope = jnp.stack(rest[:d]) - of_prior
+    diagonal = curved[np.array([i * (i + 3) // 2 for i in range(d)])]
+    return NormalEquations(misfit - prior, chi_squared, slope, curvature, diagonal)
 
 
 def summed(terms: list[Float[Array, "n b"]]) -> list[Float[Array, " b"]]:

@@ -4,16 +4,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Bool, Float, Int
 
 from micjax.core.problem import Values
+from micjax.core.tree import named_leaves
 from micjax.inference.errors.laplace import PRIOR_RULES
 from micjax.inference.maps.cholesky import factor, inverse, scaled, solved
 from micjax.inference.maps.descent import EMPTY, Pace
-from micjax.inference.maps.equations import Pixel, equations
+from micjax.inference.maps.equations import NormalEquations, Pixel, equations, support_of
 from micjax.inference.solvers.driver import CONVERGED, NON_FINITE
-from micjax.inference.solvers.laws import DataLaw
+from micjax.inference.solvers.laws import LAWS, DataLaw
 
 STATUS = (
     "converged",
@@ -30,12 +32,12 @@ FLAT = 1e4  # times that the variance grows by what else is unknown: single prec
 
 
 class Told(NamedTuple):
-    """Of b pixels: physical values and their standard deviations by name, `[..., b]`; which are at
-    a bound or not identified."""
+    """Of b pixels: physical values and their standard deviations by name, `[..., b]`, the
+    covariance of all of them in that order; which are at a bound or not identified."""
 
     values: Values
     sd: Values
-    covariance: Float[Array, "d d b"]
+    covariance: Float[Array, "k k b"]
     loss: Float[Array, " b"]
     chi_squared: Float[Array, " b"]
     points: Int[Array, " b"]
@@ -60,11 +62,32 @@ def told(
     above 0.9 of the prior's, or when others can make up for all of a change of it.
     """
     d = len(pace.flat)
-    here = equations(pixel, law, known, y, pace.flat)
+    points = jnp.isfinite(y).sum(axis=0)
+    noise = noise_scale(pixel, law)
+
+    def looked(i, carried):
+        """At the end of the descent, and again with the noise corrected."""
+        flat, little, _ = carried
+        here = equations(pixel, law, known, y, flat)
+        matrix, scale = scaled(here.curvature, d)
+        # where rounding kept the descent from its end there may be nothing left to gain
+        low = factor(matrix, d)
+        little = jnp.where(i == 0, 0.5 * solved(low, scale * here.slope)[1] < tolerance, little)
+        if noise is not None:
+            variances = jnp.einsum("iib->ib", inverse(low)) * scale**2
+            more = _freedom(here, noise, variances, points)
+            flat = flat.at[noise].add(jnp.where(i == 0, more, 0.0))
+        return flat, little, here
+
+    def nothing(shape):
+        return jnp.zeros(shape.shape, shape.dtype)
+
+    shapes = jax.eval_shape(lambda q: equations(pixel, law, known, y, q), pace.flat)
+    begin = pace.flat, jnp.zeros(points.shape, bool), jax.tree.map(nothing, shapes)
+    rounds = 1 if noise is None else 2
+    flat, little, here = jax.lax.fori_loop(0, rounds, looked, begin)
     matrix, scale = scaled(here.curvature, d)
     low = factor(matrix, d)
-    # where rounding kept the descent from its end there may be nothing left to gain
-    little = 0.5 * solved(low, scale * here.slope)[1] < tolerance
     settled = (pace.ended == CONVERGED) | little
     spread = inverse(low)
     covariance = spread * scale[:, None] * scale
@@ -77,18 +100,19 @@ def told(
         coordinates = pixel.coordinates(known)
         values = coordinates.values(flat)
         slopes = jax.jacfwd(coordinates.values)(flat)
-        sd = {
-            n: jnp.sqrt(jnp.einsum("...i,ik,...k->...", s, covariance, s))
-            for n, s in slopes.items()
-        }
-        return {n: values[n] for n in sd}, sd
+        every = jnp.concatenate([slopes[n].reshape(-1, d) for n in coordinates.names])
+        physical = every @ covariance @ every.T
+        sd = jnp.sqrt(jnp.einsum("ii->i", physical))
+        parts = jnp.split(sd, np.cumsum([values[n].size for n in coordinates.names])[:-1])
+        named = zip(coordinates.names, parts, strict=True)
+        sd = {n: part.reshape(values[n].shape) for n, part in named}
+        return {n: values[n] for n in sd}, sd, physical
 
-    values, sd = jax.vmap(of_one, in_axes=-1, out_axes=-1)(known, pace.flat, covariance)
+    values, sd, covariance = jax.vmap(of_one, in_axes=-1, out_axes=-1)(known, flat, covariance)
     coordinates, unknowns = pixel.coordinates({}), pixel.problem.unknowns()
     owner = coordinates.owner
     bound = {n: _at_bound(unknowns[n], values[n], sd[n]) for n in coordinates.names}
     identified = {n: clear[owner == n].all(axis=0) for n in coordinates.names}
-    points = jnp.isfinite(y).sum(axis=0)
     status = jnp.select(
         [
             pace.ended == EMPTY,
@@ -103,16 +127,35 @@ def told(
         STATUS.index("converged"),
     )
     lost = jnp.isin(status, jnp.array([STATUS.index(s) for s in UNUSABLE]))
-    values, sd = jax.tree.map(lambda a: jnp.where(lost, jnp.nan, a), (values, sd))
+    values, sd, covariance = jax.tree.map(
+        lambda a: jnp.where(lost, jnp.nan, a), (values, sd, covariance)
+    )
     return Told(
         values, sd, covariance, here.loss, here.chi_squared, points, status, bound, identified
     )
 
 
+def noise_scale(pixel: Pixel, law: DataLaw) -> int | None:
+    """Which coordinate is the logarithm of the one number that all of a normal noise is
+    proportional to: `noise.sigma`, where the noise has no other."""
+    names = ["sigma"] == list(named_leaves(pixel.problem.noise)) and law == LAWS[dist.Normal]
+    prior = pixel.problem.unknowns().get("noise.sigma") if names else None
+    if prior is None or support_of(prior) is not dist.constraints.positive:
+        return None
+    return int(np.flatnonzero(pixel.coordinates({}).owner == "noise.sigma")[0])
+
+
+def _freedom(here: NormalEquations, noise: int, variances, points) -> Float[Array, " b"]:
+    """By how much the logarithm of the noise is too small where values were fitted to it: the
+    residual has that many degrees of freedom less (Patterson & Thompson 1971). What a prior says
+    takes none."""
+    fitted = jnp.clip(1.0 - here.of_prior * variances, 0.0, 1.0).at[noise].set(0.0).sum(axis=0)
+    left = jnp.maximum(points - fitted, 1.0)
+    return 0.5 * jnp.log(jnp.maximum(points, 1.0) / left)
+
+
 def _at_bound(prior: dist.Distribution, value, sd) -> Bool[Array, " b"]:
-    support = prior.support
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
+    support = support_of(prior)
     low = getattr(support, "lower_bound", -jnp.inf)
     high = getattr(support, "upper_bound", jnp.inf)
     low, high = (jnp.asarray(e)[..., None] for e in (low, high))

@@ -7,13 +7,14 @@ same priors times 1e9.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import ArrayLike
 
 Priors = dict[str, dist.Distribution]
+T = TypeVar("T")
 
 MOST_SPECTRA = 2000  # that the size of a map is read off: more do not change it
 
@@ -76,6 +77,6 @@ def spread_over(least: float, most: float) -> dist.Distribution:
     return dist.LogNormal(np.log(least * most) / 2.0, max(np.log(most / least) / 4.0, 0.25))
 
 
-def under(prefix: str, priors: Mapping[str, dist.Distribution]) -> Priors:
-    """The same priors of what stands under `prefix`: `forward.peak.centre`."""
-    return {f"{prefix}.{name}": prior for name, prior in priors.items()}
+def under(prefix: str, named: Mapping[str, T]) -> dict[str, T]:
+    """The same priors, or starts, of what stands under `prefix`: `forward.peak.centre`."""
+    return {f"{prefix}.{name}": value for name, value in named.items()}

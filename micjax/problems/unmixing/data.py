@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from micjax.io import Field, FieldAxis, read
 from micjax.io.fields import PIXELS, nm_per
+from micjax.problems.shared.spectrum_images import channels_between, noise_sd
 
 log = logging.getLogger("micjax")
 
@@ -40,7 +41,7 @@ def load(
     """
     field = read(file, channel)
     cube, axes = _cube(field)
-    inside = _range(axes[-1], signal_min, signal_max)
+    inside = channels_between(axes[-1], signal_min, signal_max)
     cube = cube[..., inside]
     flat = cube.reshape(-1, cube.shape[-1])
     there = np.isfinite(flat).all(axis=1)
@@ -68,7 +69,7 @@ def load(
         "components": components,
         "noise": law,
         "level": float(np.mean(np.abs(values))),
-        "sigma": 1.0 if law == "poisson" else _noise_sd(values),
+        "sigma": 1.0 if law == "poisson" else float(np.median(noise_sd(values))),
         "pixel_nm": _pixel_nm(axes[:-1]),
         "signal_start": start,
         "signal_step": step,
@@ -90,21 +91,6 @@ def _cube(field: Field) -> tuple[np.ndarray, tuple[FieldAxis, ...]]:
     if data.ndim == 2:
         data, axes = data[None], (FieldAxis("y", np.zeros(1), PIXELS), *axes)
     return np.asarray(data, np.float64), tuple(axes)
-
-
-def _range(axis: FieldAxis, low: float | None, high: float | None) -> np.ndarray:
-    along = np.asarray(axis.values, float)
-    inside = np.ones(len(along), bool)
-    if low is not None:
-        inside &= along >= low
-    if high is not None:
-        inside &= along <= high
-    if inside.sum() < 2:
-        raise ValueError(
-            f"signal_min = {low}, signal_max = {high}: {inside.sum()} channels of an axis from "
-            f"{along.min():.6g} to {along.max():.6g} {axis.unit}"
-        )
-    return inside
 
 
 def _even(axis: FieldAxis, inside: np.ndarray) -> tuple[float, float]:
@@ -129,10 +115,3 @@ def _pixel_nm(axes: tuple[FieldAxis, ...]) -> float | None:
         log.info("pixels of %s nm: maps are drawn in pixels", " x ".join(f"{s:.4g}" for s in steps))
         return None
     return steps[-1]
-
-
-def _noise_sd(values: np.ndarray) -> float:
-    """From differences of neighbouring channels, which a spectrum changes little between."""
-    second = np.diff(values, 2, axis=1) / np.sqrt(6.0)
-    spread = 1.4826 * float(np.median(np.abs(second)))
-    return spread or float(np.std(values))

@@ -1,0 +1,125 @@
+"""What a map of fits leads to."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from micjax.core.problem import InverseProblem, Values
+from micjax.inference.maps.rows import inside
+from micjax.inference.maps.status import STATUS, UNUSABLE
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MapFit:
+    """Fits of all pixels of a map; every array begins with the axes of the map.
+
+    - `values`, `sd`: physical values and standard deviations, by name; NaN without data.
+    - `status`: which of `micjax.inference.maps.status.STATUS`.
+    - `loss`: -log posterior but for a constant. `chi_squared` of `points` data.
+    - `bound`, `identified`: by name, whether it is at an end of its prior; whether the data say
+        anything about it.
+    - `steps`: that were taken.
+    - `covariance`: `[*map, k, k]` of all physical values, in the order of `values`, where it was
+        asked for.
+    """
+
+    values: dict[str, np.ndarray]
+    sd: dict[str, np.ndarray]
+    status: Int[np.ndarray, "..."]
+    loss: Float[np.ndarray, "..."]
+    chi_squared: Float[np.ndarray, "..."]
+    points: Int[np.ndarray, "..."]
+    bound: dict[str, np.ndarray]
+    identified: dict[str, np.ndarray]
+    steps: Int[np.ndarray, "..."]
+    covariance: Float[np.ndarray, "... k k"] | None = None
+
+    @classmethod
+    def of_rows(cls, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> "MapFit":
+        """From arrays `[pixel, ...]`, those of an unknown called "values NAME" and so on."""
+        fields = {f.name for f in dataclasses.fields(cls)}
+        groups: dict[str, dict[str, np.ndarray]] = {}
+        for name, array in arrays.items():
+            field, _, unknown = name.partition(" ")
+            if field in fields:
+                groups.setdefault(field, {})[unknown] = array.reshape(shape + array.shape[1:])
+        return cls(**{f: g.get("", g) for f, g in groups.items()})
+
+    def usable(self) -> Bool[np.ndarray, "..."]:
+        """Whether there are values."""
+        return ~np.isin(self.status, [STATUS.index(s) for s in UNUSABLE])
+
+    def counts(self) -> dict[str, int]:
+        """How many pixels have each status."""
+        return {s: int(np.sum(self.status == i)) for i, s in enumerate(STATUS)}
+
+    def derived(
+        self, function: Callable[[Values], dict[str, Array]]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What follows from the values of a pixel, and its standard deviations, to first order.
+
+        **Arguments:**
+
+        - `function`: of the values of one pixel, by name.
+
+        **Raises:** `ValueError` without `covariance`.
+        """
+        if self.covariance is None:
+            raise ValueError("there is no covariance: it is kept where it is asked for")
+        shape, kept = self.status.shape, self.covariance.shape[-1]
+        flat = {n: v.reshape(-1, *v.shape[len(shape) :]) for n, v in self.values.items()}
+        values, sd = _derived(function, flat, self.covariance.reshape(-1, kept, kept))
+        both = ({n: np.asarray(v) for n, v in d.items()} for d in (values, sd))
+        values, sd = ({n: v.reshape(shape + v.shape[1:]) for n, v in d.items()} for d in both)
+        return values, sd
+
+
+@eqx.filter_jit
+def _derived(function, values, covariance):
+    def of_one(values, covariance):
+        slopes = jax.jacfwd(function)(values)
+
+        def spread(of: Values) -> Array:
+            size = {n: max(jnp.size(v), 1) for n, v in values.items()}
+            row = jnp.concatenate(
+                [
+                    s.reshape(*s.shape[: s.ndim - jnp.ndim(values[n])], size[n])
+                    for n, s in of.items()
+                ],
+                axis=-1,
+            )
+            return jnp.sqrt(jnp.einsum("...i,ij,...j->...", row, covariance, row))
+
+        return function(values), {n: spread(of) for n, of in slopes.items()}
+
+    return jax.vmap(of_one)(values, covariance)
+
+
+def from_neighbours(problem: InverseProblem, fit: MapFit) -> dict[str, np.ndarray]:
+    """For each pixel the values of that neighbour along an axis whose misfit is least; where these
+    are no place to start from, the problem's own."""
+    shape = fit.status.shape
+    misfit = np.where(fit.usable(), fit.chi_squared / np.maximum(fit.points, 1), np.inf)
+    index = np.arange(fit.status.size).reshape(shape)
+    best, least = index.copy(), np.full(shape, np.inf)
+    for axis, length in enumerate(shape):
+        for step in (-1, 1):
+            there = np.clip(np.arange(length) + step, 0, length - 1)
+            theirs = np.take(misfit, there, axis)
+            closer = (theirs < least) & (np.take(index, there, axis) != index)
+            best = np.where(closer, np.take(index, there, axis), best)
+            least = np.where(closer, theirs, least)
+    rows = best.ravel()
+    own, unknowns, out = problem.values(), problem.unknowns(), {}
+    for name, values in fit.values.items():
+        theirs = values.reshape(-1, *values.shape[len(shape) :])[rows]
+        allowed = np.asarray(inside(unknowns[name], jnp.asarray(theirs)))
+        allowed = allowed.reshape(-1, *[1] * (theirs.ndim - 1))
+        out[name] = np.where(allowed, theirs, np.asarray(own[name])).reshape(values.shape)
+    return out

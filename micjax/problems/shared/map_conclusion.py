@@ -1,0 +1,232 @@
+"""What is told of a map of fits: maps with errors, how many pixels ended how, what is doubtful."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from micjax.core.problem import InverseProblem
+from micjax.core.ranges import unit_of
+from micjax.inference.maps.each import EachPixel, one_pixel, pixel_name
+from micjax.inference.maps.result import MapFit
+from micjax.inference.maps.stage import map_fit
+from micjax.inference.maps.status import STATUS
+from micjax.inference.solution import Solution
+from micjax.io import Field, FieldAxis
+from micjax.io.fields import PIXELS
+
+CORRELATED = 4.0  # standard deviations of the correlation of neighbours in white noise
+SURPRISING = 5.0  # standard deviations of chi^2
+
+Derived = Callable[[Any], dict[str, jax.Array]]  # of the forward model of a pixel
+
+
+class Quantity(NamedTuple):
+    """A number that every pixel has, with its error."""
+
+    value: Float[np.ndarray, "ny nx"]
+    sd: Float[np.ndarray, "ny nx"]
+    unit: str
+
+
+def quantities(
+    problem: InverseProblem,
+    fit: MapFit,
+    units: Mapping[str, str] | None = None,
+    derived: Derived | None = None,
+) -> dict[str, Quantity]:
+    """Of all unknowns that are one number, and of what is `derived` from the model of a pixel.
+
+    **Arguments:**
+
+    - `units`: of names which do not end in theirs.
+    """
+    value, sd = dict(fit.values), dict(fit.sd)
+    if derived is not None:
+        pixel, _ = one_pixel(problem)
+        more, more_sd = fit.derived(lambda values: derived(pixel.at(values).forward))
+        value, sd = more | value, more_sd | sd
+    short = {n.removeprefix("forward."): n for n in value}
+    rank = fit.status.ndim
+    return {
+        s: Quantity(value[n], sd[n], (units or {}).get(s.rpartition(".")[2]) or unit_of(s))
+        for s, n in short.items()
+        if value[n].ndim == rank
+    }
+
+
+def conclude_map(
+    solution: Solution,
+    x: Any,
+    y: Any,
+    *,
+    units: Mapping[str, str] | None = None,
+    derived: Derived | None = None,
+    first: str = "",
+) -> Solution:
+    """With the maps of all `quantities`, a table of them, and sentences on how the fits ended.
+
+    **Arguments:**
+
+    - `first`: the quantity that viewers open.
+    """
+    fit = map_fit(solution)
+    if fit is None:
+        return solution
+    forward: EachPixel = solution.problem.forward
+    every = quantities(solution.problem, fit, units, derived)
+    axes = map_axes(forward)
+    fields = {
+        name: Field(q.value, axes, q.unit, name, {"errors": q.sd}) for name, q in every.items()
+    }
+    if first:
+        fields = {first: fields[first]} | fields
+    residual = residuals(solution.problem, x, y)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        per_datum = np.where(fit.usable(), fit.chi_squared / np.maximum(fit.points, 1), np.nan)
+    meaning = {"meaning": ", ".join(f"{i} {s}" for i, s in enumerate(STATUS))}
+    fields["chi_squared_per_datum"] = Field(per_datum, axes, "", "chi_squared_per_datum")
+    fields["status"] = Field(fit.status, axes, "", "status", meaning)
+    converged = fit.status == STATUS.index("converged")
+    return dataclasses.replace(
+        solution,
+        results=fields,
+        metrics=dict(solution.metrics) | {"converged_share": float(np.mean(converged))},
+        table=[_row(name, q, fit) for name, q in every.items()],
+        statements=[
+            *_how_they_ended(fit),
+            *_doubtful(fit, residual, "noise.sigma" not in fit.values),
+            *solution.statements,
+        ],
+        extra={"fit": fit, "quantities": every, "correlated": correlated(residual)},
+    )
+
+
+def map_axes(forward: EachPixel) -> tuple[FieldAxis, ...]:
+    """Of the results of a map."""
+    edges, unit = forward.pixel_nm, "nm"
+    if edges is None:
+        edges, unit = (1.0,) * len(forward.shape), PIXELS
+    return tuple(
+        FieldAxis(n, edge * np.arange(k), unit)
+        for n, k, edge in zip("yx", forward.shape, edges, strict=True)
+    )
+
+
+def residuals(problem: InverseProblem, x, y) -> Float[np.ndarray, "ny nx n ..."]:
+    """Data less prediction."""
+    return np.asarray(y, np.float64) - np.asarray(_predicted(problem, x), np.float64)
+
+
+@eqx.filter_jit
+def _predicted(problem: InverseProblem, x):
+    return problem.forward(x)
+
+
+def correlated(residual: Float[np.ndarray, "ny nx n ..."]) -> Float[np.ndarray, "ny nx"]:
+    """The correlation of neighbours in the residual of each pixel, in the standard deviations which
+    it has in white noise: a model that describes the data leaves nothing that looks like a curve
+    (Durbin & Watson 1950)."""
+    channels = residual.reshape(*residual.shape[:3], -1)
+    before, after = channels[:, :, :-1], channels[:, :, 1:]
+    both = np.isfinite(before) & np.isfinite(after)
+    product = np.where(both, before * after, 0.0).sum(axis=(2, 3))
+    square = np.where(both, before**2 + after**2, 0.0).sum(axis=(2, 3)) / 2.0
+    return np.sqrt(both.sum(axis=(2, 3))) * product / np.where(square > 0, square, 1.0)
+
+
+def _row(name: str, q: Quantity, fit: MapFit) -> dict[str, Any]:
+    usable = fit.usable() & np.isfinite(q.value)
+    full = f"forward.{name}" if f"forward.{name}" in fit.bound else name
+    row: dict[str, Any] = {"quantity": f"{name} ({q.unit})" if q.unit else name}
+    low, middle, high = np.quantile(q.value[usable], [0.05, 0.5, 0.95]) if usable.any() else [0] * 3
+    row |= {"median": float(middle), "5 % to 95 % of pixels": f"{low:.4g} to {high:.4g}"}
+    row["error of a pixel"] = float(np.nanmedian(q.sd[usable])) if usable.any() else None
+    if full in fit.bound:
+        some = max(int(usable.sum()), 1)
+        row["identified (%)"] = 100.0 * float(np.sum(fit.identified[full] & usable)) / some
+        row["at a bound (%)"] = 100.0 * float(np.sum(fit.bound[full] & usable)) / some
+    return row
+
+
+def _how_they_ended(fit: MapFit) -> Iterator[str]:
+    counts, total = fit.counts(), fit.status.size
+    yield f"{counts['converged']:,} of {total:,} fits converged, all of their unknowns identified."
+    why = {"at a bound": fit.bound, "not identified": {n: ~a for n, a in fit.identified.items()}}
+    for status, count in counts.items():
+        if status == "converged" or not count:
+            continue
+        there = fit.status == STATUS.index(status)
+        names = {n: int(np.sum(flags & there)) for n, flags in why.get(status, {}).items()}
+        most = sorted(((k, n) for n, k in names.items() if k), reverse=True)[:3]
+        of = ", ".join(f"{n.removeprefix('forward.')} in {k:,}" for k, n in most)
+        upper = status.upper() if status == "not identified" else status.capitalize()
+        yield f"{upper}: {count:,} pixel{'s' * (count > 1)}{f' ({of})' if of else ''}."
+
+
+def _doubtful(fit: MapFit, residual, noise_known: bool) -> Iterator[str]:
+    usable = fit.usable()
+    total = max(int(usable.sum()), 1)
+    if noise_known:
+        free = np.maximum(fit.points - len(fit.values), 1)
+        excess = (fit.chi_squared - free) / np.sqrt(2.0 * free)
+        many = int(np.sum(usable & (excess > SURPRISING)))
+        if many:
+            yield (
+                f"The model does not explain {many:,} of {total:,} pixels: chi^2 is more than "
+                f"{SURPRISING:.0f} standard deviations too high, and their errors are too small."
+            )
+    alike = int(np.sum(usable & (correlated(residual) > CORRELATED)))
+    if alike:
+        yield (
+            f"What is left of {alike:,} of {total:,} pixels is no noise: neighbours are alike by "
+            f"more than {CORRELATED:.0f} standard deviations. There the model leaves something "
+            "out, and the errors are too small."
+        )
+
+
+def compare_map(
+    solution: Solution,
+    truth: InverseProblem,
+    starts: Mapping[str, np.ndarray] | None = None,
+    derived: Derived | None = None,
+) -> list[dict[str, Any]]:
+    """For each quantity the error of one value for all pixels, of the `starts` (by names of a
+    pixel), of the fits; and how many 90 % intervals hold the truth."""
+    fit: MapFit | None = solution.extra.get("fit")
+    if fit is None:
+        return []
+    true = {pixel_name(n): np.asarray(v) for n, v in truth.values().items()}
+    starts = dict(starts or {})
+    if derived is not None:
+        pixel, _ = one_pixel(truth)
+        of_all = jax.vmap(jax.vmap(lambda values: derived(pixel.at(values).forward)))
+        true = jax.device_get(eqx.filter_jit(of_all)(true)) | true
+    rows = []
+    for name, q in solution.extra["quantities"].items():
+        full = name if name in true else f"forward.{name}"
+        if full not in true:
+            continue
+        usable = fit.usable()
+        off = (q.value - true[full])[usable]
+        row: dict[str, Any] = {
+            "quantity": f"{name} ({q.unit})" if q.unit else name,
+            "error of the median": _rms((np.median(true[full]) - true[full])[usable]),
+        }
+        row["error of the start"] = (
+            _rms((np.broadcast_to(starts[full], usable.shape) - true[full])[usable])
+            if full in starts
+            else None
+        )
+        row["error of the fit"] = _rms(off)
+        row["90 % intervals hold (%)"] = 100.0 * float(np.mean(np.abs(off) < 1.645 * q.sd[usable]))
+        rows.append(row)
+    return rows
+
+
+def _rms(values) -> float:
+    return float(np.sqrt(np.mean(np.square(values)))) if len(values) else np.nan

@@ -1,0 +1,134 @@
+"""Spectrum images of files: spectra at the pixels of a map, `[y, x, channel]`."""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from micjax.io import Field, FieldAxis
+from micjax.io.fields import PIXELS, nm_per
+
+Law = Literal["poisson", "normal"]
+NoiseChoice = Literal["auto", "poisson", "normal"]
+
+
+class SpectrumImage(NamedTuple):
+    """Spectra of a map, and where they were measured.
+
+    - `y`: `[ny, nx, n]`; a line of spectra has one row, one spectrum one pixel.
+    - `axis`: of the spectra.
+    - `pixel_nm`: (dy, dx), if it is known.
+    """
+
+    y: Float[np.ndarray, "ny nx n"]
+    axis: FieldAxis
+    pixel_nm: tuple[float, float] | None
+
+    def options(self) -> dict:
+        """Of a problem module."""
+        ny, nx = self.y.shape[:2]
+        pixel = None if self.pixel_nm is None else list(self.pixel_nm)
+        return {"ny": ny, "nx": nx, "pixel_nm": pixel}
+
+
+def spectrum_image(
+    field: Field, low: float | None = None, high: float | None = None
+) -> SpectrumImage:
+    """Of one spectrum `[channel]`, a line `[x, channel]` or a map `[y, x, channel]`.
+
+    **Arguments:**
+
+    - `low`, `high`: the part of the axis that is taken.
+
+    **Raises:** `ValueError` for other shapes, complex values, no finite value, fewer than two
+    channels in the part.
+    """
+    data, axes = field.data, field.axes
+    if data.dtype.kind == "c" or data.ndim not in (1, 2, 3) or data.shape[-1] < 2:
+        raise ValueError(
+            f"{field.name}: {data.dtype} of shape {data.shape}; spectra [y, x, channel], "
+            "[x, channel] or [channel] are needed"
+        )
+    inside = channels_between(axes[-1], low, high)
+    cube = np.asarray(data, np.float64)[..., inside]
+    if not np.isfinite(cube).any():
+        raise ValueError(f"{field.name}: none of its values is finite")
+    cube = cube.reshape((1,) * (3 - cube.ndim) + cube.shape)
+    axis = FieldAxis(axes[-1].name, axes[-1].values[inside], axes[-1].unit)
+    return SpectrumImage(cube, axis, _pixel_nm(axes[:-1]))
+
+
+def channels_between(
+    axis: FieldAxis, low: float | None, high: float | None
+) -> Bool[np.ndarray, " n"]:
+    """**Raises:** `ValueError` for fewer than two."""
+    along = np.asarray(axis.values, float)
+    inside = np.ones(len(along), bool)
+    if low is not None:
+        inside &= along >= low
+    if high is not None:
+        inside &= along <= high
+    if inside.sum() < 2:
+        raise ValueError(
+            f"from {low} to {high}: {inside.sum()} channels of an axis from "
+            f"{along.min():.6g} to {along.max():.6g} {axis.unit}"
+        )
+    return inside
+
+
+def in_unit(axis: FieldAxis, units: dict[str, float], what: str) -> Float[np.ndarray, " n"]:
+    """The axis in the unit that has the factor 1.
+
+    **Raises:** `ValueError` for a unit that is none of them, and for values that are not finite.
+    """
+    unit = axis.unit.strip()
+    if unit not in units:
+        raise ValueError(f"{what} in {unit or 'no unit'}: one of {', '.join(units)} is needed")
+    values = np.asarray(axis.values, float) * units[unit]
+    if not np.isfinite(values).all():
+        raise ValueError(f"{what}: {np.sum(~np.isfinite(values))} values are not finite")
+    return values
+
+
+def noise_sd(y: Float[np.ndarray, "*map n"]) -> Float[np.ndarray, "*map"]:
+    """Of each spectrum, from second differences of neighbouring channels, which a spectrum changes
+    little between. NaN are left out; what shows no noise has a millionth of the size of all."""
+    second = np.diff(y, 2, axis=-1) / np.sqrt(6.0)
+    there = np.isfinite(second).any(axis=-1)
+    second = np.where(there[..., None], second, 0.0)
+    spread = 1.4826 * np.nanmedian(np.abs(second), axis=-1)
+    size = float(np.nanmax(np.abs(y))) or 1.0
+    return np.maximum(spread, 1e-6 * size)
+
+
+def _pixel_nm(axes: tuple[FieldAxis, ...]) -> tuple[float, float] | None:
+    steps = [
+        abs(a.step) * (nm_per(a.unit) or np.nan) if a.unit != PIXELS else np.nan
+        for a in axes
+        if len(a.values) > 1
+    ]
+    if not steps or not np.isfinite(steps).all() or not min(steps) > 0:
+        return None
+    return float(steps[0]), float(steps[-1])
+
+
+def noise_options(name: str, y: Float[np.ndarray, "*map n"], noise: NoiseChoice) -> dict:
+    """`noise`, `sigma` and `sigma_factor` of a problem module, from what the data show.
+
+    **Raises:** `ValueError` for `poisson` where the values are no counts.
+    """
+    values = y[np.isfinite(y)]
+    countable = bool((values >= 0).all() and (values == np.round(values)).all())
+    if noise == "poisson" and not countable:
+        raise ValueError(
+            f"{name}: values from {values.min():.6g} to {values.max():.6g}, which are no counts: "
+            "whole numbers not below zero are needed for noise = poisson"
+        )
+    law = noise if noise != "auto" else "poisson" if countable else "normal"
+    logs = np.log(noise_sd(y))
+    return {
+        "noise": law,
+        "sigma": float(np.exp(np.median(logs))),
+        # within two standard deviations of what the pixels of this map show
+        "sigma_factor": float(np.exp(max(1.0, 2.0 * np.std(logs)))),
+    }

@@ -1,0 +1,235 @@
+"""Maps as inverse problems: that of a pixel at each pixel, and the problems made of it."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+from micjax.__main__ import main
+from micjax.core.problem import InverseProblem, free, log_likelihood, parameter
+from micjax.inference.maps.blocks import Fits, Pursuit
+from micjax.inference.maps.each import each_pixel, one_pixel
+from micjax.inference.maps.fit import fit_map
+from micjax.inference.maps.stage import fit_each_pixel, map_fit
+from micjax.inference.maps.status import STATUS
+from micjax.inference.runner import run
+from micjax.io import Field, FieldAxis, read, write_nexus
+from micjax.physics.noise import Gaussian, Poisson
+from micjax.problems import loop, peaks, sho
+from micjax.problems.shared.map_conclusion import correlated
+from micjax.problems.shared.spectrum_images import in_unit, spectrum_image
+
+X = np.linspace(-1.0, 1.0, 12)
+PIXELS = 5
+
+
+class Straight(eqx.Module):
+    level: jax.Array = parameter(default=0.0)
+    slope: jax.Array = parameter(default=0.0)
+    scale: jax.Array = parameter(default=1.0)
+
+    def __call__(self, x):
+        return self.scale * (self.level + self.slope * x)
+
+
+PRIORS = {"forward.level": free(), "forward.slope": free()}
+NOISE = {"noise.sigma": free(dist.constraints.positive)}
+LINE = InverseProblem(Straight(), Gaussian(0.3), PRIORS | NOISE)
+
+
+def lines(seed=0):
+    rng = np.random.default_rng(seed)
+    level, slope = rng.normal(size=(2, PIXELS, 1))
+    return level + slope * X + 0.3 * rng.normal(size=(PIXELS, len(X)))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return fit_map(LINE, X, lines(), covariance=True)
+
+
+def test_unknown_noise_and_errors_are_those_of_regression(fitted):
+    """sigma^2 = RSS / (n - p), which the best likelihood has as RSS / n."""
+    design = np.stack([np.ones_like(X), X], axis=1)
+    solved, rss, *_ = np.linalg.lstsq(design, lines().T, rcond=None)
+    sigma = np.sqrt(rss / (len(X) - 2))
+    spread = np.sqrt(np.diag(np.linalg.inv(design.T @ design)))[:, None] * sigma
+    np.testing.assert_allclose(fitted.values["noise.sigma"], sigma, rtol=2e-3)
+    for i, name in enumerate(("forward.level", "forward.slope")):
+        np.testing.assert_allclose(fitted.values[name], solved[i], atol=1e-3)
+        np.testing.assert_allclose(fitted.sd[name], spread[i], rtol=3e-3)
+
+
+def test_errors_of_what_is_derived(fitted):
+    """At another x: the covariance of level and slope counts."""
+    values, sd = fitted.derived(lambda v: {"there": v["forward.level"] + 2.0 * v["forward.slope"]})
+    variance = fitted.sd["forward.level"] ** 2 + 4.0 * fitted.sd["forward.slope"] ** 2
+    np.testing.assert_allclose(sd["there"], np.sqrt(variance), rtol=1e-4)  # X is symmetric
+    expected = fitted.values["forward.level"] + 2.0 * fitted.values["forward.slope"]
+    np.testing.assert_allclose(values["there"], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="no covariance"):
+        fit_map(LINE, X, lines()[:1]).derived(lambda v: v)
+
+
+def test_a_map_is_its_pixels():
+    y = lines().reshape(1, PIXELS, -1).copy()
+    y[0, 1, 3] = np.nan
+    whole = each_pixel(LINE, (1, PIXELS), 2.0)
+    level = np.arange(PIXELS, dtype=float)
+    at = whole.at({"forward.pixel.level": level[None]})
+    seen = [np.isfinite(row) for row in y[0]]
+    parts = [
+        log_likelihood(LINE.at({"forward.level": level[i]}), X[s], y[0, i][s])
+        for i, s in enumerate(seen)
+    ]
+    np.testing.assert_allclose(log_likelihood(at, X, y), sum(parts), rtol=1e-6)
+    pixel, known = one_pixel(at)
+    assert set(pixel.priors) == set(LINE.priors) and not known
+    assert at.forward.pixel_nm == (2.0, 2.0)
+    assert list(one_pixel(at.given({"forward.pixel.slope": None}))[1]) == ["forward.slope"]
+    with pytest.raises(ValueError, match="forward.scale.*all pixels share"):
+        one_pixel(at.given({"forward.pixel.scale": dist.LogNormal(0.0, 1.0)}))
+    with pytest.raises(ValueError, match="none of each_pixel"):
+        one_pixel(LINE)
+    with pytest.raises(ValueError, match="no pixels"):
+        each_pixel(LINE, (0, 3))
+    with pytest.raises(ValueError, match="one number, or 2"):
+        each_pixel(LINE, (2, 3), (1.0, 1.0, 1.0))
+
+
+def test_the_stage_of_a_map_is_fit_map(fitted):
+    y = lines().reshape(1, PIXELS, -1)
+    solution = run(each_pixel(LINE, (1, PIXELS)), X, y, [fit_each_pixel()], key=jax.random.key(0))
+    fit = map_fit(solution)
+    for name, value in fitted.values.items():
+        np.testing.assert_array_equal(fit.values[name][0], value)
+        own = solution.problem.values()[name.replace(".", ".pixel.", 1)]
+        np.testing.assert_array_equal(own[0], value)
+
+
+def test_a_map_goes_on_where_it_was():
+    """In the second round too, which starts from what the first has led to."""
+    y = lines().reshape(1, PIXELS, -1)
+    y = np.tile(y, (1, 60, 1))
+    how = Pursuit(neighbours=1, covariance=True)
+    whole, part = Fits(LINE, X, y, how=how), Fits(LINE, X, y, how=how)
+    for fits in (whole, part):
+        fits.block, fits.done = 128, np.zeros(3, bool)
+    assert list(whole.run())[-1] == whole.fits == 600
+    steps = part.run()
+    while next(steps) < 400:
+        pass
+    state = {n: np.array(a) for n, a in part.state().items()}
+    steps.close()
+    again = Fits(LINE, X, y, how=how)
+    again.block = 128
+    again.restore(state)
+    assert again.round == 1 and 0 < again.done.sum() < 3
+    list(again.run())
+    for a, b in zip(*map(jax.tree.leaves, (again.result(), whole.result())), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_what_is_left_of_a_wrong_model_looks_like_a_curve():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(1, 200, 60))
+    assert abs(np.std(correlated(noise)) - 1.0) < 0.15
+    assert correlated(noise + 2.0 * np.sin(np.linspace(0.0, 6.0, 60))).min() > 2.0
+    assert np.isfinite(correlated(np.full((1, 2, 9, 2), np.nan))).all()
+
+
+# --- the problems ---------------------------------------------------------------------------------
+
+
+def saved(path, data, axis, unit, name="signal"):
+    ny, nx = data.shape[:2]
+    axes = [FieldAxis(n, 10.0 * np.arange(k), "nm") for n, k in (("y", ny), ("x", nx))]
+    write_nexus(path, {name: Field(data, (*axes, FieldAxis("sweep", axis, unit)), "", name)})
+    return path
+
+
+def test_peaks_from_the_command_line(tmp_path, monkeypatch, capsys):
+    """Positions within their errors; a dead pixel and dead channels cost nothing."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(3)
+    x = np.linspace(0.0, 10.0, 60)
+    centre = 4.0 + rng.uniform(-1.0, 1.0, (3, 4, 1))
+    y = rng.poisson(80.0 * np.exp(-4.0 * np.log(2.0) * ((x - centre) / 1.5) ** 2) + 5.0) * 1.0
+    y[0, 1] = np.nan
+    y[:, :, 7] = np.nan
+    file = saved(tmp_path / "map.nxs", y[..., ::-1], x[::-1], "eV")
+    assert main(["fit", "peaks", str(file), "--out", "out"]) == 0
+    out = capsys.readouterr().out
+    assert "11 of 12 fits converged" in out and "No data: 1 pixel." in out
+    fields = [read(tmp_path / "out" / "result.nxs", n) for n in ("peak_1.centre", "status")]
+    off = fields[0].data - centre[..., 0]
+    assert np.isnan(off[0, 1]) and np.nanmax(np.abs(off)) < 0.15
+    assert fields[0].unit == "eV" and fields[0].pixel_nm == (10.0, 10.0)
+    assert fields[1].data[0, 1] == STATUS.index("no data")
+
+
+def test_a_loop_is_the_same_in_any_unit():
+    truth, bias, y = loop.example(jax.random.key(1), 2, 3)
+    tiny = loop.problem(2, 3, level=1e-9, sigma=5e-11)
+    pixel, _ = one_pixel(truth)
+    fits = [
+        fit_map(one_pixel(p)[0], bias, data, starts=loop.starts(pixel, np.asarray(bias), data))
+        for p, data in ((truth, np.asarray(y)), (tiny, 1e-9 * np.asarray(y)))
+    ]
+    for name in ("forward.coercive_rising_V", "forward.coercive_falling_V"):
+        first, second = (f.values[name] for f in fits)
+        np.testing.assert_allclose(first, second, atol=0.2 * fits[0].sd[name].max())
+
+
+def test_what_no_loop_is(tmp_path):
+    bias = np.linspace(-3.0, 3.0, 9)
+    y = np.random.default_rng(0).normal(size=(2, 2, 9))
+    with pytest.raises(ValueError, match="one direction"):
+        loop.load(saved(tmp_path / "a.nxs", y, bias, "V"))
+    with pytest.raises(ValueError, match="sweep in nm: one of V, mV, kV"):
+        loop.load(saved(tmp_path / "b.nxs", y, bias, "nm"))
+    with pytest.raises(ValueError, match="complex128 of shape"):
+        loop.load(saved(tmp_path / "c.nxs", y + 1j, bias, "V"))
+    with pytest.raises(ValueError, match="complex responses are needed"):
+        sho.load(saved(tmp_path / "d.nxs", y, bias, "kHz"))
+    with pytest.raises(ValueError, match="2 centres of 1 peaks"):
+        peaks.problem(peaks=1, centres=[1.7, 1.9])
+    with pytest.raises(ValueError, match="no counts"):
+        peaks.load(saved(tmp_path / "e.nxs", y, bias, "eV"), noise="poisson")
+    with pytest.raises(ValueError, match="from 5.0 to None: 0 channels of an axis from -3 to 3 eV"):
+        peaks.load(saved(tmp_path / "f.nxs", y, bias, "eV"), signal_min=5.0)
+
+
+def test_resonances_of_a_file(tmp_path):
+    truth, band, y = sho.example(jax.random.key(0), 2, 3)
+    y, band = np.asarray(y), np.asarray(band)
+    file = saved(
+        tmp_path / "be.nxs", (y[..., 0] + 1j * y[..., 1])[..., ::-1], 1e3 * band[::-1], "Hz"
+    )
+    options, x, data = sho.load(file)
+    np.testing.assert_allclose(data, y, rtol=1e-6)
+    np.testing.assert_allclose(x, band, rtol=1e-6)
+    pixel, _ = one_pixel(sho.problem(**options))
+    fit = fit_map(pixel, x, data, starts=sho.starts(pixel, np.asarray(x), np.asarray(data)))
+    off = fit.values["forward.f0_kHz"] - np.asarray(truth.values()["forward.pixel.f0_kHz"])
+    assert np.max(np.abs(off) / fit.sd["forward.f0_kHz"]) < 4.0
+
+
+def test_one_spectrum_and_a_line_are_maps():
+    axis = FieldAxis("energy", np.arange(5.0), "eV")
+    for shape in ((5,), (3, 5), (2, 3, 5)):
+        axes = [
+            FieldAxis(n, np.arange(k) * 1.0, "nm") for n, k in zip("yx", shape[:-1], strict=False)
+        ]
+        image = spectrum_image(Field(np.ones(shape), (*axes, axis), "", "s"))
+        assert image.y.shape == ((1, 1) + shape)[-3:]
+    np.testing.assert_allclose(in_unit(axis, {"eV": 1.0}, "axis"), np.arange(5.0))
+
+
+def test_noise_that_is_known_is_kept():
+    y = np.random.default_rng(0).poisson(9.0, (1, 3, 12)).astype(float)
+    counted = InverseProblem(Straight(9.0), Poisson(1.0), PRIORS)
+    problem = each_pixel(counted, (1, 3))
+    assert jnp.isfinite(log_likelihood(problem, X, y))
