@@ -18,7 +18,7 @@ from micjax.inference.runner import run
 from micjax.io import Field, FieldAxis, read, write_nexus
 from micjax.physics.noise import Gaussian, Poisson
 from micjax.problems import loop, peaks, sho
-from micjax.problems.shared.map_conclusion import correlated
+from micjax.problems.shared.map_conclusion import Left
 from micjax.problems.shared.spectrum_images import in_unit, spectrum_image
 
 X = np.linspace(-1.0, 1.0, 12)
@@ -134,10 +134,13 @@ def test_a_map_goes_on_where_it_was():
 
 def test_what_is_left_of_a_wrong_model_looks_like_a_curve():
     rng = np.random.default_rng(0)
-    noise = rng.normal(size=(1, 200, 60))
-    assert abs(np.std(correlated(noise)) - 1.0) < 0.15
-    assert correlated(noise + 2.0 * np.sin(np.linspace(0.0, 6.0, 60))).min() > 2.0
-    assert np.isfinite(correlated(np.full((1, 2, 9, 2), np.nan))).all()
+    noise, one = rng.normal(size=(1, 200, 60)), np.ones((1, 200, 60))
+    assert abs(np.std(Left(noise, one).correlated()) - 1.0) < 0.15
+    assert Left(noise + 2.0 * np.sin(np.linspace(0.0, 6.0, 60)), one).correlated().min() > 2.0
+    assert np.isfinite(Left(np.nan * noise, one).correlated()).all()
+    rare = np.full((1, 400, 60), 0.05)
+    for of in (Left.correlated, Left.excess_of_counts):
+        assert abs(np.std(of(Left(rng.poisson(rare) - rare, rare))) - 1.0) < 0.2
 
 
 # --- the problems ---------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from micjax.core.coordinates import Coordinates
 from micjax.core.problem import InverseProblem
 from micjax.inference.errors.laplace import prior_sd_of
 from micjax.inference.maps.descent import RUNNING, Pace
-from micjax.inference.maps.equations import Pixel
+from micjax.inference.maps.equations import FEW, Pixel
 from micjax.inference.maps.programs import compiled, pixels_first, side_by_side
 from micjax.inference.maps.result import MapFit, from_neighbours
 from micjax.inference.maps.rows import Given, Rows, check_starts, maps, rows
@@ -27,6 +27,7 @@ from micjax.inference.solvers.laws import law_of
 SIDE_BY_SIDE = 128  # pixels: their sums stay in the first cache of a CPU
 BLOCK = 1 << 14  # pixels between two looks of Python
 NUMBERS = 1 << 25  # of a block, at most: 128 MB of data
+NUMBERS_STORED = 1 << 19  # of slopes, where they are: half of the second cache
 FIRST_STEPS = 8  # after which those that have not ended are brought together
 
 
@@ -87,7 +88,10 @@ class Fits:
         self.prior_sd = jnp.asarray(np.concatenate(widths), float)
         size = max(min(BLOCK, NUMBERS // math.prod(self.datum)), SIDE_BY_SIDE)
         size = min(size, -(-self.pixels // SIDE_BY_SIDE) * SIDE_BY_SIDE)
-        self.chunk = SIDE_BY_SIDE if jax.default_backend() == "cpu" else size
+        self.chunk = size
+        if jax.default_backend() == "cpu":
+            stored = len(self.prior_sd) * math.prod(self.datum) if len(self.prior_sd) > FEW else 1
+            self.chunk = int(np.clip(NUMBERS_STORED // stored, 16, SIDE_BY_SIDE))
         self.block = size // self.chunk * self.chunk
         self.arrays: dict[str, np.ndarray] = {}
         self.done = np.zeros(-(-self.pixels // self.block), bool)

@@ -1,5 +1,5 @@
-"""Small positive definite systems, many side by side: written out, as libraries of linear algebra
-take a microsecond for each."""
+"""Small positive definite systems, many side by side, as libraries of linear algebra take a
+microsecond for each: written out, or column by column where that would take long to compile."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 LEAST = 1e-6  # pivot of a matrix with a diagonal of 1, below which single precision sees nothing
+
+WRITTEN_OUT = 7  # rows at most
 
 Triangle = Float[Array, "t b"]
 
@@ -23,9 +25,11 @@ def scaled(matrix: Triangle, d: int) -> tuple[Triangle, Float[Array, "d b"]]:
     return matrix * scale[rows] * scale[columns], scale
 
 
-def factor(matrix: Triangle, d: int, damping=0.0) -> list[list[Float[Array, " b"]]]:
-    """The Cholesky factor of a `scaled` matrix with `damping` added to its diagonal; on its
-    diagonal are the inverses of what usually stands there."""
+def factor(matrix: Triangle, d: int, damping=0.0):
+    """The Cholesky factor of a `scaled` matrix with `damping` added to its diagonal, rows of
+    columns; on its diagonal are the inverses of what usually stands there."""
+    if d > WRITTEN_OUT:
+        return _factor(matrix, d, damping)
     low: list[list] = [[] for _ in range(d)]
     for i in range(d):
         for j in range(i + 1):
@@ -40,6 +44,8 @@ def factor(matrix: Triangle, d: int, damping=0.0) -> list[list[Float[Array, " b"
 
 def solved(low, right: Float[Array, "d b"]) -> tuple[Float[Array, "d b"], Float[Array, " b"]]:
     """The solution, and right times it."""
+    if isinstance(low, jax.Array):
+        return _solved(low, right)
     d, half = len(low), []
     for i in range(d):
         half.append((right[i] - sum(low[i][k] * half[k] for k in range(i))) * low[i][i])
@@ -51,9 +57,43 @@ def solved(low, right: Float[Array, "d b"]) -> tuple[Float[Array, "d b"], Float[
 
 def inverse(low) -> Float[Array, "d d b"]:
     """Of the matrix."""
+    if isinstance(low, jax.Array):
+        d, _, b = low.shape
+        unit = jnp.broadcast_to(jnp.eye(d, dtype=low.dtype)[..., None], (d, d, b))
+        return jax.vmap(lambda right: _solved(low, right)[0], 1, 1)(unit)
     d, shape = len(low), low[0][0].shape
     columns = []
     for i in range(d):
         unit = jnp.zeros((d, *shape), low[0][0].dtype).at[i].set(1.0)
         columns.append(solved(low, unit)[0])
     return jnp.stack(columns, axis=1)
+
+
+def _factor(matrix: Triangle, d: int, damping) -> Float[Array, "d d b"]:
+    rows, columns = np.tril_indices(d)
+    full = jnp.zeros((d, d, matrix.shape[-1]), matrix.dtype)
+    full = full.at[rows, columns].set(matrix).at[columns, rows].set(matrix)
+    below = jnp.asarray(np.tri(d, k=-1), matrix.dtype)
+
+    def column(i, carried):
+        rest, low = carried
+        inverse = jax.lax.rsqrt(jnp.maximum(rest[i, i] + damping, LEAST))
+        own = below[:, i, None] * rest[:, i] * inverse
+        return rest - own[:, None] * own, low.at[:, i].set(own.at[i].set(inverse))
+
+    return jax.lax.fori_loop(0, d, column, (full, jnp.zeros_like(full)))[1]
+
+
+def _solved(low: Float[Array, "d d b"], right: Float[Array, "d b"]):
+    d = len(low)
+    below = low * jnp.asarray(np.tri(d, k=-1), low.dtype)[..., None]
+
+    def forth(i, half):
+        return half.at[i].set((right[i] - jnp.sum(below[i] * half, axis=0)) * low[i, i])
+
+    def back(k, out):
+        i = d - 1 - k
+        return out.at[i].set((half[i] - jnp.sum(below[:, i] * out, axis=0)) * low[i, i])
+
+    half = jax.lax.fori_loop(0, d, forth, jnp.zeros_like(right))
+    return jax.lax.fori_loop(0, d, back, jnp.zeros_like(right)), jnp.sum(half * half, axis=0)

@@ -88,10 +88,13 @@ def descended(
         matrix, scale = scaled(here.curvature, d)
         move, gain = solved(factor(matrix, d, damping), scale * here.slope)
         move = scale * move
-        shorter = jnp.maximum(jnp.max(jnp.abs(move) / leaps, axis=0), 1.0)
+        within = jnp.clip(move, -leaps, leaps)
         # noise that is smaller than it is said to be wants a better fit
         excess = jnp.clip(here.chi_squared / jnp.maximum(points - d, 1), 1e-6, 1.0)
-        small = (0.5 * gain < tolerance * excess) & (damping <= TRUSTED) & (shorter <= 1.0)
+        little = (0.5 * gain < tolerance * excess) & (within == move).all(axis=0)
+        # what goes to nothing as a logarithm never gets there, and gains ever less
+        little |= jnp.sum(jnp.abs(here.slope * within), axis=0) < tolerance * excess
+        small = little & (damping <= TRUSTED)
         pace = Pace(
             flat,
             damping,
@@ -100,7 +103,7 @@ def descended(
             pace.steps + (running & ~first),
             here.loss,
         )
-        return count + 1, pace, here, flat - move / shorter
+        return count + 1, pace, here, flat - within
 
     ended = jnp.where(any_data(y), pace.ended, EMPTY)
     start = (jnp.zeros((), jnp.int32), pace._replace(ended=ended), nowhere, pace.flat)

@@ -2,7 +2,8 @@
 
 Pixels lie along the last axis. What a model predicts at a datum is a few operations, and what is
 needed of it are sums over the data of products of two slopes each: all of them are one reduction
-over several operands, so that slopes are made where they are summed and never stored.
+over several operands, so that slopes are made where they are summed and never stored. With many
+unknowns these operands would be too many to compile: there slopes are stored and multiplied.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from micjax.core.names import unknown_name
 from micjax.core.problem import InverseProblem, Values
 from micjax.inference.solvers.laws import DataLaw, depends, law_of
 
-AT_ONCE = 80  # sums in one reduction: more take long to compile
+FEW = 7  # unknowns at most, whose slopes are not stored
 
 Pixels = Float[Array, "d b"]
 
@@ -119,10 +120,11 @@ def equations(pixel: Pixel, law: DataLaw, known: Values, y: Float[Array, "n b"],
         """Parameters of the law, and those slopes of them that are not 0 for certain."""
         values, forward = jax.linearize(lambda q: pixel.parameters(known, q), flat)
         free = depends(lambda q: pixel.parameters(known, q), flat)
-        columns = [forward(column) for column in jnp.eye(d, dtype=flat.dtype)]
+        unit = jnp.eye(d, dtype=flat.dtype)
+        columns = list(map(forward, unit)) if d <= FEW else [jax.vmap(forward)(unit)]
         return values, [tuple(c[k] for c in columns) if f else None for k, f in enumerate(free)]
 
-    values, slopes = jax.vmap(predicted, in_axes=-1, out_axes=-1)(known, flat)
+    values, slopes = jax.vmap(predicted, -1, (-1, -1 if d <= FEW else 0))(known, flat)
     seen = jnp.isfinite(y)
     y = jnp.where(seen, y, values[0])
     scores = law.scores(y, *values)
@@ -130,16 +132,21 @@ def equations(pixel: Pixel, law: DataLaw, known: Values, y: Float[Array, "n b"],
     for of, score in zip(slopes, scores, strict=True):
         if of is not None:
             root = jnp.where(seen, score.root, 0.0)
+            root = root if d <= FEW else root.T[:, None]
             whitened.append([root * column for column in of])
             residuals.append(jnp.where(seen, score.residual, 0.0))
     first = jnp.where(seen, scores[0].residual, 0.0)
     terms = [jnp.where(seen, law.misfit(y, *values), 0.0), first**2]
-    terms += [sum(w[i] * r for w, r in zip(whitened, residuals, strict=True)) for i in range(d)]
-    terms += [sum(w[i] * w[j] for w in whitened) for i, j in zip(*triangle(d), strict=True)]
+    if d <= FEW:
+        terms += [sum(w[i] * r for w, r in zip(whitened, residuals, strict=True)) for i in range(d)]
+        terms += [sum(w[i] * w[j] for w in whitened) for i, j in zip(*triangle(d), strict=True)]
     misfit, chi_squared, *rest = summed(terms)
+    if d <= FEW:
+        slope, curvature = jnp.stack(rest[:d]), jnp.stack(rest[d:])
+    else:
+        slope, curvature = multiplied([w[0] for w in whitened], residuals)
     prior, of_prior, curved = _prior(pixel, known, flat)
-    curvature = jnp.stack(rest[d:]) + curved
-    slope = jnp.stack(rest[:d]) - of_prior
+    slope, curvature = slope - of_prior, curvature + curved
     diagonal = curved[np.array([i * (i + 3) // 2 for i in range(d)])]
     return NormalEquations(misfit - prior, chi_squared, slope, curvature, diagonal)
 
@@ -150,11 +157,18 @@ def summed(terms: list[Float[Array, "n b"]]) -> list[Float[Array, " b"]]:
     def add(a, b):
         return tuple(x + y for x, y in zip(a, b, strict=True))
 
-    out = []
-    for i in range(0, len(terms), AT_ONCE):
-        part = tuple(terms[i : i + AT_ONCE])
-        out += jax.lax.reduce(part, tuple(t.dtype.type(0) for t in part), add, (0,))
-    return out
+    return list(jax.lax.reduce(tuple(terms), tuple(t.dtype.type(0) for t in terms), add, (0,)))
+
+
+def multiplied(
+    whitened: list[Float[Array, "b d n"]], residuals: list[Float[Array, "n b"]]
+) -> tuple[Pixels, Float[Array, "t b"]]:
+    """Slope and curvature of all parameters of the law together."""
+    slope, curvature = jnp.zeros(()), jnp.zeros(())
+    for rows, residual in zip(whitened, residuals, strict=True):
+        slope += jnp.einsum("bdn,nb->db", rows, residual)
+        curvature += jnp.einsum("bdn,ben->deb", rows, rows)
+    return slope, curvature[triangle(len(slope))]
 
 
 def _prior(pixel: Pixel, known: Values, flat: Pixels):

@@ -28,6 +28,7 @@ STATUS = (
     "not fitted",
 )
 UNUSABLE = ("no data", "not finite", "not fitted")  # there are no values
+NOTHING = (dist.HalfNormal, dist.Exponential)  # priors of what may be nothing
 FLAT = 1e4  # times that the variance grows by what else is unknown: single precision sees no more
 
 
@@ -93,8 +94,6 @@ def told(
     covariance = spread * scale[:, None] * scale
     variances = jnp.stack([covariance[i, i] for i in range(d)])
     growth = jnp.stack([spread[i, i] for i in range(d)])
-    learnt = jnp.sqrt(variances) <= PRIOR_RULES * prior_sd[:, None]
-    clear = learnt & (growth < FLAT) & (scale > 0)
 
     def of_one(known, flat, covariance):
         coordinates = pixel.coordinates(known)
@@ -111,6 +110,14 @@ def told(
     values, sd, covariance = jax.vmap(of_one, in_axes=-1, out_axes=-1)(known, flat, covariance)
     coordinates, unknowns = pixel.coordinates({}), pixel.problem.unknowns()
     owner = coordinates.owner
+    learnt = jnp.sqrt(variances) <= PRIOR_RULES * prior_sd[:, None]
+    # of what may be nothing at all its logarithm is nobody's question
+    for name, prior in unknowns.items():
+        if isinstance(scalar := base_of(prior), NOTHING):
+            there = sd[name].reshape(-1, sd[name].shape[-1])
+            enough = there <= PRIOR_RULES * jnp.sqrt(jnp.ravel(scalar.variance)[0])
+            learnt = learnt.at[np.flatnonzero(owner == name)].set(enough)
+    clear = learnt & (growth < FLAT) & (scale > 0)
     bound = {n: _at_bound(unknowns[n], values[n], sd[n]) for n in coordinates.names}
     identified = {n: clear[owner == n].all(axis=0) for n in coordinates.names}
     status = jnp.select(
@@ -133,6 +140,13 @@ def told(
     return Told(
         values, sd, covariance, here.loss, here.chi_squared, points, status, bound, identified
     )
+
+
+def base_of(prior: dist.Distribution) -> dist.Distribution:
+    """What was expanded to the shape of an array."""
+    while hasattr(prior, "base_dist"):
+        prior = prior.base_dist
+    return prior
 
 
 def noise_scale(pixel: Pixel, law: DataLaw) -> int | None:

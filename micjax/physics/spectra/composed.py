@@ -7,10 +7,12 @@ The parameters of an inverse problem with this forward model are `forward.peak.c
 
 from collections.abc import Callable, Mapping, Sequence
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
+from micjax.core.problem import parameter
 from micjax.physics.spectra.scales import Priors, under
 
 Component = Callable[[Float[Array, "..."]], Float[Array, "..."]]
@@ -72,6 +74,16 @@ class SumOf(_Composed):
         for part in others:
             total = total + part(x)
         return total
+
+
+class KnownShape(eqx.Module):
+    """So many `counts`, or any other amount, of a spectrum that is known on this axis."""
+
+    counts: Float[Array, ""] = parameter()
+    shape: Float[Array, " n"] = parameter()
+
+    def __call__(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        return self.counts * self.shape
 
 
 @jax.tree_util.register_pytree_with_keys_class

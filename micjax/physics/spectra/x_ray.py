@@ -1,6 +1,9 @@
 """X-ray spectra of an energy-dispersive detector: lines, bremsstrahlung, resolution. In keV."""
 
+from collections.abc import Sequence
+
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -115,6 +118,55 @@ class XRayFamily(eqx.Module):
         data; calibration and resolution are those of the detector, and known."""
         width = detector_fwhm_keV(self.line_energies_keV, self.noise_keV, self.fano)
         return {"area": dist.HalfNormal(4.0 * scales(x, y).size * float(jnp.max(width)))}
+
+
+class XRaySpectrum(eqx.Module):
+    """Families of lines as one detector sees them, and bremsstrahlung: for its calibration.
+
+    - `counts`: of each family, and of the bremsstrahlung on this axis.
+    - `line_energies_keV`, `shares` `[family, line]`: of all lines; energies are measured as
+        (1 + `gain_error`) E + `offset_keV`.
+    """
+
+    counts: Float[Array, " families"] = parameter()
+    background_counts: Float[Array, ""] = parameter()
+    line_energies_keV: Float[Array, " lines"] = parameter()
+    shares: Float[Array, "families lines"] = parameter()
+    beam_keV: Float[Array, ""] = parameter()
+    noise_keV: Float[Array, ""] = parameter(default=0.051)
+    offset_keV: Float[Array, ""] = parameter(default=0.0)
+    gain_error: Float[Array, ""] = parameter(default=0.0)
+    cutoff_keV: Float[Array, ""] = parameter(default=0.3)
+
+    @classmethod
+    def of(cls, families: Sequence[str], beam_keV: float, **detector: float) -> "XRaySpectrum":
+        """Of families such as `Fe_K`. **Raises:** `ValueError` for one not in the table."""
+        energies: list[float] = []
+        shares = np.zeros((len(families), 0))
+        for i, name in enumerate(families):
+            family = XRayFamily.of(*name.split("_"))
+            energies += np.asarray(family.line_energies_keV).tolist()
+            own = np.zeros((len(families), family.shares.size))
+            own[i] = np.asarray(family.shares)
+            shares = np.concatenate([shares, own], axis=1)
+        return cls(np.ones(len(families)), 1.0, energies, shares, beam_keV, **detector)
+
+    def shapes(self, energy_keV: Energies) -> Float[Array, "families n"]:
+        """Of each family the counts in each channel, of one count in all; bremsstrahlung last."""
+        centres = self.line_energies_keV * (1.0 + self.gain_error) + self.offset_keV
+        step = jnp.mean(jnp.diff(energy_keV))
+
+        def of_one(shares):
+            return step * x_ray_spectrum(energy_keV, centres, shares, self.noise_keV)
+
+        true_keV = (energy_keV - self.offset_keV) / (1.0 + self.gain_error)
+        smooth = kramers(true_keV, jnp.ones_like(self.beam_keV), self.beam_keV, self.cutoff_keV)
+        smooth = smooth / jnp.maximum(jnp.sum(smooth), 1e-12)
+        return jnp.concatenate([jax.vmap(of_one)(self.shares), smooth[None]])
+
+    def __call__(self, energy_keV: Energies) -> Energies:
+        counts = jnp.append(self.counts, self.background_counts)
+        return counts @ self.shapes(energy_keV)
 
 
 class Bremsstrahlung(eqx.Module):

@@ -18,6 +18,7 @@ from micjax.inference.maps.status import STATUS
 from micjax.inference.solution import Solution
 from micjax.io import Field, FieldAxis
 from micjax.io.fields import PIXELS
+from micjax.physics.noise import Poisson
 
 CORRELATED = 4.0  # standard deviations of the correlation of neighbours in white noise
 SURPRISING = 5.0  # standard deviations of chi^2
@@ -85,7 +86,8 @@ def conclude_map(
     }
     if first:
         fields = {first: fields[first]} | fields
-    residual = residuals(solution.problem, x, y)
+    left = left_of(solution.problem, x, y)
+    counted = isinstance(one_pixel(solution.problem)[0].noise, Poisson)
     with np.errstate(invalid="ignore", divide="ignore"):
         per_datum = np.where(fit.usable(), fit.chi_squared / np.maximum(fit.points, 1), np.nan)
     meaning = {"meaning": ", ".join(f"{i} {s}" for i, s in enumerate(STATUS))}
@@ -99,10 +101,10 @@ def conclude_map(
         table=[_row(name, q, fit) for name, q in every.items()],
         statements=[
             *_how_they_ended(fit),
-            *_doubtful(fit, residual, "noise.sigma" not in fit.values),
+            *_doubtful(fit, left, counted),
             *solution.statements,
         ],
-        extra={"fit": fit, "quantities": every, "correlated": correlated(residual)},
+        extra={"fit": fit, "quantities": every, "correlated": left.correlated()},
     )
 
 
@@ -117,26 +119,52 @@ def map_axes(forward: EachPixel) -> tuple[FieldAxis, ...]:
     )
 
 
-def residuals(problem: InverseProblem, x, y) -> Float[np.ndarray, "ny nx n ..."]:
-    """Data less prediction."""
-    return np.asarray(y, np.float64) - np.asarray(_predicted(problem, x), np.float64)
+class Left(NamedTuple):
+    """What a model leaves of the data: `[ny, nx, n]`, two channels one after the other.
+
+    - `residual`: data less prediction, NaN where there are no data.
+    - `variance`: as the law of the noise has it.
+    """
+
+    residual: Float[np.ndarray, "ny nx n"]
+    variance: Float[np.ndarray, "ny nx n"]
+
+    def correlated(self) -> Float[np.ndarray, "ny nx"]:
+        """The correlation of neighbours in the residual, in the standard deviations which it has
+        in independent noise: a model that describes the data leaves nothing that looks like a curve
+        (Durbin & Watson 1950)."""
+        product = self.residual[..., 1:] * self.residual[..., :-1]
+        both = np.isfinite(product)
+        spread = np.where(both, self.variance[..., 1:] * self.variance[..., :-1], 0.0).sum(axis=-1)
+        total = np.where(both, product, 0.0).sum(axis=-1)
+        return total / np.sqrt(np.where(spread > 0, spread, 1.0))
+
+    def excess_of_counts(self) -> Float[np.ndarray, "ny nx"]:
+        """chi^2 of counts above what it should be, in standard deviations: of rare counts it has a
+        variance of 2 + 1 / rate for each."""
+        seen = np.isfinite(self.residual)
+        rate = np.where(seen, self.variance, 1.0)
+        terms = np.where(seen, self.residual**2 / rate - 1.0, 0.0)
+        spread = np.where(seen, 2.0 + 1.0 / rate, 0.0).sum(axis=-1)
+        return terms.sum(axis=-1) / np.sqrt(np.maximum(spread, 1.0))
+
+
+def left_of(problem: InverseProblem, x, y) -> Left:
+    """What the model leaves of the data."""
+    mean, variance = (np.asarray(a, np.float64) for a in _moments(problem, x))
+    residual = np.asarray(y, np.float64) - mean
+    if residual.ndim == 4:
+        residual, variance = (
+            np.swapaxes(a, 2, 3).reshape(*a.shape[:2], -1)
+            for a in (residual, np.broadcast_to(variance, residual.shape))
+        )
+    return Left(residual, np.broadcast_to(variance, residual.shape))
 
 
 @eqx.filter_jit
-def _predicted(problem: InverseProblem, x):
-    return problem.forward(x)
-
-
-def correlated(residual: Float[np.ndarray, "ny nx n ..."]) -> Float[np.ndarray, "ny nx"]:
-    """The correlation of neighbours in the residual of each pixel, in the standard deviations which
-    it has in white noise: a model that describes the data leaves nothing that looks like a curve
-    (Durbin & Watson 1950)."""
-    channels = residual.reshape(*residual.shape[:3], -1)
-    before, after = channels[:, :, :-1], channels[:, :, 1:]
-    both = np.isfinite(before) & np.isfinite(after)
-    product = np.where(both, before * after, 0.0).sum(axis=(2, 3))
-    square = np.where(both, before**2 + after**2, 0.0).sum(axis=(2, 3)) / 2.0
-    return np.sqrt(both.sum(axis=(2, 3))) * product / np.where(square > 0, square, 1.0)
+def _moments(problem: InverseProblem, x):
+    law = problem.noise(problem.forward(x))
+    return law.mean, law.variance
 
 
 def _row(name: str, q: Quantity, fit: MapFit) -> dict[str, Any]:
@@ -168,19 +196,16 @@ def _how_they_ended(fit: MapFit) -> Iterator[str]:
         yield f"{upper}: {count:,} pixel{'s' * (count > 1)}{f' ({of})' if of else ''}."
 
 
-def _doubtful(fit: MapFit, residual, noise_known: bool) -> Iterator[str]:
+def _doubtful(fit: MapFit, left: Left, counted: bool) -> Iterator[str]:
     usable = fit.usable()
-    total = max(int(usable.sum()), 1)
-    if noise_known:
-        free = np.maximum(fit.points - len(fit.values), 1)
-        excess = (fit.chi_squared - free) / np.sqrt(2.0 * free)
-        many = int(np.sum(usable & (excess > SURPRISING)))
-        if many:
-            yield (
-                f"The model does not explain {many:,} of {total:,} pixels: chi^2 is more than "
-                f"{SURPRISING:.0f} standard deviations too high, and their errors are too small."
-            )
-    alike = int(np.sum(usable & (correlated(residual) > CORRELATED)))
+    total = int(usable.sum())
+    many = int(np.sum(usable & (left.excess_of_counts() > SURPRISING))) if counted else 0
+    if many:
+        yield (
+            f"The model does not explain {many:,} of {total:,} pixels: chi^2 is more than "
+            f"{SURPRISING:.0f} standard deviations too high, and their errors are too small."
+        )
+    alike = int(np.sum(usable & (left.correlated() > CORRELATED)))
     if alike:
         yield (
             f"What is left of {alike:,} of {total:,} pixels is no noise: neighbours are alike by "
