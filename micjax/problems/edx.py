@@ -1,0 +1,287 @@
+"""X-ray line intensities at every pixel of a map, with the errors of counting.
+
+    counts(E) ~ Poisson(sum of families of lines + bremsstrahlung)
+
+Each pixel has counts of its own of each family, such as `Fe_K`, and of bremsstrahlung. Calibration
+and resolution of the detector are those of the whole map: they are fitted to the sum of all spectra
+when a file is read.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Float
+
+from micjax.core.problem import InverseProblem
+from micjax.core.ranges import positive
+from micjax.inference.maps.each import each_pixel, one_pixel
+from micjax.inference.maps.stage import fit_each_pixel
+from micjax.inference.solution import Solution
+from micjax.inference.solve import fit
+from micjax.inference.solvers.gauss_newton import FisherScoring
+from micjax.io import read
+from micjax.physics.noise import Poisson
+from micjax.physics.spectra.atomic import x_ray_lines
+from micjax.physics.spectra.composed import KnownShape, SumOf
+from micjax.physics.spectra.x_ray import XRaySpectrum, detector_fwhm_keV
+from micjax.problems.shared.map_conclusion import compare_map, conclude_map
+from micjax.problems.shared.map_show import map_figures
+from micjax.problems.shared.spectrum_images import in_unit, noise_options, spectrum_image
+
+log = logging.getLogger("micjax")
+
+Energies = Float[Array, " n"]
+Spectra = Float[Array, "ny nx n"]
+
+KILOVOLTS = {"keV": 1.0, "eV": 1e-3}
+LEAST_KEV = 0.1  # the table of lines begins there
+STRONG = 0.2  # share in its family of a line that must be on the axis
+
+
+def problem(
+    ny: int = 12,
+    nx: int = 12,
+    families: Sequence[str] = ("O_K", "Ti_K", "Sr_L"),
+    low_keV: float = 0.3,
+    high_keV: float = 6.0,
+    channels: int = 571,
+    beam_keV: float = 200.0,
+    offset_keV: float = 0.0,
+    gain_error: float = 0.0,
+    noise_keV: float = 0.051,
+    cutoff_keV: float = 0.3,
+    counts_per_pixel: float = 300.0,
+    pixel_nm: float | Sequence[float] | None = None,
+) -> InverseProblem:
+    """Counts of each family and of bremsstrahlung at every pixel.
+
+    **Arguments:**
+
+    - `ny`, `nx`: pixels.
+    - `families`: of lines: `Fe_K`, `U_M`.
+    - `low_keV`, `high_keV`: first and last of the `channels`.
+    - `beam_keV`: energy of the electrons, at which bremsstrahlung ends.
+    - `offset_keV`, `gain_error`: energies are measured as (1 + gain_error) E + offset.
+    - `noise_keV`: full width at half maximum of the electronics.
+    - `cutoff_keV`: of the window of the detector.
+    - `counts_per_pixel`: about.
+    - `pixel_nm`: edge of a pixel, or (dy, dx), if it is known.
+
+    **Raises:** `ValueError` for families that are not in the table or not on the axis, one that is
+    named twice, and numbers that are not positive.
+    """
+    positive(counts_per_pixel=counts_per_pixel, noise_keV=noise_keV, low_keV=low_keV)
+    if not high_keV > low_keV:
+        raise ValueError(f"from {low_keV} to {high_keV} keV: no axis")
+    if not families or len(set(families)) != len(families):
+        raise ValueError(f"families {list(families)}: one or more, each once, are needed")
+    for name in families:
+        _check_family(name, low_keV, high_keV)
+    detector = XRaySpectrum.of(
+        families,
+        beam_keV,
+        noise_keV=noise_keV,
+        offset_keV=offset_keV,
+        gain_error=gain_error,
+        cutoff_keV=cutoff_keV,
+    )
+    energy = jnp.linspace(low_keV, high_keV, channels)
+    names = [*families, "bremsstrahlung"]
+    some = counts_per_pixel / len(names)
+    shapes = np.asarray(detector.shapes(energy))
+    model = SumOf({n: KnownShape(some, s) for n, s in zip(names, shapes, strict=True)})
+    prior = dist.HalfNormal(3.0 * counts_per_pixel)
+    pixel = InverseProblem(model, Poisson(1.0), {f"forward.{n}.counts": prior for n in names})
+    return each_pixel(pixel, (ny, nx), pixel_nm, ("energy", "keV"))
+
+
+def _check_family(name: str, low_keV: float, high_keV: float) -> None:
+    """**Raises:** `ValueError` for one without a strong line on the axis."""
+    symbol, _, family = name.partition("_")
+    there = [line for line in x_ray_lines(symbol) if line.family == family]
+    if not there:
+        raise ValueError(f"{name!r} is no family of lines: Fe_K, Fe_L, U_M are some")
+    if not _on_axis(symbol, family, low_keV, high_keV):
+        strongest = max(there, key=lambda line: line.share)
+        raise ValueError(
+            f"{name}: its strongest line, at {strongest.energy_keV:.3g} keV, is not between "
+            f"{low_keV:.4g} and {high_keV:.4g} keV"
+        )
+
+
+def _on_axis(symbol: str, family: str, low_keV: float, high_keV: float) -> bool:
+    lines = [line for line in x_ray_lines(symbol) if line.family == family]
+    strongest = max(lines, key=lambda line: line.share)
+    return low_keV < strongest.energy_keV < high_keV
+
+
+def families_of(elements: Sequence[str], low_keV: float, high_keV: float) -> list[str]:
+    """All families of these elements whose strongest line is on the axis.
+
+    **Raises:** `ValueError` for an element that is not in the table, and where there is none.
+    """
+    families, lost = [], []
+    for symbol in elements:
+        names = dict.fromkeys(line.family for line in x_ray_lines(symbol))
+        there = [f"{symbol}_{f}" for f in names if _on_axis(symbol, f, low_keV, high_keV)]
+        families += there
+        lost += [] if there else [symbol]
+    if lost:
+        log.warning(
+            "%s: no strong line from %.3g to %.4g keV, left out", ", ".join(lost), low_keV, high_keV
+        )
+    if not families:
+        raise ValueError(
+            f"elements {', '.join(elements)}: none has a strong line from {low_keV:.3g} to "
+            f"{high_keV:.4g} keV"
+        )
+    return families
+
+
+def example(
+    key, ny: int = 12, nx: int = 12, counts_per_pixel: float = 300.0
+) -> tuple[InverseProblem, Energies, Spectra]:
+    """Strontium titanate beside a titanium oxide, a few hundred counts a pixel."""
+    truth = problem(ny, nx, counts_per_pixel=counts_per_pixel, pixel_nm=1.5)
+    y, x = np.indices((ny, nx)) / max(ny, nx)
+    perovskite = 1.0 / (1.0 + np.exp((x - 0.6 + 0.2 * y) / 0.05))
+    values = {
+        "O_K": 0.15 + 0.1 * (1.0 - perovskite),
+        "Ti_K": 0.35 + 0.25 * (1.0 - perovskite),
+        "Sr_L": 0.3 * perovskite + 1e-3,
+        "bremsstrahlung": 0.15 + 0.05 * x,
+    }
+    truth = truth.at({f"forward.pixel.{n}.counts": counts_per_pixel * v for n, v in values.items()})
+    energy = jnp.linspace(0.3, 6.0, 571)
+    drawn = truth.noise(truth.forward(energy)).sample(key)
+    return truth, energy, jnp.asarray(drawn, float)
+
+
+def load(
+    file,
+    channel: str | None = None,
+    elements: Sequence[str] | None = None,
+    beam_keV: float | None = None,
+    low_keV: float | None = None,
+    high_keV: float | None = None,
+) -> tuple[dict[str, Any], Energies, Spectra]:
+    """Counts `[y, x, channel]`, a line or one spectrum; the detector is calibrated by their sum.
+
+    **Arguments:**
+
+    - `channel`: which array of the file.
+    - `elements`: those of the file if they are not given.
+    - `beam_keV`: that of the file, or 200.
+    - `low_keV`, `high_keV`: the part of the spectra that is fitted.
+
+    **Raises:** `ValueError` for values that are no counts, an axis that is no energy, and elements
+    that neither the file nor the setting names.
+    """
+    field = read(file, channel)
+    image = spectrum_image(field)
+    energy = in_unit(image.axis, KILOVOLTS, image.axis.name or "the last axis")
+    noise_options(field.name, image.y, "poisson")
+    order = np.argsort(energy)
+    low = LEAST_KEV if low_keV is None else max(low_keV, LEAST_KEV)
+    order = order[(energy[order] >= low) & (energy[order] <= (high_keV or np.inf))]
+    if len(order) < 10:
+        raise ValueError(f"{len(order)} channels from {low} keV on: 10 are needed")
+    energy, y = energy[order], image.y[..., order]
+    elements = elements or _stated(field.metadata, "Sample", "elements")
+    if not elements:
+        raise ValueError(f"{field.name}: the file names no elements: --set elements=[Fe,O]")
+    beam = beam_keV or float(
+        _stated(field.metadata, "Acquisition_instrument", "TEM", "beam_energy") or 200.0
+    )
+    families = families_of(list(elements), float(energy[0]), float(energy[-1]))
+    pixels = np.isfinite(y).all(axis=-1)
+    options = image.options() | {
+        "families": families,
+        "low_keV": float(energy[0]),
+        "high_keV": float(energy[-1]),
+        "channels": len(energy),
+        "beam_keV": beam,
+        "counts_per_pixel": max(float(y[pixels].sum(axis=-1).mean()), 1.0),
+    }
+    options |= calibration(energy, y[pixels].sum(axis=0), families, beam)
+    return options, jnp.asarray(energy, float), jnp.asarray(y, float)
+
+
+def calibration(
+    energy_keV: np.ndarray, total: np.ndarray, families: Sequence[str], beam_keV: float
+) -> dict[str, float]:
+    """Offset, gain, electronic noise of the detector and cutoff of its window, from one spectrum
+    with many counts; 5 eV, 0.1 %, 20 to 130 eV and 0.05 to 2 keV are what is expected."""
+    counts = max(float(total.sum()), 1.0)
+    spectrum = XRaySpectrum.of(families, beam_keV)
+    start = np.full(len(families) + 1, counts / (len(families) + 1))
+    priors = {
+        "forward.counts": dist.HalfNormal(counts).expand((len(families),)).to_event(1),
+        "forward.background_counts": dist.HalfNormal(counts),
+        "forward.offset_keV": dist.Normal(0.0, 0.005),
+        "forward.gain_error": dist.Normal(0.0, 1e-3),
+        "forward.noise_keV": dist.LogNormal(np.log(0.051), 0.5),
+        "forward.cutoff_keV": dist.LogNormal(np.log(0.3), 1.0),
+    }
+    problem = InverseProblem(spectrum, Poisson(1.0), priors).at(
+        {"forward.counts": start[:-1], "forward.background_counts": start[-1]}
+    )
+    x, y = jnp.asarray(energy_keV, float), jnp.asarray(total, float)
+    best = fit(problem, x, y, FisherScoring(), steps=200, chunk=50, tolerance=1e-2).problem
+    names = ("offset_keV", "gain_error", "noise_keV", "cutoff_keV")
+    out = {n: float(getattr(best.forward, n)) for n in names}
+    log.info(
+        "detector: offset %.1f eV, gain %+.3f %%, %.0f eV wide at Mn K alpha (sum of all spectra)",
+        1e3 * out["offset_keV"],
+        100.0 * out["gain_error"],
+        1e3 * float(detector_fwhm_keV(5.895, out["noise_keV"])),
+    )
+    return out
+
+
+def _stated(metadata: Mapping, *path: str):
+    for name in path:
+        metadata = metadata.get(name, {}) if isinstance(metadata, Mapping) else {}
+    return metadata or None
+
+
+def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """The counts of each spectrum, dealt out by least squares."""
+    shapes = np.stack([np.asarray(part.shape) for part in pixel.forward.parts.values()])
+    flat = np.nan_to_num(y.reshape(-1, y.shape[-1]))
+    dealt = flat @ np.linalg.pinv(shapes)
+    least = 0.05 * flat.sum(axis=-1, keepdims=True) / len(shapes) + 1e-3
+    dealt = np.maximum(dealt, least).T.reshape(-1, *y.shape[:-1])
+    named = {f"forward.{n}.counts": v for n, v in zip(pixel.forward.parts, dealt, strict=True)}
+    return {n: v for n, v in named.items() if n in pixel.priors}
+
+
+def stages(problem: InverseProblem, x: Energies, y: Spectra, *, steps: int = 100) -> list:
+    """All spectra at once, each until it has converged.
+
+    **Arguments:**
+
+    - `steps`: of Fisher scoring, at most.
+    """
+    return [fit_each_pixel(starts, steps=steps)]
+
+
+def conclude(solution: Solution, x: Energies, y: Spectra) -> Solution:
+    """With the maps of all counts."""
+    first = next(iter(solution.problem.forward.pixel.parts))
+    return conclude_map(solution, x, y, first=f"{first}.counts")
+
+
+def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
+    """Against the truth: the same counts at all pixels, least squares, the fits."""
+    return compare_map(solution, truth, starts(one_pixel(truth)[0], np.asarray(x), np.asarray(y)))
+
+
+def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:
+    """Maps with errors, spectra of some pixels, how the fits ended, the sum of all spectra."""
+    names = [f"{n}.counts" for n in solution.problem.forward.pixel.parts]
+    return map_figures(solution, x, y, names, "counts")
