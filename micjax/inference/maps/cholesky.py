@@ -29,7 +29,7 @@ def factor(matrix: Triangle, d: int, damping=0.0):
     """The Cholesky factor of a `scaled` matrix with `damping` added to its diagonal, rows of
     columns; on its diagonal are the inverses of what usually stands there."""
     if d > WRITTEN_OUT:
-        return _factor(matrix, d, damping)
+        return factor_by_column(matrix, d, damping)
     low: list[list] = [[] for _ in range(d)]
     for i in range(d):
         for j in range(i + 1):
@@ -69,7 +69,8 @@ def inverse(low) -> Float[Array, "d d b"]:
     return jnp.stack(columns, axis=1)
 
 
-def _factor(matrix: Triangle, d: int, damping) -> Float[Array, "d d b"]:
+def factor_by_column(matrix: Triangle, d: int, damping=0.0) -> Float[Array, "d d b"]:
+    """The same as an array, quicker to compile: for what is done once."""
     rows, columns = np.tril_indices(d)
     full = jnp.zeros((d, d, matrix.shape[-1]), matrix.dtype)
     full = full.at[rows, columns].set(matrix).at[columns, rows].set(matrix)

@@ -1,7 +1,7 @@
 """A whole map as one inverse problem: that of a pixel, with its unknowns at each pixel."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -90,6 +90,7 @@ def each_pixel(
     shape: tuple[int, ...],
     pixel_nm: float | Sequence[float] | None = None,
     axis: tuple[str, str] = ("x", ""),
+    known: Mapping[str, ArrayLike] | None = None,
 ) -> InverseProblem:
     """The problem of a map of this shape, of which each pixel has the unknowns of `problem`.
 
@@ -100,6 +101,7 @@ def each_pixel(
 
     - `pixel_nm`: edge of a pixel, or one for each axis, if it is known.
     - `axis`: name and unit of what a pixel was measured along.
+    - `known`: what is known and other for each pixel, by its names, `[*map, ...]`.
 
     **Raises:** `ValueError` for an unknown network, noise that is not one number, no pixels, and
     another number of edges.
@@ -114,6 +116,7 @@ def each_pixel(
     if wide := [n for n, v in values.items() if n.startswith("noise.") and v.ndim]:
         raise ValueError(f"{wide}: the noise of a pixel has one number, not an array")
     spread = {n: jnp.broadcast_to(v, (*shape, *v.shape)) for n, v in values.items()}
+    spread |= {n: jnp.asarray(v, float) for n, v in (known or {}).items()}
     at = problem.at(spread)
 
     edges = pixel_nm
@@ -121,7 +124,7 @@ def each_pixel(
         edges = tuple(float(e) for e in np.broadcast_to(pixel_nm, len(shape)))
 
     def of(room: str) -> tuple[str, ...]:
-        return tuple(n.removeprefix(f"{room}.") for n in values if n.startswith(f"{room}."))
+        return tuple(n.removeprefix(f"{room}.") for n in spread if n.startswith(f"{room}."))
 
     return InverseProblem(
         EachPixel(at.forward, of("forward"), tuple(shape), edges, axis),

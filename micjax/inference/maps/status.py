@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from micjax.core.problem import Values
 from micjax.core.tree import named_leaves
 from micjax.inference.errors.laplace import PRIOR_RULES
-from micjax.inference.maps.cholesky import factor, inverse, scaled, solved
+from micjax.inference.maps.cholesky import factor_by_column, inverse, scaled, solved
 from micjax.inference.maps.descent import EMPTY, Pace
 from micjax.inference.maps.equations import NormalEquations, Pixel, equations, support_of
 from micjax.inference.solvers.driver import CONVERGED, NON_FINITE
@@ -72,7 +72,7 @@ def told(
         here = equations(pixel, law, known, y, flat)
         matrix, scale = scaled(here.curvature, d)
         # where rounding kept the descent from its end there may be nothing left to gain
-        low = factor(matrix, d)
+        low = factor_by_column(matrix, d)
         little = jnp.where(i == 0, 0.5 * solved(low, scale * here.slope)[1] < tolerance, little)
         if noise is not None:
             variances = jnp.einsum("iib->ib", inverse(low)) * scale**2
@@ -88,7 +88,7 @@ def told(
     rounds = 1 if noise is None else 2
     flat, little, here = jax.lax.fori_loop(0, rounds, looked, begin)
     matrix, scale = scaled(here.curvature, d)
-    low = factor(matrix, d)
+    low = factor_by_column(matrix, d)
     settled = (pace.ended == CONVERGED) | little
     spread = inverse(low)
     covariance = spread * scale[:, None] * scale

@@ -71,3 +71,15 @@ def x_ray_lines(symbol: str) -> tuple[XRayLine, ...]:
         raise ValueError(unknown_name("element with X-ray lines", symbol, names))
     lines = [XRayLine(row[2], row[3], float(row[4]), float(row[5])) for row in rows]
     return tuple(sorted(lines, key=lambda line: line.energy_keV))
+
+
+def families_near(energy_keV: float, within_keV: float) -> list[str]:
+    """Families such as `Cu_K` whose strongest line is there, the nearest first."""
+    strongest: dict[str, XRayLine] = {}
+    for row in _rows("x_ray_lines"):
+        line = XRayLine(row[2], row[3], float(row[4]), float(row[5]))
+        name = f"{row[1]}_{line.family}"
+        if name not in strongest or line.share > strongest[name].share:
+            strongest[name] = line
+    off = {n: abs(line.energy_keV - energy_keV) for n, line in strongest.items()}
+    return sorted((n for n in off if off[n] < within_keV), key=off.__getitem__)

@@ -1,0 +1,47 @@
+"""What is told of a map of edges: amounts, ratios, white lines."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array
+
+from micjax.core.problem import InverseProblem
+from micjax.inference.maps.each import one_pixel
+from micjax.inference.solution import Solution
+from micjax.problems.eels.model import CoreLoss, LEdge
+from micjax.problems.eels.stages import starts
+from micjax.problems.shared.map_conclusion import compare_map, conclude_map
+from micjax.problems.shared.map_show import map_figures
+
+
+def told(model: CoreLoss) -> dict[str, Array]:
+    """The ratio of white lines, and the atoms of each edge over those of the first."""
+    edges, out = model.edges.parts, {}
+    first, *others = edges
+    for name in others:
+        out[f"{name}.atom_ratio"] = edges[name].amount / edges[first].amount
+    for name, edge in edges.items():
+        if isinstance(edge, LEdge):
+            out[f"{name}.l3_to_l2"] = edge.l3_to_l2()
+    return out
+
+
+def conclude(solution: Solution, x, y) -> Solution:
+    """With the maps of all parameters, ratios of white lines and of atoms."""
+    edges = list(solution.problem.forward.pixel.edges.parts)
+    return conclude_map(solution, x, y, derived=told, first=f"edges.{edges[0]}.amount")
+
+
+def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
+    """Against the truth: one value for all pixels, windows on a background, the fits."""
+    guess = starts(one_pixel(truth)[0], np.asarray(x), np.asarray(y))
+    return compare_map(solution, truth, guess, told)
+
+
+def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:
+    """Maps with errors, spectra of some pixels, how the fits ended."""
+    edges = solution.problem.forward.pixel.edges.parts
+    names = [f"edges.{n}.amount" for n in edges]
+    names += list(told(one_pixel(solution.problem)[0].forward))
+    names += [f"edges.{n}.onset_eV" for n in edges]
+    return map_figures(solution, x, y, names, "signal")

@@ -1,0 +1,105 @@
+"""Core-loss spectra of a file, for `micjax.problems.eels`."""
+
+import logging
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from micjax.io import read
+from micjax.problems.eels.setting import ELECTRONVOLTS, Energies, Spectra
+from micjax.problems.shared.spectrum_images import in_unit, spectrum_image
+
+log = logging.getLogger("micjax")
+
+
+def load(
+    file,
+    channel: str | None = None,
+    edges: Sequence[str] | None = None,
+    low_eV: float | None = None,
+    high_eV: float | None = None,
+    energy_keV: float | None = None,
+    convergence_mrad: float | None = None,
+    collection_mrad: float | None = None,
+    resolution_eV: float = 1.0,
+    noise: Literal["auto", "poisson", "scaled"] = "auto",
+    low_loss: str | None = None,
+) -> tuple[dict[str, Any], Energies, Spectra]:
+    """Spectra `[y, x, channel]`, a line or one of them.
+
+    **Arguments:**
+
+    - `channel`: which array of the file.
+    - `edges`: `[O_K, Mn_L]`.
+    - `low_eV`, `high_eV`: the part of the spectra that is fitted.
+    - `energy_keV`, `convergence_mrad`, `collection_mrad`: those of the file, or 200 keV, 20 and
+        30 mrad.
+    - `resolution_eV`: full width at half maximum.
+    - `noise`: `poisson` for counts, `scaled` for values with a gain, which is estimated; `auto`:
+        counts if all values are whole numbers not below 0.
+    - `low_loss`: a file with the low loss of each pixel, or one for all.
+
+    **Raises:** `ValueError` for no edges, other shapes, an axis that is no energy, counts that are none.
+    """
+    if not edges:
+        raise ValueError("which edges? They must be named: --set edges=[O_K,Mn_L]")
+    field = read(file, channel)
+    image = spectrum_image(field)
+    energy = in_unit(image.axis, ELECTRONVOLTS, image.axis.name or "the last axis")
+    order = np.argsort(energy)
+    low, high = low_eV or 0.0, high_eV or np.inf
+    order = order[(energy[order] >= max(low, 1.0)) & (energy[order] <= high)]
+    if len(order) < 30:
+        raise ValueError(f"{len(order)} channels from {low} to {high} eV: 30 are needed")
+    energy, y = energy[order], image.y[..., order]
+    values = y[np.isfinite(y)]
+    countable = bool((values >= 0).all() and (values == np.round(values)).all())
+    if noise == "poisson" and not countable:
+        raise ValueError(
+            f"{field.name}: values from {values.min():.6g} to {values.max():.6g}, which are no "
+            "counts: whole numbers not below zero are needed for noise = poisson"
+        )
+    law = noise if noise != "auto" else "poisson" if countable else "scaled"
+    options = image.options() | {
+        "edges": list(edges),
+        "low_eV": float(energy[0]),
+        "high_eV": float(energy[-1]),
+        "channels": len(energy),
+        "resolution_eV": resolution_eV,
+        "noise": law,
+        "gain": gain_of(y) if law == "scaled" else 1.0,
+        "level": float(np.nanpercentile(np.abs(y), 99.9)) or 1.0,
+        "low_loss": None if low_loss is None else str(pathlib.Path(low_loss).absolute()),
+    }
+    for name, given, path, usual in (
+        ("energy_keV", energy_keV, ("beam_energy",), 200.0),
+        ("convergence_mrad", convergence_mrad, ("convergence_angle",), 20.0),
+        ("collection_mrad", collection_mrad, ("Detector", "EELS", "collection_angle"), 30.0),
+    ):
+        stated = _stated(field.metadata, "Acquisition_instrument", "TEM", *path)
+        if given is None and stated is None:
+            log.warning("%s = %g: neither the file nor a setting says it", name, usual)
+        options[name] = float(given if given is not None else stated or usual)
+    if law == "scaled":
+        log.info("noise: variance %.4g times the mean, from neighbouring channels", options["gain"])
+    return options, jnp.asarray(energy, float), jnp.asarray(y, float)
+
+
+def gain_of(y: np.ndarray) -> float:
+    """The variance over the mean, from second differences of neighbouring channels."""
+    second = np.diff(y, 2, axis=-1) ** 2 / 6.0
+    mean = (y[..., 2:] + y[..., 1:-1] + y[..., :-2]) / 3.0
+    size = np.nanpercentile(np.abs(y), 99.9) or 1.0
+    there = np.isfinite(second) & (mean > 1e-6 * size)
+    # the median of chi^2 with one degree of freedom
+    ratio = float(np.median(second[there] / mean[there])) / 0.4549 if there.any() else 0.0
+    return ratio or 1e-9 * float(size)
+
+
+def _stated(metadata: Mapping, *path: str):
+    for name in path:
+        metadata = metadata.get(name, {}) if isinstance(metadata, Mapping) else {}
+    return metadata or None

@@ -1,0 +1,58 @@
+"""How `micjax.problems.eels` is solved: all spectra at once."""
+
+import numpy as np
+
+from micjax.core.problem import InverseProblem
+from micjax.inference.maps.stage import fit_each_pixel
+from micjax.physics.spectra import guesses
+from micjax.physics.spectra.backgrounds import power_law
+from micjax.problems.eels.model import LEdge
+from micjax.problems.eels.setting import Energies, Spectra
+
+MARGIN_EV = 5.0  # before an onset, which may lie lower than the table has it
+NEAR_EV = 6.0  # of the L3 line to its place in the table
+
+
+def stages(
+    problem: InverseProblem, x: Energies, y: Spectra, *, steps: int = 200, neighbours: int = 1
+) -> list:
+    """All spectra at once, each until it has converged.
+
+    **Arguments:**
+
+    - `steps`: of Gauss-Newton, at most.
+    - `neighbours`: how often each pixel begins again from its best neighbour.
+    """
+    return [fit_each_pixel(starts, steps=steps, neighbours=neighbours)]
+
+
+def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
+    """The background from before the first edge, and each edge from what is above it; the places
+    of white lines from their maxima."""
+    background, edges = pixel.forward.background, pixel.forward.edges.parts
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    onsets = {n: float(e.onset_eV) for n, e in edges.items()}
+    window = (float(x[0]), min(onsets.values()) - MARGIN_EV)
+    guess = guesses.power_law(x, y, window, float(background.reference))
+    out = {f"forward.background.{n}": v for n, v in guess.items()}
+    at = x, guess["level"][..., None], guess["exponent"][..., None], float(background.reference)
+    rest = np.nan_to_num(y - np.asarray(power_law(*at)))
+    size = np.abs(np.nan_to_num(y)).max(axis=-1) + 1e-30
+    for name in sorted(edges, key=onsets.__getitem__):
+        edge, of = edges[name], f"forward.edges.{name}"
+        sigma = np.asarray(edge.cross_section_barn_per_eV)
+        after = sorted(o for o in onsets.values() if o > onsets[name])
+        end = min(after[0] - MARGIN_EV if after else np.inf, onsets[name] + 100.0)
+        behind = (x > onsets[name] + 20.0) & (x < end)
+        behind = behind if behind.any() else x > onsets[name]
+        amount = np.maximum(
+            rest[..., behind].mean(-1) / sigma[behind].mean(), 1e-3 * size / sigma.max()
+        )
+        out[f"{of}.amount"] = amount
+        rest = rest - amount[..., None] * sigma * (x >= onsets[name])
+        if isinstance(edge, LEdge):
+            near = np.abs(x - onsets[name]) < NEAR_EV
+            line = rest[..., near]
+            out[f"{of}.onset_eV"] = x[near][line.argmax(axis=-1)]
+            out[f"{of}.height"] = np.maximum(1.5 * line.max(axis=-1), 1e-3 * size)
+    return {n: v for n, v in out.items() if n in pixel.priors}
