@@ -17,7 +17,8 @@ from micjax.inference.maps.status import STATUS
 from micjax.inference.runner import run
 from micjax.io import Field, FieldAxis, read, write_nexus
 from micjax.physics.noise import Gaussian, Poisson
-from micjax.problems import loop, peaks, sho
+from micjax.problems import edx, eels, loop, peaks, sho
+from micjax.problems.eels.data import gain_of
 from micjax.problems.shared.map_conclusion import Left
 from micjax.problems.shared.spectrum_images import in_unit, spectrum_image
 
@@ -236,3 +237,75 @@ def test_noise_that_is_known_is_kept():
     counted = InverseProblem(Straight(9.0), Poisson(1.0), PRIORS)
     problem = each_pixel(counted, (1, 3))
     assert jnp.isfinite(log_likelihood(problem, X, y))
+
+
+def test_the_detector_is_calibrated_and_what_is_missing_is_named(tmp_path, caplog):
+    """Of a detector that is 10 eV and 0.15 % off; then strontium is left out."""
+    energy = np.linspace(0.3, 6.0, 571)
+    own = {"offset_keV": 0.01, "gain_error": 1.5e-3, "noise_keV": 0.06}
+    truth = edx.problem(1, 2, counts_per_pixel=2e5, **own)
+    counts = np.random.default_rng(0).poisson(truth.forward(jnp.asarray(energy)))
+    file = saved(tmp_path / "map.nxs", counts[..., ::-1] * 1.0, 1e3 * energy[::-1], "eV")
+    with caplog.at_level("INFO", "micjax"):
+        options, x, y = edx.load(file, elements=["O", "Ti", "Sr"])
+    assert options["families"] == ["O_K", "Ti_L", "Ti_K", "Sr_L"]
+    assert "do not explain" not in caplog.text
+    assert abs(options["offset_keV"] - 0.01) < 1e-3 and abs(options["noise_keV"] - 0.06) < 2e-3
+    np.testing.assert_allclose(x, energy, rtol=1e-5)
+    np.testing.assert_array_equal(y, counts)
+    edx.load(file, elements=["O", "Ti"])
+    assert "peak at 1.8" in caplog.text and "Sr_L" in caplog.text.partition("do not explain")[2]
+    with pytest.raises(ValueError, match="names no elements"):
+        edx.load(file)
+    with pytest.raises(ValueError, match="Au: none has a strong line from 4"):
+        edx.load(file, elements=["Au"], low_keV=4.0)
+
+
+def test_counts_of_an_element_that_is_not_there_are_none():
+    truth, energy, y = edx.example(jax.random.key(2), 2, 4)
+    pixel, _ = one_pixel(truth.at({"forward.pixel.Sr_L.counts": np.full((2, 4), 1e-3)}))
+    rates = [pixel.at({"forward.Sr_L.counts": 1e-3}).forward(energy)] * 64
+    y = np.random.default_rng(1).poisson(np.array(rates)).astype(float)
+    fit = fit_map(pixel, energy, y, starts=edx.starts(pixel, np.asarray(energy), y))
+    counts, sd = fit.values["forward.Sr_L.counts"], fit.sd["forward.Sr_L.counts"]
+    assert np.all(counts < 4.0 * sd) and np.median(sd) < 15.0
+    assert fit.counts()["not converged"] == 0
+    assert fit.bound["forward.Sr_L.counts"].sum() > 20
+
+
+def test_edges_fold_with_the_low_loss(tmp_path):
+    """A thick pixel has the same atoms as a thin one, where its low loss is told."""
+    energy = jnp.linspace(450.0, 720.0, 271)
+    loss = np.zeros(60)
+    loss[5], loss[25:35] = 1.0, 0.08
+    low = np.stack([np.eye(60)[5], loss])[None]
+    file = saved(tmp_path / "low.nxs", low, np.arange(-5.0, 55.0), "eV")
+    folded = eels.problem(1, 2, low_loss=str(file))
+    plain = eels.problem(1, 2)
+    thin, thick = np.asarray(folded.forward(energy))[0]
+    np.testing.assert_allclose(thin, np.asarray(plain.forward(energy))[0, 0], rtol=1e-6)
+    assert thick[100:130].mean() < 0.99 * thin[100:130].mean()
+    pixel, known = one_pixel(folded)
+    assert known["forward.low_loss"].shape == (1, 2, 60)
+    with pytest.raises(ValueError, match="channels of 1 eV, those of the edges 2 eV"):
+        eels.problem(1, 2, channels=136, low_loss=str(file))
+    with pytest.raises(ValueError, match=r"low loss of \(1, 2\) pixels, the map has \(2, 2\)"):
+        eels.problem(2, 2, low_loss=str(file))
+
+
+def test_the_gain_of_counts_is_seen():
+    y = 7.0 * np.random.default_rng(0).poisson(np.linspace(200.0, 50.0, 300), (20, 300))
+    assert abs(gain_of(y) / 7.0 - 1.0) < 0.05
+
+
+def test_what_no_edge_is(tmp_path):
+    with pytest.raises(ValueError, match="'O_M' is no edge"):
+        eels.problem(edges=["O_M"])
+    with pytest.raises(ValueError, match="C_K is at .* eV: not from 450"):
+        eels.problem(edges=["C_K"])
+    with pytest.raises(ValueError, match="before the first edge"):
+        eels.problem(edges=["O_K"], low_eV=520.0)
+    with pytest.raises(ValueError, match="edges=.O_K,Mn_L"):
+        eels.load(tmp_path / "any.nxs")
+    with pytest.raises(ValueError, match="O_K: its strongest line, at 0.52"):
+        edx.problem(families=["O_K"], low_keV=1.0)

@@ -29,6 +29,8 @@ LONG = {
     "denoise": (["ny=48", "nx=48", "engine.steps=100"], 0),
     "feedback": (["engine.steps=200"], 1),
     "joint": ([], 1),
+    "edx": (["ny=3", "nx=4"], 0),
+    "eels": (["ny=2", "nx=3"], 0),
     "loop": (["ny=3", "nx=4"], 0),
     "particles": ([], 0),
     "peaks": (["ny=3", "nx=4", "peaks=1"], 0),
@@ -43,7 +45,7 @@ LONG = {
 
 
 LAST = {"denoise": "looked_up", "particles": "contrasts", "unmixing": "end_members"}
-LAST |= dict.fromkeys(["loop", "peaks", "sho"], "starts")
+LAST |= dict.fromkeys(["edx", "eels", "loop", "peaks", "sho"], "starts")
 
 
 def problems():

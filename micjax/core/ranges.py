@@ -84,6 +84,8 @@ NAMES: dict[str, Range] = {
     "peaks": _whole(1, 20),
     "neighbours": _whole(0, 1000),
     "within centres signal_low signal_high": Range(-1e12, 1e12),  # in the unit of the axis
+    "gain_error": Range(-0.1, 0.1),
+    "gain": Range(TINY, HUGE),  # units of the data per count
     "sigma_factor amplitude_factor": Range(1.001, HUGE),
     "counts": Range(1e-3, 1e12),
     "patches grains": _whole(1, 1_000_000),

@@ -247,7 +247,7 @@ def calibration(
 
 def _tell_strangers(energy_keV, total, predicted, noise_keV: float) -> None:
     """The largest peak that the families do not explain, and what may be there."""
-    width = np.asarray(detector_fwhm_keV(energy_keV, noise_keV))[:, None] / 2.355
+    width = np.asarray(detector_fwhm_keV(jnp.asarray(energy_keV), noise_keV))[:, None] / 2.355
     seen = np.exp(-0.5 * ((energy_keV - energy_keV[:, None]) / width) ** 2)
     excess = seen @ (total - predicted)
     score = excess / np.sqrt(seen**2 @ np.maximum(predicted, 1.0))

@@ -42,7 +42,8 @@ def load(
         counts if all values are whole numbers not below 0.
     - `low_loss`: a file with the low loss of each pixel, or one for all.
 
-    **Raises:** `ValueError` for no edges, other shapes, an axis that is no energy, counts that are none.
+    **Raises:** `ValueError` for no edges, other shapes, an axis that is no energy, and counts that
+    are none.
     """
     if not edges:
         raise ValueError("which edges? They must be named: --set edges=[O_K,Mn_L]")

@@ -5,7 +5,6 @@ import numpy as np
 from micjax.core.problem import InverseProblem
 from micjax.inference.maps.stage import fit_each_pixel
 from micjax.physics.spectra import guesses
-from micjax.physics.spectra.backgrounds import power_law
 from micjax.problems.eels.model import LEdge
 from micjax.problems.eels.setting import Energies, Spectra
 
@@ -35,8 +34,9 @@ def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.
     window = (float(x[0]), min(onsets.values()) - MARGIN_EV)
     guess = guesses.power_law(x, y, window, float(background.reference))
     out = {f"forward.background.{n}": v for n, v in guess.items()}
-    at = x, guess["level"][..., None], guess["exponent"][..., None], float(background.reference)
-    rest = np.nan_to_num(y - np.asarray(power_law(*at)))
+    reference = float(background.reference)
+    smooth = guess["level"][..., None] * (x / reference) ** -guess["exponent"][..., None]
+    rest = np.nan_to_num(y - smooth)
     size = np.abs(np.nan_to_num(y)).max(axis=-1) + 1e-30
     for name in sorted(edges, key=onsets.__getitem__):
         edge, of = edges[name], f"forward.edges.{name}"

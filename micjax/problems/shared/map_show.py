@@ -50,9 +50,8 @@ def map_figures(solution: Solution, x, y, names: Sequence[str], y_label: str) ->
 
 
 def _titled(name: str, q: Quantity) -> str:
-    return f"{name.replace('_', ' ').removesuffix(f' {q.unit}')}" + (
-        f" ({q.unit})" if q.unit else ""
-    )
+    words = name.removeprefix("edges.").replace("_", " ").removesuffix(f" {q.unit}")
+    return f"{words} ({q.unit})" if q.unit else words
 
 
 def _panels(solution: Solution, count: int):
