@@ -229,7 +229,7 @@ def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.
     lines = [n for n in pixel.forward.parts if n.startswith("peak_")]
     windows = [pixel.priors.get(f"forward.{n}.centre") for n in lines]
     span, step = float(np.ptp(x)), float(np.median(np.diff(x)))
-    narrow = [w is not None and float(w.high - w.low) < 0.9 * span for w in windows]
+    narrow = [isinstance(w, dist.Uniform) and float(w.high - w.low) < 0.9 * span for w in windows]
     if all(narrow):
         some = []
         for window in windows:

@@ -14,6 +14,9 @@ from micjax.problems.shared.spectrum_images import in_unit, spectrum_image
 
 log = logging.getLogger("micjax")
 
+MANY = 20.0  # counts
+AMPLIFIED = 1.3  # whole numbers that scatter more than counts do are none
+
 
 def load(
     file,
@@ -39,7 +42,7 @@ def load(
         30 mrad.
     - `resolution_eV`: full width at half maximum.
     - `noise`: `poisson` for counts, `scaled` for values with a gain, which is estimated; `auto`:
-        counts if all values are whole numbers not below 0.
+        counts if all values are whole numbers not below 0 which scatter as counts do.
     - `low_loss`: a file with the low loss of each pixel, or one for all.
 
     **Raises:** `ValueError` for no edges, other shapes, an axis that is no energy, and counts that
@@ -63,7 +66,10 @@ def load(
             f"{field.name}: values from {values.min():.6g} to {values.max():.6g}, which are no "
             "counts: whole numbers not below zero are needed for noise = poisson"
         )
-    law = noise if noise != "auto" else "poisson" if countable else "scaled"
+    gain = gain_of(y)
+    # of few counts the noise is too far from a normal one to tell
+    amplified = float(np.median(values)) > MANY and gain > AMPLIFIED
+    law = noise if noise != "auto" else "poisson" if countable and not amplified else "scaled"
     options = image.options() | {
         "edges": list(edges),
         "low_eV": float(energy[0]),
@@ -71,7 +77,7 @@ def load(
         "channels": len(energy),
         "resolution_eV": resolution_eV,
         "noise": law,
-        "gain": gain_of(y) if law == "scaled" else 1.0,
+        "gain": gain if law == "scaled" else 1.0,
         "level": float(np.nanpercentile(np.abs(y), 99.9)) or 1.0,
         "low_loss": None if low_loss is None else str(pathlib.Path(low_loss).absolute()),
     }

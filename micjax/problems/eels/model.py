@@ -31,8 +31,9 @@ class CoreLoss(eqx.Module):
         return self.background(energy_eV) + single
 
 
-class KEdge(eqx.Module):
-    """A hydrogenic K edge, its fine structure as Gaussians at equal distances behind the onset.
+class FineEdge(eqx.Module):
+    """A hydrogenic edge without white lines; its fine structure as Gaussians, which lie at equal
+    distances behind the onset.
 
         y = amount sigma(E) (step + sum of fine heights times Gaussians)
 

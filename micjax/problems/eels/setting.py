@@ -14,19 +14,20 @@ from micjax.core.ranges import positive
 from micjax.inference.maps.each import each_pixel
 from micjax.io import read
 from micjax.physics.noise import HeteroscedasticGaussian, Poisson
-from micjax.physics.spectra.atomic import edge_energies_eV, edge_energy_eV
+from micjax.physics.spectra.atomic import atomic_number, edge_energies_eV, edge_energy_eV
 from micjax.physics.spectra.backgrounds import PowerLaw
 from micjax.physics.spectra.composed import SumOf
 from micjax.physics.spectra.edges import cross_section_barn_per_eV, effective_semiangle_mrad
 from micjax.physics.spectra.scales import Priors, spread_over
-from micjax.problems.eels.model import CoreLoss, KEdge, LEdge
+from micjax.problems.eels.model import CoreLoss, FineEdge, LEdge
 from micjax.problems.shared.spectrum_images import in_unit, spectrum_image
 
 Energies = Float[Array, " n"]
 Spectra = Float[Array, "ny nx n"]
 
 ELECTRONVOLTS = {"eV": 1.0, "keV": 1e3}
-FINE = 8  # Gaussians of the fine structure of a K edge
+WHITE = range(20, 29)  # calcium to nickel: L edges with white lines, into empty d states
+FINE = 8  # Gaussians of the fine structure of the others
 SPACING_EV = 5.0
 BEFORE_EV = 30.0  # of background that an edge needs
 
@@ -53,7 +54,7 @@ def problem(
     **Arguments:**
 
     - `ny`, `nx`: pixels.
-    - `edges`: `O_K`, `Mn_L`; hydrogenic cross-sections, white lines on L edges.
+    - `edges`: `O_K`, `Mn_L`; hydrogenic cross-sections, white lines on L edges from Ca to Ni.
     - `low_eV`, `high_eV`: first and last of the `channels`.
     - `energy_keV`: of the beam.
     - `convergence_mrad`, `collection_mrad`: semiangles of the probe and of the spectrometer.
@@ -103,9 +104,9 @@ def problem(
             f"{of}.amount": dist.HalfNormal(2.0 * amount),
             f"{of}.onset_eV": dist.Normal(onset, 3.0),
         }
-        if kind == "K":
-            fine = np.zeros(FINE)
-            parts[name] = KEdge(0.1 * amount, onset, fine, resolution_eV, SPACING_EV, sigma)
+        if kind == "K" or atomic_number(symbol) not in WHITE:
+            fine, spacing = np.zeros(FINE), max(SPACING_EV, float(axis[1] - axis[0]))
+            parts[name] = FineEdge(0.1 * amount, onset, fine, resolution_eV, spacing, sigma)
             priors[f"{of}.fine"] = dist.Normal(0.0, 1.0).expand((FINE,)).to_event(1)
             continue
         splitting = edge_energy_eV(symbol, "L2") - onset
