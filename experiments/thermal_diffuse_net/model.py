@@ -1,9 +1,15 @@
 """The thermal diffuse part of a pattern, out of what one run of the physics says (ZSense, team 2).
 
-One run through atoms whose potentials are blurred by their motion (Debye-Waller) gives the elastic
-pattern but for the beam that thermal motion takes out of it. A conditional U-Net says how much that
-is, pixel by pixel, and where it goes: two positive factors on two positive patterns. What leaves
-the elastic pattern and does not appear in the diffuse one was scattered beyond the detector.
+Two things are computed before any network. One run through atoms whose potentials are blurred by
+their motion (Debye-Waller) gives the elastic pattern but for the beam that thermal motion takes out
+of it. And each atom by itself, moving as Einstein has it (1907), scatters diffusely
+
+    f(q)^2 (1 - exp(-4 pi^2 u^2 q^2))
+
+(Hall and Hirsch 1965, eq. 3), seen under all angles of the aperture. A conditional U-Net says, pixel
+by pixel, how much is left of the first and how much of the second there is: two positive factors on
+two positive patterns. What leaves the elastic pattern and does not appear in the diffuse one was
+scattered beyond the detector.
 """
 
 import json
@@ -12,54 +18,79 @@ import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.signal
 from flax import nnx
 from jaxtyping import Array, Float
+from patterns import ENERGY_KEV, PIXEL_MRAD, SEMIANGLE_MRAD, SIDE
 
 from micjax.nets.train import Training
 from micjax.nets.unet import UNet
+from micjax.physics.electrons.optics import wavelength_A
+from micjax.physics.electrons.scattering import scattering_factors_A
 
-SIZES = {"width": 24, "depth": 3, "blocks": 1}
+SIZES = {"width": 32, "depth": 3, "blocks": 1, "fold": 2}
 BEAM = 4096.0  # pixels: a pattern of ones is a whole beam
 DIM = 1e-3  # of that mean: below it, logarithms stop
-SMOOTH_PX = 6.0  # the first guess of the diffuse part: the elastic one, smeared
-SHARE = 0.1  # of it
 LOSSES = {"diffuse": 1.0, "elastic": 1.0, "flux": 30.0, "rings": 3.0}
 RINGS = 32
+SITES = ("A", "B", "X")
+ATOMS = np.array([1.0, 1.0, 3.0])  # of each site in a cell
+
+
+def einstein(elements, u_A2, edge_A: float) -> Float[np.ndarray, "site ky kx"]:
+    """What the atoms of a layer one cell thick scatter diffusely into each pixel, of a beam of 1
+    that is spread over all of it; in units of the mean of a pattern that has a whole beam."""
+    half = np.arange(-(SIDE - 1), SIDE + 1) - 0.5  # as fine as the detector, and twice as wide
+    mrad = PIXEL_MRAD * np.hypot(half[:, None], half)
+    wavelength = float(wavelength_A(ENERGY_KEV))
+    q2 = (1e-3 * mrad / wavelength) ** 2
+    factors = np.asarray(scattering_factors_A(tuple(int(z) for z in elements), q2), float)
+    pixel = (1e-3 * PIXEL_MRAD / wavelength) ** 2 * wavelength**2 / edge_A**2
+    away = 1.0 - np.exp(-4.0 * np.pi**2 * np.asarray(u_A2)[:, None, None] * q2)
+    offsets = np.arange(-16, 17)
+    seen_under = np.hypot(offsets[:, None], offsets) * PIXEL_MRAD <= SEMIANGLE_MRAD
+    seen_under = seen_under[None] / seen_under.sum()
+    spread = scipy.signal.fftconvolve(factors**2 * away, seen_under, "same", axes=(1, 2))
+    inner = slice(SIDE // 2, SIDE // 2 + SIDE)
+    return BEAM * pixel * ATOMS[:, None, None] * spread[:, inner, inner]
 
 
 def told(data: h5py.File, which: np.ndarray) -> dict[str, np.ndarray]:
-    """Of each pattern of the crystals `which`: `damped`, `static` and the Z map, twelve conditions,
-    and the two parts of what was simulated, without the bias of so many configurations."""
+    """Of each pattern of the crystals `which`: `damped`, `static` and the Z map, what each site
+    scatters by itself, conditions, and the two parts of what was simulated, without the bias of so
+    many configurations."""
     count = json.loads(data.attrs["settings"])["configurations"]
 
+    def of(name):
+        return data[name][: len(which)][which]
+
     def images(name):
-        values = data[name][: len(which)][which].astype(np.float32)
+        values = of(name).astype(np.float32)
         return values.reshape(-1, *values.shape[-2:])
 
     total, elastic = BEAM * images("total"), BEAM * images("elastic")
     diffuse = (total - elastic) * (count / (count - 1))
-    cells, places = data["cells"][: len(which)][which], data["place_A"][: len(which)][which]
+    cells, places, edge = of("cells"), of("place_A"), of("edge_A")
     shape = (*cells.shape, places.shape[1])
-    z_map = data["z_map"][: len(which)][which]
-    z_map = np.broadcast_to(z_map[:, None], (*shape, *z_map.shape[-2:]))
-    edge = data["edge_A"][: len(which)][which][:, None, None]
+    z_map = np.broadcast_to(of("z_map")[:, None], (*shape, SIDE, SIDE))
+    single = np.stack([einstein(*a) for a in zip(of("elements"), of("u_A2"), edge, strict=True)])
+    single = single[:, None, None] * cells[:, :, None, None, None, None]
+    single = np.broadcast_to(single, (*shape, len(SITES), SIDE, SIDE))
+    edge = edge[:, None, None]
     phase = 2.0 * np.pi * places[:, None] / edge[..., None]
-    crystal = [
-        data["elements"][: len(which)][which] / 50.0,
-        data["u_A2"][: len(which)][which] / 0.01,
-    ]
+    thickness = np.broadcast_to(of("thickness_A")[..., None] / 60.0, shape)
     vector = [
-        np.broadcast_to(data["thickness_A"][: len(which)][which][..., None] / 60.0, shape)[
-            ..., None
-        ],
+        thickness[..., None],
         np.broadcast_to(edge - 3.9, shape)[..., None],
-        *(np.broadcast_to(c[:, None, None], (*shape, 3)) for c in crystal),
+        *(np.broadcast_to(c[:, None, None], (*shape, 3)) for c in (of("elements") / 50.0,)),
+        *(np.broadcast_to(c[:, None, None], (*shape, 3)) for c in (of("u_A2") / 0.01,)),
         *(np.broadcast_to(f(phase), (*shape, 2)) for f in (np.cos, np.sin)),
     ]
     return {
         "damped": BEAM * images("damped"),
         "static": BEAM * images("static"),
-        "z_map": z_map.reshape(-1, *z_map.shape[-2:]).astype(np.float32) / 50.0,
+        "z_map": z_map.reshape(-1, SIDE, SIDE).astype(np.float32) / 50.0,
+        "single": single.reshape(-1, len(SITES), SIDE, SIDE).astype(np.float32),
         "vector": np.concatenate(vector, -1).reshape(-1, 12).astype(np.float32),
         "elastic": total - diffuse,
         "diffuse": diffuse,
@@ -67,22 +98,15 @@ def told(data: h5py.File, which: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def network(seed: int) -> UNet:
-    return UNet(4, 2, **SIZES, condition=12, rngs=nnx.Rngs(seed))
-
-
-def smeared(pattern: Float[Array, "n ky kx"]) -> Float[Array, "n ky kx"]:
-    """By a Gaussian, beyond the edges nothing."""
-    r = jnp.arange(pattern.shape[-1])
-    kernel = jnp.exp(-0.5 * (r[:, None] - r) ** 2 / SMOOTH_PX**2)
-    kernel = kernel / kernel.sum(axis=1).max()
-    return jnp.einsum("ij,njk,lk->nil", kernel, pattern, kernel)
+    return UNet(3 + len(SITES), 2, **SIZES, condition=12, rngs=nnx.Rngs(seed))
 
 
 def parts(network: UNet, seen: dict) -> tuple[Float[Array, "n ky kx"], Float[Array, "n ky kx"]]:
     """The elastic and the diffuse pattern."""
-    damped = seen["damped"]
-    begun = SHARE * smeared(damped) + DIM
-    inputs = [jnp.log(p + DIM) for p in (damped, seen["static"], begun)]
+    damped, single = seen["damped"], seen["single"]
+    begun = single.sum(axis=1) + DIM
+    patterns = [damped, seen["static"], *jnp.moveaxis(single, 1, 0)]
+    inputs = [0.3 * jnp.log(p + DIM) for p in patterns]
     out = network(jnp.stack([*inputs, seen["z_map"]], axis=-1), seen["vector"])
     return damped * jnp.exp(out[..., 0]), begun * jnp.exp(out[..., 1])
 
@@ -97,11 +121,13 @@ def rings(pattern: Float[Array, "n ky kx"]) -> Float[Array, "n r"]:
 
 
 def loss(network: UNet, seen: dict) -> Float[Array, ""]:
-    """Of the diffuse part the likelihood of a mean of intensities (gamma); of the elastic part, of
-    all rings and of the whole what they are off by, relatively."""
+    """Of the diffuse part the likelihood of a mean of intensities (gamma), which counts twice where
+    it is bright; of the elastic part, of all rings and of the whole what they are off by,
+    relatively."""
     elastic, diffuse = parts(network, seen)
     total, wanted = elastic + diffuse, seen["elastic"] + seen["diffuse"]
-    gamma = seen["diffuse"] / diffuse + jnp.log(diffuse)
+    bright = jax.lax.stop_gradient(diffuse / diffuse.mean((1, 2), keepdims=True))
+    gamma = (0.5 + 0.5 * bright) * (seen["diffuse"] / diffuse + jnp.log(diffuse))
     off = jnp.abs(elastic - seen["elastic"]).sum((1, 2)) / seen["elastic"].sum((1, 2))
     flux = jnp.abs(total.sum((1, 2)) / wanted.sum((1, 2)) - 1.0)
     of_rings = jnp.abs(rings(total) / rings(wanted) - 1.0)
@@ -114,13 +140,12 @@ def training(learn: dict, stop: dict, examples: int = 16, seed: int = 0) -> Trai
     another crystal of the same law, with its probe elsewhere."""
 
     def draw(key, data):
-        of_index, of_turn = jax.random.split(key)
-        index = jax.random.randint(of_index, (examples,), 0, len(data[0]["vector"]))
-        turns = jax.random.bernoulli(of_turn, 0.5, (3, examples))
-        return turned({n: a[index] for n, a in data[0].items()}, turns)
+        numbers = jax.random.bits(key, (4, examples))
+        index = numbers[0] % len(data[0]["vector"])
+        return turned({n: a[index] for n, a in data[0].items()}, numbers[1:] % 2 == 0)
 
     def held_out(key, data):
-        index = jax.random.randint(key, (4 * examples,), 0, len(data[1]["vector"]))
+        index = jax.random.bits(key, (4 * examples,)) % len(data[1]["vector"])
         return {n: a[index] for n, a in data[1].items()}
 
     data = tuple({n: jnp.asarray(a) for n, a in side.items()} for side in (learn, stop))
@@ -140,7 +165,8 @@ def turned(seen: dict, turns) -> dict:
             both = [jnp.where(exchanged[:, None], a[:, ::-1], a) for a in (cos, sin)]
             out[name] = jnp.concatenate([values[:, :8], *both], axis=-1)
             continue
-        values = jnp.where(up[:, None, None], values[:, ::-1], values)
-        values = jnp.where(left[:, None, None], values[:, :, ::-1], values)
-        out[name] = jnp.where(exchanged[:, None, None], values.swapaxes(1, 2), values)
+        where = (slice(None), *[None] * (values.ndim - 1))
+        values = jnp.where(up[where], values[..., ::-1, :], values)
+        values = jnp.where(left[where], values[..., ::-1], values)
+        out[name] = jnp.where(exchanged[where], values.swapaxes(-1, -2), values)
     return out
