@@ -122,7 +122,8 @@ def _intensity(spectra: Spectra) -> Patterns:
     return spectra.real**2 + spectra.imag**2
 
 
-def _transmissions(settings: Settings, crystal: Crystal, factors, moved_A, u_A2):
+def transmissions(settings: Settings, crystal: Crystal, factors, moved_A, u_A2):
+    """Of the two slices of a cell."""
     limit = band_limit((settings.pixels,) * 2, sampling_A(settings, crystal.edge_A))
     potentials = _potentials(settings, crystal.edge_A, factors, moved_A, u_A2)
     return transmission(potentials, ENERGY_KEV, limit)
@@ -132,7 +133,7 @@ def _transmissions(settings: Settings, crystal: Crystal, factors, moved_A, u_A2)
 def at_rest(settings: Settings, crystal: Crystal, factors, u_A2) -> Patterns:
     """One run through atoms that do not move, each blurred by a mean square displacement."""
     moved = jnp.zeros((5 * settings.across**2, 2))
-    alike = _transmissions(settings, crystal, factors, moved, u_A2)
+    alike = transmissions(settings, crystal, factors, moved, u_A2)
     return _intensity(_through(settings, crystal, lambda i: alike))
 
 
@@ -152,7 +153,7 @@ def moving(
 
         def layers(i):
             moved = amplitude * jax.random.normal(jax.random.fold_in(own, i), (len(site), 2))
-            return _transmissions(settings, crystal, factors, moved, jnp.zeros(3))
+            return transmissions(settings, crystal, factors, moved, jnp.zeros(3))
 
         spectra = _through(settings, crystal, layers)
         return sums[0] + spectra, sums[1] + _intensity(spectra)

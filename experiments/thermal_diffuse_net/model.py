@@ -6,8 +6,8 @@ of it. And each atom by itself, moving as Einstein has it (1907), scatters diffu
 
     f(q)^2 (1 - exp(-4 pi^2 u^2 q^2))
 
-(Hall and Hirsch 1965, eq. 3), seen under all angles of the aperture. A conditional U-Net says, pixel
-by pixel, how much is left of the first and how much of the second there is: two positive factors on
+(Hall and Hirsch 1965, eq. 3), seen under all angles of the aperture, as much of the beam as it feels
+(`channelling`). A conditional U-Net says, pixel by pixel, how much is left of the first and how much of the second there is: two positive factors on
 two positive patterns. What leaves the elastic pattern and does not appear in the diffuse one was
 scattered beyond the detector.
 """
@@ -19,9 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.signal
+from channelling import felt
+from crystals import Crystal, Settings
 from flax import nnx
 from jaxtyping import Array, Float
-from patterns import ENERGY_KEV, PIXEL_MRAD, SEMIANGLE_MRAD, SIDE
+from patterns import ENERGY_KEV, PIXEL_MRAD, SEMIANGLE_MRAD, SIDE, factors
 
 from micjax.nets.train import Training
 from micjax.nets.unet import UNet
@@ -34,12 +36,12 @@ DIM = 1e-3  # of that mean: below it, logarithms stop
 LOSSES = {"diffuse": 1.0, "elastic": 1.0, "flux": 30.0, "rings": 3.0}
 RINGS = 32
 SITES = ("A", "B", "X")
-ATOMS = np.array([1.0, 1.0, 3.0])  # of each site in a cell
+CONDITIONS = 15
 
 
 def einstein(elements, u_A2, edge_A: float) -> Float[np.ndarray, "site ky kx"]:
-    """What the atoms of a layer one cell thick scatter diffusely into each pixel, of a beam of 1
-    that is spread over all of it; in units of the mean of a pattern that has a whole beam."""
+    """What an atom a cell scatters diffusely into each pixel, of a beam of 1 that is spread over the
+    cell; in units of the mean of a pattern that has a whole beam."""
     half = np.arange(-(SIDE - 1), SIDE + 1) - 0.5  # as fine as the detector, and twice as wide
     mrad = PIXEL_MRAD * np.hypot(half[:, None], half)
     wavelength = float(wavelength_A(ENERGY_KEV))
@@ -52,7 +54,7 @@ def einstein(elements, u_A2, edge_A: float) -> Float[np.ndarray, "site ky kx"]:
     seen_under = seen_under[None] / seen_under.sum()
     spread = scipy.signal.fftconvolve(factors**2 * away, seen_under, "same", axes=(1, 2))
     inner = slice(SIDE // 2, SIDE // 2 + SIDE)
-    return BEAM * pixel * ATOMS[:, None, None] * spread[:, inner, inner]
+    return BEAM * pixel * spread[:, inner, inner]
 
 
 def told(data: h5py.File, which: np.ndarray) -> dict[str, np.ndarray]:
@@ -70,12 +72,12 @@ def told(data: h5py.File, which: np.ndarray) -> dict[str, np.ndarray]:
 
     total, elastic = BEAM * images("total"), BEAM * images("elastic")
     diffuse = (total - elastic) * (count / (count - 1))
-    cells, places, edge = of("cells"), of("place_A"), of("edge_A")
-    shape = (*cells.shape, places.shape[1])
+    places, edge = of("place_A"), of("edge_A")
+    shape = (*of("cells").shape, places.shape[1])
     z_map = np.broadcast_to(of("z_map")[:, None], (*shape, SIDE, SIDE))
+    feels = felt_by(data, which)  # [crystal, thickness, place, site]
     single = np.stack([einstein(*a) for a in zip(of("elements"), of("u_A2"), edge, strict=True)])
-    single = single[:, None, None] * cells[:, :, None, None, None, None]
-    single = np.broadcast_to(single, (*shape, len(SITES), SIDE, SIDE))
+    single = single[:, None, None] * feels[..., None, None]
     edge = edge[:, None, None]
     phase = 2.0 * np.pi * places[:, None] / edge[..., None]
     thickness = np.broadcast_to(of("thickness_A")[..., None] / 60.0, shape)
@@ -85,20 +87,35 @@ def told(data: h5py.File, which: np.ndarray) -> dict[str, np.ndarray]:
         *(np.broadcast_to(c[:, None, None], (*shape, 3)) for c in (of("elements") / 50.0,)),
         *(np.broadcast_to(c[:, None, None], (*shape, 3)) for c in (of("u_A2") / 0.01,)),
         *(np.broadcast_to(f(phase), (*shape, 2)) for f in (np.cos, np.sin)),
+        0.3 * np.log(feels),
     ]
     return {
         "damped": BEAM * images("damped"),
         "static": BEAM * images("static"),
         "z_map": z_map.reshape(-1, SIDE, SIDE).astype(np.float32) / 50.0,
         "single": single.reshape(-1, len(SITES), SIDE, SIDE).astype(np.float32),
-        "vector": np.concatenate(vector, -1).reshape(-1, 12).astype(np.float32),
+        "vector": np.concatenate(vector, -1).reshape(-1, CONDITIONS).astype(np.float32),
         "elastic": total - diffuse,
         "diffuse": diffuse,
     }
 
 
+def felt_by(
+    data: h5py.File, which: np.ndarray
+) -> Float[np.ndarray, "crystal thickness place site"]:
+    """One run of the physics for each crystal."""
+    settings = Settings(**json.loads(data.attrs["settings"]))
+    rows = []
+    for i in np.flatnonzero(which):
+        names = Crystal._fields
+        crystal = Crystal(**{n: data[n][i] for n in names})
+        ours = jax.tree.map(jnp.asarray, crystal)
+        rows.append(np.asarray(felt(settings, ours, factors(settings, crystal))))
+    return np.stack(rows)
+
+
 def network(seed: int) -> UNet:
-    return UNet(3 + len(SITES), 2, **SIZES, condition=12, rngs=nnx.Rngs(seed))
+    return UNet(3 + len(SITES), 2, **SIZES, condition=CONDITIONS, rngs=nnx.Rngs(seed))
 
 
 def parts(network: UNet, seen: dict) -> tuple[Float[Array, "n ky kx"], Float[Array, "n ky kx"]]:
@@ -163,7 +180,7 @@ def turned(seen: dict, turns) -> dict:
                 [jnp.where(t, -sin[:, i], sin[:, i]) for i, t in enumerate((up, left))], -1
             )
             both = [jnp.where(exchanged[:, None], a[:, ::-1], a) for a in (cos, sin)]
-            out[name] = jnp.concatenate([values[:, :8], *both], axis=-1)
+            out[name] = jnp.concatenate([values[:, :8], *both, values[:, 12:]], axis=-1)
             continue
         where = (slice(None), *[None] * (values.ndim - 1))
         values = jnp.where(up[where], values[..., ::-1, :], values)
