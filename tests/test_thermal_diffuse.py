@@ -19,17 +19,19 @@ from micjax.physics.electrons.stem import placed
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments/thermal_diffuse"
 NAMES = ("crystals", "patterns", "baselines", "run")
+NETWORK = FOLDER.parent / "thermal_diffuse_net"
 
 
 @pytest.fixture(scope="module")
 def modules():
     """The modules of the folder, by names that other folders have as well."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        for name in NAMES:
+        patch.syspath_prepend(NETWORK)
+        patch.syspath_prepend(FOLDER)  # before the other, which has a `run` too
+        for name in (*NAMES, "channelling", "model"):
             patch.delitem(importlib.sys.modules, name, raising=False)
-        yield {name: importlib.import_module(name) for name in NAMES}
-        for name in NAMES:
+        yield {n: importlib.import_module(n) for n in (*NAMES, "channelling", "model")}
+        for name in (*NAMES, "channelling", "model"):
             importlib.sys.modules.pop(name, None)
 
 
@@ -267,3 +269,51 @@ def test_a_file_of_one_split_has_the_crystals_of_that_split(modules, settings):
     assert numbers == told
     with pytest.raises(ValueError, match="only = 'tests': one of train, validation, test"):
         dataclasses.replace(settings, only="tests")
+
+
+# --- the network ---------------------------------------------------------------------------------
+
+
+def test_atoms_of_an_even_beam_feel_what_they_are(modules, settings):
+    near = modules["channelling"].near_atoms(settings, 3.9, jnp.array([0.01, 0.005, 0.02]))
+    feels = np.asarray(near.mean((-2, -1)))  # by a beam of 1 that is even over the pixels
+    np.testing.assert_allclose(feels, [[1.0, 0.0, 1.0], [0.0, 1.0, 2.0]], rtol=1e-4, atol=1e-6)
+
+
+def test_a_thin_crystal_scatters_as_its_atoms_do(modules):
+    """Of two slices, on average over the places of a probe: single scattering."""
+    crystals, patterns = modules["crystals"], modules["patterns"]
+    settings = crystals.Settings(
+        configurations=64, places=16, thicknesses=1, fewest_cells=1, most_cells=1, pixels=192
+    )
+    crystal = crystals.drawn(settings, 3)._replace(elements=np.array([20, 14, 8]))
+    out = patterns.simulated(settings, 3, crystal)
+    diffuse = (out["total"] - out["elastic"])[0].mean(0) * 64 / 63
+    factors = patterns.factors(settings, crystal)
+    feels = np.asarray(modules["channelling"].felt(settings, crystal, factors))[0].mean(0)
+    alone = modules["model"].einstein(crystal.elements, crystal.u_A2, float(crystal.edge_A))
+    alone = (alone * feels[:, None, None]).sum(0) / modules["model"].BEAM
+    assert alone.sum() / diffuse.sum() == pytest.approx(1.0, abs=0.1)
+    off = modules["baselines"].radial(alone) / modules["baselines"].radial(diffuse) - 1.0
+    assert np.abs(off[8:]).mean() < 0.15  # of 16 to 60 mrad
+
+
+def test_mirrors_and_turns_are_of_the_same_law(modules):
+    model = modules["model"]
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.normal(size=(3, 8, 8)))
+    phase = rng.uniform(0.0, 6.0, (3, 2))
+    vector = np.concatenate(
+        [rng.normal(size=(3, 8)), np.cos(phase), np.sin(phase), np.ones((3, 3))], 1
+    )
+    seen = {"damped": image, "single": image[:, None], "vector": jnp.asarray(vector)}
+    turns = jnp.array([[True, False, False], [False, True, False], [False, False, True]])
+    out = model.turned(seen, turns)
+    np.testing.assert_array_equal(out["damped"][0], image[0, ::-1])
+    np.testing.assert_array_equal(out["single"][1, 0], image[1, :, ::-1])
+    np.testing.assert_array_equal(out["damped"][2], image[2].T)
+    cos, sin = np.asarray(out["vector"][:, 8:10]), np.asarray(out["vector"][:, 10:12])
+    there = np.array([phase[0] * [-1, 1], phase[1] * [1, -1], phase[2, ::-1]])  # (y, x)
+    np.testing.assert_allclose(cos, np.cos(there), rtol=1e-5)
+    np.testing.assert_allclose(sin, np.sin(there), rtol=1e-5)
+    np.testing.assert_array_equal(out["vector"][:, 12:], 1.0)

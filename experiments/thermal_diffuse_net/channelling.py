@@ -22,7 +22,7 @@ SITES = range(3)
 
 
 def near_atoms(settings: Settings, edge_A, u_A2) -> Float[Array, "layers sites ny nx"]:
-    """Gaussians around the atoms of each site: of a beam that is spread evenly each atom feels 1."""
+    """Gaussians around the atoms of each site: of a beam that is even each atom feels 1."""
     site, place, layer = layer_cake(settings.across)
     n, box = settings.pixels, edge_A * settings.across
     pixel = box / n

@@ -6,10 +6,10 @@ of it. And each atom by itself, moving as Einstein has it (1907), scatters diffu
 
     f(q)^2 (1 - exp(-4 pi^2 u^2 q^2))
 
-(Hall and Hirsch 1965, eq. 3), seen under all angles of the aperture, as much of the beam as it feels
-(`channelling`). A conditional U-Net says, pixel by pixel, how much is left of the first and how much of the second there is: two positive factors on
-two positive patterns. What leaves the elastic pattern and does not appear in the diffuse one was
-scattered beyond the detector.
+(Hall and Hirsch 1965, eq. 3), seen under all angles of the aperture, as much of the beam as it
+feels (`channelling`). A conditional U-Net says, pixel by pixel, how much is left of the first and
+how much of the second there is: two positive factors on two positive patterns. What leaves the
+elastic pattern and does not appear in the diffuse one was scattered beyond the detector.
 """
 
 import json
@@ -40,13 +40,16 @@ CONDITIONS = 15
 
 
 def einstein(elements, u_A2, edge_A: float) -> Float[np.ndarray, "site ky kx"]:
-    """What an atom a cell scatters diffusely into each pixel, of a beam of 1 that is spread over the
+    """What an atom a cell scatters diffusely into each pixel, of a beam of 1 that is even over the
     cell; in units of the mean of a pattern that has a whole beam."""
     half = np.arange(-(SIDE - 1), SIDE + 1) - 0.5  # as fine as the detector, and twice as wide
     mrad = PIXEL_MRAD * np.hypot(half[:, None], half)
     wavelength = float(wavelength_A(ENERGY_KEV))
     q2 = (1e-3 * mrad / wavelength) ** 2
-    factors = np.asarray(scattering_factors_A(tuple(int(z) for z in elements), q2), float)
+    heavier = 1.0 + ENERGY_KEV / 510.999  # electrons in motion than at rest
+    factors = heavier * np.asarray(
+        scattering_factors_A(tuple(int(z) for z in elements), jnp.asarray(q2)), float
+    )
     pixel = (1e-3 * PIXEL_MRAD / wavelength) ** 2 * wavelength**2 / edge_A**2
     away = 1.0 - np.exp(-4.0 * np.pi**2 * np.asarray(u_A2)[:, None, None] * q2)
     offsets = np.arange(-16, 17)
