@@ -12,6 +12,7 @@ how much of the second there is: two positive factors on two positive patterns. 
 elastic pattern and does not appear in the diffuse one was scattered beyond the detector.
 """
 
+import itertools
 import json
 
 import h5py
@@ -36,6 +37,8 @@ DIM = 1e-3  # of that mean: below it, logarithms stop
 LOSSES = {"diffuse": 1.0, "elastic": 1.0, "flux": 30.0, "rings": 3.0}
 RINGS = 32
 SITES = ("A", "B", "X")
+SAMPLES = 4  # configurations of each crystal, of which a training shows
+FEW = 2  # at a time
 CONDITIONS = 15
 
 
@@ -92,7 +95,9 @@ def told(data: h5py.File, which: np.ndarray) -> dict[str, np.ndarray]:
         *(np.broadcast_to(f(phase), (*shape, 2)) for f in (np.cos, np.sin)),
         0.3 * np.log(feels),
     ]
+    samples = BEAM * sampled(data, which)  # [crystal, sample, thickness, place, ky, kx]
     return {
+        "samples": np.moveaxis(samples, 1, 3).reshape(-1, samples.shape[1], SIDE, SIDE),
         "damped": BEAM * images("damped"),
         "static": BEAM * images("static"),
         "z_map": z_map.reshape(-1, SIDE, SIDE).astype(np.float32) / 50.0,
@@ -118,14 +123,15 @@ def felt_by(
 
 
 def network(seed: int) -> UNet:
-    return UNet(3 + len(SITES), 2, **SIZES, condition=CONDITIONS, rngs=nnx.Rngs(seed))
+    return UNet(4 + len(SITES), 2, **SIZES, condition=CONDITIONS, rngs=nnx.Rngs(seed))
 
 
 def parts(network: UNet, seen: dict) -> tuple[Float[Array, "n ky kx"], Float[Array, "n ky kx"]]:
     """The elastic and the diffuse pattern."""
     damped, single = seen["damped"], seen["single"]
     begun = single.sum(axis=1) + DIM
-    patterns = [damped, seen["static"], *jnp.moveaxis(single, 1, 0)]
+    few = seen["samples"][:, :FEW].mean(axis=1)
+    patterns = [damped, seen["static"], few, *jnp.moveaxis(single, 1, 0)]
     inputs = [0.3 * jnp.log(p + DIM) for p in patterns]
     out = network(jnp.stack([*inputs, seen["z_map"]], axis=-1), seen["vector"])
     return damped * jnp.exp(out[..., 0]), begun * jnp.exp(out[..., 1])
@@ -160,9 +166,13 @@ def training(learn: dict, stop: dict, examples: int = 16, seed: int = 0) -> Trai
     another crystal of the same law, with its probe elsewhere."""
 
     def draw(key, data):
-        numbers = jax.random.bits(key, (4, examples))
+        numbers = jax.random.bits(key, (5, examples))
         index = numbers[0] % len(data[0]["vector"])
-        return turned({n: a[index] for n, a in data[0].items()}, numbers[1:] % 2 == 0)
+        seen = {n: a[index] for n, a in data[0].items()}
+        pair = jnp.asarray(list(itertools.combinations(range(SAMPLES), FEW)))
+        pair = pair[numbers[1] % len(pair)]
+        seen["samples"] = jnp.take_along_axis(seen["samples"], pair[:, :, None, None], 1)
+        return turned(seen, numbers[2:] % 2 == 0)
 
     def held_out(key, data):
         index = jax.random.bits(key, (4 * examples,)) % len(data[1]["vector"])

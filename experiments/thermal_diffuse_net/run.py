@@ -52,11 +52,14 @@ def scores(elastic, diffuse, seen: dict) -> dict[str, float]:
 
 
 def noise(data: h5py.File, which: np.ndarray, seen: dict) -> dict[str, float]:
-    """Of the labels themselves: half of what the two halves of the configurations differ by."""
-    first = BEAM * baselines.whole(data, "total_first", which)
-    total = seen["elastic"] + seen["diffuse"]
-    half = first - total  # as large as the error of the mean of all
-    return scores(seen["elastic"], seen["diffuse"] + half, seen)
+    """Of the labels themselves: what their second half says otherwise than the whole, which is as
+    large as the error of the whole."""
+    half = json.loads(data.attrs["settings"])["configurations"] // 2
+    total = 2.0 * baselines.whole(data, "total", which) - baselines.whole(
+        data, "total_first", which
+    )
+    diffuse = (total - baselines.whole(data, "elastic_second", which)) * half / (half - 1)
+    return scores(BEAM * (total - diffuse), BEAM * diffuse, seen)
 
 
 def fitted(seen: dict) -> tuple[np.ndarray, np.ndarray]:
