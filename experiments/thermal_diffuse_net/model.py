@@ -108,6 +108,20 @@ def told(data: h5py.File, which: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def sampled(data: h5py.File, which: np.ndarray) -> Float[np.ndarray, "crystal sample *pattern"]:
+    """Patterns of single configurations of each crystal, others than those of the file."""
+    settings = Settings(**json.loads(data.attrs["settings"]))
+    rows = []
+    for i in np.flatnonzero(which):
+        crystal = Crystal(**{n: data[n][i] for n in Crystal._fields})
+        ours, f = jax.tree.map(jnp.asarray, crystal), factors(settings, crystal)
+        key = jax.random.fold_in(jax.random.key(settings.seed + 1), int(i))
+        patterns = [moving(settings, ours, f, key, k, k + 1)[1] for k in range(SAMPLES)]
+        seen = [np.asarray(recorded(settings, ours.edge_A, p)[""]) for p in patterns]
+        rows.append(np.stack(seen).astype(np.float32))
+    return np.stack(rows)
+
+
 def felt_by(
     data: h5py.File, which: np.ndarray
 ) -> Float[np.ndarray, "crystal thickness place site"]:
