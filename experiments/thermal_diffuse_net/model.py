@@ -24,7 +24,7 @@ from channelling import felt
 from crystals import Crystal, Settings
 from flax import nnx
 from jaxtyping import Array, Float
-from patterns import ENERGY_KEV, PIXEL_MRAD, SEMIANGLE_MRAD, SIDE, factors
+from patterns import ENERGY_KEV, PIXEL_MRAD, SEMIANGLE_MRAD, SIDE, factors, moving, recorded
 
 from micjax.nets.train import Training
 from micjax.nets.unet import UNet
