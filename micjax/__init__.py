@@ -18,6 +18,8 @@ from micjax.inference.errors.nuts import Posterior as Posterior
 from micjax.inference.errors.nuts import nuts as nuts
 from micjax.inference.errors.svi import svi as svi
 from micjax.inference.finite import NonFiniteError as NonFiniteError
+from micjax.inference.maps.fit import MapFit as MapFit
+from micjax.inference.maps.fit import fit_map as fit_map
 from micjax.inference.result import load as load
 from micjax.inference.result import save as save
 from micjax.inference.runner import solve as solve

@@ -16,10 +16,23 @@ from micjax.problems.particles.contrast import contrasts
 from micjax.problems.particles.instances.decoder import BEND_PX, instance_loss, instances, targets
 from micjax.problems.particles.instances.table import shapes
 from micjax.problems.particles.network import seen
-from micjax.problems.particles.segmentation import back, resized
+from micjax.problems.particles.segmentation import (
+    Segmentation,
+    agreement,
+    back,
+    brighter,
+    merged,
+    resized,
+)
 from micjax.problems.particles.show import overlaps
-from micjax.problems.particles.simulated.domes import dilated, film
-from micjax.problems.particles.simulated.micrographs import apart, micrograph
+from micjax.problems.particles.simulated.domes import dilated, film, grains
+from micjax.problems.particles.simulated.micrographs import (
+    ASKED_PX,
+    LEAST_SEEN,
+    apart,
+    micrograph,
+)
+from micjax.problems.particles.simulated.recorded import stored
 from micjax.problems.particles.simulated.shapes import CHANCES, outlines, seen_from
 from micjax.problems.particles.tuning import labels_in_boxes
 
@@ -102,19 +115,42 @@ def test_a_micrograph_has_brighter_particles_and_no_two_are_alike():
     draw = jax.jit(jax.vmap(lambda k: micrograph(k, 64)))
     drawn = draw(jax.random.split(jax.random.key(1), 16))
     image, labels = np.asarray(drawn.image), np.asarray(drawn.labels)
-    assert np.isfinite(image).all() and labels.min() == 0
+    assert np.isfinite(image).all() and labels.min() == -1 and (labels == 0).any()
     off = [
         i[la > 0].mean() - i[la == 0].mean()
         for i, la in zip(image, labels, strict=True)
-        if la.any()
+        if (la > 0).any() and (la == 0).any()
     ]
     assert len(off) > 8 and np.mean(np.array(off) > 0) > 0.8
     assert np.abs(image[0] - image[1]).max() > 0.1
 
 
+def test_particles_far_too_large_or_too_small_are_background():
+    draw = jax.jit(jax.vmap(lambda k: micrograph(k, 128)))
+    labels = np.asarray(draw(jax.random.split(jax.random.key(3), 24)).labels)
+    areas = [np.bincount(la[la > 0]) for la in labels]
+    area = np.concatenate([a[a > 0] for a in areas])
+    assert area.max() < 1.1 * np.pi / 4 * ASKED_PX[1] ** 2
+    assert area.min() >= LEAST_SEEN * 0.9 * np.pi / 4 * ASKED_PX[0] ** 2
+    assert sum(not (la > 0).any() for la in labels) >= 1
+
+
+def test_what_is_stored_has_few_grey_levels_and_compression_takes_the_fine_ones():
+    image = np.random.default_rng(8).normal(2.0, 1.0, (64, 64)).astype(np.float32)
+    run = jax.jit(stored)
+    grey = np.asarray(run(image, jnp.float32(15.0), jnp.float32(0.0)))
+    assert len(np.unique(np.round(grey, 4))) <= 16
+    np.testing.assert_allclose(grey, image, atol=0.51 * np.ptp(image) / 15.0)
+    fine, coarse = (np.asarray(run(image, jnp.float32(255.0), jnp.float32(c))) for c in (0.2, 4.0))
+    assert np.std(fine - image) < 0.3 * np.std(coarse - image)
+    whole = image.reshape(8, 8, 8, 8).mean(axis=(1, 3))  # means of squares are kept longest
+    np.testing.assert_allclose(coarse.reshape(8, 8, 8, 8).mean((1, 3)), whole, atol=0.2)
+
+
 def test_a_film_has_no_gaps_and_a_tip_widens_it():
     drawn = jax.jit(film, static_argnums=1)(jax.random.key(2), 64)
     assert np.isfinite(drawn.image).all() and drawn.labels.min() >= 1
+    assert drawn.labels.max() <= grains(64)
     spike = np.zeros((32, 32))
     spike[16, 16] = 1.0
     parabola = 1.0 - 0.05 * ((np.indices((32, 32)) - 16) ** 2).sum(0)
@@ -180,6 +216,71 @@ def test_an_image_at_another_scale():
     np.testing.assert_array_equal(back(np.kron(labels, np.ones((2, 2), int)), (64, 64)), labels)
 
 
+def at_zoom(labels, score, zoom, bright=True):
+    n = len(score)
+    return Segmentation(labels, np.array(score), np.ones(n), np.full(n, zoom), np.full(n, bright))
+
+
+def test_zooms_agree_where_they_see_the_same():
+    large = discs(96, [(48, 48), (20, 20)], [20, 6])
+    moved = discs(96, [(48, 49), (20, 26)], [20, 6])
+    ratio = overlaps(large, moved)
+    told = agreement(at_zoom(large, [0.9, 0.9], 0.5), at_zoom(moved, [0.8, 0.8], 1.0))
+    assert ratio.max() > 0.9 and ratio.min() < 0.5
+    np.testing.assert_allclose(told, [0.8 * ratio.max(), 0.0])
+    none = at_zoom(np.zeros_like(large), [], 1.0)
+    np.testing.assert_array_equal(agreement(at_zoom(large, [0.9, 0.9], 0.5), none), [0.0, 0.0])
+    assert len(agreement(none, none)) == 0
+
+
+def test_of_several_zooms_those_that_agree_are_believed():
+    truth = discs(96, [(48, 48), (20, 20), (70, 20)], [14, 6, 7])
+    pieces = np.where(truth == 1, 1 + (np.indices((96, 96))[1] < 48), 0)  # two halves
+    wrong = discs(96, [(10, 60), (20, 70), (80, 80)], [5, 5, 5])
+    parts = [
+        at_zoom(truth, [0.6, 0.6, 0.6], 0.5),
+        at_zoom(truth, [0.7, 0.7, 0.7], 1.0),
+        at_zoom(pieces, [0.9, 0.9], 2.0),
+        at_zoom(wrong, [0.9, 0.9, 0.9], 0.25),
+    ]
+    split = merged(parts, 0.4)
+    assert split.labels.max() == 3 and overlaps(split.labels, truth).min() == 1.0
+    np.testing.assert_allclose(split.score, 1.0)
+    alone = merged([parts[1], at_zoom(np.zeros_like(truth), [], 2.0)], 0.4)
+    np.testing.assert_allclose(alone.score, 0.7)
+    assert len(merged([parts[1], at_zoom(np.zeros_like(truth), [], 2.0)], 0.8).score) == 0
+
+
+def test_of_instances_that_share_pixels_the_better_one_has_them():
+    first = discs(96, [(48, 48)], [20])
+    beside = discs(96, [(48, 72)], [20])
+    inside = discs(96, [(48, 50)], [9])
+    for other, left in ((beside, 2), (inside, 1)):
+        parts = [at_zoom(first, [0.9], 0.5), at_zoom(other, [0.6], 1.0)]
+        split = merged(parts, 0.0)
+        assert split.labels.max() == len(split.score) == left
+        np.testing.assert_array_equal(split.labels == 1, first == 1)
+
+
+def test_what_most_are_not_is_hardly_believed():
+    labels = discs(96, [(20, 20), (20, 70), (70, 20), (70, 70)], [8, 8, 8, 8])
+    bright = np.array([True, True, True, False])
+    part = at_zoom(labels, [0.9, 0.9, 0.9, 0.9], 1.0)._replace(bright=bright)
+    for polarity, left in (("auto", 3), ("bright", 3), ("dark", 1), ("both", 4)):
+        assert len(merged([part], 0.4, polarity).score) == left
+    np.testing.assert_allclose(merged([part], 0.1, "auto").score, [0.9, 0.9, 0.9, 0.3])
+    film = np.where(np.indices((96, 96))[1] < 48, 1, 2)
+    part = at_zoom(film, [0.9, 0.9], 1.0)._replace(bright=np.array([True, False]))
+    assert len(merged([part], 0.4, "bright").score) == 2  # bright against what
+
+
+def test_bright_or_dark_against_the_rim():
+    labels = discs(64, [(20, 20), (20, 31), (45, 40)], [6, 5, 9])
+    height = np.array([0.0, 1.0, 3.0, -2.0])[labels]
+    np.testing.assert_array_equal(brighter(height, labels), [True, True, False])
+    np.testing.assert_array_equal(brighter(-height, labels), [False, False, True])
+
+
 def test_boxes_become_ellipses_with_small_ones_on_top():
     labels = labels_in_boxes(np.array([[10.0, 10, 50, 40], [20, 20, 28, 28]]), (64, 64))
     assert set(np.unique(labels)) == {-1, 0, 1, 2}
@@ -217,13 +318,13 @@ def test_a_figure_in_colours_is_none(tmp_path):
     assert y.shape == (64, 48) and options["pixel_nm"] == pytest.approx(0.5)
 
 
-TINY = {"channels_in": 2, "channels_out": 4, "width": 8, "depth": 1, "fold": 4}
+TINY = {"channels_in": 3, "channels_out": 4, "width": 8, "depth": 1, "fold": 4}
 
 
 def test_networks_for_something_else(tmp_path, caplog):
     other = {"width": 8, "depth": 1}
     save_network(tmp_path / "other.h5", UNet(**other, rngs=nnx.Rngs(0)), other, {})
-    with pytest.raises(ValueError, match="from 1 to 1 channels; one from 2 to 4 is needed"):
+    with pytest.raises(ValueError, match="from 1 to 1 channels; one from 3 to 4 is needed"):
         particles.problem(net=str(tmp_path / "other.h5"))
     with pytest.raises(FileNotFoundError, match="no such network"):
         particles.problem(net=str(tmp_path / "none.h5"))
@@ -242,7 +343,8 @@ def image_of_discs(scale=1.0):
 
 
 def test_the_shipped_network_finds_discs_of_any_unit_and_polarity():
-    for scale, kind in ((1.0, "bright"), (-1e-9, "dark"), (1e9, "bright")):
+    bright, dark = "4 of them bright, 0 dark", "0 of them bright, 4 dark"
+    for scale, told in ((1.0, bright), (-1e-9, dark), (1e9, bright)):
         image, labels = image_of_discs(scale)
         problem = particles.problem(128, 128, 0.1 * abs(scale))
         solution = micjax.solve(
@@ -251,7 +353,7 @@ def test_the_shipped_network_finds_discs_of_any_unit_and_polarity():
         truth = particles.problem(128, 128).at({"forward.signal": labels.astype(float)})
         row = particles.compare(solution, None, image, truth)[0]
         assert row["matched"] == 4
-        assert f"{kind}, at a zoom" in solution.statements[0]
+        assert f"4 instances, {told}" in solution.statements[0]
         assert solution.table[0]["contrast"] == pytest.approx(scale, rel=0.3)
     for figure in particles.figures(solution, None, image, truth).values():
         figure()

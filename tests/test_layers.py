@@ -37,6 +37,12 @@ APART = {
     "physics.probes": ("physics.tips", "physics.electrons", "physics.patches"),
     "physics.electrons": ("physics.tips", "physics.probes", "physics.patches"),
     "physics.patches": ("physics.tips", "physics.probes", "physics.electrons"),
+    "physics.spectra": (
+        "physics.tips",
+        "physics.probes",
+        "physics.electrons",
+        "physics.patches",
+    ),
     "active.gp": ("active.acquire", "active.design", "active.learner"),
     "active.acquire": ("active.design", "active.learner"),
     "inference.starts": ("inference.solvers", "inference.errors"),

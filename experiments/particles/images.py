@@ -14,7 +14,6 @@ DATA = pathlib.Path("../shared/data/particles")
 NAMES = ("Cu1", "Cu4", "Cu_silica1", "Pd1", "Pd_alumina1", "Pt4", "PtC1", "PtCo", "PtCo3", "PtW1")
 NAMES += ("Ru1", "Ru3")
 LOOKED_AT = ("Cu1", "Pd1", "PtCo3", "PtC1")  # while the simulator was written
-POLARITY = {"overlap": "dark", "domes": "bright"}
 
 
 def material(name: str) -> str:
@@ -22,11 +21,12 @@ def material(name: str) -> str:
 
 
 def made_up(seed: int, size: int = 256):
-    """As those of the training: micrographs, but no negatives of them, and a film."""
+    """As those of the training, but no negatives of them: micrographs and a film."""
     keys = jax.random.split(jax.random.key(seed), 4)
     drawn = [_micrograph(k, size) for k in keys[:3]] + [_film(keys[3], size)]
     for image, labels in drawn:
-        labels = np.unique(np.append(np.asarray(labels).ravel(), 0), return_inverse=True)[1][:-1]
+        asked = np.maximum(np.asarray(labels).ravel(), 0)
+        labels = np.unique(np.append(asked, 0), return_inverse=True)[1][:-1]
         yield np.asarray(image), labels.reshape(size, size)
 
 

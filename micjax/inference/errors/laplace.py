@@ -103,7 +103,7 @@ def laplace(
         # NaN among the data may leave no trace in it
         if not np.isfinite(_loss(theta, problem, x, y)):
             raise NonFiniteError(f"the loss is not finite: {non_finite(theta, problem, x, y)}")
-        prior_sd = np.concatenate([_prior_sd(unknowns[n], theta[n]) for n in names])
+        prior_sd = np.concatenate([prior_sd_of(unknowns[n], theta[n]) for n in names])
         owner = coordinates.owner
     covariance, flat, unbounded = _invert(hessian, prior_sd)
     wide = np.sqrt(np.diag(covariance)) > PRIOR_RULES * prior_sd
@@ -136,7 +136,7 @@ def _invert(hessian: np.ndarray, prior_sd: np.ndarray):
     return root @ root.T, directions / np.linalg.norm(directions, axis=0), unbounded
 
 
-def _prior_sd(prior: dist.Distribution, theta: Array) -> np.ndarray:
+def prior_sd_of(prior: dist.Distribution, theta: Array) -> np.ndarray:
     """Standard deviation of the prior in unconstrained coordinates, from draws; inf if improper."""
     draws = prior_draws(prior, jax.random.key(0), (1000,))
     if draws is None:

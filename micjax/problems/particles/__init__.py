@@ -30,9 +30,11 @@ from micjax.problems.particles.show import figures as figures
 from micjax.problems.particles.show import training_figures as training_figures
 from micjax.problems.particles.simulated.domes import film
 from micjax.problems.particles.simulated.micrographs import micrograph
+from micjax.problems.particles.simulated.recorded import BLOCK_PX
 from micjax.problems.particles.stages import stages as stages
 
 SAMPLES = ("particles", "grains")
+DRAWN = 4  # examples, of which that with most instances is shown
 
 
 def problem(
@@ -52,7 +54,8 @@ def problem(
     - `ny`, `nx`: pixels.
     - `sigma`: standard deviation of the noise.
     - `mean`: about that of a pixel.
-    - `polarity`: whether the instances are `bright` or `dark`; `auto`: as the network finds more.
+    - `polarity`: `bright` or `dark`: only instances that are so against their rim; `both`; `auto`:
+        what most are not is hardly believed.
     - `pixel_nm`: edge of a pixel, if it is known.
     - `net`: a file of weights, of `micjax train particles`; those of micjax if none is given.
     - `labels`: `package.module:function` below the current folder, image -> labels, in place of a
@@ -83,14 +86,18 @@ def example(
     """
     if sample not in SAMPLES:
         raise ValueError(f"sample = {sample!r}: one of {', '.join(SAMPLES)} is needed")
-    drawn = jax.jit(micrograph if sample == "particles" else film, static_argnums=1)(
-        key, max(ny, nx)
+    draw, size = (micrograph if sample == "particles" else film), max(ny, nx)
+    size = -(-size // BLOCK_PX) * BLOCK_PX
+    drawn = jax.jit(lambda keys: jax.lax.map(lambda k: draw(k, size), keys))(
+        jax.random.split(key, DRAWN)
     )
-    image = np.asarray(drawn.image)[:ny, :nx]
-    labels = np.unique(np.asarray(drawn.labels)[:ny, :nx], return_inverse=True)[1]
-    labels = labels.reshape(ny, nx) + int(sample == "grains")
+    cut = np.maximum(np.asarray(drawn.labels)[:, :ny, :nx], 0)
+    many = int(np.argmax([len(np.unique(labels)) for labels in cut]))
+    image = np.asarray(drawn.image)[many, :ny, :nx]
+    numbered = np.unique(np.append(cut[many], 0), return_inverse=True)[1][:-1]
+    labels = numbered.reshape(image.shape)
     contrast = contrasts(image, labels)
-    truth = problem(ny, nx, contrast.sigma, float(image.mean()), "bright")
+    truth = problem(ny, nx, contrast.sigma, float(image.mean()))
     truth = truth.at(
         {"forward.signal": contrast.signal(labels), "forward.background": contrast.background}
     )

@@ -113,19 +113,19 @@ def _statements(solution: Solution, of: Shapes, arrays: Arrays, pixel, unit):
         yield "There is nothing here that the network takes for an instance."
         return
     given = solution.problem.forward.labels
-    kind = "bright" if arrays["bright"] else "dark"
-    whose = f"as {given} has it" if given else f"{kind}, at a zoom of {float(arrays['zoom']):g}"
+    bright = int((arrays["contrast"] > 0).sum())
+    whose = f"as {given} has it" if given else f"{bright} of them bright, {count - bright} dark"
     yield f"{count} instances, {whose}; {int(of.cut.sum())} are cut by the edge of the image."
+    if given is None:
+        zooms, number = np.unique(arrays["zoom"], return_counts=True)
+        seen = ", ".join(f"{n} at {z:g}" for z, n in zip(zooms, number, strict=True))
+        yield f"Seen at zooms (pixels of the network for one of the image): {seen}."
     whole = of.diameter_px[~of.cut]
     if len(whole) > 1:
         mean, spread = pixel * whole.mean(), pixel * whole.std(ddof=1)
         yield (
             f"Diameters of those that are not: {mean:.3g} +- {spread / np.sqrt(len(whole)):.2g} "
             f"{unit} on average, a standard deviation of {spread:.3g} {unit}."
-        )
-    if given is None and solution.problem.forward.polarity == "auto":
-        yield (
-            f"That they are {kind} is what the network finds more of; set polarity if it is not so."
         )
     sure = np.abs(arrays["contrast"]) > SURE * arrays["contrast_sd"]
     if (np.asarray(arrays["labels"]) > 0).mean() < FILM and not sure.all():

@@ -76,7 +76,7 @@ def _stretched(grid, shape):
 
 def _of_areas(off, free):
     """Standard deviation of means of the background over squares of some widths."""
-    widths, spread = [1], [np.std(off[free])]
+    widths, spread = [1], [_spread(off[free])]
     weight, value = free.astype(float), np.where(free, off, 0.0)
     for width in WIDTHS_PX:
         if 4 * width > min(off.shape):
@@ -87,5 +87,11 @@ def _of_areas(off, free):
         if whole.sum() < 50:
             break
         widths.append(width)
-        spread.append(np.std(mean[whole] / share[whole]))
-    return np.array(widths), np.maximum(spread, 1e-30)
+        spread.append(_spread(mean[whole] / share[whole]))
+    return np.array(widths), np.maximum(spread, 1e-30 + 1e-6 * np.std(off[free]))
+
+
+def _spread(values) -> float:
+    """Standard deviation of most of them: instances that nobody marked are not background."""
+    low, high = np.quantile(values, (0.159, 0.841))
+    return 0.5 * (high - low)

@@ -22,7 +22,7 @@ def load(
     file,
     channel: str | None = None,
     pixel_nm: float | None = None,
-    polarity: Literal["auto", "bright", "dark"] = "auto",
+    polarity: Literal["auto", "bright", "dark", "both"] = "auto",
     net: str | None = None,
     labels: str | None = None,
 ) -> tuple[dict[str, Any], Int[Array, "1"], Float[Array, "y x"]]:
@@ -34,7 +34,7 @@ def load(
     - `pixel_nm`: edge of a pixel, where the file does not say it, or says it wrongly.
     - `polarity`, `net`, `labels`: see `micjax.problems.particles.problem`.
 
-    **Raises:** `ValueError` for other shapes, images smaller than 32 pixels, values that are not
+    **Raises:** `ValueError` for other shapes, images smaller than 33 pixels, values that are not
     finite, a constant image.
     """
     field = read(file, channel, pixel_nm)
@@ -45,7 +45,7 @@ def load(
             f"{field.name}: {values.dtype} of {named}: an image with one real value a pixel is "
             "needed"
         )
-    least = max(WINDOWS_PX)
+    least = max(WINDOWS_PX) // 2 + 1  # what is missing of a tile is a mirror of it
     if min(values.shape) < least:
         raise ValueError(
             f"{field.name}: {values.shape[0]} x {values.shape[1]} pixels; the network needs at "

@@ -15,16 +15,16 @@ from micjax.problems.particles.simulated import domes, micrographs
 
 log = logging.getLogger("micjax")
 
-WINDOWS_PX = (8, 32)  # over which brightness is compared
+WINDOWS_PX = (8, 32, 64)  # over which brightness is compared
 
 
-def seen(image: Float[Array, "y x"]) -> Float[Array, "y x 2"]:
+def seen(image: Float[Array, "y x"]) -> Float[Array, "y x 3"]:
     """Brightness against the mean of the surroundings over their standard deviation, over squares
-    of two sizes: what unit the values have does not matter.
+    of three sizes: what unit the values have does not matter.
 
     **Arguments:**
 
-    - `image`: with edges that are multiples of 32.
+    - `image`: with edges that are multiples of 64.
     """
     return jnp.stack([_local(image, window) for window in WINDOWS_PX], axis=-1)
 
@@ -76,9 +76,9 @@ def training(
     examples: int = 8,
     films: int = 3,
     edge_px: int = 128,
-    width: int = 32,
-    depth: int = 2,
-    fold: int = 4,
+    width: int = 16,
+    depth: int = 3,
+    fold: int = 2,
     net: str | None = None,
 ) -> Training:
     """Made-up micrographs and topographies, with their labels.
@@ -107,17 +107,20 @@ def training(
     multiple = max(network.multiple, *WINDOWS_PX)
     if edge_px % multiple:
         raise ValueError(f"edge_px = {edge_px}: a multiple of {multiple} is needed")
-    most = max(micrographs.PARTICLES, domes.GRAINS)
+    most = max(micrographs.PARTICLES, domes.grains(edge_px))
 
     def draw(key, data):
-        keys = jax.random.split(key, examples)
+        of_image, of_sign = jax.random.split(key)
+        keys = jax.random.split(of_image, examples)
         projected = jax.vmap(lambda k: micrographs.micrograph(k, edge_px))(keys[films:])
         grains = jax.vmap(lambda k: domes.film(k, edge_px))(keys[:films])
         image, labels = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), projected, grains)
+        # bright or dark: the network has to see itself what lies on what
+        image = image * jnp.where(jax.random.bernoulli(of_sign, 0.5, (examples, 1, 1)), 1.0, -1.0)
         return jax.vmap(seen)(image), jax.vmap(lambda a: targets(a, most))(labels)
 
     facts = {
-        "diameter_px": list(micrographs.DIAMETER_PX),
+        "diameter_px": list(micrographs.ASKED_PX),
         "of": "simulated micrographs and topographies",
     }
     return Training(network, draw, loss, options=options, facts=facts)

@@ -1,5 +1,4 @@
-"""From an image to labels: by the network, at a scale and a polarity that it is at home in, or by a
-function of the user's own."""
+"""From an image to labels: by the network at several zooms, or by a function of the user's own."""
 
 import importlib
 import logging
@@ -12,34 +11,42 @@ import jax
 import numpy as np
 import scipy.ndimage
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from micjax.core.foreign.modules import trusted_function
 from micjax.core.tree import replace
 from micjax.nets.tiles import tiled
 from micjax.nets.train import weights_of
 from micjax.problems.particles.instances.decoder import instances
+from micjax.problems.particles.instances.table import neighbours
 from micjax.problems.particles.network import WINDOWS_PX, checked_network, seen
 
 log = logging.getLogger("micjax")
 
 SHIPPED = pathlib.Path(__file__).with_name("network.h5")  # of micjax train particles
-POLARITIES = ("auto", "bright", "dark")
+POLARITIES = ("auto", "bright", "dark", "both")
 TILE_PX, OVERLAP_PX = 512, 64
 LEAST_PX, MOST_PX = 64, 2100  # of an edge, for another scale than one
-NEARLY = 0.55  # as good as the best
 SCALES = (0.25, 0.5, 1.0, 2.0)
-SURE = 0.4  # the least score of an instance
+TRUSTED_PX = (8.0, 60.0)  # diameters at which the network is at home, where another zoom has others
+RIM_PX = 3  # around an instance, which it is brighter or darker than
+SURE = 0.5  # the least score of an instance
 LIKELY = 0.3  # the least probability of a pixel: the network is careful with what it hardly sees
+HARDLY = 0.3  # the least score at a zoom, where others may agree
+ALIKE = 0.5  # intersection over union
+FILM = 0.8  # of the pixels belong to instances: there is no background
+TINY = 1e-9
+FREE = 0.5  # of the area of an instance that nothing of a better score has
 
 
 class Segmentation(NamedTuple):
-    labels: Int[np.ndarray, "y x"]  # 0: none
+    """`n` instances; 0 in `labels`: none."""
+
+    labels: Int[np.ndarray, "y x"]
     score: Float[np.ndarray, "n"]
     doubt: Float[np.ndarray, "n"]  # sum of p (1 - p) over its pixels
-    polarity: str
-    scale: float
-    certainty: float  # mean score of all that might be instances
+    zoom: Float[np.ndarray, "n"]  # at which it was seen
+    bright: Bool[np.ndarray, "n"]  # against its rim
 
 
 @lru_cache(maxsize=4)
@@ -70,7 +77,7 @@ def by_function(function: Callable, image: Float[np.ndarray, "y x"]) -> Segmenta
     numbered = np.unique(np.append(labels.ravel(), 0), return_inverse=True)[1][:-1]
     numbered = numbered.reshape(labels.shape)
     n = int(numbered.max())
-    return Segmentation(numbered, np.ones(n), np.zeros(n), "as given", 1.0, 1.0)
+    return Segmentation(numbered, np.ones(n), np.zeros(n), np.ones(n), brighter(image, numbered))
 
 
 def segmented(
@@ -82,61 +89,150 @@ def segmented(
 ) -> Segmentation:
     """The instances of an image.
 
-    What is an instance in the negative of an image is false, and about as many are in the image
-    itself. Scale and polarity are those of which most instances are left when so many are taken
-    off (target and decoy, Elias and Gygi 2007), times the square of the mean score of all that
-    might be one; of scales that are nearly as good the finest, where outlines are best.
+    It is looked at through several zooms, and at each of them only what is neither too small nor
+    too large for the network is believed (scale normalisation for image pyramids, Singh and Davis
+    2018). What is there is seen alike at neighbouring zooms, and what a zoom makes up is not: see
+    `merged`.
 
     **Arguments:**
 
-    - `polarity`: `bright`, `dark`, or `auto`.
-    - `scale`: pixels of the network for one of the image; None: one of `SCALES`.
+    - `polarity`: `bright` or `dark`: only what is so against its rim; `both`; `auto`: both, but
+        what most are not counts as much less as there is less of it.
+    - `scale`: pixels of the network for one of the image; None: each of `SCALES`.
     - `least_score`: of instances.
 
     **Raises:** `ValueError` for an image that is too small at this scale.
     """
-    scales = [scale] if scale is not None else _scales_for(image.shape)
-    if len(scales) == 1 and polarity != "auto":
-        return _at_scale(image, network, polarity, scales[0], least_score)
-    worth = []
-    for scale in scales:
-        both = [_at_scale(image, network, p, scale, least_score) for p in ("bright", "dark")]
-        for split, decoy in (both, both[::-1]):
-            if polarity in ("auto", split.polarity):
-                left = float(split.score.sum() - decoy.score.sum())
-                worth.append((left * split.certainty**2, split))
-    most = max(value for value, _ in worth)
-    of_it = next(s.polarity for value, s in worth if value == most)
-    fit = [s for value, s in worth if s.polarity == of_it and value >= NEARLY * most]
-    return max(fit, key=lambda s: s.scale, default=worth[-1][1])
+    scales = [scale] if scale is not None else scales_for(image.shape)
+    least = least_score if len(scales) == 1 else min(HARDLY, least_score)
+    parts = [_at_scale(image, network, s, least, _trusted(s, scales)) for s in scales]
+    return merged(parts, least_score, polarity)
 
 
-def _scales_for(shape: tuple[int, int]) -> list[float]:
+def scales_for(shape: tuple[int, int]) -> list[float]:
     """At which the image is neither too small nor too large."""
     return [
         s for s in SCALES if s == 1.0 or (s * min(shape) >= LEAST_PX and s * max(shape) <= MOST_PX)
     ]
 
 
-def _at_scale(image, network, polarity, scale, least_score) -> Segmentation:
-    seen_as = image if polarity == "bright" else -image
-    heads = heads_of(network, resized(seen_as, scale))
+def _trusted(scale: float, scales: list[float]) -> tuple[float, float]:
+    """Diameters that are believed: others are seen better at another zoom, if there is one."""
+    low, high = TRUSTED_PX
+    return low if scale < max(scales) else 0.0, high if scale > min(scales) else np.inf
+
+
+def _at_scale(image, network, scale, least_score, trusted) -> Segmentation:
+    small = resized(image, scale)
+    heads = heads_of(network, small)
     split = instances(heads, least_probability=LIKELY)
     chance = 1.0 / (1.0 + np.exp(-heads[..., 0]))
+    area = np.bincount(split.labels.ravel(), minlength=len(split.score) + 1)[1:]
     doubt = np.bincount(
         split.labels.ravel(), (chance * (1 - chance)).ravel(), minlength=len(split.score) + 1
     )[1:]
-    certainty = float(split.score.mean()) if len(split.score) else 0.0
-    kept = split.score >= least_score
+    diameter = np.sqrt(4.0 * area / np.pi)
+    kept = (split.score >= least_score) & (diameter >= trusted[0]) & (diameter <= trusted[1])
     labels = np.append(0, np.where(kept, np.cumsum(kept), 0))[split.labels]
-    if scale != 1.0:
-        labels = back(labels, image.shape)
-    area = np.bincount(labels.ravel(), minlength=int(kept.sum()) + 1)[1:]
-    there = area > 0  # too small to have a pixel
-    labels = np.append(0, np.where(there, np.cumsum(there), 0))[labels]
-    return Segmentation(
-        labels, split.score[kept][there], doubt[kept][there] / scale**2, polarity, scale, certainty
+    whole = Segmentation(
+        back(labels, image.shape) if scale != 1.0 else labels,
+        split.score[kept],
+        doubt[kept] / scale**2,
+        np.full(int(kept.sum()), scale),
+        brighter(small, labels),
     )
+    return _numbered(whole)
+
+
+def _numbered(split: Segmentation) -> Segmentation:
+    """Without those that have no pixel."""
+    there = np.bincount(split.labels.ravel(), minlength=len(split.score) + 1)[1:] > 0
+    labels = np.append(0, np.where(there, np.cumsum(there), 0))[split.labels]
+    return Segmentation(labels, *(field[there] for field in split[1:]))
+
+
+def brighter(image: Float[np.ndarray, "y x"], labels: Int[np.ndarray, "y x"]) -> np.ndarray:
+    """Whether instances are brighter than their rim; where there is hardly any, because others lie
+    all around, than the outermost of their own pixels."""
+    n = int(labels.max())
+    beside = scipy.ndimage.maximum_filter(labels, 2 * RIM_PX + 1)  # of several the last one
+    rim = (labels == 0) & (beside > 0)
+    border = (neighbours(labels) != labels[..., None]).any(-1) & (labels > 0)
+
+    def mean(owner, where):
+        count = np.bincount(owner[where], minlength=n + 1)[1:]
+        total = np.bincount(owner[where], image[where], minlength=n + 1)[1:]
+        return total / np.maximum(count, 1), count
+
+    own, _ = mean(labels, labels > 0)
+    outside, many = mean(beside, rim)
+    edge, all_around = mean(labels, border)
+    return own > np.where(4 * many > all_around, outside, edge)
+
+
+def merged(parts: list[Segmentation], least_score: float, polarity: str = "both") -> Segmentation:
+    """Of several zooms, by how far they agree.
+
+        score = (s + a) w c,    a = sum over other zooms of (intersection over union) s'
+
+    where s is the score at a zoom and s' that of the instance of another one that shares more than
+    half of the union with it. The evidence for a zoom is the sum of s a there; w is that of its
+    zoom over the largest, and c the same of the bright ones and the dark ones, unless there is no
+    background that they could be bright against. Of instances that share pixels that of the best
+    score has them; what is left of another remains if it is more than half of it (non-maximum
+    suppression).
+    """
+    owner = np.repeat(np.arange(len(parts)), [len(part.score) for part in parts])
+    number = np.concatenate([np.arange(len(part.score)) for part in parts])
+    score, doubt, zoom, bright = (
+        np.concatenate(fields) for fields in zip(*(p[1:] for p in parts), strict=True)
+    )
+    support = np.concatenate(
+        [sum((agreement(p, q) for q in parts if q is not p), np.zeros(len(p.score))) for p in parts]
+    )
+    evidence = score * (support if support.any() else 1.0)
+    at_zoom = np.bincount(owner, evidence, minlength=len(parts))
+    score = (score + support) * (_share(at_zoom)[owner] if support.any() else 1.0)
+    best = parts[int(at_zoom.argmax())]
+    if polarity != "both" and (best.labels > 0).mean() < FILM:
+        of_kind = np.bincount(bright.astype(int), evidence, minlength=2)
+        given = {"bright": np.array([0.0, 1.0]), "dark": np.array([1.0, 0.0])}
+        score = score * given.get(polarity, _share(of_kind))[bright.astype(int)]
+    windows = [scipy.ndimage.find_objects(part.labels) for part in parts]
+    labels = np.zeros(parts[0].labels.shape, int)
+    kept = []
+    for i in np.argsort(-score, kind="stable"):
+        if not score[i] >= max(least_score, TINY):
+            break
+        window = windows[owner[i]][number[i]]
+        own = parts[owner[i]].labels[window] == number[i] + 1
+        free = own & (labels[window] == 0)
+        if free.sum() > FREE * own.sum():
+            kept.append(i)
+            labels[window][free] = len(kept)
+    return Segmentation(labels, np.minimum(score[kept], 1.0), doubt[kept], zoom[kept], bright[kept])
+
+
+def _share(of: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+    return of / max(of.max(), TINY)
+
+
+def agreement(part: Segmentation, other: Segmentation) -> Float[np.ndarray, "n"]:
+    """Of each instance with the one of another segmentation that shares most with it: intersection
+    over union, if that is more than a half, times the score of the other."""
+    n, m = len(part.score), len(other.score)
+    both = (part.labels > 0) & (other.labels > 0)
+    code, shared = np.unique(
+        (part.labels[both] - 1) * m + other.labels[both] - 1, return_counts=True
+    )
+    i, j = np.divmod(code, max(m, 1))
+    area, area_of_other = (
+        np.bincount(p.labels.ravel(), minlength=k + 1)[1:] for p, k in ((part, n), (other, m))
+    )
+    ratio = shared / (area[i] + area_of_other[j] - shared)
+    told = np.zeros(n)
+    np.maximum.at(told, i, np.where(ratio > ALIKE, ratio * other.score[j], 0.0))
+    return told
 
 
 def resized(image: Float[np.ndarray, "y x"], scale: float) -> Float[np.ndarray, "v u"]:

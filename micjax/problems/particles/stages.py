@@ -32,8 +32,8 @@ def stages(
 
     **Arguments:**
 
-    - `zoom`: 0.25, 0.5, 1 or 2: pixels of the network for one of the image; the network says
-        itself which it would rather have if it is not given.
+    - `zoom`: 0.25, 0.5, 1 or 2: pixels of the network for one of the image; all of them, each for
+        what is of a fitting size, if it is not given.
     - `least_score`: of instances, 0 to 1.
     """
     work = partial(_proposed, zoom=zoom, least_score=least_score)
@@ -43,14 +43,13 @@ def stages(
 def _proposed(problem, x, y, key, report, *, zoom, least_score) -> Arrays:
     image, forward = np.asarray(y, float), problem.forward
     split = _split(forward, image, zoom, least_score)
-    report(0.8, f"{len(split.score)} instances, {split.polarity}, zoom {split.scale:g}")
+    report(0.8, f"{len(split.score)} instances")
     contrast = contrasts(image, split.labels)
     return {
         "labels": split.labels,
         "score": split.score,
         "doubt": split.doubt,
-        "zoom": np.array(split.scale),
-        "bright": np.array(split.polarity != "dark"),
+        "zoom": split.zoom,
         "contrast": contrast.value,
         "contrast_sd": contrast.error,
         "signal": contrast.signal(split.labels),

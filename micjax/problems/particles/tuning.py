@@ -11,13 +11,12 @@ from jaxtyping import Float, Int
 from micjax.nets.train import Training
 from micjax.problems.particles.instances.decoder import targets
 from micjax.problems.particles.network import loss, seen
-from micjax.problems.particles.segmentation import SCALES, back, resized
+from micjax.problems.particles.segmentation import back, resized, scales_for
 from micjax.problems.particles.simulated import micrographs
 
-WINDOW_PX, CROP_PX, MOST_WINDOWS = 192, 128, 24  # of the last: of an image at a scale
-DIAMETER_PX = (9.0, 40.0)  # the middle one, at the scales that are learned from
+WINDOW_PX, CROP_PX, MOST_WINDOWS = 192, 128, 12  # of the last: of an image at a scale
 UNSURE = (0.9, 1.1)  # of the ellipse in a box: what lies between is not learned from
-WINDOWS = 300  # that are drawn from in the end
+WINDOWS = 600  # that are drawn from in the end
 MOST = 400  # instances of a window
 
 
@@ -48,20 +47,19 @@ def from_labels(
     examples: int = 6,
     simulated: int = 2,
 ) -> Training:
-    """Crops of bright instances, turned and mirrored, beside simulated micrographs, so that what
-    the network knows is not forgotten.
+    """Crops and their negatives at all zooms, turned and mirrored, beside simulated micrographs, so
+    that what the network knows is not forgotten.
 
     **Arguments:**
 
-    - `images`: of bright instances; negatives of those of dark ones.
     - `labels`: from 1 on; -1: not to be learned from.
     """
     shown, wanted, owner = [], [], []
     rng = np.random.default_rng(0)
     for number, (image, of) in enumerate(zip(images, labels, strict=True)):
-        for scale in _scales(of):
+        for scale in scales_for(image.shape):
             small = resized(np.asarray(image, float), scale)
-            parts = _windows(rng, small, back(of, small.shape))
+            parts = _windows(rng, small, _asked(back(of, small.shape)))
             shown += [p for p, _ in parts]
             wanted += [q for _, q in parts]
             owner += len(parts) * [number]
@@ -77,7 +75,7 @@ def from_labels(
 
     def draw(key, data):
         shown, wanted = data
-        of_place, of_scene = jax.random.split(key)
+        of_place, of_scene, of_sign = jax.random.split(key, 3)
         u = jax.random.uniform(of_place, (examples, 8))
         which = (WINDOWS * u[:, 0]).astype(int)
         corner = (room * u[:, 1:3]).astype(int)
@@ -96,21 +94,23 @@ def from_labels(
             jax.random.split(of_scene, simulated)
         )
         image = jnp.concatenate([image, made.image.astype(image.dtype)])
+        sign = jnp.where(jax.random.bernoulli(of_sign, 0.5, (len(image), 1, 1)), 1.0, -1.0)
         label = jnp.concatenate([label, made.labels.astype(label.dtype)])
-        return jax.vmap(seen)(image), jax.vmap(lambda a: targets(a, MOST))(label)
+        return jax.vmap(seen)(sign * image), jax.vmap(lambda a: targets(a, MOST))(label)
 
     return Training(network, draw, loss, data)
 
 
-def _scales(labels) -> list[float]:
-    """At which the middle one is as large as the network has them."""
-    area = np.bincount(labels[labels > 0])
-    area = area[area > 0]
-    if not len(area):
-        return [1.0]
-    diameter = 2.0 * np.sqrt(np.median(area) / np.pi)
-    fit = [s for s in SCALES if DIAMETER_PX[0] <= s * diameter <= DIAMETER_PX[1]]
-    return fit or [min(SCALES, key=lambda s: abs(np.log(s * diameter / 20.0)))]
+def _asked(labels):
+    """At this zoom: what is far too small or too large is background, as it is in simulations."""
+    area = np.bincount(np.maximum(labels, 0).ravel(), minlength=1)
+    diameter = np.sqrt(4.0 * area / np.pi)
+    (low, high), (least, most) = micrographs.ASKED_PX, micrographs.SURELY_NOT_PX
+    number = np.arange(len(area))
+    number = np.where((diameter < low) | (diameter > high), -1, number)
+    number = np.where((diameter < least) | (diameter > most), 0, number)
+    number[0] = 0
+    return np.where(labels < 0, -1, number[np.maximum(labels, 0)])
 
 
 def _windows(rng, image, labels) -> list:

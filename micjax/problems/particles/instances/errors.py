@@ -14,12 +14,12 @@ from jaxtyping import Float
 
 from micjax.problems.particles.instances.table import Shapes
 
-OF_DOUBT, OF_CONTACT = 125.0, 28.9
+OF_DOUBT, OF_CONTACT = 173.0, 68.8
 OF_LONGEST, OF_SHORTEST, OF_ASPECT, OF_SOLIDITY = (
-    2.46,
-    1.30,
-    1.74,
-    1.37,
+    1.59,
+    1.11,
+    1.52,
+    0.48,
 )  # over the relative error of the diameter
 
 

@@ -5,20 +5,21 @@ its own height; what a parabolic tip makes of them (dilation), a slope, noise, a
 that jump. All lengths are in pixels.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from micjax.problems.particles.simulated.micrographs import (
     Micrograph,
-    apart,
     between,
     granular,
     log_between,
 )
 
-GRAINS = 64  # of an image, at most
-DIAMETER_PX = (9.0, 50.0)  # the middle one of an image
+DIAMETER_PX = (8.0, 60.0)  # the middle one of an image
+NEIGHBOURS = 2  # cells of a lattice on each side, in which the nearest seeds may lie
 REACH_PX = 5  # of the tip
 
 
@@ -36,52 +37,28 @@ def dilated(height: Float[Array, "y x"], curvature_perpx: Float[Array, ""]) -> F
     return height
 
 
+def grains(size: int) -> int:
+    """How many an image may have: one in each cell of a lattice."""
+    return (size // int(DIAMETER_PX[0]) + 2 * NEIGHBOURS + 2) ** 2
+
+
 def film(key: Array, size: int) -> Micrograph:
     """Grains whose heights are about one."""
     of_chance, of_normal = jax.random.split(key)
-    uniform = jax.random.uniform(of_chance, (20 + GRAINS * 8,))
-    u, own = uniform[:20], uniform[20:].reshape(GRAINS, 8)
+    uniform = jax.random.uniform(of_chance, (20 + grains(size) * 8,))
+    u, own = uniform[:20], uniform[20:].reshape(-1, 8)
     fields = jax.random.normal(of_normal, (3, size, size))
     middle = log_between(u[0], *DIAMETER_PX)
-    count = jnp.clip((1.4 * size) ** 2 / (0.8 * middle**2), 4.0, GRAINS)
-    # the largest frame that so many grains fill
-    frame = jnp.minimum(1.4 * size, jnp.sqrt(count * 0.8) * middle)
-    middle = middle * 1.4 * size / frame
-    number = jnp.arange(GRAINS)
-    there = number < count
-    place = 1.4 * size * own[:, :2] - 0.2 * size
-    both = there[:, None] & there[None]
-    place = apart(place, jnp.where(both, middle * between(u[1], 0.0, 0.9), 0.0))
-    weight = jnp.exp(between(u[2], 0.0, 0.35) * (own[:, 2] - 0.5))
-    turn, flat = jnp.pi * own[:, 3], jnp.exp(between(u[3], 0.0, 0.6) * (own[:, 4] - 0.5))
     y, x = jnp.meshgrid(*2 * [jnp.arange(float(size))], indexing="ij")
-
-    def add(carry, one_grain):
-        first, second, labels = carry
-        (gy, gx), weight, turn, flat, number, there = one_grain
-        along = jnp.cos(turn) * (y - gy) + jnp.sin(turn) * (x - gx)
-        across = jnp.cos(turn) * (x - gx) - jnp.sin(turn) * (y - gy)
-        distance = weight * jnp.sqrt((along * flat) ** 2 + (across / flat) ** 2)
-        distance = jnp.where(there, distance, jnp.inf)
-        nearer = distance < first
-        second = jnp.where(nearer, first, jnp.minimum(second, distance))
-        return (
-            jnp.where(nearer, distance, first),
-            second,
-            jnp.where(nearer, number + 1, labels),
-        ), None
-
-    far = jnp.full((size, size), 1e6)
-    carry = (far, far, jnp.zeros((size, size), int))
-    grains = (place, weight, turn, flat, number, there)
-    (first, second, labels), _ = jax.lax.scan(add, carry, grains)
+    first, second, labels = _nearest(u, own, middle, y, x)
+    here = labels - 1
     beside = second - first
     wall = jnp.tanh(beside / jnp.maximum(between(u[4], 0.1, 0.5) * middle, 2.0))
     dome = jnp.sqrt(jnp.maximum(1.0 - (first / (0.8 * middle)) ** 2, 0.0))
     height = jnp.exp(between(u[5], 0.0, 0.8) * (own[:, 5] - 0.5))
     top = between(u[6], 0.0, 0.6) * (own[:, 6:8] - 0.5) / middle
-    here = labels - 1
-    slanted = (y - place[here, 0]) * top[here, 0] + (x - place[here, 1]) * top[here, 1]
+    place = _seeds(u, own, middle)[here]
+    slanted = (y - place[..., 0]) * top[here, 0] + (x - place[..., 1]) * top[here, 1]
     share = jnp.where(u[7] < 0.5, 0.0, u[8])
     surface = height[here] * ((1.0 - share) * wall + share * dome) + wall * slanted
     surface = dilated(surface, log_between(u[9], 0.001, 0.05))
@@ -91,3 +68,39 @@ def film(key: Array, size: int) -> Micrograph:
     noise = log_between(u[15], 0.005, 0.15) * fields[1]
     lines = log_between(u[16], 0.003, 0.15) * fields[2, :, :1]
     return Micrograph(surface + noise + lines, labels)
+
+
+def _seeds(u, own, middle) -> Float[Array, "n 2"]:
+    """From nearly a lattice to nearly by chance."""
+    cells = math.isqrt(len(own))
+    cell = jnp.stack(jnp.divmod(jnp.arange(len(own)), cells), axis=-1)
+    wander = between(u[1], 0.8, 2.0) * (own[:, :2] - 0.5)
+    return middle * (cell + 0.5 + wander - NEIGHBOURS - u[17:19])
+
+
+def _nearest(u, own, middle, y, x):
+    """Distances to the nearest grain and to the next one, and the number of the nearest."""
+    place, cells = _seeds(u, own, middle), math.isqrt(len(own))
+    weight = jnp.exp(between(u[2], 0.0, 0.35) * (own[:, 2] - 0.5))
+    turn, flat = jnp.pi * own[:, 3], jnp.exp(between(u[3], 0.0, 0.6) * (own[:, 4] - 0.5))
+    each = jnp.stack([place[:, 0], place[:, 1], weight, jnp.cos(turn), jnp.sin(turn), flat], -1)
+    row, column = ((a / middle + NEIGHBOURS + s).astype(int) for a, s in ((y, u[17]), (x, u[18])))
+
+    def look(carry, step):
+        first, second, labels = carry
+        index = (row + step[0]) * cells + column + step[1]
+        gy, gx, weight, cos, sin, flat = jnp.moveaxis(each[index], -1, 0)
+        along, across = cos * (y - gy) + sin * (x - gx), cos * (x - gx) - sin * (y - gy)
+        distance = weight * jnp.sqrt((along * flat) ** 2 + (across / flat) ** 2)
+        nearer = distance < first
+        return (
+            jnp.where(nearer, distance, first),
+            jnp.where(nearer, first, jnp.minimum(second, distance)),
+            jnp.where(nearer, index + 1, labels),
+        ), None
+
+    far = jnp.full(y.shape, 1e6)
+    carry = (far, far, jnp.zeros(y.shape, int))
+    steps = jnp.arange(-NEIGHBOURS, NEIGHBOURS + 1)
+    pairs = jnp.stack(jnp.meshgrid(steps, steps, indexing="ij"), -1).reshape(-1, 2)
+    return jax.lax.scan(look, carry, pairs)[0]

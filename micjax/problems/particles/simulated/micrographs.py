@@ -2,8 +2,12 @@
 
 Bright particles (dark ones are seen as their negative) that overlap as projections do, on supports
 of larger and softer shapes, with the granular contrast of amorphous carbon, lattice fringes, the
-Fresnel fringe of an edge out of focus, diffraction contrast, blur and noise. No pixel is pasted
-from another image. All lengths are in pixels.
+Fresnel fringe of an edge out of focus, diffraction contrast, blur, noise, and what a file keeps of
+it. No pixel is pasted from another image. All lengths are in pixels.
+
+Some are looked at too closely or from too far: particles far smaller or larger than what the
+network is asked for are background to it, so that it is silent where another zoom speaks (scale
+normalisation for image pyramids, Singh and Davis 2018).
 """
 
 from typing import NamedTuple
@@ -13,12 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from micjax.problems.particles.simulated.recorded import stored
 from micjax.problems.particles.simulated.shapes import CHANCES, Outlines, outlines, seen_from
 
 PARTICLES, SUPPORTS = 40, 12  # of an image, at most
-DIAMETER_PX = (5.0, 60.0)  # the middle one of an image
+DIAMETER_PX = (4.5, 85.0)  # the middle one of an image
+ASKED_PX = (5.5, 72.0)  # of instances that are looked for
+SURELY_NOT_PX = (4.0, 96.0)  # beyond them they are background; between, nothing is asked
+LEAST_SEEN = 0.2  # of the area of a particle, or it is not asked for
 APART_STEPS = 8
-NEGATIVES = 0.15  # share of images
 
 
 class Micrograph(NamedTuple):
@@ -89,8 +96,8 @@ def micrograph(key: Array, size: int) -> Micrograph:
     of_chance, of_normal = jax.random.split(key)
     # all at once: each call of the generator takes a second to compile
     bodies, each = PARTICLES + SUPPORTS, CHANCES + 9
-    uniform = jax.random.uniform(of_chance, (40 + bodies * each,))
-    u, own = uniform[:40], uniform[40:].reshape(bodies, each)
+    uniform = jax.random.uniform(of_chance, (50 + bodies * each,))
+    u, own = uniform[:50], uniform[50:].reshape(bodies, each)
     normal = jax.random.normal(of_normal, (5 * size * size + bodies * 2,))
     fields, spread = normal[: 5 * size**2].reshape(5, size, size), normal[5 * size**2 :]
     spread = spread.reshape(bodies, 2)
@@ -113,16 +120,36 @@ def micrograph(key: Array, size: int) -> Micrograph:
     image += support * between(u[11] ** 2, 0.0, 0.8) * clouds
     tilt = (jnp.arange(size) / size - 0.5) * between(u[12] ** 2, 0.0, 4.0)
     image += tilt[:, None] * (u[13] - 0.5) + tilt * (u[14] - 0.5)
-    image = smooth(image, between(u[15] ** 2, 0.4, 2.0))
-    noise = log_between(u[16], 0.015, 0.4)
-    noise = noise * jnp.where(u[17] < 0.5, 1.0, jnp.sqrt(jnp.maximum(image + 1.0, 0.1) / 1.5))
-    white = granular(fields[3], jnp.where(u[18] < 0.5, 0.0, between(u[19], 0.2, 1.2)))
+    blur = jnp.where(u[40] < 0.4, 0.12 * u[41] * middle_of(u), 0.0)  # small ones out of focus
+    image = smooth(image, between(u[15] ** 2, 0.4, 2.0) + jnp.minimum(blur, 4.0))
+    noise = log_between(u[16], 0.015, 0.9)
+    # counts: less where there is less, down to a vacuum of hardly any
+    dark = log_between(u[42], 0.003, 1.0)
+    counts = jnp.maximum(image - jnp.minimum(image.min(), 0.0), 0.0) + dark
+    noise = noise * jnp.where(u[17] < 0.4, 1.0, jnp.sqrt(counts / (counts.mean() + 1e-6)))
+    noisy = granular(fields[3], jnp.where(u[18] < 0.5, 0.0, between(u[19], 0.2, 1.2)))
     lines = jnp.where(u[20] < 0.15, 0.3 * u[21], 0.0) * fields[4, :, :1]
-    image = image + noise * white + lines
-    image = jnp.where(u[23] < 0.1, jnp.minimum(image, between(u[22], 1.0, 3.0)), image)
-    # the negative of an image, of which nothing is asked: dark particles are none
-    negative = u[23] > 1.0 - NEGATIVES
-    return Micrograph(jnp.where(negative, -image, image), jnp.where(negative, 0, labels))
+    image = image + noise * noisy + lines
+    white = image.min() + between(u[22], 0.4, 1.0) * jnp.ptp(image)  # of the camera
+    image = jnp.where(u[23] < 0.1, jnp.minimum(image, white), image)
+    kept = stored(image, log_between(u[43], 24.0, 256.0), jnp.where(u[44] < 0.5, 0.0, u[45]))
+    return Micrograph(jnp.where(u[46] < 0.5, image, kept), _asked(body, labels))
+
+
+def middle_of(u) -> Float[Array, ""]:
+    return log_between(u[24], *DIAMETER_PX)
+
+
+def _asked(body: Body, labels):
+    """Labels of what is looked for; -1: nothing is asked there."""
+    whole = jnp.pi * (body.outline.radius_px**2).mean(axis=-1)
+    diameter = 2.0 * jnp.sqrt(whole / jnp.pi)
+    visible = jnp.zeros(len(whole) + 1).at[labels].add(1.0)[1:]
+    far = (diameter < SURELY_NOT_PX[0]) | (diameter > SURELY_NOT_PX[1])
+    unclear = (diameter < ASKED_PX[0]) | (diameter > ASKED_PX[1]) | (visible < LEAST_SEEN * whole)
+    number = jnp.arange(1, len(whole) + 1)
+    asked = jnp.where(far, 0, jnp.where(unclear, -1, number))
+    return jnp.concatenate([jnp.zeros(1, asked.dtype), asked])[labels]
 
 
 def _waves(u, size: int) -> Float[Array, "3 y x"]:
@@ -136,11 +163,11 @@ def _waves(u, size: int) -> Float[Array, "3 y x"]:
 def _bodies(u, own, spread, size: int) -> Body:
     number = jnp.arange(PARTICLES + SUPPORTS)
     particle = number < PARTICLES
-    middle = log_between(u[24], *DIAMETER_PX)
+    middle = middle_of(u)
     diameter = middle * jnp.exp(between(u[25], 0.05, 0.55) * spread[:, 0])
     large = jnp.maximum(2.5 * middle, 16.0) * log_between(own[:, CHANCES], 1.0, 3.0)
-    diameter = jnp.where(particle, jnp.clip(diameter, 4.0, 90.0), large)
-    cover = between(u[26] ** 2, 0.03, 0.8)
+    diameter = jnp.where(particle, jnp.clip(diameter, 3.0, 140.0), large)
+    cover = between(u[26] ** 2, 0.05, 0.8)
     count = jnp.clip(cover * (1.3 * size) ** 2 / (0.8 * middle**2), 1.0, PARTICLES)
     there = jnp.where(
         particle, (number < count) & (u[29] > 0.05), number - PARTICLES < SUPPORTS * u[27]

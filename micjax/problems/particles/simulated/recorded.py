@@ -1,0 +1,39 @@
+"""What is left of an image when it has been stored: grey levels, and what a JPEG keeps of them."""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+BLOCK_PX = 8
+# steps of the coefficients at a quality of 50 (ITU-T T.81, table K.1): about so, and symmetric
+STEPS = 10.0 + 7.0 * np.add.outer(np.arange(BLOCK_PX), np.arange(BLOCK_PX))
+
+
+def _cosines() -> np.ndarray:
+    k, x = np.arange(BLOCK_PX), np.arange(BLOCK_PX) + 0.5
+    waves = np.cos(np.pi / BLOCK_PX * np.outer(k, x)) * np.sqrt(2.0 / BLOCK_PX)
+    waves[0] *= np.sqrt(0.5)
+    return waves.astype(np.float32)
+
+
+def stored(
+    image: Float[Array, "y x"], levels: Float[Array, ""], coarse: Float[Array, ""]
+) -> Float[Array, "y x"]:
+    """Rounded to so many grey levels, and its cosines over squares of 8 x 8 pixels to whole steps.
+
+    **Arguments:**
+
+    - `levels`: from black to white.
+    - `coarse`: how long the steps are over those of a quality of 50; 0: no compression.
+    """
+    low = image.min()
+    step = (image.max() - low) / levels
+    grey = jnp.round((image - low) / step)
+    ny, nx = image.shape
+    waves = _cosines()
+    blocks = grey.reshape(ny // BLOCK_PX, BLOCK_PX, nx // BLOCK_PX, BLOCK_PX)
+    wide = jnp.maximum(coarse, 1e-3) * STEPS.astype(np.float32) * levels / 255.0
+    cosines = jnp.einsum("ky,aybx,lx->akbl", waves, blocks, waves)
+    kept = jnp.round(cosines / wide[:, None, :]) * wide[:, None, :]
+    back = jnp.einsum("ky,akbl,lx->aybx", waves, kept, waves).reshape(ny, nx)
+    return low + step * jnp.where(coarse > 0.0, back, grey)
