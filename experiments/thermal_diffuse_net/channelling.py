@@ -1,24 +1,75 @@
-"""How much of the beam the atoms of each site feel: channelling decides how much they scatter.
+"""The elastic pattern without noise, and what single configurations of atoms depart from it.
 
-The wave goes once through atoms that are blurred by their motion, as for the damped pattern; where
-it is on its way costs nothing more.
+Atoms of different slices move independently of each other (Einstein), so that the mean of the waves
+over all configurations is one wave, which goes through the mean transmissions of the slices. It
+holds the absorption that thermal motion causes, and no number of configurations. What a
+configuration departs from it is diffuse; its intensity has no cross terms with the elastic wave.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from crystals import Crystal, Settings
-from jaxtyping import Array, Float
-from patterns import ENERGY_KEV, SEMIANGLE_MRAD, layer_cake, sampling_A, transmissions
+from jaxtyping import Array, Complex, Float
+from patterns import (
+    ENERGY_KEV,
+    SEMIANGLE_MRAD,
+    Patterns,
+    Spectra,
+    intensity,
+    layer_cake,
+    sampling_A,
+    through,
+    transmissions,
+)
 
 from micjax.physics.electrons import optics
-from micjax.physics.electrons.multislice import band_limit, propagator
+from micjax.physics.electrons.multislice import (
+    CUTOFF,
+    band_limit,
+    frequencies_inv_A,
+    propagator,
+    transmission,
+)
 from micjax.physics.electrons.stem import placed
 
 CORE_A = 0.1  # of an atom at rest, for electrons that are scattered far
 SITES = range(3)
+COARSE_CUTOFF = 0.95  # of the highest frequency: what wraps around is weak
+
+
+def coarse(settings: Settings) -> Settings:
+    """Half as many pixels along each axis, on which a configuration costs a fifth."""
+    return dataclasses.replace(settings, pixels=settings.pixels // 2)
+
+
+def mean_transmissions(
+    settings: Settings, crystal: Crystal, factors, cutoff: float = CUTOFF
+) -> Complex[Array, "2 ny nx"]:
+    """Of the two slices of a cell, averaged over the motion of each atom: exp(i sigma V) - 1 of an
+    atom is blurred, not its potential, and the atoms of a slice multiply."""
+    n, cell = settings.pixels, settings.pixels // settings.across
+    sampling = sampling_A(settings, crystal.edge_A)
+    ky, kx = frequencies_inv_A((n, n), sampling)
+
+    def of_site(s):
+        alone = transmission(jnp.fft.irfft2(factors[s], s=(n, n))[None], ENERGY_KEV)[0] - 1.0
+        blur = jnp.exp(-2.0 * jnp.pi**2 * crystal.u_A2[s] * (ky**2 + kx**2))
+        mean = 1.0 + jnp.fft.ifft2(jnp.fft.fft2(alone) * blur)
+        for axis in (0, 1):
+            shifted = [jnp.roll(mean, i * cell, axis) for i in range(settings.across)]
+            mean = functools.reduce(jnp.multiply, shifted)
+        return mean
+
+    a, b, x = map(of_site, SITES)
+    half = cell // 2
+    first = a * jnp.roll(x, (half, half), (0, 1))
+    second = jnp.roll(b, (half, half), (0, 1)) * jnp.roll(x, half, 0) * jnp.roll(x, half, 1)
+    limit = band_limit((n, n), sampling, cutoff)
+    return jnp.fft.ifft2(jnp.fft.fft2(jnp.stack([first, second])) * limit)
 
 
 def near_atoms(settings: Settings, edge_A, u_A2) -> Float[Array, "layers sites ny nx"]:
@@ -38,9 +89,11 @@ def near_atoms(settings: Settings, edge_A, u_A2) -> Float[Array, "layers sites n
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def felt(settings: Settings, crystal: Crystal, factors) -> Float[Array, "thickness place site"]:
-    """Sums over the atoms of each site, down to each thickness; evenly spread: atoms a cell times
-    cells."""
+def coherent(
+    settings: Settings, crystal: Crystal, factors
+) -> tuple[Patterns, Float[Array, "thickness place site"]]:
+    """The elastic pattern, and how much of its beam the atoms of each site feel: sums over the
+    atoms of a site, down to each thickness; evenly spread, atoms a cell times cells."""
     shape, sampling = (settings.pixels,) * 2, sampling_A(settings, crystal.edge_A)
     wavelength = optics.wavelength_A(ENERGY_KEV)
     angles = optics.angles_mrad(shape, jnp.stack(sampling), wavelength)
@@ -48,26 +101,49 @@ def felt(settings: Settings, crystal: Crystal, factors) -> Float[Array, "thickne
     spectra = jnp.fft.fft2(placed(probe, crystal.place_A, sampling))
     travel = propagator(shape, sampling, crystal.edge_A / 2, ENERGY_KEV)
     travel = (travel * band_limit(shape, sampling)).astype(spectra.dtype)
-    still = jnp.zeros((5 * settings.across**2, 2))
-    slices = transmissions(settings, crystal, factors, still, crystal.u_A2)
+    slices = mean_transmissions(settings, crystal, factors).astype(spectra.dtype)
     atoms = near_atoms(settings, crystal.edge_A, crystal.u_A2)
 
     def of_probe(spectrum):
         def cell(i, state):
             spectrum, total = state
-            for transmission, near in zip(slices, atoms, strict=True):
+            for through_slice, near in zip(slices, atoms, strict=True):
                 wave = jnp.fft.ifft2(spectrum)
                 # the squared spectrum adds up to 1
                 density = (wave.real**2 + wave.imag**2) * wave.size
                 total = total + jnp.einsum("syx,yx->s", near, density)
-                spectrum = jnp.fft.fft2(transmission * wave) * travel
+                spectrum = jnp.fft.fft2(through_slice * wave) * travel
             return spectrum, total
 
-        state, sums, start = (spectrum, jnp.zeros(len(SITES))), [], 0
+        state, seen, start = (spectrum, jnp.zeros(len(SITES))), [], 0
         for k in range(settings.thicknesses):
             state = jax.lax.fori_loop(start, crystal.cells[k], cell, state)
-            sums.append(state[1])
+            seen.append((intensity(state[0]), state[1]))
             start = crystal.cells[k]
-        return jnp.stack(sums)
+        return tuple(jnp.stack(each) for each in zip(*seen, strict=True))
 
-    return jnp.swapaxes(jax.lax.map(of_probe, spectra), 0, 1)
+    pattern, felt = jax.lax.map(of_probe, spectra)
+    return jnp.swapaxes(pattern, 0, 1), jnp.swapaxes(felt, 0, 1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def mean_wave(settings: Settings, crystal: Crystal, factors) -> Spectra:
+    """Of all configurations, with the cutoff of a coarse grid."""
+    slices = mean_transmissions(settings, crystal, factors, COARSE_CUTOFF)
+    return through(settings, crystal, lambda i: slices, COARSE_CUTOFF)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def departing(
+    settings: Settings, crystal: Crystal, factors, mean: Spectra, key
+) -> tuple[Patterns, Patterns]:
+    """Of one configuration: what departs from the mean wave, and all of it."""
+    site, _, _ = layer_cake(settings.across)
+    amplitude = jnp.sqrt(crystal.u_A2)[site][:, None]
+
+    def layers(i):
+        moved = amplitude * jax.random.normal(jax.random.fold_in(key, i), (len(site), 2))
+        return transmissions(settings, crystal, factors, moved, jnp.zeros(3), COARSE_CUTOFF)
+
+    spectra = through(settings, crystal, layers, COARSE_CUTOFF)
+    return intensity(spectra - mean), intensity(spectra)

@@ -1,20 +1,25 @@
 """A network for the thermal diffuse part of CBED patterns, on compositions it never saw.
 
-    python experiments/thermal_diffuse/run.py runs/learn.h5 --pixels 256
+    python experiments/thermal_diffuse/run.py runs/learn.h5 --pixels 256 --configurations 32 \\
+        --crystals 320
     python experiments/thermal_diffuse/run.py runs/test.h5 --pixels 256 --only test \\
-        --configurations 512 --crystals 24
-    python experiments/thermal_diffuse_net/run.py runs/learn.h5 runs/test.h5 [--steps 3000]
+        --configurations 512 --crystals 16
+    python experiments/thermal_diffuse_net/run.py runs/learn.h5 runs/test.h5 --steps 2000
+    python experiments/thermal_diffuse_net/run.py runs/learn.h5 runs/test.h5     # the shipped one
 
-Learns from the crystals of the first file that are for training, is stopped by those for
-validation, and is looked at with those of the second. Prints one JSON line a prediction, and writes
-figure.png.
+With --steps it learns from the crystals of the first file that are for training, is stopped by
+those for validation, and writes network.h5. The crystals of the second file are looked at, and one
+JSON line a prediction is printed; figure.png.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import sys
 import time
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import h5py
 import jax
@@ -25,19 +30,31 @@ HERE = pathlib.Path(__file__).parent
 sys.path.append(str(HERE.parent / "thermal_diffuse"))
 
 import baselines  # noqa: E402
-from model import BEAM, parts, told, training  # noqa: E402
+from crystals import Crystal, Settings  # noqa: E402
+from model import (  # noqa: E402
+    BEAM,
+    FEW,
+    OPTIONS,
+    SAMPLES,
+    foreknown,
+    parts,
+    smoothed,
+    told,
+    training,
+)
+from patterns import factors, moving, recorded  # noqa: E402
 
 from micjax.nets.train import Schedule, best_network, train  # noqa: E402
-from micjax.nets.trust.ensemble import moments  # noqa: E402
+from micjax.nets.weights import load_network, save_network  # noqa: E402
 from micjax.report.figures import image_panel, new_figure  # noqa: E402
 
+WEIGHTS = HERE / "network.h5"
 CHUNK = 64  # patterns at once
 
 
-def scores(elastic, diffuse, seen: dict) -> dict[str, float]:
+def scores(total, diffuse, seen: dict) -> dict[str, float]:
     """Means over patterns: what the diffuse part is off by, relatively; rings; the whole."""
-    wanted = seen["elastic"] + seen["diffuse"]
-    total = elastic + diffuse
+    wanted = seen["total"]
     off = np.abs(diffuse - seen["diffuse"]).sum((1, 2)) / seen["diffuse"].sum((1, 2))
     of_rings = np.abs(baselines.radial(total) / baselines.radial(wanted) - 1.0)
     flux = np.abs(total.sum((1, 2)) / wanted.sum((1, 2)) - 1.0)
@@ -59,107 +76,139 @@ def noise(data: h5py.File, which: np.ndarray, seen: dict) -> dict[str, float]:
         data, "total_first", which
     )
     diffuse = (total - baselines.whole(data, "elastic_second", which)) * half / (half - 1)
-    return scores(BEAM * (total - diffuse), BEAM * diffuse, seen)
+    return scores(BEAM * total, BEAM * diffuse, seen)
 
 
 def fitted(seen: dict) -> tuple[np.ndarray, np.ndarray]:
     """damped exp(-B k^2) + c, B and c of the very pattern: the classical picture."""
-    total = (seen["elastic"] + seen["diffuse"]).astype(float)
-    model = baselines.damped_and_flat(seen["damped"].astype(float), total)
-    diffuse = np.maximum(model - seen["damped"], 0.0)
-    return model - diffuse, diffuse
+    damped = seen["damped"].astype(float)
+    total = baselines.damped_and_flat(damped, seen["total"].astype(float))
+    return total, np.maximum(total - damped, 0.0)
 
 
-def foretold(networks: list, seen: dict) -> tuple[np.ndarray, np.ndarray]:
+def known(seen: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Total and diffuse patterns that take no network."""
+    nothing, elastic = np.zeros_like(seen["damped"]), seen["elastic"]
+    single, few = seen["single"].sum(1), seen["samples"][:, :FEW].mean(1)
+    smooth = np.asarray(smoothed(jnp.asarray(few)))
+    return {
+        "elastic, as it is": (elastic, nothing),
+        "damped, as it is": (seen["damped"], nothing),
+        "damped exp(-B k^2) + c, fitted to each": fitted(seen),
+        "elastic + Einstein": (elastic + single, single),
+        f"elastic + {FEW} coarse configurations": (elastic + few, few),
+        f"elastic + {FEW} coarse configurations, smoothed": (elastic + smooth, smooth),
+    }
+
+
+def foretold(network, seen: dict) -> tuple[np.ndarray, np.ndarray]:
     apply = jax.jit(parts)
-    out = []
-    for network in networks:
-        pieces = [
-            apply(network, {n: jnp.asarray(a[i : i + CHUNK]) for n, a in seen.items()})
-            for i in range(0, len(seen["vector"]), CHUNK)
-        ]
-        out.append([np.concatenate([np.asarray(p[k]) for p in pieces]) for k in (0, 1)])
-    both = np.array(out)
-    return tuple(np.asarray(moments(both[:, k], np.zeros_like(both[:, k])).mean) for k in (0, 1))
+    pieces = [
+        apply(network, {n: jnp.asarray(a[i : i + CHUNK]) for n, a in seen.items()})
+        for i in range(0, len(seen["vector"]), CHUNK)
+    ]
+    elastic, diffuse = (np.concatenate([np.asarray(p[k]) for p in pieces]) for k in (0, 1))
+    return elastic + diffuse, diffuse
 
 
-def speed(networks: list, seen: dict) -> float:
-    """CPU seconds of a pattern, warmed up."""
-    apply = jax.jit(parts)
-    batch = {n: jnp.asarray(a[:CHUNK]) for n, a in seen.items()}
-    jax.block_until_ready(apply(networks[0], batch))
-    begun = time.process_time()
-    for _ in range(3):
-        jax.block_until_ready(apply(networks[0], batch))
-    return (time.process_time() - begun) / 3 / len(batch["vector"])
+def speed(network, data: h5py.File, crystals: int = 4) -> dict[str, float]:
+    """CPU seconds of a crystal, all its thicknesses and places, once all is compiled: of 64
+    configurations on the grid of the file, and of the network with all that it is told."""
+    settings = Settings(**json.loads(data.attrs["settings"]))
+    apply, spent = jax.jit(parts), {"simulated": [], "known": [], "network": []}
+    for i in range(crystals + 1):
+        crystal = Crystal(**{n: data[n][i] for n in Crystal._fields})
+        ours, f, key = (
+            jax.tree.map(jnp.asarray, crystal),
+            factors(settings, crystal),
+            jax.random.key(i),
+        )
+
+        def simulate(ours=ours, f=f, key=key, count=64 if i else 1):
+            sums = moving(settings, ours, f, key, 0, count)[1]
+            return recorded(settings, ours.edge_A, sums / 64)
+
+        def know(crystal=crystal, key=key):
+            rows = foreknown(settings, crystal, key)
+            return {n: jnp.asarray(a.reshape(-1, *a.shape[2:])) for n, a in rows.items()}
+
+        for name, compute in (("simulated", simulate), ("known", know)):
+            begun = time.process_time()
+            out = jax.block_until_ready(compute())
+            spent[name].append(time.process_time() - begun)
+        begun = time.process_time()
+        jax.block_until_ready(apply(network, out))
+        spent["network"].append(time.process_time() - begun)
+    seconds = {n: float(np.sum(s[1:])) / crystals for n, s in spent.items()}
+    return seconds | {"ratio": seconds["simulated"] / (seconds["known"] + seconds["network"])}
 
 
-def figure(seen: dict, elastic, diffuse):
-    """Three patterns: what goes in, what was simulated, what the network says, their rings."""
-    share = seen["diffuse"].sum((1, 2)) / (seen["elastic"] + seen["diffuse"]).sum((1, 2))
+def figure(seen: dict, total, diffuse):
+    """Three patterns: elastic, truth, foretold, what they differ by, rings."""
+    share = seen["diffuse"].sum((1, 2)) / seen["total"].sum((1, 2))
     shown = np.argsort(share)[[len(share) // 10, len(share) // 2, -len(share) // 10]]
     drawn, axes = new_figure(3, 5, 17.0, 9.6)
     for row, i in zip(axes, shown, strict=True):
-        high = np.log10(seen["damped"][i].max())
-        panels = (
-            ("Debye-Waller damped", seen["damped"][i]),
-            ("total, simulated", seen["elastic"][i] + seen["diffuse"][i]),
-            ("diffuse, simulated", seen["diffuse"][i]),
-            ("diffuse, network", diffuse[i]),
-        )
-        for ax, (title, image) in zip(row, panels, strict=False):
-            image_panel(ax, np.log10(np.maximum(image, 1e-3)), title, vmin=high - 4, vmax=high)
-        for image, name in (
-            (seen["elastic"] + seen["diffuse"], "simulated"),
-            (elastic + diffuse, "network"),
-            (seen["damped"], "damped"),
+        high, most = np.log10(seen["total"][i].max()), np.quantile(seen["diffuse"][i], 0.999)
+        logarithm = np.log10(np.maximum(seen["elastic"][i], 1e-3))
+        image_panel(row[0], logarithm, "elastic (log10)", vmin=high - 4, vmax=high)
+        image_panel(row[1], seen["diffuse"][i], "diffuse, simulated", vmin=0, vmax=most)
+        image_panel(row[2], diffuse[i], "diffuse, foretold", vmin=0, vmax=most)
+        off = diffuse[i] - seen["diffuse"][i]
+        image_panel(row[3], off, "difference", vmin=-most / 4, vmax=most / 4, cmap="RdBu_r")
+        for image, name, style in (
+            (seen["total"], "simulated", "-"),
+            (total, "foretold", "--"),
+            (seen["elastic"], "elastic", ":"),
         ):
-            row[-1].semilogy(
-                baselines.RINGS_MRAD[:-1] + 1.0, baselines.radial(image[i : i + 1])[0], label=name
-            )
-        row[-1].legend(fontsize=7)
-        row[-1].set_xlabel("angle (mrad)", fontsize=8)
+            rings = baselines.radial(image[i : i + 1])[0]
+            row[4].semilogy(baselines.RINGS_MRAD[:-1] + 1.0, rings, style, label=name)
+        row[4].legend(fontsize=7)
+        row[4].set_xlabel("angle (mrad)", fontsize=8)
     return drawn
 
 
 def tell(row: dict) -> None:
-    print(json.dumps(row), flush=True)
+    rounded = {n: float(f"{v:.3g}") if isinstance(v, float) else v for n, v in row.items()}
+    print(json.dumps(rounded), flush=True)
+
+
+def learned(path: pathlib.Path, asked):
+    """**Returns:** the network that did best on the crystals for validation."""
+    with h5py.File(path) as file:
+        split = file["split"].asstr()[()]
+        learn = told(file, split == "train", SAMPLES)
+        stop = told(file, split == "validation")
+    schedule = Schedule(steps=asked.steps, chunk=100, learning_rate=2e-3, held_out=4)
+    ours = training(learn, stop)
+    key, resume = jax.random.key(0), asked.checkpoint is not None
+    course = train(ours, schedule, key, checkpoint=asked.checkpoint, resume=resume).course
+    save_network(WEIGHTS, best_network(ours, course), OPTIONS, {"steps": len(course.losses)})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("learn", type=pathlib.Path)
     parser.add_argument("test", type=pathlib.Path)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--members", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--checkpoint", type=pathlib.Path)
     asked = parser.parse_args()
-    with h5py.File(asked.learn) as file:
-        split = file["split"].asstr()[()]
-        learn, stop = (told(file, split == name) for name in ("train", "validation"))
+    if asked.steps:
+        learned(asked.learn, asked)
+    network = load_network(WEIGHTS).network
     with h5py.File(asked.test) as file:
         which = file["split"].asstr()[()] == "test"
         seen = told(file, which)
-        tell({"prediction": "noise of the test labels"} | noise(file, which, seen))
-    nothing = np.zeros_like(seen["damped"])
-    tell({"prediction": "static, as it is"} | scores(seen["static"], nothing, seen))
-    tell({"prediction": "damped, as it is"} | scores(seen["damped"], nothing, seen))
-    tell({"prediction": "damped exp(-B k^2) + c, fitted to each"} | scores(*fitted(seen), seen))
-    networks = []
-    schedule = Schedule(steps=asked.steps, chunk=100, learning_rate=2e-3, held_out=2)
-    for seed in range(asked.members):
-        trained = train(
-            training(learn, stop, seed=seed),
-            schedule,
-            jax.random.key(seed),
-            checkpoint=asked.checkpoint,
-            resume=asked.checkpoint is not None,
+        tell({"prediction": "noise of the labels"} | noise(file, which, seen))
+        for name, (total, diffuse) in known(seen).items():
+            tell({"prediction": name} | scores(total, diffuse, seen))
+        total, diffuse = foretold(network, seen)
+        tell({"prediction": "network"} | scores(total, diffuse, seen))
+        tell(
+            {"cpu_s_a_crystal": "64 configurations, all before the network, the network"}
+            | speed(network, file)
         )
-        networks.append(best_network(training(learn, stop, seed=seed), trained.course))
-    elastic, diffuse = foretold(networks, seen)
-    row = {"prediction": f"{len(networks)} network", "cpu_s_a_pattern": speed(networks, seen)}
-    tell(row | scores(elastic, diffuse, seen))
-    figure(seen, elastic, diffuse).savefig(HERE / "figure.png", dpi=70)
+    figure(seen, total, diffuse).savefig(HERE / "figure.png", dpi=70)
 
 
 if __name__ == "__main__":
