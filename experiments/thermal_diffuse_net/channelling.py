@@ -28,7 +28,6 @@ from patterns import (
 
 from micjax.physics.electrons import optics
 from micjax.physics.electrons.multislice import (
-    CUTOFF,
     band_limit,
     frequencies_inv_A,
     propagator,
@@ -38,16 +37,17 @@ from micjax.physics.electrons.stem import placed
 
 CORE_A = 0.1  # of an atom at rest, for electrons that are scattered far
 SITES = range(3)
-COARSE_CUTOFF = 0.95  # of the highest frequency: what wraps around is weak
+# of the highest frequency, which is more than a band limit: what wraps around is weak
+CUTOFF, COARSE_CUTOFF = 0.9, 0.95
 
 
-def coarse(settings: Settings) -> Settings:
-    """Half as many pixels along each axis, on which a configuration costs a fifth."""
-    return dataclasses.replace(settings, pixels=settings.pixels // 2)
+def coarser(settings: Settings, fourths: int) -> Settings:
+    """Fewer pixels along each axis: a wave costs half for three fourths, a fifth for two."""
+    return dataclasses.replace(settings, pixels=fourths * settings.pixels // 4)
 
 
 def mean_transmissions(
-    settings: Settings, crystal: Crystal, factors, cutoff: float = CUTOFF
+    settings: Settings, crystal: Crystal, factors, cutoff: float
 ) -> Complex[Array, "2 ny nx"]:
     """Of the two slices of a cell, averaged over the motion of each atom: exp(i sigma V) - 1 of an
     atom is blurred, not its potential, and the atoms of a slice multiply."""
@@ -100,8 +100,8 @@ def coherent(
     probe = optics.probe(angles, SEMIANGLE_MRAD, {}, wavelength)
     spectra = jnp.fft.fft2(placed(probe, crystal.place_A, sampling))
     travel = propagator(shape, sampling, crystal.edge_A / 2, ENERGY_KEV)
-    travel = (travel * band_limit(shape, sampling)).astype(spectra.dtype)
-    slices = mean_transmissions(settings, crystal, factors).astype(spectra.dtype)
+    travel = (travel * band_limit(shape, sampling, CUTOFF)).astype(spectra.dtype)
+    slices = mean_transmissions(settings, crystal, factors, CUTOFF).astype(spectra.dtype)
     atoms = near_atoms(settings, crystal.edge_A, crystal.u_A2)
 
     def of_probe(spectrum):

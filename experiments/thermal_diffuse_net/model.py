@@ -8,8 +8,9 @@ What is known before any network (`foreknown`):
   aperture, as much of the beam as it feels;
 - `FEW` configurations on a coarse grid, and what they depart from the mean wave.
 
-A conditional U-Net makes a smooth diffuse pattern of the last two, and says how much of the beam
-goes beyond the detector. The flux is kept: what is neither elastic nor beyond is diffuse.
+A conditional U-Net makes a smooth diffuse pattern of the last two, and of the same at the other
+places of the probe and thicknesses. The flux is kept: a power law says how much of the beam goes
+beyond the detector (`beyond_law`), and what is neither there nor elastic is diffuse.
 """
 
 import json
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.signal
-from channelling import coarse, coherent, departing, mean_wave
+from channelling import coarser, coherent, departing, mean_wave
 from crystals import Crystal, Settings
 from flax import nnx
 from jaxtyping import Array, Float
@@ -34,14 +35,14 @@ SIZES = {"width": 24, "depth": 2, "blocks": 1, "fold": 2}
 BEAM = 4096.0  # pixels: a pattern of ones is a whole beam
 DIM = 1e-3  # of that mean: below it, logarithms stop
 LEAST = 1e-4  # of the beam: that much is diffuse, and beyond the detector
-LOSSES = {"diffuse": 1.0, "flux": 30.0, "rings": 3.0}
+LOSSES = {"diffuse": 1.0, "rings": 3.0}
 RINGS = 32
 SITES = ("A", "B", "X")
 SAMPLES = 12  # configurations of each crystal, of which a training shows
 FEW = 6  # at a time
 SMOOTH = 1.5  # pixels, of the pattern to begin with
-CHANNELS, CONDITIONS = 6, 17
-OPTIONS = {"channels_in": CHANNELS, "channels_out": 2, **SIZES, "condition": CONDITIONS}
+CHANNELS, CONDITIONS = 8, 19
+OPTIONS = {"channels_in": CHANNELS, "channels_out": 1, **SIZES, "condition": CONDITIONS}
 
 
 def einstein(
@@ -72,11 +73,9 @@ def einstein(
 def foreknown(settings: Settings, crystal: Crystal, key, samples: int = FEW) -> dict:
     """All that the network sees of a crystal; arrays [thickness, place, ...]."""
     ours = jax.tree.map(jnp.asarray, crystal)
-    pattern, felt = coherent(settings, ours, factors(settings, crystal))
-    elastic = recorded(settings, ours.edge_A, pattern)
-    felt = np.asarray(felt)
-
-    small = coarse(settings)
+    large, small = coarser(settings, 3), coarser(settings, 2)
+    pattern, felt = coherent(large, ours, factors(large, crystal))
+    elastic, felt = recorded(large, ours.edge_A, pattern), np.asarray(felt)
     f = factors(small, crystal)
     mean = mean_wave(small, ours, f)
     each = [
@@ -86,6 +85,11 @@ def foreknown(settings: Settings, crystal: Crystal, key, samples: int = FEW) -> 
     departures, totals = (np.stack([np.asarray(p[k]) for p in each], 2) for k in (0, 1))
 
     single, around = einstein(crystal.elements, crystal.u_A2, float(crystal.edge_A))
+    single, around = single * felt[..., None, None], (felt @ around)[..., None]
+    alone = single.sum(2, keepdims=True)
+    of_crystal = departures.sum((0, 1)) / alone.sum((0, 1)) * alone
+    of_places = np.broadcast_to(departures.mean(1, keepdims=True), departures.shape)
+    lost = 1.0 - totals.sum((-2, -1))
     shape = felt.shape[:2]
     thickness = np.asarray(crystal.cells * crystal.edge_A)[:, None, None] / 60.0
     vector = [
@@ -94,14 +98,18 @@ def foreknown(settings: Settings, crystal: Crystal, key, samples: int = FEW) -> 
         np.broadcast_to(crystal.elements / 50.0, (*shape, 3)),
         np.broadcast_to(crystal.u_A2 / 0.01, (*shape, 3)),
         0.3 * np.log(felt),
-        0.3 * np.log((felt @ around)[..., None] + LEAST),
+        0.3 * np.log(around + LEAST),
+        0.3 * np.log(np.broadcast_to(around.mean(1, keepdims=True), around.shape) + LEAST),
         0.3 * np.log(np.asarray(elastic["_beyond"])[..., None] + LEAST),
     ]
     known = {
         "elastic": BEAM * np.asarray(elastic[""]),
-        "single": single * felt[..., None, None],
+        "single": single,
         "samples": BEAM * departures,
-        "lost": 1.0 - totals.sum((-2, -1)),
+        "samples_places": BEAM * of_places,
+        "samples_crystal": BEAM * of_crystal,
+        "samples_lost": lost,
+        "samples_lost_places": np.broadcast_to(lost.mean(1, keepdims=True), lost.shape),
         "vector": np.concatenate(vector, -1),
     }
     return {n: a.astype(np.float32) for n, a in known.items()}
@@ -136,21 +144,51 @@ def smoothed(pattern: Float[Array, "n ky kx"]) -> Float[Array, "n ky kx"]:
     return jnp.einsum("iy,nyx,jx->nij", blur, pattern, blur)
 
 
-def parts(network: UNet, seen: dict) -> tuple[Float[Array, "n ky kx"], Float[Array, "n ky kx"]]:
+def conditions(seen: dict) -> Float[Array, "n d"]:
+    """All that is one number of a pattern; shares of the beam as logarithms."""
+    few = {n: seen[n][:, :FEW].mean(1) for n in seen if n.startswith("samples")}
+    shares = [
+        few["samples_lost"],
+        few["samples_lost_places"],
+        few["samples"].mean((1, 2)),
+        1.0 - seen["elastic"].sum((1, 2)) / BEAM,
+        seen["single"].sum(1).mean((1, 2)),
+    ]
+    shares = jnp.log(jnp.maximum(jnp.stack(shares, 1), 0.0) + LEAST)
+    return jnp.concatenate([seen["vector"], 0.3 * shares], 1)
+
+
+def beyond_law(learn: dict) -> Float[np.ndarray, "d"]:
+    """The power law of the share of the beam that leaves the detector, and its constant: least
+    absolute deviations, by least squares that are weighted anew."""
+    rows, share = [], 1.0 - learn["total"].sum((1, 2)) / BEAM
+    for i in range(0, SAMPLES, FEW):
+        some = {n: a[:, i:] if n.startswith("samples") else a for n, a in learn.items()}
+        rows.append(np.asarray(conditions(some), float))
+    rows, share = np.concatenate(rows), np.tile(share.astype(float), len(rows))
+    rows, weight = np.pad(rows, ((0, 0), (0, 1)), constant_values=1.0), share
+    for _ in range(6):
+        law = np.linalg.lstsq(rows * weight[:, None], np.log(share) * weight, rcond=None)[0]
+        weight = share / np.sqrt(np.abs(np.exp(rows @ law) - share) + 1e-3)
+    return law
+
+
+def parts(
+    network: UNet, law: Float[Array, "d"], seen: dict
+) -> tuple[Float[Array, "n ky kx"], Float[Array, "n ky kx"]]:
     """The elastic and the diffuse pattern."""
-    elastic, single = seen["elastic"], seen["single"]
-    few = seen["samples"][:, :FEW].mean(axis=1)
-    begun = smoothed(few) + DIM
-    lost = jnp.maximum(seen["lost"][:, :FEW].mean(axis=1), LEAST)
-    apart = 1.0 - elastic.sum((1, 2)) / BEAM
-    inputs = [0.3 * jnp.log(elastic + DIM), 0.3 * jnp.log(begun), jnp.log((few + DIM) / begun)]
-    inputs += [jnp.log((p + DIM) / begun) for p in jnp.moveaxis(single, 1, 0)]
-    shares = jnp.stack([lost, apart, few.mean((1, 2)), single.sum(1).mean((1, 2))], 1)
-    vector = jnp.concatenate([seen["vector"], 0.3 * jnp.log(shares + LEAST)], 1)
-    out = network(jnp.stack(inputs, axis=-1), vector)
-    diffuse = begun * jnp.exp(out[..., 0])
-    inside = jnp.maximum(apart - lost * jnp.exp(out[..., 1].mean((1, 2))), LEAST)
-    return elastic, diffuse * (inside / diffuse.mean((1, 2)))[:, None, None]
+    elastic, vector = seen["elastic"], conditions(seen)
+    few, places, crystal = (
+        seen[n][:, :FEW].mean(1) + DIM for n in ("samples", "samples_places", "samples_crystal")
+    )
+    begun = smoothed(few)
+    ratios = [few, places, crystal, *(jnp.moveaxis(seen["single"], 1, 0) + DIM)]
+    inputs = [0.3 * jnp.log(elastic + DIM), 0.3 * jnp.log(begun)]
+    inputs += [jnp.log(p / begun) for p in ratios]
+    diffuse = begun * jnp.exp(network(jnp.stack(inputs, axis=-1), vector)[..., 0])
+    inside = 1.0 - elastic.sum((1, 2)) / BEAM - jnp.exp(vector @ law[:-1] + law[-1])
+    flux = jnp.maximum(inside, LEAST) / diffuse.mean((1, 2))
+    return elastic, diffuse * flux[:, None, None]
 
 
 def rings(pattern: Float[Array, "n ky kx"]) -> Float[Array, "n r"]:
@@ -162,20 +200,21 @@ def rings(pattern: Float[Array, "n ky kx"]) -> Float[Array, "n r"]:
     )
 
 
-def loss(network: UNet, seen: dict) -> Float[Array, ""]:
+def loss(network: UNet, law: Float[Array, "d"], seen: dict) -> Float[Array, ""]:
     """Of the diffuse part the likelihood of a mean of intensities (gamma), which counts twice where
-    it is bright; of all rings and of the whole what they are off by, relatively."""
-    elastic, diffuse = parts(network, seen)
+    it is bright; of all rings what they are off by, relatively."""
+    elastic, diffuse = parts(network, law, seen)
     total = elastic + diffuse
     bright = jax.lax.stop_gradient(diffuse / diffuse.mean((1, 2), keepdims=True))
     gamma = (0.5 + 0.5 * bright) * (seen["diffuse"] / diffuse + jnp.log(diffuse))
-    flux = jnp.abs(total.sum((1, 2)) / seen["total"].sum((1, 2)) - 1.0)
     of_rings = jnp.abs(rings(total) / rings(seen["total"]) - 1.0)
-    told = {"diffuse": gamma, "flux": flux, "rings": of_rings}
+    told = {"diffuse": gamma, "rings": of_rings}
     return sum(weight * told[name].mean() for name, weight in LOSSES.items())
 
 
-def training(learn: dict, stop: dict, examples: int = 16, seed: int = 0) -> Training:
+def training(
+    learn: dict, stop: dict, law: Float[np.ndarray, "d"], examples: int = 16, seed: int = 0
+) -> Training:
     """Patterns that were simulated, with other configurations each time, mirrored and turned at
     random: a crystal that is mirrored is another crystal of the same law."""
 
@@ -184,16 +223,18 @@ def training(learn: dict, stop: dict, examples: int = 16, seed: int = 0) -> Trai
         index = bits[:, 0] % len(data[0]["vector"])
         seen = {n: a[index] for n, a in data[0].items()}
         chosen = jnp.argsort(bits[:, 4:], axis=1)[:, :FEW]
-        few = jnp.take_along_axis(seen["samples"], chosen[:, :, None, None], 1)
-        lost = jnp.take_along_axis(seen["lost"], chosen, 1)
-        return turned(seen | {"samples": few, "lost": lost}, bits[:, 1:4].T % 2 == 0)
+        for name in (n for n in seen if n.startswith("samples")):
+            where = chosen.reshape(*chosen.shape, *[1] * (seen[name].ndim - 2))
+            seen[name] = jnp.take_along_axis(seen[name], where, 1)
+        return turned(seen, bits[:, 1:4].T % 2 == 0)
 
     def held_out(key, data):
         index = jax.random.bits(key, (4 * examples,)) % len(data[1]["vector"])
         return {n: a[index] for n, a in data[1].items()}
 
     data = tuple({n: jnp.asarray(a) for n, a in side.items()} for side in (learn, stop))
-    return Training(network(seed), draw, loss, data, held_out)
+    law = jnp.asarray(law, jnp.float32)
+    return Training(network(seed), draw, lambda n, seen: loss(n, law, seen), data, held_out)
 
 
 def turned(seen: dict, turns) -> dict:

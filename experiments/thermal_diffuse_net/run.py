@@ -36,6 +36,7 @@ from model import (  # noqa: E402
     FEW,
     OPTIONS,
     SAMPLES,
+    beyond_law,
     foreknown,
     parts,
     smoothed,
@@ -101,17 +102,17 @@ def known(seen: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     }
 
 
-def foretold(network, seen: dict) -> tuple[np.ndarray, np.ndarray]:
+def foretold(network, law, seen: dict) -> tuple[np.ndarray, np.ndarray]:
     apply = jax.jit(parts)
     pieces = [
-        apply(network, {n: jnp.asarray(a[i : i + CHUNK]) for n, a in seen.items()})
+        apply(network, law, {n: jnp.asarray(a[i : i + CHUNK]) for n, a in seen.items()})
         for i in range(0, len(seen["vector"]), CHUNK)
     ]
     elastic, diffuse = (np.concatenate([np.asarray(p[k]) for p in pieces]) for k in (0, 1))
     return elastic + diffuse, diffuse
 
 
-def speed(network, data: h5py.File, crystals: int = 4) -> dict[str, float]:
+def speed(network, law, data: h5py.File, crystals: int = 4) -> dict[str, float]:
     """CPU seconds of a crystal, all its thicknesses and places, once all is compiled: of 64
     configurations on the grid of the file, and of the network with all that it is told."""
     settings = Settings(**json.loads(data.attrs["settings"]))
@@ -137,7 +138,7 @@ def speed(network, data: h5py.File, crystals: int = 4) -> dict[str, float]:
             out = jax.block_until_ready(compute())
             spent[name].append(time.process_time() - begun)
         begun = time.process_time()
-        jax.block_until_ready(apply(network, out))
+        jax.block_until_ready(apply(network, law, out))
         spent["network"].append(time.process_time() - begun)
     seconds = {n: float(np.sum(s[1:])) / crystals for n, s in spent.items()}
     return seconds | {"ratio": seconds["simulated"] / (seconds["known"] + seconds["network"])}
@@ -180,10 +181,12 @@ def learned(path: pathlib.Path, asked):
         learn = told(file, split == "train", SAMPLES)
         stop = told(file, split == "validation")
     schedule = Schedule(steps=asked.steps, chunk=100, learning_rate=2e-3, held_out=4)
-    ours = training(learn, stop)
+    law = beyond_law(learn)
+    ours = training(learn, stop, law)
     key, resume = jax.random.key(0), asked.checkpoint is not None
     course = train(ours, schedule, key, checkpoint=asked.checkpoint, resume=resume).course
-    save_network(WEIGHTS, best_network(ours, course), OPTIONS, {"steps": len(course.losses)})
+    facts = {"steps": len(course.losses), "law": law.tolist()}
+    save_network(WEIGHTS, best_network(ours, course), OPTIONS, facts, dtype="float16")
 
 
 def main() -> None:
@@ -195,18 +198,19 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.steps:
         learned(asked.learn, asked)
-    network = load_network(WEIGHTS).network
+    saved = load_network(WEIGHTS)
+    network, law = saved.network, jnp.asarray(saved.facts["law"], jnp.float32)
     with h5py.File(asked.test) as file:
         which = file["split"].asstr()[()] == "test"
         seen = told(file, which)
         tell({"prediction": "noise of the labels"} | noise(file, which, seen))
         for name, (total, diffuse) in known(seen).items():
             tell({"prediction": name} | scores(total, diffuse, seen))
-        total, diffuse = foretold(network, seen)
+        total, diffuse = foretold(network, law, seen)
         tell({"prediction": "network"} | scores(total, diffuse, seen))
         tell(
             {"cpu_s_a_crystal": "64 configurations, all before the network, the network"}
-            | speed(network, file)
+            | speed(network, law, file)
         )
     figure(seen, total, diffuse).savefig(HERE / "figure.png", dpi=70)
 
