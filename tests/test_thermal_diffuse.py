@@ -312,11 +312,12 @@ def test_the_elastic_pattern_is_that_of_the_mean_wave(modules, thin, known):
     elastic = out["total"] - diffuse
     ours = known["elastic"] / beam
 
-    def off(pattern):
-        return np.abs(pattern - elastic).sum() / elastic.sum()
-
-    assert off(ours) < 0.02  # of 64 configurations
-    assert off(out["damped"]) > 1.5 * off(ours)  # it knows of no absorption
+    off = np.abs(ours - elastic).sum() / elastic.sum()
+    assert off < 4e-3  # of 64 configurations
+    # what it lacks was scattered, which the damped pattern does not know
+    absorbed = 1.0 - ours.sum((-1, -2)) - out["damped_beyond"]
+    scattered = diffuse.sum((-1, -2)) + out["total_beyond"] - out["elastic_beyond"]
+    assert absorbed.mean() / scattered.mean() == pytest.approx(1.0, abs=0.03)
     # what configurations depart from it, on a coarser grid
     ours = known["samples"].mean(2) / beam
     assert ours.sum() / diffuse.sum() == pytest.approx(1.0, abs=0.1)
@@ -347,12 +348,16 @@ def seen(known):
 def test_what_is_not_elastic_nor_beyond_is_diffuse(modules, seen):
     """A network that was never trained keeps the flux, and begins with the smoothed departures."""
     model = modules["model"]
-    law = jnp.zeros(model.CONDITIONS + 1).at[-1].set(jnp.log(0.03))
+    law = jnp.zeros(model.CONDITIONS + 1).at[-1].set(jnp.log(1e-6))
     elastic, diffuse = model.parts(model.network(0), law, seen)
     flux = np.asarray((elastic + diffuse).sum((1, 2))) / model.BEAM
-    np.testing.assert_allclose(flux, 0.97, rtol=1e-4)
-    shape = np.asarray(model.smoothed(seen["samples"][:, : model.FEW].mean(1) + model.DIM))
-    shape *= np.asarray(diffuse).sum((1, 2), keepdims=True) / shape.sum((1, 2), keepdims=True)
+    scattered = 1.0 - seen["elastic"].sum((1, 2)) / model.BEAM > 2 * model.LEAST
+    assert scattered.sum() > 4
+    np.testing.assert_allclose(flux[scattered], 1.0, rtol=1e-5)
+    shape = model.smoothed(seen["samples"][:, : model.FEW].mean(1) + model.DIM)
+    shape = (
+        shape * np.asarray(diffuse).sum((1, 2), keepdims=True) / shape.sum((1, 2), keepdims=True)
+    )
     np.testing.assert_allclose(diffuse, shape, rtol=1e-4)
 
 
@@ -361,7 +366,8 @@ def test_the_law_of_what_goes_beyond_is_found(modules, seen):
     wanted = np.random.default_rng(0).normal(0.0, 0.1, model.CONDITIONS + 1)
     many = {n: np.concatenate([a] * 6) for n, a in seen.items()}
     many["vector"] = np.random.default_rng(1).normal(size=many["vector"].shape).astype(np.float32)
-    many = {n: a[:, :6].repeat(2, 1) if n.startswith("samples") else a for n, a in many.items()}
+    for name in (n for n in many if n.startswith("samples")):
+        many[name] = np.concatenate([many[name][:, : model.FEW]] * 2, axis=1)
     rows = np.asarray(model.conditions(many))
     share = np.exp(rows @ wanted[:-1] + wanted[-1] - 3.0)
     shape = many["elastic"] / many["elastic"].sum((1, 2), keepdims=True)
