@@ -80,11 +80,11 @@ def noise(data: h5py.File, which: np.ndarray, seen: dict) -> dict[str, float]:
     return scores(BEAM * total, BEAM * diffuse, seen)
 
 
-def fitted(seen: dict) -> tuple[np.ndarray, np.ndarray]:
-    """damped exp(-B k^2) + c, B and c of the very pattern: the classical picture."""
-    damped = seen["damped"].astype(float)
-    total = baselines.damped_and_flat(damped, seen["total"].astype(float))
-    return total, np.maximum(total - damped, 0.0)
+def fitted(seen: dict, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """p exp(-B k^2) + c, B and c of the very pattern: the classical picture."""
+    pattern = seen[name].astype(float)
+    total = baselines.damped_and_flat(pattern, seen["total"].astype(float))
+    return total, np.maximum(total - pattern, 0.0)
 
 
 def known(seen: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -95,7 +95,8 @@ def known(seen: dict) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {
         "elastic, as it is": (elastic, nothing),
         "damped, as it is": (seen["damped"], nothing),
-        "damped exp(-B k^2) + c, fitted to each": fitted(seen),
+        "damped exp(-B k^2) + c, fitted to each": fitted(seen, "damped"),
+        "elastic exp(-B k^2) + c, fitted to each": fitted(seen, "elastic"),
         "elastic + Einstein": (elastic + single, single),
         f"elastic + {FEW} coarse configurations": (elastic + few, few),
         f"elastic + {FEW} coarse configurations, smoothed": (elastic + smooth, smooth),
@@ -175,7 +176,7 @@ def tell(row: dict) -> None:
 
 
 def learned(path: pathlib.Path, asked):
-    """**Returns:** the network that did best on the crystals for validation."""
+    """Writes the network that does best on the crystals for validation, and its law."""
     with h5py.File(path) as file:
         split = file["split"].asstr()[()]
         learn = told(file, split == "train", SAMPLES)
