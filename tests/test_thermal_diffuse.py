@@ -19,17 +19,19 @@ from micjax.physics.electrons.stem import placed
 
 FOLDER = pathlib.Path(__file__).parents[1] / "experiments/thermal_diffuse"
 NAMES = ("crystals", "patterns", "baselines", "run")
+NETWORK = FOLDER.parent / "thermal_diffuse_net"
 
 
 @pytest.fixture(scope="module")
 def modules():
     """The modules of the folder, by names that other folders have as well."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        for name in NAMES:
+        patch.syspath_prepend(NETWORK)
+        patch.syspath_prepend(FOLDER)  # before the other, which has a `run` too
+        for name in (*NAMES, "channelling", "model"):
             patch.delitem(importlib.sys.modules, name, raising=False)
-        yield {name: importlib.import_module(name) for name in NAMES}
-        for name in NAMES:
+        yield {n: importlib.import_module(n) for n in (*NAMES, "channelling", "model")}
+        for name in (*NAMES, "channelling", "model"):
             importlib.sys.modules.pop(name, None)
 
 
@@ -267,3 +269,107 @@ def test_a_file_of_one_split_has_the_crystals_of_that_split(modules, settings):
     assert numbers == told
     with pytest.raises(ValueError, match="only = 'tests': one of train, validation, test"):
         dataclasses.replace(settings, only="tests")
+
+
+# --- the network ---------------------------------------------------------------------------------
+
+
+def test_atoms_of_an_even_beam_feel_what_they_are(modules, settings):
+    near = modules["channelling"].near_atoms(settings, 3.9, jnp.array([0.01, 0.005, 0.02]))
+    feels = np.asarray(near.mean((-2, -1)))  # by a beam of 1 that is even over the pixels
+    np.testing.assert_allclose(feels, [[1.0, 0.0, 1.0], [0.0, 1.0, 2.0]], rtol=1e-4, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def thin(modules):
+    """Of two slices, at many places of the probe: settings, crystal, simulated patterns."""
+    crystals, patterns = modules["crystals"], modules["patterns"]
+    settings = crystals.Settings(
+        configurations=64, places=16, thicknesses=1, fewest_cells=1, most_cells=1, pixels=192
+    )
+    crystal = crystals.drawn(settings, 3)._replace(elements=np.array([20, 14, 8]))
+    return settings, crystal, patterns.simulated(settings, 3, crystal)
+
+
+@pytest.fixture(scope="module")
+def known(modules, thin):
+    settings, crystal, _ = thin
+    return modules["model"].foreknown(settings, crystal, jax.random.key(1), samples=16)
+
+
+def test_a_thin_crystal_scatters_as_its_atoms_do(modules, thin, known):
+    """On average over the places of a probe: single scattering."""
+    diffuse = (thin[2]["total"] - thin[2]["elastic"])[0].mean(0) * 64 / 63
+    alone = known["single"][0].sum(1).mean(0) / modules["model"].BEAM
+    assert alone.sum() / diffuse.sum() == pytest.approx(1.0, abs=0.1)
+    off = modules["baselines"].radial(alone) / modules["baselines"].radial(diffuse) - 1.0
+    assert np.abs(off[8:]).mean() < 0.15  # of 16 to 60 mrad
+
+
+def test_the_elastic_pattern_is_that_of_the_mean_wave(modules, thin, known):
+    beam, (_, _, out) = modules["model"].BEAM, thin
+    diffuse = (out["total"] - out["elastic"]) * 64 / 63
+    elastic = out["total"] - diffuse
+    ours = known["elastic"] / beam
+
+    off = np.abs(ours - elastic).sum() / elastic.sum()
+    assert off < 4e-3  # of 64 configurations
+    # what it lacks was scattered, which the damped pattern does not know
+    absorbed = 1.0 - ours.sum((-1, -2)) - out["damped_beyond"]
+    scattered = diffuse.sum((-1, -2)) + out["total_beyond"] - out["elastic_beyond"]
+    assert absorbed.mean() / scattered.mean() == pytest.approx(1.0, abs=0.03)
+    # what configurations depart from it, on a coarser grid
+    ours = known["samples"].mean(2) / beam
+    assert ours.sum() / diffuse.sum() == pytest.approx(1.0, abs=0.1)
+    np.testing.assert_allclose(
+        1.0 - known["samples_lost"].mean(), out["total_inside"].mean(), atol=5e-3
+    )
+
+
+def test_mirrors_and_turns_are_of_the_same_law(modules):
+    model = modules["model"]
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.normal(size=(3, 8, 8)))
+    vector = jnp.asarray(rng.normal(size=(3, 8)))
+    seen = {"damped": image, "single": image[:, None], "vector": vector}
+    turns = jnp.array([[True, False, False], [False, True, False], [False, False, True]])
+    out = model.turned(seen, turns)
+    np.testing.assert_array_equal(out["damped"][0], image[0, ::-1])
+    np.testing.assert_array_equal(out["single"][1, 0], image[1, :, ::-1])
+    np.testing.assert_array_equal(out["damped"][2], image[2].T)
+    np.testing.assert_array_equal(out["vector"], vector)
+
+
+@pytest.fixture(scope="module")
+def seen(known):
+    return {n: a.reshape(-1, *a.shape[2:]) for n, a in known.items()}
+
+
+def test_what_is_not_elastic_nor_beyond_is_diffuse(modules, seen):
+    """A network that was never trained keeps the flux, and begins with the smoothed departures."""
+    model = modules["model"]
+    law = jnp.zeros(model.CONDITIONS + 1).at[-1].set(jnp.log(1e-6))
+    elastic, diffuse = model.parts(model.network(0), law, seen)
+    flux = np.asarray((elastic + diffuse).sum((1, 2))) / model.BEAM
+    scattered = 1.0 - seen["elastic"].sum((1, 2)) / model.BEAM > 2 * model.LEAST
+    assert scattered.sum() > 4
+    np.testing.assert_allclose(flux[scattered], 1.0, rtol=1e-5)
+    shape = model.smoothed(seen["samples"][:, : model.FEW].mean(1) + model.DIM)
+    shape = (
+        shape * np.asarray(diffuse).sum((1, 2), keepdims=True) / shape.sum((1, 2), keepdims=True)
+    )
+    np.testing.assert_allclose(diffuse, shape, rtol=1e-4)
+
+
+def test_the_law_of_what_goes_beyond_is_found(modules, seen):
+    model = modules["model"]
+    wanted = np.random.default_rng(0).normal(0.0, 0.1, model.CONDITIONS + 1)
+    many = {n: np.concatenate([a] * 6) for n, a in seen.items()}
+    many["vector"] = np.random.default_rng(1).normal(size=many["vector"].shape).astype(np.float32)
+    for name in (n for n in many if n.startswith("samples")):
+        many[name] = np.concatenate([many[name][:, : model.FEW]] * 2, axis=1)
+    rows = np.asarray(model.conditions(many))
+    share = np.exp(rows @ wanted[:-1] + wanted[-1] - 3.0)
+    shape = many["elastic"] / many["elastic"].sum((1, 2), keepdims=True)
+    law = model.beyond_law(many | {"total": model.BEAM * (1.0 - share)[:, None, None] * shape})
+    np.testing.assert_allclose(np.exp(rows @ law[:-1] + law[-1]), share, rtol=1e-3)

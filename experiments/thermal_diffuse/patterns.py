@@ -15,6 +15,7 @@ from jaxtyping import Array, Complex, Float
 
 from micjax.physics.electrons import optics
 from micjax.physics.electrons.multislice import (
+    CUTOFF,
     band_limit,
     frequencies_inv_A,
     highest_angle_mrad,
@@ -90,7 +91,7 @@ def _potentials(settings: Settings, edge_A, factors, moved_A, u_A2) -> Float[Arr
     return jnp.stack([slice_(0), slice_(1)])
 
 
-def _through(settings: Settings, crystal: Crystal, layers) -> Spectra:
+def through(settings: Settings, crystal: Crystal, layers, cutoff: float = CUTOFF) -> Spectra:
     """The waves at each thickness; `layers(i)` are the two transmissions of cell i."""
     shape, sampling = (settings.pixels,) * 2, sampling_A(settings, crystal.edge_A)
     wavelength = optics.wavelength_A(ENERGY_KEV)
@@ -98,7 +99,7 @@ def _through(settings: Settings, crystal: Crystal, layers) -> Spectra:
     probe = optics.probe(angles, SEMIANGLE_MRAD, {}, wavelength)
     spectra = jnp.fft.fft2(placed(probe, crystal.place_A, sampling))
     travel = propagator(shape, sampling, crystal.edge_A / 2, ENERGY_KEV)
-    travel = (travel * band_limit(shape, sampling)).astype(spectra.dtype)
+    travel = (travel * band_limit(shape, sampling, cutoff)).astype(spectra.dtype)
 
     def cell(i, spectra):
         first, second = layers(i)
@@ -118,12 +119,15 @@ def _through(settings: Settings, crystal: Crystal, layers) -> Spectra:
     return jnp.stack(seen)
 
 
-def _intensity(spectra: Spectra) -> Patterns:
+def intensity(spectra: Spectra) -> Patterns:
     return spectra.real**2 + spectra.imag**2
 
 
-def _transmissions(settings: Settings, crystal: Crystal, factors, moved_A, u_A2):
-    limit = band_limit((settings.pixels,) * 2, sampling_A(settings, crystal.edge_A))
+def transmissions(
+    settings: Settings, crystal: Crystal, factors, moved_A, u_A2, cutoff: float = CUTOFF
+):
+    """Of the two slices of a cell."""
+    limit = band_limit((settings.pixels,) * 2, sampling_A(settings, crystal.edge_A), cutoff)
     potentials = _potentials(settings, crystal.edge_A, factors, moved_A, u_A2)
     return transmission(potentials, ENERGY_KEV, limit)
 
@@ -132,8 +136,8 @@ def _transmissions(settings: Settings, crystal: Crystal, factors, moved_A, u_A2)
 def at_rest(settings: Settings, crystal: Crystal, factors, u_A2) -> Patterns:
     """One run through atoms that do not move, each blurred by a mean square displacement."""
     moved = jnp.zeros((5 * settings.across**2, 2))
-    alike = _transmissions(settings, crystal, factors, moved, u_A2)
-    return _intensity(_through(settings, crystal, lambda i: alike))
+    alike = transmissions(settings, crystal, factors, moved, u_A2)
+    return intensity(through(settings, crystal, lambda i: alike))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -152,10 +156,10 @@ def moving(
 
         def layers(i):
             moved = amplitude * jax.random.normal(jax.random.fold_in(own, i), (len(site), 2))
-            return _transmissions(settings, crystal, factors, moved, jnp.zeros(3))
+            return transmissions(settings, crystal, factors, moved, jnp.zeros(3))
 
-        spectra = _through(settings, crystal, layers)
-        return sums[0] + spectra, sums[1] + _intensity(spectra)
+        spectra = through(settings, crystal, layers)
+        return sums[0] + spectra, sums[1] + intensity(spectra)
 
     shape = (settings.thicknesses, settings.places, settings.pixels, settings.pixels)
     zero = jnp.zeros(shape)
@@ -200,9 +204,9 @@ def simulated(settings: Settings, number: int, crystal: Crystal) -> dict[str, np
     patterns = {
         "static": at_rest(settings, ours, f, jnp.zeros(3)),
         "damped": at_rest(settings, ours, f, ours.u_A2),
-        "elastic": _intensity((first_wave + second_wave) / (2 * half)),
+        "elastic": intensity((first_wave + second_wave) / (2 * half)),
         "total": (first + second) / (2 * half),
-        "elastic_second": _intensity(second_wave / half),
+        "elastic_second": intensity(second_wave / half),
         "total_first": first / half,
     }
     found = {
