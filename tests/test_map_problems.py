@@ -6,12 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import scipy.stats
 
 from micjax.__main__ import main
 from micjax.core.problem import InverseProblem, free, log_likelihood, parameter
 from micjax.inference.maps.blocks import Fits, Pursuit
 from micjax.inference.maps.each import each_pixel, one_pixel
 from micjax.inference.maps.fit import fit_map
+from micjax.inference.maps.result import most_likely
 from micjax.inference.maps.stage import fit_each_pixel, map_fit
 from micjax.inference.maps.status import STATUS
 from micjax.inference.runner import run
@@ -72,6 +74,27 @@ def test_errors_of_what_is_derived(fitted):
     np.testing.assert_allclose(values["there"], expected, rtol=1e-5)
     with pytest.raises(ValueError, match="no covariance"):
         fit_map(LINE, X, lines()[:1]).derived(lambda v: v)
+
+
+def test_the_evidence_is_that_of_a_line():
+    """Of a linear model with normal noise and priors it is exact: a multivariate normal."""
+    priors = {"forward.level": dist.Normal(0.0, 2.0), "forward.slope": dist.Normal(0.0, 3.0)}
+    known = InverseProblem(Straight(), Gaussian(0.3), priors)
+    flat = known.given({"forward.slope": None})
+    y = lines()
+    fits = [fit_map(p, X, y, covariance=True, tolerance=1e-9) for p in (flat, known)]
+    ones, exact = np.ones((len(X), len(X))), []
+    for covariance in (4.0 * ones, 4.0 * ones + 9.0 * np.outer(X, X)):
+        covariance = covariance + 0.09 * np.eye(len(X))
+        exact.append(scipy.stats.multivariate_normal(cov=covariance).logpdf(y))
+    ours = [f.log_evidence() for f in fits]
+    np.testing.assert_allclose(ours[1] - ours[0], exact[1] - exact[0], atol=1e-3)
+    best, probability = most_likely(fits)
+    np.testing.assert_array_equal(best, exact[1] > exact[0])
+    odds = np.exp(-np.abs(exact[1] - exact[0]))
+    np.testing.assert_allclose(probability, 1.0 / (1.0 + odds), atol=1e-3)
+    with pytest.raises(ValueError, match="2 fits, .* and 1 numbers of copies"):
+        most_likely(fits, [1])
 
 
 def test_a_map_is_its_pixels():

@@ -1,7 +1,7 @@
 """What a map of fits leads to."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import equinox as eqx
 import jax
@@ -58,6 +58,24 @@ class MapFit:
     def counts(self) -> dict[str, int]:
         """How many pixels have each status."""
         return {s: int(np.sum(self.status == i)) for i, s in enumerate(STATUS)}
+
+    def log_evidence(self) -> Float[np.ndarray, "..."]:
+        """log p(data) of the model, but for what the data alone decide: the posterior as a Gaussian
+        (Laplace; MacKay 2003, ch. 27). Only fits to the same data can be compared; minus infinity
+        where there is no fit.
+
+        **Raises:** `ValueError` without `covariance`.
+        """
+        if self.covariance is None:
+            raise ValueError("there is no covariance: it is kept where it is asked for")
+        covariance = np.where(np.isfinite(self.covariance), self.covariance, 0.0).astype(float)
+        variance = np.maximum(np.einsum("...ii->...i", covariance), 1e-300)
+        root = np.sqrt(variance)
+        alike = np.linalg.eigvalsh(covariance / root[..., None] / root[..., None, :])
+        volume = np.log(variance).sum(axis=-1) + np.log(np.maximum(alike, 1e-12)).sum(axis=-1)
+        d = variance.shape[-1]
+        value = 0.5 * volume + 0.5 * d * np.log(2.0 * np.pi) - self.loss
+        return np.where(self.usable() & np.isfinite(value), value, -np.inf)
 
     def derived(
         self, function: Callable[[Values], dict[str, Array]]
@@ -123,3 +141,33 @@ def from_neighbours(problem: InverseProblem, fit: MapFit) -> dict[str, np.ndarra
         allowed = allowed.reshape(-1, *[1] * (theirs.ndim - 1))
         out[name] = np.where(allowed, theirs, np.asarray(own[name])).reshape(values.shape)
     return out
+
+
+def most_likely(
+    fits: Sequence[MapFit], copies: Sequence[int] | None = None
+) -> tuple[Int[np.ndarray, "..."], Float[np.ndarray, "..."]]:
+    """Which of several models explains each pixel, and how sure that is.
+
+    **Arguments:**
+
+    - `fits`: of these models to the same data, with `covariance`.
+    - `copies`: in how many ways each can be written: k! for k peaks that may change places.
+
+    **Returns:** the index of the most likely model of each pixel, -1 where none has a fit, and its
+    probability among them, all as likely beforehand. A pixel below 0.9 is ambiguous.
+
+    **Raises:** `ValueError` for fits of other maps, another number of `copies`, no covariance.
+    """
+    copies = [1] * len(fits) if copies is None else list(copies)
+    shapes = {fit.status.shape for fit in fits}
+    if len(shapes) != 1 or len(copies) != len(fits):
+        raise ValueError(
+            f"{len(fits)} fits, of maps of {sorted(shapes)}, and {len(copies)} numbers of copies: "
+            "fits of one map, and a number for each, are needed"
+        )
+    logs = np.stack([f.log_evidence() + np.log(c) for f, c in zip(fits, copies, strict=True)])
+    largest = logs.max(axis=0)
+    there = np.isfinite(largest)
+    weights = np.exp(logs - np.where(there, largest, 0.0))
+    probability = weights.max(axis=0) / np.where(there, weights.sum(axis=0), 1.0)
+    return np.where(there, logs.argmax(axis=0), -1), np.where(there, probability, np.nan)

@@ -183,7 +183,13 @@ def _row(name: str, q: Quantity, fit: MapFit) -> dict[str, Any]:
 
 def _how_they_ended(fit: MapFit) -> Iterator[str]:
     counts, total = fit.counts(), fit.status.size
-    yield f"{counts['converged']:,} of {total:,} fits converged, all of their unknowns identified."
+    all_well = counts["converged"]
+    ended = sum(counts[s] for s in ("converged", "at a bound", "not identified"))
+    yield f"{ended:,} of {total:,} fits converged, " + (
+        "all of their unknowns identified."
+        if ended == all_well
+        else f"{all_well:,} of them with all unknowns identified and within their priors."
+    )
     why = {"at a bound": fit.bound, "not identified": {n: ~a for n, a in fit.identified.items()}}
     for status, count in counts.items():
         if status == "converged" or not count:

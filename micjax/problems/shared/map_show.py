@@ -15,6 +15,7 @@ from micjax.report.figures import (
     SERIES,
     captioned,
     common_range,
+    curve_with_residual,
     image_panel,
     mask_overlay,
     new_figure,
@@ -46,6 +47,8 @@ def map_figures(solution: Solution, x, y, names: Sequence[str], y_label: str) ->
     elif max(shape) > 1:
         drawn["Along the line"] = lambda: _line(solution, some)
     drawn["Spectra"] = lambda: _spectra(solution, x, y, y_label)
+    if max(shape) > 1 and np.ndim(y) == 3 and (np.diff(x) > 0).all():
+        drawn["Mean of all"] = lambda: _mean(solution, x, y, y_label)
     return drawn
 
 
@@ -143,6 +146,25 @@ def _line(solution: Solution, some: dict[str, Quantity]) -> Figure:
     return captioned(figure, "Each fit along the line; the band is one standard deviation.")
 
 
+def _mean(solution: Solution, x, y, y_label: str) -> Figure:
+    """Of the pixels that have a fit: what no single spectrum shows."""
+    usable = solution.extra["fit"].usable()
+    seen = np.isfinite(y) & usable[..., None]
+    count = np.maximum(seen.sum(axis=(0, 1)), 1)
+    data, model = (
+        np.where(seen, a, 0.0).sum(axis=(0, 1)) / count
+        for a in (np.asarray(y, float), np.asarray(solution.problem.forward(x), float))
+    )
+    figure = curve_with_residual(
+        np.asarray(x), data, model, x_label=_axis_label(solution), label=f"{y_label}, mean"
+    )
+    return captioned(figure, "The mean of all spectra, that of their fits, and what is left of it.")
+
+
+def _axis_label(solution: Solution) -> str:
+    return "{} ({})".format(*solution.problem.forward.axis).removesuffix(" ()")
+
+
 def _spectra(solution: Solution, x, y, y_label: str) -> Figure:
     """Pixels from the best to the worst misfit, as they lie in its order."""
     fit = solution.extra["fit"]
@@ -171,9 +193,7 @@ def _spectra(solution: Solution, x, y, y_label: str) -> Figure:
         status = STATUS[int(np.ravel(fit.status)[i])]
         ax.set_title(f"pixel {at[0]}, {at[1]}: {status}", fontsize=8)
     for ax in axes[-1]:
-        ax.set_xlabel(
-            "{} ({})".format(*solution.problem.forward.axis).removesuffix(" ()"), fontsize=8
-        )
+        ax.set_xlabel(_axis_label(solution), fontsize=8)
     for ax in axes[:, 0]:
         ax.set_ylabel(y_label, fontsize=8)
     return captioned(
