@@ -13,7 +13,7 @@ from micjax.core.tree import named_leaves
 from micjax.physics.noise import Gaussian
 from micjax.physics.spectra import backgrounds, guesses, loops, scales
 from micjax.physics.spectra import line_shapes as lines
-from micjax.physics.spectra.composed import Convolved, ProductOf, SumOf
+from micjax.physics.spectra.composed import Convolved, ProductOf, References, SumOf
 
 X = np.linspace(-4.0, 6.0, 301)
 COMPONENTS = {
@@ -377,3 +377,23 @@ def test_decay_guesses():
     np.testing.assert_allclose(guess["level"], 5e9, rtol=0.02)
     with pytest.raises(ValueError, match="two channels in either half"):
         guesses.power_law(e, e, (10.0, 20.0))
+
+
+def test_references_move_and_blur():
+    """Two Gaussians, by any part of a channel and with a resolution: Gaussians again."""
+    step, margin = 0.1, 60
+    x = np.linspace(-5.0, 5.0, 101)
+    wide = x[0] + step * np.arange(-margin, len(x) + margin)
+
+    def bell(x, centre, fwhm):
+        return np.exp(-4.0 * np.log(2.0) * ((x - centre) / fwhm) ** 2)
+
+    spectra = np.stack([bell(wide, -1.0, 1.0), bell(wide, 0.5, 1.6)])
+    mixture = References([2.0, 3.0], 0.234, 1.2, spectra, step)
+    expected = np.zeros(len(x))
+    for amount, centre, fwhm in ((2.0, -1.0, 1.0), (3.0, 0.5, 1.6)):
+        broad = np.hypot(fwhm, 1.2)
+        expected += amount * fwhm / broad * bell(x, centre + 0.234, broad)
+    np.testing.assert_allclose(mixture(jnp.asarray(x)), expected, atol=1e-8)
+    with pytest.raises(ValueError, match="references of 221 channels for 100"):
+        mixture(jnp.asarray(x[:-1]))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from micjax.core.problem import parameter
@@ -84,6 +85,44 @@ class KnownShape(eqx.Module):
 
     def __call__(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
         return self.counts * self.shape
+
+
+class References(eqx.Module):
+    """A mixture of known spectra, seen with a drift of the axis and a Gaussian resolution.
+
+        y = sum_k amounts_k (spectrum_k moved by `shift`, folded with a Gaussian of `fwhm`)
+
+    By FFT, exact for any shift (Bracewell 2000, ch. 6).
+
+    **Arguments:**
+
+    - `amounts`: in units of y where a spectrum is 1.
+    - `shift`, `fwhm`: in units of the axis; positive shifts move to larger x.
+    - `spectra`: `[k, n + 2 margin]`: on the axis continued by `margin` channels on either side,
+        which are to be more than the shift and the resolution reach.
+    - `step`: of the axis.
+    """
+
+    amounts: Float[Array, " k"] = parameter()
+    shift: Float[Array, ""] = parameter()
+    fwhm: Float[Array, ""] = parameter()
+    spectra: Float[Array, "k m"] = parameter()
+    step: Float[Array, ""] = parameter()
+
+    def __call__(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
+        """**Raises:** `ValueError` for an axis that is not shorter by an even number."""
+        length, margin = self.spectra.shape[-1], (self.spectra.shape[-1] - x.size) // 2
+        if margin < 1 or x.size + 2 * margin != length:
+            raise ValueError(
+                f"references of {length} channels for {x.size}: longer by an even number is needed"
+            )
+        mixture = self.amounts @ self.spectra
+        # turned back on itself: no jump where the ends meet
+        even = jnp.concatenate([mixture, mixture[::-1]])
+        omega = 2.0 * np.pi * jnp.fft.rfftfreq(2 * length).astype(x.dtype) / self.step
+        sigma = self.fwhm / np.sqrt(8.0 * np.log(2.0))
+        seen = jnp.exp(-0.5 * (sigma * omega) ** 2 - 1j * omega * self.shift)
+        return jnp.fft.irfft(jnp.fft.rfft(even) * seen, 2 * length)[margin : margin + x.size]
 
 
 @jax.tree_util.register_pytree_with_keys_class
