@@ -20,9 +20,8 @@ from micjax.inference.runner import run
 from micjax.io import Field, FieldAxis, read, write_nexus
 from micjax.physics.noise import Gaussian, Poisson
 from micjax.problems import edx, eels, loop, peaks, sho
-from micjax.problems.eels.data import gain_of
 from micjax.problems.shared.map_conclusion import Left
-from micjax.problems.shared.spectrum_images import in_unit, spectrum_image
+from micjax.problems.shared.spectrum_images import gain_of, in_unit, spectrum_image
 
 X = np.linspace(-1.0, 1.0, 12)
 PIXELS = 5

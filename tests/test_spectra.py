@@ -47,7 +47,7 @@ def test_causality():
 def test_the_module_is_the_function_in_two_channels():
     model, f = Oscillator(350.0, 90.0, 2.0, -1.0), jnp.linspace(340.0, 360.0, 11)
     h = oscillator(f, 350.0, 90.0, 2.0, -1.0)
-    np.testing.assert_array_equal(model(f), np.stack([h.real, h.imag], -1))
+    np.testing.assert_allclose(model(f), np.stack([h.real, h.imag], -1), rtol=1e-12)
     slope = jax.jacfwd(lambda f0: Oscillator(f0, 90.0, 2.0, -1.0)(f))(350.0)
     eps = 1e-4
     ends = [Oscillator(350.0 + e, 90.0, 2.0, -1.0)(f) for e in (eps, -eps)]

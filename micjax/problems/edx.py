@@ -30,7 +30,12 @@ from micjax.physics.spectra.composed import KnownShape, SumOf
 from micjax.physics.spectra.x_ray import XRaySpectrum, detector_fwhm_keV
 from micjax.problems.shared.map_conclusion import compare_map, conclude_map
 from micjax.problems.shared.map_show import map_figures
-from micjax.problems.shared.spectrum_images import in_unit, noise_options, spectrum_image
+from micjax.problems.shared.spectrum_images import (
+    are_counts,
+    even_axis,
+    in_unit,
+    spectrum_image,
+)
 
 log = logging.getLogger("micjax")
 
@@ -185,30 +190,35 @@ def load(
     field = read(file, channel)
     image = spectrum_image(field)
     energy = in_unit(image.axis, KILOVOLTS, image.axis.name or "the last axis")
-    noise_options(field.name, image.y, "poisson")
+    are_counts(field.name, image.y, stated=True)
     order = np.argsort(energy)
     low = LEAST_KEV if low_keV is None else max(low_keV, LEAST_KEV)
     order = order[(energy[order] >= low) & (energy[order] <= (high_keV or np.inf))]
     if len(order) < 10:
         raise ValueError(f"{len(order)} channels from {low} keV on: 10 are needed")
     energy, y = energy[order], image.y[..., order]
+    even_axis(energy, image.axis.name or "the axis")
     elements = elements or _stated(field.metadata, "Sample", "elements")
     if not elements:
         raise ValueError(f"{field.name}: the file names no elements: --set elements=[Fe,O]")
     beam = beam_keV or float(
         _stated(field.metadata, "Acquisition_instrument", "TEM", "beam_energy") or 200.0
     )
-    families = families_of(list(elements), float(energy[0]), float(energy[-1]))
-    pixels = np.isfinite(y).all(axis=-1)
+    families = families_of(list(dict.fromkeys(elements)), float(energy[0]), float(energy[-1]))
+    # channels that are missing somewhere are made up for by the other pixels
+    seen = np.isfinite(y)
+    pixels = max(int(seen.any(axis=-1).sum()), 1)
+    mean = np.where(seen, y, 0.0).sum(axis=(0, 1)) / np.maximum(seen.sum(axis=(0, 1)), 1)
+    there = seen.any(axis=(0, 1))
     options = image.options() | {
         "families": families,
         "low_keV": float(energy[0]),
         "high_keV": float(energy[-1]),
         "channels": len(energy),
         "beam_keV": beam,
-        "counts_per_pixel": max(float(y[pixels].sum(axis=-1).mean()), 1.0),
+        "counts_per_pixel": max(float(mean.sum()), 1.0),
     }
-    options |= calibration(energy, y[pixels].sum(axis=0), families, beam)
+    options |= calibration(energy[there], pixels * mean[there], families, beam)
     return options, jnp.asarray(energy, float), jnp.asarray(y, float)
 
 

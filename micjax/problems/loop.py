@@ -136,7 +136,7 @@ def load(
         bias <= (np.inf if bias_max_V is None else bias_max_V)
     )
     bias, y = bias[inside], image.y[..., inside]
-    if len(bias) < 3 or not np.ptp(bias) > 0 or len({True, False} & set(np.diff(bias) > 0)) < 2:
+    if len(bias) < 3 or not np.ptp(bias) > 0 or len(set(np.sign(np.diff(bias))) - {0.0}) < 2:
         raise ValueError(
             f"{len(bias)} biases in one direction: a loop is a sweep up and down, in the order in "
             "which it was measured"

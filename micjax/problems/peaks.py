@@ -227,13 +227,12 @@ def load(
 def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
     """The largest maxima of each spectrum, or the largest near each expected centre."""
     lines = [n for n in pixel.forward.parts if n.startswith("peak_")]
-    windows = [pixel.priors.get(f"forward.{n}.centre") for n in lines]
     span, step = float(np.ptp(x)), float(np.median(np.diff(x)))
-    narrow = [isinstance(w, dist.Uniform) and float(w.high - w.low) < 0.9 * span for w in windows]
-    if all(narrow):
+    windows = [_window(pixel.priors.get(f"forward.{n}.centre")) for n in lines]
+    if all(high - low < 0.9 * span for low, high in windows):
         some = []
-        for window in windows:
-            there = (x >= float(window.low)) & (x <= float(window.high))
+        for low, high in windows:
+            there = (x >= low) & (x <= high)
             some.append(guesses.peak(x[there], y[..., there]) if there.sum() > 2 else {})
     else:
         some = guesses.peaks(x, y, len(lines), separation=max(span / 20.0, 2.0 * step))
@@ -250,6 +249,15 @@ def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.
         out[f"forward.{BACKGROUND_LEVEL}"] = np.maximum(some[0]["background"], floor)
     out["noise.sigma"] = noise_sd(y)
     return {n: v for n, v in out.items() if n in pixel.priors}
+
+
+def _window(prior: dist.Distribution | None) -> tuple[float, float]:
+    """Where a prior expects a centre."""
+    if isinstance(prior, dist.Uniform):
+        return float(prior.low), float(prior.high)
+    if isinstance(prior, dist.Normal):
+        return float(prior.loc - 3.0 * prior.scale), float(prior.loc + 3.0 * prior.scale)
+    return -np.inf, np.inf
 
 
 def stages(

@@ -134,6 +134,7 @@ def load(
     if len(band) < 5 or not band[0] > 0:
         raise ValueError(f"{len(band)} frequencies from {low} to {high} kHz: 5 above 0 are needed")
     y = np.stack([real.y[..., order], imaginary.y[..., order]], axis=-1)
+    y[~np.isfinite(y).all(axis=-1)] = np.nan  # half a number is none
     guess = guesses.oscillator(band, y)
     noise, step = _noise(y), float(np.median(np.diff(band)))
     seen = np.isfinite(y).any(axis=(-1, -2))

@@ -154,7 +154,7 @@ class XRaySpectrum(eqx.Module):
     def shapes(self, energy_keV: Energies) -> Float[Array, "families n"]:
         """Of each family the counts in each channel, of one count in all; bremsstrahlung last."""
         centres = self.line_energies_keV * (1.0 + self.gain_error) + self.offset_keV
-        step = jnp.mean(jnp.diff(energy_keV))
+        step = jnp.median(jnp.diff(energy_keV))  # some channels may be missing
 
         def of_one(shares):
             return step * x_ray_spectrum(energy_keV, centres, shares, self.noise_keV)

@@ -10,12 +10,15 @@ import numpy as np
 
 from micjax.io import read
 from micjax.problems.eels.setting import ELECTRONVOLTS, Energies, Spectra
-from micjax.problems.shared.spectrum_images import in_unit, spectrum_image
+from micjax.problems.shared.spectrum_images import (
+    are_counts,
+    even_axis,
+    gain_of,
+    in_unit,
+    spectrum_image,
+)
 
 log = logging.getLogger("micjax")
-
-MANY = 20.0  # counts
-AMPLIFIED = 1.3  # whole numbers that scatter more than counts do are none
 
 
 def load(
@@ -59,17 +62,9 @@ def load(
     if len(order) < 30:
         raise ValueError(f"{len(order)} channels from {low} to {high} eV: 30 are needed")
     energy, y = energy[order], image.y[..., order]
-    values = y[np.isfinite(y)]
-    countable = bool((values >= 0).all() and (values == np.round(values)).all())
-    if noise == "poisson" and not countable:
-        raise ValueError(
-            f"{field.name}: values from {values.min():.6g} to {values.max():.6g}, which are no "
-            "counts: whole numbers not below zero are needed for noise = poisson"
-        )
-    gain = gain_of(y)
-    # of few counts the noise is too far from a normal one to tell
-    amplified = float(np.median(values)) > MANY and gain > AMPLIFIED
-    law = noise if noise != "auto" else "poisson" if countable and not amplified else "scaled"
+    even_axis(energy, image.axis.name or "the axis")
+    counted = are_counts(field.name, y, noise == "poisson")
+    law = noise if noise != "auto" else "poisson" if counted else "scaled"
     options = image.options() | {
         "edges": list(edges),
         "low_eV": float(energy[0]),
@@ -77,7 +72,7 @@ def load(
         "channels": len(energy),
         "resolution_eV": resolution_eV,
         "noise": law,
-        "gain": gain if law == "scaled" else 1.0,
+        "gain": gain_of(y) if law == "scaled" else 1.0,
         "level": float(np.nanpercentile(np.abs(y), 99.9)) or 1.0,
         "low_loss": None if low_loss is None else str(pathlib.Path(low_loss).absolute()),
     }
@@ -93,17 +88,6 @@ def load(
     if law == "scaled":
         log.info("noise: variance %.4g times the mean, from neighbouring channels", options["gain"])
     return options, jnp.asarray(energy, float), jnp.asarray(y, float)
-
-
-def gain_of(y: np.ndarray) -> float:
-    """The variance over the mean, from second differences of neighbouring channels."""
-    second = np.diff(y, 2, axis=-1) ** 2 / 6.0
-    mean = (y[..., 2:] + y[..., 1:-1] + y[..., :-2]) / 3.0
-    size = np.nanpercentile(np.abs(y), 99.9) or 1.0
-    there = np.isfinite(second) & (mean > 1e-6 * size)
-    # the median of chi^2 with one degree of freedom
-    ratio = float(np.median(second[there] / mean[there])) / 0.4549 if there.any() else 0.0
-    return ratio or 1e-9 * float(size)
 
 
 def _stated(metadata: Mapping, *path: str):

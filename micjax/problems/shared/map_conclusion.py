@@ -173,7 +173,8 @@ def _row(name: str, q: Quantity, fit: MapFit) -> dict[str, Any]:
     row: dict[str, Any] = {"quantity": f"{name} ({q.unit})" if q.unit else name}
     low, middle, high = np.quantile(q.value[usable], [0.05, 0.5, 0.95]) if usable.any() else [0] * 3
     row |= {"median": float(middle), "5 % to 95 % of pixels": f"{low:.4g} to {high:.4g}"}
-    row["error of a pixel"] = float(np.nanmedian(q.sd[usable])) if usable.any() else None
+    known = usable & np.isfinite(q.sd)
+    row["error of a pixel"] = float(np.median(q.sd[known])) if known.any() else None
     if full in fit.bound:
         some = max(int(usable.sum()), 1)
         row["identified (%)"] = 100.0 * float(np.sum(fit.identified[full] & usable)) / some

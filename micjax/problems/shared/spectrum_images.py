@@ -1,12 +1,19 @@
 """Spectrum images of files: spectra at the pixels of a map, `[y, x, channel]`."""
 
+import logging
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from micjax.core.ranges import HUGE
 from micjax.io import Field, FieldAxis
 from micjax.io.fields import PIXELS, nm_per
+
+log = logging.getLogger("micjax")
+
+MANY = 20.0  # counts, above which their noise is near enough to a normal one
+SCATTER = 0.5, 1.3  # the variance of whole numbers over their mean, if they are counts
 
 Law = Literal["poisson", "normal"]
 NoiseChoice = Literal["auto", "poisson", "normal"]
@@ -51,6 +58,10 @@ def spectrum_image(
         )
     inside = channels_between(axes[-1], low, high)
     cube = np.asarray(data, np.float64)[..., inside]
+    far = np.abs(cube) > HUGE  # what programs fill gaps with
+    if far.any():
+        log.warning("%s: %d values beyond %g are taken for gaps", field.name, far.sum(), HUGE)
+        cube = np.where(far, np.nan, cube)
     if not np.isfinite(cube).any():
         raise ValueError(f"{field.name}: none of its values is finite")
     cube = cube.reshape((1,) * (3 - cube.ndim) + cube.shape)
@@ -117,14 +128,8 @@ def noise_options(name: str, y: Float[np.ndarray, "*map n"], noise: NoiseChoice)
 
     **Raises:** `ValueError` for `poisson` where the values are no counts.
     """
-    values = y[np.isfinite(y)]
-    countable = bool((values >= 0).all() and (values == np.round(values)).all())
-    if noise == "poisson" and not countable:
-        raise ValueError(
-            f"{name}: values from {values.min():.6g} to {values.max():.6g}, which are no counts: "
-            "whole numbers not below zero are needed for noise = poisson"
-        )
-    law = noise if noise != "auto" else "poisson" if countable else "normal"
+    counted = are_counts(name, y, noise == "poisson")
+    law = noise if noise != "auto" else "poisson" if counted else "normal"
     logs = np.log(noise_sd(y))
     return {
         "noise": law,
@@ -132,3 +137,51 @@ def noise_options(name: str, y: Float[np.ndarray, "*map n"], noise: NoiseChoice)
         # within two standard deviations of what the pixels of this map show
         "sigma_factor": float(np.exp(max(1.0, 2.0 * np.std(logs)))),
     }
+
+
+def are_counts(name: str, y: Float[np.ndarray, "*map n"], stated: bool = False) -> bool:
+    """Whether the values are whole numbers, not below 0, and scatter as counts do.
+
+    **Arguments:**
+
+    - `stated`: that they are: then only what can be no count is refused.
+
+    **Raises:** `ValueError` for `stated` where they are none.
+    """
+    values = y[np.isfinite(y)]
+    whole = bool((values >= 0).all() and (values == np.round(values)).all())
+    whole &= bool(values.max(initial=0.0) < 2**53)  # above, all numbers are whole
+    if stated and not whole:
+        raise ValueError(
+            f"{name}: values from {values.min():.6g} to {values.max():.6g}, which are no counts: "
+            "whole numbers not below zero are needed for noise = poisson"
+        )
+    if stated or not whole or float(np.median(values)) < MANY:
+        return whole
+    gain = gain_of(y)
+    if not SCATTER[0] < gain < SCATTER[1]:
+        log.info("%s: whole numbers of %.3g times the variance of counts", name, gain)
+        return False
+    return True
+
+
+def gain_of(y: Float[np.ndarray, "*map n"]) -> float:
+    """The variance over the mean, from second differences of neighbouring channels."""
+    second = np.diff(y, 2, axis=-1) ** 2 / 6.0
+    mean = (y[..., 2:] + y[..., 1:-1] + y[..., :-2]) / 3.0
+    size = float(np.nanpercentile(np.abs(y), 99.9)) or 1.0
+    there = np.isfinite(second) & (mean > 1e-6 * size)
+    # the median of chi^2 with one degree of freedom
+    ratio = float(np.median(second[there] / mean[there])) / 0.4549 if there.any() else 0.0
+    return ratio or 1e-9 * size
+
+
+def even_axis(values: Float[np.ndarray, " n"], what: str) -> None:
+    """**Raises:** `ValueError` for channels of different widths."""
+    steps = np.diff(values)
+    if np.ptp(steps) > 0.01 * np.median(steps):
+        i = int(np.argmax(np.abs(steps - np.median(steps))))
+        raise ValueError(
+            f"{what}: channels of {np.median(steps):.4g}, but of {steps[i]:.4g} at "
+            f"{values[i]:.6g}: an even axis is needed; choose a part of it, or fill gaps with NaN"
+        )
