@@ -258,12 +258,12 @@ def calibration(
 def _tell_strangers(energy_keV, total, predicted, noise_keV: float) -> None:
     """The largest peak that the families do not explain, and what may be there."""
     width = np.asarray(detector_fwhm_keV(jnp.asarray(energy_keV), noise_keV))[:, None] / 2.355
-    seen = np.exp(-0.5 * ((energy_keV - energy_keV[:, None]) / width) ** 2)
-    excess = seen @ (total - predicted)
-    score = excess / np.sqrt(seen**2 @ np.maximum(predicted, 1.0))
+    kernel = np.exp(-0.5 * ((energy_keV - energy_keV[:, None]) / width) ** 2)
+    excess = kernel @ (total - predicted)
+    score = excess / np.sqrt(kernel**2 @ np.maximum(predicted, 1.0))
     # lines are not quite Gaussian: what is small beside them may be their own
     i = int(np.argmax(np.where(score > STRANGE, excess, 0.0)))
-    if score[i] > STRANGE and excess[i] > LARGE * np.max(seen @ total):
+    if score[i] > STRANGE and excess[i] > LARGE * np.max(kernel @ total):
         names = families_near(float(energy_keV[i]), 0.05)[:5]
         log.warning(
             "the elements do not explain a peak at %.3f keV (%.0f standard deviations)%s",

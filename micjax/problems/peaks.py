@@ -54,6 +54,7 @@ LINES = {
     "voigt": VoigtLine,
 }
 BACKGROUNDS = ("none", "level", "line", "power_law", "exponential")
+BACKGROUND_LEVEL = "background.level"
 
 
 def problem(
@@ -134,9 +135,6 @@ def problem(
         priors["noise.sigma"] = dist.LogNormal(np.log(sigma), np.log(sigma_factor))
     pixel = InverseProblem(model, law, priors)
     return each_pixel(pixel, (ny, nx), pixel_nm, (signal_name, signal_unit))
-
-
-BACKGROUND_LEVEL = "background.level"
 
 
 def _line(shape: Shape, height: float, centre: float, fwhm: float):
