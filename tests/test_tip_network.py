@@ -13,7 +13,7 @@ from micjax.nets.weights import save_network
 from micjax.physics.tips.dilation import dilate, erode
 from micjax.problems import tip as module
 from micjax.problems.tip import network as net
-from micjax.problems.tip.network import FEATURES, Example, Sight, mean_near, sight
+from micjax.problems.tip.network import FEATURES, OF_A_PASS, Example, Sight, mean_near, sight
 from micjax.problems.tip.scenes import KNOWN, surface, tips
 
 OPTIONS = {"channels_in": FEATURES, "channels_out": 2, "width": 8, "depth": 1}
@@ -30,15 +30,20 @@ def scan():
     return truth, dilate(truth, tip) + noise, tip, jnp.asarray(0.02)
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A network that says something, never mind what."""
-    path = tmp_path_factory.mktemp("net") / "network.h5"
-    network = UNet(**OPTIONS, rngs=nnx.Rngs(0))
+def network_that_says_something(folder, passes: int) -> str:
+    """Never mind what."""
+    path = folder / f"network{passes}.h5"
+    options = OPTIONS | {"channels_in": FEATURES + (OF_A_PASS if passes > 1 else 0)}
+    network = UNet(**options, rngs=nnx.Rngs(0))
     kernel = network.last.kernel
     kernel.set_value(0.3 * jax.random.normal(jax.random.key(1), kernel.get_value().shape))
-    save_network(path, network, OPTIONS, {"problem": "tip", "factor": 2.0})
+    save_network(path, network, options, {"problem": "tip", "factor": 2.0, "passes": passes})
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return network_that_says_something(tmp_path_factory.mktemp("net"), 1)
 
 
 def test_made_up_surfaces_and_tips():
@@ -120,6 +125,33 @@ def test_the_certificate_is_that_of_the_training():
     )
 
 
+def test_an_unrolled_network_sees_what_its_surface_leaves(scan):
+    truth, image, tip, sigma = scan
+    seen, shown = look(image, tip, sigma), []
+
+    def says(features):  # at once the truth, then nothing new
+        shown.append(np.asarray(features))
+        return jnp.stack([(truth - seen.upper) / seen.unit, jnp.zeros_like(truth)], axis=-1)
+
+    estimate = net.estimated(says, seen, passes=3)
+    assert [f.shape[-1] for f in shown] == 3 * [FEATURES + OF_A_PASS]
+    np.testing.assert_array_equal(shown[0][..., :FEATURES], seen.features)
+    np.testing.assert_array_equal(shown[0][..., FEATURES], 0.0)  # first the erosion
+    opened = dilate(erode(image, tip), tip)
+    np.testing.assert_allclose(
+        np.sinh(shown[0][..., -1]), (image - opened) / sigma, rtol=1e-3, atol=1e-3
+    )
+    # what the true surface leaves of a scan is its noise
+    rest = np.sinh(shown[1][..., -1])
+    assert np.std(rest) == pytest.approx(1.0, abs=0.1)
+    np.testing.assert_array_equal(shown[1], shown[2])
+    free = truth - seen.upper < 4 * sigma
+    off = np.abs(estimate.surface - truth)[np.asarray(free & ~seen.sure)]
+    assert off.max() < 1e-4
+    with pytest.raises(ValueError, match="passes is 0"):
+        net.training(passes=0)
+
+
 @pytest.mark.parametrize("edge_px", [36, 24])
 def test_edges_that_do_not_fit(edge_px):
     with pytest.raises(ValueError, match="edge_px = "):
@@ -135,8 +167,10 @@ def known_tip(scan):
     return module.problem(**options, tip_heights_nm=np.asarray(tip).tolist()), image
 
 
-def test_a_fit_with_the_network(scan, weights):
+@pytest.mark.parametrize("passes", [1, 2])
+def test_a_fit_with_the_network(scan, passes, tmp_path):
     problem, image = known_tip(scan)
+    weights = network_that_says_something(tmp_path, passes)
     how = {"key": jax.random.key(0), "fill": "network", "net": weights}
     solution = micjax.solve(module, problem, jnp.arange(1), image[None], **how)
     surface, half = (solution.results[n].data for n in ("surface", "half_width"))

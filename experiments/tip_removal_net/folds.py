@@ -9,6 +9,7 @@ pixels of it lie above the bound, and which part of the truth does. The network 
 
 import argparse
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,8 @@ def fold(name: str, network, key) -> dict:
 
     draw = jax.jit(lambda k: jax.lax.map(example, jax.random.split(k, IMAGES)))
     truth, sights = draw(key)
-    estimate = jax.jit(estimated)(network.network, sights)
+    run = jax.jit(partial(estimated, passes=network.facts.get("passes", 1)))
+    estimate = run(network.network, sights)
     true = np.asarray(truth)
     half = network.facts["factor"] * np.asarray(estimate.scale)
     return {

@@ -73,6 +73,7 @@ NAMES: dict[str, Range] = {
     "most_drift_px": _whole(0, 16384),
     "tip_size": _whole(1, 1001),
     "tip_radii": _whole(1, 1000),
+    "passes": _whole(1, 100),  # of an unrolled network
     "noise_sd": Range(1e-12, 1e3),  # over what it is the noise of
     "phases": _whole(0, 1000),  # 0: as many as the data show
     "most_phases most_components": _whole(1, 1000),

@@ -9,12 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from micjax.core.problem import InverseProblem
+from micjax.core.ranges import check_ranges
 from micjax.inference.stage import Arrays
 from micjax.nets.tiles import tiled
 from micjax.nets.weights import Network, load_network
 from micjax.physics.probes.lines import add_lines
 from micjax.physics.tips.dilation import erode
-from micjax.problems.tip.network import BOUND_SIGMAS, FEATURES, Sight, estimated, sight
+from micjax.problems.tip.network import BOUND_SIGMAS, FEATURES, OF_A_PASS, Sight, estimated, sight
 
 SHIPPED = pathlib.Path(__file__).with_name("network.h5")  # of micjax train tip
 SURFACE = "forward.surface_nm"
@@ -28,7 +29,10 @@ def network_of(path: str | None) -> Network:
     """
     network = load_network(path or SHIPPED)
     channels = network.options.get("channels_in"), network.options.get("channels_out")
-    if channels != (FEATURES, 2) or not network.facts.get("factor", 0.0) > 0.0:
+    passes = network.facts.get("passes", 1)
+    check_ranges("passes", passes, where=f"{path}: ")
+    wanted = FEATURES + (OF_A_PASS if passes != 1 else 0)
+    if channels != (wanted, 2) or not network.facts.get("factor", 0.0) > 0.0:
         raise ValueError(
             f"{path}: a network of {channels[0]} to {channels[1]} channels for "
             f"{network.facts.get('problem')}; one of micjax train tip is needed"
@@ -71,10 +75,13 @@ def _said(network, features: Float[Array, "y x c"]) -> Float[Array, "y x 2"]:
 def surface_of(network: Network, image, tip, sigma) -> tuple[np.ndarray, np.ndarray]:
     """The surface below an image and the half width of its interval (nm), both `[iy, ix]`."""
     centred, (dy, dx) = apex_in_the_middle(np.asarray(tip))
-    seen = _seen(image, jnp.asarray(centred), sigma)
-    features = np.asarray(seen.features, np.float32)
-    said = jnp.asarray(tiled(_said, network.network, features, network.network.multiple))
-    estimate = estimated(lambda _: said, seen)
+    seen, multiple = _seen(image, jnp.asarray(centred), sigma), network.network.multiple
+
+    def says(features):
+        parts = tiled(_said, network.network, np.asarray(features, np.float32), multiple)
+        return jnp.asarray(parts)
+
+    estimate = estimated(says, seen, network.facts.get("passes", 1))
     # S(x) = S'(x - u) of the tip whose apex is moved by u into the middle
     rows, columns = (
         np.clip(np.arange(n) - d, 0, n - 1) for n, d in zip(image.shape, (dy, dx), strict=True)

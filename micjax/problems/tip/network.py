@@ -3,10 +3,12 @@
 The erosion R of the scan by the tip bounds the surface from above. Noise moves each contact, so the
 bound is R + 4 sigma; where the tip touched one point alone the surface is within 4 sigma of R, and
 the network only takes noise off. Elsewhere it says how far below the bound the surface lies, and
-how sure that is.
+how sure that is. An unrolled network says so several times: between two passes it is shown what its
+surface, under the tip, leaves of the scan (as in learned iterative reconstruction, Adler 2017).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from micjax.core.ranges import check_ranges
 from micjax.nets.train import Training
 from micjax.nets.trust.conformal import conformal_factor
 from micjax.nets.unet import UNet
@@ -27,12 +30,14 @@ LEVEL = 0.9  # of the intervals
 CALIBRATION = 16  # batches that the intervals are calibrated on
 NEAR_PX = 9  # over which the gap is averaged that the fill is measured in
 FEATURES = 10
+OF_A_PASS = 2  # features that the surface of the pass before has
 
 
 class Sight(NamedTuple):
     """What physics says of a scan, before any network."""
 
     image: Float[Array, "y x"]
+    tip: Float[Array, "ky kx"]
     upper: Float[Array, "y x"]  # the erosion R
     sure: Bool[Array, "y x"]
     sigma: Float[Array, ""]
@@ -87,17 +92,33 @@ def sight(image: Float[Array, "y x"], tip: Float[Array, "ky kx"], sigma: Float[A
         jnp.log1p(rivals.astype(image.dtype)),
         jnp.log(sigma / unit),
     ]
-    return Sight(image, upper, sure, sigma, unit, jnp.stack(features, axis=-1))
+    return Sight(image, tip, upper, sure, sigma, unit, jnp.stack(features, axis=-1))
 
 
-def estimated(network: Callable[[Array], Array], sights: Sight) -> BoundedSurface:
-    """The surface as the network has it, below the bound."""
-    said = network(sights.features)
+def estimated(network: Callable[[Array], Array], sights: Sight, passes: int = 1) -> BoundedSurface:
+    """The surface as the network has it, below the bound.
+
+    **Arguments:**
+
+    - `passes`: 1: the network is asked once, with `FEATURES`. More: so many times, with
+        `OF_A_PASS` more features, those of the surface that it had before; first the erosion.
+    """
     margin = BOUND_SIGMAS * sights.sigma[..., None, None]
-    bound = sights.upper + margin
-    free = jnp.minimum(sights.upper + sights.unit * said[..., 0], bound)
-    z = jnp.where(sights.sure, jnp.maximum(free, sights.upper - margin), free)
+    bound, z = sights.upper + margin, sights.upper
+    for _ in range(passes):
+        features = [sights.features] if passes == 1 else [sights.features, left(sights, z)]
+        said = network(jnp.concatenate(features, axis=-1))
+        free = jnp.minimum(sights.upper + sights.unit * said[..., 0], bound)
+        z = jnp.where(sights.sure, jnp.maximum(free, sights.upper - margin), free)
     return BoundedSurface(z, sights.unit * jnp.exp(jnp.clip(said[..., 1] - 1.0, -6.0, 4.0)), bound)
+
+
+@jax.jit
+def left(sights: Sight, z: Float[Array, "*b y x"]) -> Float[Array, "*b y x c"]:
+    """How far a surface is below the erosion, and what its image leaves of the scan."""
+    seen = jnp.vectorize(dilate, signature="(y,x),(k,l)->(y,x)")(z, sights.tip)
+    rest = (sights.image - seen) / sights.sigma[..., None, None]
+    return jnp.stack([(z - sights.upper) / sights.unit, jnp.arcsinh(rest)], axis=-1)
 
 
 class Example(NamedTuple):
@@ -105,10 +126,10 @@ class Example(NamedTuple):
     truth: Float[Array, "*b y x"]
 
 
-def loss(network: Callable[[Array], Array], batch: Example) -> Float[Array, ""]:
+def loss(network: Callable[[Array], Array], batch: Example, passes: int = 1) -> Float[Array, ""]:
     """log rms error of an image, and minus the Laplace log-likelihood of a pixel; both relative to
     the mean gap of the image."""
-    estimate = estimated(network, batch.sights)
+    estimate = estimated(network, batch.sights, passes)
     off = estimate.surface - batch.truth
     whole = batch.sights.unit.mean(axis=(-2, -1))
     rms = 0.5 * jnp.log(jnp.mean(off**2, axis=(-2, -1)) + 1e-12 * whole**2)
@@ -117,9 +138,11 @@ def loss(network: Callable[[Array], Array], batch: Example) -> Float[Array, ""]:
     return jnp.mean(rms + nats.mean(axis=(-2, -1)) - 2.0 * jnp.log(whole))
 
 
-def scores(network: Callable[[Array], Array], batch: Example) -> Float[Array, "b y x"]:
+def scores(
+    network: Callable[[Array], Array], batch: Example, passes: int = 1
+) -> Float[Array, "b y x"]:
     """|truth - surface| / scale, of which the intervals are made."""
-    estimate = estimated(network, batch.sights)
+    estimate = estimated(network, batch.sights, passes)
     return jnp.abs(batch.truth - estimate.surface) / estimate.scale
 
 
@@ -140,7 +163,12 @@ def drawn(key: Array, examples: int, edge_px: int) -> Example:
 
 
 def training(
-    examples: int = 16, edge_px: int = 64, width: int = 16, depth: int = 3, fold: int = 2
+    examples: int = 16,
+    edge_px: int = 64,
+    width: int = 16,
+    depth: int = 3,
+    fold: int = 2,
+    passes: int = 1,
 ) -> Training:
     """Made-up surfaces below made-up tips, which the network is told more or less wrongly.
 
@@ -148,11 +176,14 @@ def training(
 
     - `examples`: images of a batch. `edge_px`: of each.
     - `width`, `depth`, `fold`: of the network, see `micjax.nets.unet.UNet`.
+    - `passes`: more than one unroll the network: after each pass it sees what its surface leaves.
 
     **Raises:** `ValueError` for an edge that the network cannot halve as often, or that holds no
     tip.
     """
-    options = {"channels_in": FEATURES, "channels_out": 2}
+    check_ranges("passes", passes)
+    more = OF_A_PASS if passes > 1 else 0
+    options = {"channels_in": FEATURES + more, "channels_out": 2}
     options |= {"width": width, "depth": depth, "fold": fold}
     network = UNet(**options, rngs=nnx.Rngs(0))
     if edge_px % network.multiple or edge_px < 2 * SIZE:
@@ -163,13 +194,22 @@ def training(
     def draw(key, data):
         return drawn(key, examples, edge_px)
 
-    facts = {"relative_noise": list(NOISES), "relative_depths": list(DEPTHS)}
-    return Training(network, draw, loss, options=options, facts=facts, certificate=certificate)
+    facts = {"relative_noise": list(NOISES), "relative_depths": list(DEPTHS), "passes": passes}
+    return Training(
+        network,
+        draw,
+        partial(loss, passes=passes),
+        options=options,
+        facts=facts,
+        certificate=certificate,
+    )
 
 
 def certificate(training: Training, network: nnx.Module, key: Array) -> dict[str, float]:
     """By what the scale is multiplied: intervals then hold `LEVEL` of examples not learned from."""
-    run = jax.jit(lambda k: scores(network, training.draw(k, training.data)))
+    run = jax.jit(
+        lambda k: scores(network, training.draw(k, training.data), training.facts["passes"])
+    )
     keys = jax.random.split(key, CALIBRATION)
     off = np.concatenate([np.asarray(run(k), float).ravel() for k in keys])
     return {"level": LEVEL, "factor": conformal_factor(off, LEVEL)}

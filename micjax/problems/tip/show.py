@@ -1,5 +1,6 @@
 """What `micjax.problems.tip` shows of a solution."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -159,7 +160,8 @@ def training_figures(network, training: Training, key) -> dict[str, Any]:
 
     def examples():
         batch = jax.jit(training.draw)(key, training.data)
-        surfaces = jax.jit(estimated)(network, batch.sights).surface
+        run = jax.jit(partial(estimated, passes=training.facts["passes"]))
+        surfaces = run(network, batch.sights).surface
         figure, axes = new_figure(4, 4, 12.0, 12.0)
         for column in range(min(4, len(surfaces))):
             sights = (batch.sights.image, batch.sights.upper, surfaces, batch.truth)
