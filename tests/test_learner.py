@@ -234,6 +234,41 @@ def test_a_wrong_point_leaves_the_learner_as_it_was():
     assert len(learner.data[1]) == 6
 
 
+def test_data_count_as_much_as_their_errors_say(tmp_path):
+    def told(sd_of_the_high_one, unit=1.0):
+        learner = Learner(BOX, file=tmp_path / "learner.json")
+        rng = np.random.default_rng(0)
+        near = [
+            {"u": float(u), "v": float(v), "y": unit * 0.1 * float(rng.normal())}
+            for u, v in GRID[::5]
+        ]
+        if sd_of_the_high_one is not None:
+            near = [{**p, "y_sd": 0.1 * unit} for p in near]
+            near[8] = {**near[8], "y": 3.0 * unit, "y_sd": sd_of_the_high_one * unit}
+        else:
+            near[8] = {**near[8], "y": 3.0 * unit}
+        learner.ingest(near)
+        return learner, float(learner.reckoned(GRID[40:41]).median[0]) / unit
+
+    (doubtful, low), (_, high) = told(30.0), told(0.1)
+    assert abs(low) < 0.3 and high > 1.0
+    assert told(None)[1] == pytest.approx(high, rel=1e-3)  # all alike: as if none were known
+    assert told(30.0, 1e9)[1] == pytest.approx(low, abs=1e-3)
+    doubtful, _ = told(30.0)
+    doubtful.checkpoint()
+    again = Learner(BOX, file=tmp_path / "learner.json")
+    again.restore()
+    np.testing.assert_allclose(again.reckoned(GRID), doubtful.reckoned(GRID), rtol=1e-9)
+    for wrong, message in (
+        ({"y_sd": -1.0}, "y_sd is -1; a standard deviation above 0"),
+        ({"y_sd": float("nan")}, "y_sd is nan"),
+        ({"sd": 1.0}, "part of a point 'sd'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            again.ingest([{"u": 0.5, "v": 0.5, "y": 1.0} | wrong])
+    assert len(again.data[1]) == len(doubtful.data[1])
+
+
 # --- replay and protocol -----------------------------------------------------------------------
 
 

@@ -22,6 +22,8 @@ from micjax.physics.noise import Gaussian, Poisson
 from micjax.problems import edx, eels, loop, peaks, sho
 from micjax.problems.shared.map_conclusion import Left
 from micjax.problems.shared.spectrum_images import gain_of, in_unit, spectrum_image
+from micjax.run.jobs.explore import source_of
+from micjax.run.plans.plan import make_plan
 
 X = np.linspace(-1.0, 1.0, 12)
 PIXELS = 5
@@ -207,6 +209,30 @@ def test_a_loop_is_the_same_in_any_unit():
     for name in ("forward.coercive_rising_V", "forward.coercive_falling_V"):
         first, second = (f.values[name] for f in fits)
         np.testing.assert_allclose(first, second, atol=0.2 * fits[0].sd[name].max())
+
+
+def test_a_learner_follows_a_number_of_a_fit(tmp_path):
+    truth, bias, y = loop.example(jax.random.key(1), 2, 3)
+    y = np.array(y)
+    y[1, 2] = np.nan
+    path = saved(tmp_path / "map.nxs", y, np.asarray(bias), "V")
+    fit = {"fit": "loop", "name": "coercive_rising_V"}
+    plan = make_plan({"kind": "explore", "measure": str(path), "signal": fit, "budget": 3}, "test")
+    source = source_of(plan)
+    expected = loop.problem(2, 3).at(truth.values()).forward.pixel.coercive_rising_V
+    assert source.truth.shape == (6,) and np.isnan(source.truth[5])
+    off = source.truth.reshape(2, 3) - np.asarray(expected)
+    assert np.nanmax(np.abs(off)) < 1.0
+    source.instrument.move(source.target({"y": 0.0, "x": 10.0}))
+    value, sd = source.reduce(source.instrument.acquire(source.mode))
+    assert value == pytest.approx(source.truth[1], abs=0.2 * sd) and 0.05 < sd < 1.0
+    for wrong, message in (
+        ({"name": "coercive_bias_V"}, "number of loop 'coercive_bias_V'"),
+        ({"fit": "tip"}, "tip fits no curves|takes|image"),
+        ({"options": {"bias": 1}}, "bias"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            source_of(make_plan(plan.model_dump() | {"signal": fit | wrong}, "test"))
 
 
 def test_what_no_loop_is(tmp_path):

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from micjax.active.learner.signals import SD
 from micjax.core.names import unknown_name
 from micjax.core.plain import exact
 from micjax.core.progress import progress
@@ -48,7 +49,7 @@ POLL_S = 0.2
 STOPPED = "stopped on request"
 
 Point = dict[str, Any]
-Reduce = Callable[[Record], float]
+Reduce = Callable[[Record], float | tuple[float, float]]
 Target = Callable[[Point], Mapping[str, float]]
 
 
@@ -130,7 +131,8 @@ class Campaign:
     - `instrument`: a `Guard` around yours, usually. Recorded measurements are made of it here.
     - `policy`: its axes are axes of the instrument, by the same names.
     - `mode`, `over`: what is measured at each point.
-    - `reduce`: the number that the policy learns, of a record; NaN for a bad measurement.
+    - `reduce`: the number that the policy learns, of a record; NaN for a bad measurement. Or the
+        number and its standard deviation, which the policy learns as `y_sd`.
     - `outcome`: what the policy calls it.
     - `journal`: if it holds steps, they are taken up first.
     - `batch`: so many points are suggested at a time.
@@ -263,7 +265,11 @@ class Campaign:
 
     def _measured(self, point: Point, record: Record, at: Mapping[str, float]) -> None:
         learnt = self._learnt_at(point, at)
-        learnt[self.outcome] = float(self._reduce(record))
+        number = self._reduce(record)
+        value, *sd = number if isinstance(number, tuple) else (number,)
+        learnt[self.outcome] = float(value)
+        if sd and math.isfinite(value):
+            learnt[self.outcome + SD] = float(sd[0])
         self._record = None
         self._found.append(learnt)
         self.points.append(learnt)

@@ -133,7 +133,7 @@ def _choose(path: Path, fields: Mapping[str, Field]) -> str:
 
 
 def read(
-    path: str | os.PathLike,
+    path: str | os.PathLike | Field,
     channel: str | None = None,
     pixel_nm: Pixel | None = None,
 ) -> Field:
@@ -145,7 +145,7 @@ def read(
 
     **Arguments:**
 
-    - `path`: a file of one of the `formats()`.
+    - `path`: a file of one of the `formats()`; or a field in memory, which is that.
     - `channel`: name of the channel, one of `channels(path)`.
     - `pixel_nm`: pixel size in nm, one number or `(dy, dx)`, where the file states none; for a file
       which states its own it is a check.
@@ -157,8 +157,8 @@ def read(
     missing. ValueError for an empty, damaged or unknown file, an unknown channel, or a pixel size
     that differs by more than 0.1 % from the file's.
     """
-    path = Path(path)
-    fields = _load(path)
+    fields = {path.name: path} if isinstance(path, Field) else _load(Path(path))
+    path = Path(path.name if isinstance(path, Field) else path)
     name = _choose(path, fields) if channel is None else channel
     if name not in fields:
         raise ValueError(f"{path}: {unknown_name('channel', name, fields)}")

@@ -30,15 +30,29 @@ class Scale(NamedTuple):
                 u = np.log(np.maximum(u, 0.0))
         return ((np.arcsinh(u) if self.bend == "arcsinh" else u) - self.location) / self.spread
 
-    def log_slope(self, y: Float[np.ndarray, "n"]) -> float:
-        """sum log dz/dy: what the scale adds to the log evidence of y over that of z."""
+    def log_slopes(self, y: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
+        """log dz/dy at each outcome."""
         u = (np.asarray(y, float) - self.centre) / self.width
         bend = {
-            "arcsinh": lambda: -np.sum(np.log(np.hypot(1.0, u))),
-            "log": lambda: -np.sum(np.log(u)),
-            "none": lambda: 0.0,
+            "arcsinh": lambda: -np.log(np.hypot(1.0, u)),
+            "log": lambda: -np.log(u),
+            "none": lambda: np.zeros(u.shape),
         }[self.bend]()
-        return float(bend - u.size * (np.log(self.width) + np.log(self.spread)))
+        return bend - np.log(self.width) - np.log(self.spread)
+
+    def log_slope(self, y: Float[np.ndarray, "n"]) -> float:
+        """sum log dz/dy: what the scale adds to the log evidence of y over that of z."""
+        return float(np.sum(self.log_slopes(y)))
+
+    def noise_ratios(
+        self, y: Float[np.ndarray, "n"], y_sd: Float[np.ndarray, "n"] | None
+    ) -> Float[np.ndarray, "n"]:
+        """The standard deviations of outcomes on the scale over the median one of them; 1 for those
+        that are not known (NaN)."""
+        if y_sd is None or not np.isfinite(y_sd).any():
+            return np.ones(len(y))
+        log_sd = np.log(y_sd) + self.log_slopes(y)
+        return np.exp(np.nan_to_num(log_sd - np.nanmedian(log_sd)))
 
     def invert(self, z: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         bent = np.asarray(z, float) * self.spread + self.location

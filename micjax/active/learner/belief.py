@@ -1,6 +1,7 @@
 """What a learner believes: the pure step from data and the last belief to the next.
 
-A model is a function (points, y, last belief, key) -> `Belief`. `Competing` is the one for
+A model is a function (points, y, last belief, key) -> `Belief`, with `y_sd` where errors of the
+outcomes have been measured. `Competing` is the one for
 processes among which the evidence decides; `micjax.active.learner.looking` has deep kernels.
 """
 
@@ -58,7 +59,7 @@ class Belief:
         return any(state.singular for state in self.states)
 
 
-Model = Callable[[Points, Outcomes, Belief | None, Array], Belief]
+Model = Callable[..., Belief]  # (points, y, last, key), and y_sd= where there are errors
 
 
 # --- several states as one ---------------------------------------------------------------------
@@ -145,12 +146,19 @@ class Competing:
     scales: tuple[str, ...]
     sampled: bool = True
 
-    def __call__(self, points: Points, y: Outcomes, last: Belief | None, key: Array) -> Belief:
+    def __call__(
+        self,
+        points: Points,
+        y: Outcomes,
+        last: Belief | None,
+        key: Array,
+        y_sd: Outcomes | None = None,
+    ) -> Belief:
         fresh = last is None or len(y) % FRESH_EVERY == 0
         fits: list[Fitted] = []
         for kind in self.scales:
             scale = scale_of(y, kind)
-            observed, z = gp.buffered(points, scale.apply(y))
+            observed, z = gp.buffered(points, scale.apply(y), scale.noise_ratios(y, y_sd))
             for process in self.processes:
                 evidence = fit_evidence(
                     process,

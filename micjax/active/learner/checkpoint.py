@@ -6,7 +6,7 @@ from typing import Any
 
 from micjax.core.files import replaced
 
-FORMAT = "micjax learner 2"
+FORMAT = "micjax learner 3"
 
 
 def write(file: pathlib.Path, identity: dict[str, Any], content: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +28,12 @@ from micjax.active.identity import told_apart
 from micjax.active.learner import belief, checkpoint, predictive
 from micjax.active.learner.belief import Belief, Model, mean_and_variance, plain_model
 from micjax.active.learner.cost import Cost, tour
+from micjax.active.learner.predictive import Prediction
 from micjax.active.learner.scores import SCORES, Context, paths_at, scores
-from micjax.active.learner.settings import Settings, point_count
+from micjax.active.learner.settings import Settings, number_at, point_count
+from micjax.active.learner.signals import SD
 from micjax.active.learner.space import Number, Space
+from micjax.core.names import unknown_name
 from micjax.core.plain import scalar
 
 log = logging.getLogger("micjax")
@@ -41,17 +44,8 @@ BEYOND = 0.1  # of its range: how far beyond an axis an instrument may arrive
 NINETY = 1.6449  # standard deviations on both sides hold 90 % of a normal distribution
 MAXIMA = 64  # draws of the maximum for the max-value entropy
 
-Measured = tuple[Any, tuple[float, ...], float]  # identity, numbers along the axes, outcome
-
-
-class Prediction(NamedTuple):
-    """The outcome at some points, in its own units: the median and a 90 % interval of a
-    measurement there, and the standard deviation of the function in the units of the model."""
-
-    median: Float[np.ndarray, "m"]
-    lower: Float[np.ndarray, "m"]
-    upper: Float[np.ndarray, "m"]
-    uncertainty: Float[np.ndarray, "m"]
+# identity, numbers along the axes, outcome, its standard deviation (NaN: not known)
+Measured = tuple[Any, tuple[float, ...], float, float]
 
 
 class Learner:
@@ -110,15 +104,18 @@ class Learner:
     def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
         """Take in measured points: the axes (or the id of a suggestion) and the outcome of each.
 
-        An outcome that is NaN or infinite is a failure of that point and not a datum.
+        An outcome that is NaN or infinite is a failure of that point and not a datum. Beside it,
+        under the name of the outcome and `_sd`, may stand its standard deviation: data count as
+        much as these say relative to each other, and what they all are times is found from the
+        data. One without it counts as the median one of the others.
 
-        **Raises:** `ValueError` for a point off the axes or without its outcome; then none of the
-        batch is taken.
+        **Raises:** `ValueError` for a point off the axes, without its outcome, or with something
+        else in it; then none of the batch is taken.
         """
         batch = [self._read(point) for point in points]
-        for identity, _, _ in batch:
+        for identity, *_ in batch:
             self._pending.pop(identity, None)
-        bad = [numbers for _, numbers, y in batch if not math.isfinite(y)]
+        bad = [numbers for _, numbers, y, _ in batch if not math.isfinite(y)]
         if bad:
             message = "%d of %d outcomes are not finite: counted as failures"
             log.warning(message, len(bad), len(batch))
@@ -131,14 +128,14 @@ class Learner:
             raise ValueError(f"the point {dict(point)} has no outcome {outcome!r}")
         if not isinstance(identity, str | int | float | None):
             raise ValueError(f"the {ID} {identity!r} is neither a text nor a number")
-        if identity in self._pending and not set(self.space.names) <= set(point):
-            numbers = self._pending[identity]
-        else:
-            numbers = self.space.numbers(self._readbacks(identity, point))
-        try:
-            return identity, numbers, float(point[outcome])
-        except (TypeError, ValueError):
-            raise ValueError(f"outcome {outcome!r} is {point[outcome]!r}, no number") from None
+        known = {ID, *self.space.names, outcome, outcome + SD}
+        if wrong := [name for name in point if name not in known]:
+            raise ValueError(unknown_name("part of a point", wrong[0], known - {ID}))
+        numbers = self.space.numbers(self._readbacks(identity, point))
+        y, sd = (number_at(point, n) for n in (outcome, outcome + SD))
+        if math.isfinite(y) and outcome + SD in point and not 0.0 < sd < math.inf:
+            raise ValueError(f"{outcome + SD} is {sd:g}; a standard deviation above 0 is needed")
+        return identity, numbers, y, sd
 
     def _readbacks(self, identity: Any, point: Mapping[str, Any]) -> Mapping[str, Any]:
         """Where a suggestion was measured: what can only be chosen is as it was suggested, and an
@@ -146,7 +143,7 @@ class Learner:
         if identity not in self._pending:
             return point
         readback = self.space.settings(self._pending[identity])
-        if self.space.candidates is None:
+        if self.space.candidates is None and set(self.space.names) <= set(point):
             for axis in (a for a in self.space.axes if not a.whole):
                 value, beyond = float(point[axis.name]), BEYOND * (axis.upper - axis.lower)
                 near = axis.lower - beyond <= value <= axis.upper + beyond
@@ -154,25 +151,29 @@ class Learner:
         return readback
 
     def _take(self, batch: list[Measured]) -> None:
-        if not batch:
-            return
-        self._batches.append(batch)
+        if batch:
+            self._batches.append(batch)
         points, y = self.data
-        if len(y) < 2:
+        if not batch or len(y) < 2:
             return
         key = jax.random.fold_in(jax.random.key(self.settings.seed), len(y))
-        before, self._belief = self._belief, self.model(points, y, self._belief, key)
-        singular = self._belief is not None and self._belief.singular
-        if singular and not (before is not None and before.singular):
+        errors = {"y_sd": self.outcome_sd} if np.isfinite(self.outcome_sd).any() else {}
+        before, self._belief = self._belief, self.model(points, y, self._belief, key, **errors)
+        if self._belief.singular and not (before is not None and before.singular):
             text = "the kernel matrix of %d data is singular: distrust the smallest uncertainties"
             log.warning(text, len(y))
 
     @property
     def data(self) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n"]]:
         """All measured points and their outcomes, in the order they came."""
-        points = np.asarray([numbers for _, numbers, _ in self._measured], float)
-        outcomes = np.asarray([y for *_, y in self._measured], float)
+        points = np.asarray([numbers for _, numbers, *_ in self._measured], float)
+        outcomes = np.asarray([y for *_, y, _ in self._measured], float)
         return points.reshape(-1, len(self.space.axes)), outcomes
+
+    @property
+    def outcome_sd(self) -> Float[np.ndarray, "n"]:
+        """The standard deviations of the outcomes, NaN where none was told."""
+        return np.asarray([sd for *_, sd in self._measured], float)
 
     @property
     def _measured(self) -> list[Measured]:
@@ -381,7 +382,7 @@ class Learner:
         """The best measured point: its id, its settings, its outcome."""
         if not self._batches:
             return []
-        identity, numbers, y = max(self._measured, key=lambda row: self._sign * row[2])
+        identity, numbers, y, _ = max(self._measured, key=lambda row: self._sign * row[2])
         return [(identity, self.space.settings(numbers), {self.settings.outcome: y})]
 
     def should_stop(self) -> tuple[bool, str | None]:
@@ -439,7 +440,7 @@ class Learner:
         self._pending = {identity: tuple(row) for identity, row in content["pending"]}
         self._suggested = content["suggested"]
         for batch in content["batches"]:  # one by one: each belief starts from the last
-            self._take([(identity, tuple(numbers), y) for identity, numbers, y in batch])
+            self._take([(i, tuple(numbers), y, sd) for i, numbers, y, sd in batch])
 
     def _identity(self) -> dict[str, Any]:
         axes = [dataclasses.asdict(axis) for axis in self.space.axes]

@@ -96,9 +96,16 @@ class Looking:
     members: int
     scale: str
 
-    def __call__(self, points: Points, y: Outcomes, last: Belief | None, key: Array) -> Belief:
+    def __call__(
+        self,
+        points: Points,
+        y: Outcomes,
+        last: Belief | None,
+        key: Array,
+        y_sd: Outcomes | None = None,
+    ) -> Belief:
         scale = scale_of(y, self.scale)
-        observed, z = gp.buffered(points, scale.apply(y))
+        observed, z = gp.buffered(points, scale.apply(y), scale.noise_ratios(y, y_sd))
         if last is None:
             ensemble = deep_kernel.draw_ensemble(self.process, key, self.members)
             steps = deep_kernel.FIRST_STEPS

@@ -23,6 +23,16 @@ FAR = 10.0  # standard deviations about every mean, between which the quantiles 
 BISECTIONS = 40
 
 
+class Prediction(NamedTuple):
+    """The outcome at some points, in its own units: the median and a 90 % interval of a
+    measurement there, and the standard deviation of the function in the units of the model."""
+
+    median: Float[np.ndarray, "m"]
+    lower: Float[np.ndarray, "m"]
+    upper: Float[np.ndarray, "m"]
+    uncertainty: Float[np.ndarray, "m"]
+
+
 class Part(NamedTuple):
     """Gaussians at m points on one scale, each of them of one model with one draw."""
 

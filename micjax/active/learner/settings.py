@@ -1,5 +1,7 @@
 """What decides the suggestions of a learner beside the data."""
 
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from micjax.active.learner.cost import Cost
@@ -65,6 +67,17 @@ class Settings(NamedTuple):
             raise ValueError(f"{cost.rates.size} rates for {len(space.axes)} axes")
         initial = max(5, 2 * len(space.axes) + 1) if self.initial is None else self.initial
         return self._replace(acquisition=chosen, initial=initial)
+
+
+def number_at(point: Mapping[str, Any], name: str) -> float:
+    """What stands there; NaN for nothing.
+
+    **Raises:** `ValueError` for what is no number.
+    """
+    try:
+        return float(point.get(name, math.nan))
+    except (TypeError, ValueError):
+        raise ValueError(f"outcome {name!r} is {point[name]!r}, no number") from None
 
 
 def point_count(number: Any) -> int:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from micjax.core.names import unknown_name
 from micjax.instruments import Record
 
+SD = "_sd"  # after the name of an outcome: that of its standard deviation
 Curve = Float[np.ndarray, "n"]
 Signal = Callable[[Curve, Curve], float]  # (values, where along the axis) -> a number
 
@@ -40,6 +41,21 @@ def signal(name: str) -> Signal:
     return SIGNALS[name]
 
 
+def channel_of(record: Record, channel: str | None) -> str:
+    """The channel of a record that is meant; the only one need not be named.
+
+    **Raises:** `ValueError` for one that is not there, or is neither a number nor a curve.
+    """
+    chosen = next(iter(record.data)) if channel is None and len(record.data) == 1 else channel
+    if chosen is None:
+        raise ValueError(f"one channel of {', '.join(record.data)} has to be named")
+    if chosen not in record.data:
+        raise ValueError(unknown_name("channel", chosen, record.data))
+    if (shape := np.shape(record.data[chosen])) and len(shape) > 1:
+        raise ValueError(f"{chosen} of shape {shape} is neither a number nor a curve")
+    return chosen
+
+
 def reduced(name: str, channel: str | None = None) -> Callable[[Record], float]:
     """A record as one number: the signal `name` of a curve, or the number that it is.
 
@@ -53,16 +69,10 @@ def reduced(name: str, channel: str | None = None) -> Callable[[Record], float]:
     reduce = signal(name)
 
     def number(record: Record) -> float:
-        chosen = next(iter(record.data)) if channel is None and len(record.data) == 1 else channel
-        if chosen is None:
-            raise ValueError(f"one channel of {', '.join(record.data)} has to be named")
-        if chosen not in record.data:
-            raise ValueError(unknown_name("channel", chosen, record.data))
+        chosen = channel_of(record, channel)
         values = np.asarray(record.data[chosen])
         if values.ndim == 0:
             return float(values)
-        if values.ndim > 1:
-            raise ValueError(f"{chosen} of shape {values.shape} is neither a number nor a curve")
         (along,) = record.dims[chosen]
         where = record.coords[along][0] if along in record.coords else np.arange(values.size)
         return reduce(values, np.asarray(where, float))

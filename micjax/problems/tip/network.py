@@ -116,7 +116,9 @@ def estimated(network: Callable[[Array], Array], sights: Sight, passes: int = 1)
 @jax.jit
 def left(sights: Sight, z: Float[Array, "*b y x"]) -> Float[Array, "*b y x c"]:
     """How far a surface is below the erosion, and what its image leaves of the scan."""
-    seen = jnp.vectorize(dilate, signature="(y,x),(k,l)->(y,x)")(z, sights.tip)
+    # one after the other: XLA takes minutes to compile a dilation of many at once
+    scan = z, sights.tip
+    seen = dilate(*scan) if z.ndim == 2 else jax.lax.map(lambda a: dilate(*a), scan)
     rest = (sights.image - seen) / sights.sigma[..., None, None]
     return jnp.stack([(z - sights.upper) / sights.unit, jnp.arcsinh(rest)], axis=-1)
 

@@ -107,6 +107,7 @@ def _half_width_figure(maps, pixel):
             },
             pixel_nm=pixel,
             label="nm",
+            shared=False,
         ),
         "The intervals hold 90 % of the points of made-up surfaces that the network did not learn "
         "from, on average; other surfaces it does not know.",

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import micjax.io as io
+from micjax.active.learner.signals import SD
 from micjax.active.learner.space import SearchAxis
 from micjax.inference.errors.laplace import Laplace, laplace
 from micjax.inference.finite import NonFiniteError
@@ -76,16 +77,19 @@ def _title(exploration: Exploration) -> str:
 
 def write_measurements(exploration: Exploration, path: pathlib.Path) -> None:
     """All measured points as a table, in the order they came."""
-    names, (points, outcomes) = exploration.source.space.names, exploration.learner.data
+    names, learner = exploration.source.space.names, exploration.learner
+    outcome, (points, outcomes), sds = exploration.plan.outcome, learner.data, learner.outcome_sd
+    columns = [*names, outcome, "predicted_sd_scaled", "spent_s"]
+    if np.isfinite(sds).any():
+        columns.append(outcome + SD)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*names, exploration.plan.outcome, "predicted_sd_scaled", "spent_s"])
-        rows = zip(
-            points, outcomes, exploration.noted.surprise, exploration.noted.seconds, strict=False
-        )
-        for numbers, y, doubt, seconds in rows:
+        writer.writerow(columns)
+        noted = exploration.noted
+        rows = zip(points, outcomes, noted.surprise, noted.seconds, sds, strict=False)
+        for numbers, *told in rows:
             settings = exploration.source.space.settings(numbers)
-            writer.writerow([*settings.values(), y, doubt, seconds])
+            writer.writerow([*settings.values(), *told][: len(columns)])
 
 
 # --- what is believed --------------------------------------------------------------------------
@@ -166,12 +170,13 @@ def _against_truth(exploration: Exploration) -> dict[str, float]:
     if truth is None:
         return {}
     prediction = exploration.learner.predict(exploration.source.space.candidates)
-    inside = np.mean((prediction.lower <= truth) & (truth <= prediction.upper))
+    known = np.isfinite(truth)  # of a curve that cannot be fitted there is none
+    inside = np.mean(((prediction.lower <= truth) & (truth <= prediction.upper))[known])
     _, outcomes = exploration.learner.data
     metrics = {"coverage_of_90_percent": float(inside)}
     if exploration.plan.goal in ("maximise", "minimise"):
         sign = 1.0 if exploration.plan.goal == "maximise" else -1.0
-        metrics["regret"] = float(np.max(sign * truth) - np.max(sign * outcomes))
+        metrics["regret"] = float(np.nanmax(sign * truth) - np.max(sign * outcomes))
     if exploration.plan.goal == "find":
         metrics["found_of_wanted"] = float(np.sum(_wanted(exploration)))
     return metrics
@@ -181,7 +186,8 @@ def _wanted(exploration: Exploration) -> np.ndarray:
     """Which measurements are among the highest that are to be found, where all are known."""
     truth = exploration.source.truth
     _, outcomes = exploration.learner.data
-    return outcomes >= np.sort(truth)[-min(exploration.plan.wanted, truth.size)]
+    known = np.sort(truth[np.isfinite(truth)])
+    return outcomes >= known[-min(exploration.plan.wanted, known.size)]
 
 
 def _table(exploration: Exploration) -> list[dict[str, Any]]:
@@ -281,7 +287,7 @@ def _course_figure(exploration: Exploration) -> Figure:
     best = sign * np.maximum.accumulate(sign * outcomes)
     truth, goal = exploration.source.truth, exploration.plan.goal
     known = truth is not None and goal in ("maximise", "minimise")
-    optimum = float(sign * np.max(sign * truth)) if known else None
+    optimum = float(sign * np.nanmax(sign * truth)) if known else None
     seconds = np.asarray(exploration.noted.seconds)
     label = "best outcome so far"
     if truth is not None and goal == "find":

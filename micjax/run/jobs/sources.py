@@ -2,18 +2,23 @@
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from micjax.active.learner.signals import reduced, signal
+from micjax.active.campaign import Reduce
+from micjax.active.learner.signals import reduced as reduced_by_name
+from micjax.active.learner.signals import signal as named_signal
 from micjax.active.learner.space import SearchAxis, Space
 from micjax.core.names import unknown_name
-from micjax.instruments import Axis, Function, Instrument, Record
+from micjax.instruments import Axis, Function, Instrument
 from micjax.io import Field, read
+from micjax.run.jobs import fitted
+from micjax.run.plans.explore import FittedSignal
 
 Point = Mapping[str, Any]
+Signal = str | FittedSignal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Source:
     **Arguments:**
 
     - `space`: of the learner. `instrument`, `mode`: what is measured at each of its points.
-    - `reduce`: the outcome of a record.
+    - `reduce`: the outcome of a record, with its error where it has one.
     - `shape`: of the candidates, when they are a grid. `truth`: the outcomes of all candidates,
         when they are known.
     """
@@ -31,7 +36,7 @@ class Source:
     space: Space
     instrument: Instrument
     mode: str
-    reduce: Callable[[Record], float]
+    reduce: Reduce
     shape: tuple[int, ...] | None = None
     truth: np.ndarray | None = None
 
@@ -40,13 +45,13 @@ class Source:
         return dict(zip(self.space.names, self.space.numbers(point), strict=True))
 
 
-def open_file(file: str, channel: str | None, signal_name: str) -> Source:
+def open_file(file: str, channel: str | None, signal: Signal) -> Source:
     """An image, or a curve at each of its points, as an instrument that has seen all of it.
 
     **Raises:** `ValueError`, `OSError` for what cannot be opened.
     """
     field = read(file, channel)
-    truth, axes = _reduced(field, signal_name), field.axes[:2]
+    truth, axes = _reduced(field, signal), field.axes[:2]
     named = [SearchAxis(a.name, a.values.min(), a.values.max(), a.unit) for a in axes]
     grid = np.stack(np.meshgrid(*(a.values for a in axes), indexing="ij"), axis=-1)
     candidates = grid.reshape(-1, len(axes))
@@ -63,13 +68,23 @@ def open_file(file: str, channel: str | None, signal_name: str) -> Source:
         channel=field.name,
         unit=field.unit,
     )
-    reduce = reduced(signal_name)
     return Source(
-        Space(named, candidates), instrument, "measure", reduce, truth.shape, truth.ravel()
+        Space(named, candidates),
+        instrument,
+        "measure",
+        reduced(signal),
+        truth.shape,
+        truth.ravel(),
     )
 
 
-def open_function(address: str, signal_name: str, axes: Mapping[str, Mapping[str, Any]]) -> Source:
+def reduced(signal: Signal, channel: str | None = None) -> Reduce:
+    """**Raises:** `ValueError` for a signal, or a fit, that there is not."""
+    by_name = isinstance(signal, str)
+    return reduced_by_name(signal, channel) if by_name else fitted.of_records(signal, channel)
+
+
+def open_function(address: str, signal: Signal, axes: Mapping[str, Mapping[str, Any]]) -> Source:
     """`package.module:function`, of settings by the names of `axes`.
 
     **Raises:** `ValueError` for what cannot be imported, or no axes.
@@ -83,14 +98,14 @@ def open_function(address: str, signal_name: str, axes: Mapping[str, Mapping[str
         return function(**space.settings([numbers[n] for n in space.names]))
 
     instrument = Function(measure, _ranges(space.axes))
-    return Source(space, instrument, "measure", reduced(signal_name))
+    return Source(space, instrument, "measure", reduced(signal))
 
 
 def open_instrument(
     device: Instrument,
     mode: str,
     channel: str | None,
-    signal_name: str,
+    signal: Signal,
     axes: Mapping[str, Mapping[str, Any]],
     fixed: Mapping[str, float],
 ) -> Source:
@@ -119,7 +134,7 @@ def open_instrument(
     free.sort(key=lambda n: n == "x")  # a map has x along its rows, as an image has
     chosen = axes or {n: {} for n in free}
     learnt = [_within(name, dict(given), device.axes[name]) for name, given in chosen.items()]
-    return Source(Space(learnt), device, mode, reduced(signal_name, channel))
+    return Source(Space(learnt), device, mode, reduced(signal, channel))
 
 
 def _within(name: str, given: dict[str, Any], there: Axis) -> SearchAxis:
@@ -167,12 +182,12 @@ def _ranges(axes) -> dict[str, Axis]:
     return {a.name: Axis(a.unit, float(a.lower), float(a.upper)) for a in axes}
 
 
-def image_of(file: str, channel: str | None, signal_name: str, logarithm: bool) -> np.ndarray:
+def image_of(file: str, channel: str | None, signal: str, logarithm: bool) -> np.ndarray:
     """An image `[ny, nx]` that is known before anything is measured.
 
     **Raises:** `ValueError`, `OSError` for what cannot be opened or is no image.
     """
-    image = _reduced(read(file, channel), signal_name)
+    image = _reduced(read(file, channel), signal)
     if image.ndim != 2:
         raise ValueError(f"{file}: shape {image.shape} is no image to look at")
     if not logarithm:
@@ -183,14 +198,18 @@ def image_of(file: str, channel: str | None, signal_name: str, logarithm: bool) 
     return np.log10(np.maximum(size, size[size > 0.0].min()))
 
 
-def _reduced(field: Field, signal_name: str) -> np.ndarray:
+def _reduced(field: Field, signal: Signal) -> np.ndarray:
     """The data with a curve at each point replaced by its signal."""
     data = field.data
+    if isinstance(signal, FittedSignal):
+        if data.ndim != 3:
+            raise ValueError(f"{field.name}: shape {data.shape}; a map of curves is fitted")
+        return fitted.of_map(signal, field)[0]
     if data.dtype.kind == "c":
         raise ValueError(f"{field.name}: complex values; their size or their phase is explored")
     if data.ndim not in (1, 2, 3):
         raise ValueError(f"{field.name}: {data.ndim} axes; an image or one of curves is wanted")
     if data.ndim < 3:
         return data
-    along, reduce = field.axes[2].values, signal(signal_name)
+    along, reduce = field.axes[2].values, named_signal(signal)
     return np.asarray([[reduce(curve, along) for curve in row] for row in data])

@@ -46,6 +46,14 @@ class LookPlan(Section):
     networks: pydantic.PositiveInt = 1
 
 
+class FittedSignal(Section):
+    """A number of the fit of each curve, with its error: `{fit: loop, name: coercive_rising_V}`."""
+
+    fit: str  # a problem that fits a curve at each pixel of a map
+    name: str  # one of its results
+    options: dict[str, Any] = {}  # of its `load`
+
+
 class GuardPlan(Section):
     """Bounds of an instrument, over all of the exploration."""
 
@@ -57,7 +65,7 @@ class GuardPlan(Section):
 class ExplorePlan(Plan):
     """What to measure, in search of what, and how long."""
 
-    CHECKED_LATER = {"mean": {"options"}}
+    CHECKED_LATER = {"mean": {"options"}, "signal": {"options"}}
     OF_USER = ("axes", "at", "options")
     MARK = "journal.jsonl"  # which is compared with the plan when it is taken up
 
@@ -68,7 +76,7 @@ class ExplorePlan(Plan):
     at: dict[str, float] = {}  # settings that stay
     guard: GuardPlan = GuardPlan()
     channel: str | None = None
-    signal: str = "mean"  # of a curve at each point
+    signal: str | FittedSignal = "mean"  # of a curve at each point
     axes: dict[Name, AxisPlan] = {}
     outcome: Name = "outcome"
     goal: Literal["maximise", "minimise", "find", "map", "level"] = "maximise"
