@@ -290,14 +290,22 @@ def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.
     return {n: v for n, v in named.items() if n in pixel.priors}
 
 
-def stages(problem: InverseProblem, x: Energies, y: Spectra, *, steps: int = 100) -> list:
+def stages(
+    problem: InverseProblem,
+    x: Energies,
+    y: Spectra,
+    *,
+    steps: int = 100,
+    smooth: Sequence[str] = (),
+) -> list:
     """All spectra at once, each until it has converged.
 
     **Arguments:**
 
     - `steps`: of Fisher scoring, at most.
+    - `smooth`: unknowns of which neighbouring pixels are alike, as far as the data show it.
     """
-    return [fit_each_pixel(starts, steps=steps)]
+    return [fit_each_pixel(starts, steps=steps, smooth=smooth)]
 
 
 def conclude(solution: Solution, x: Energies, y: Spectra) -> Solution:

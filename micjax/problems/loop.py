@@ -163,7 +163,13 @@ def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.
 
 
 def stages(
-    problem: InverseProblem, x: Sweep, y: Loops, *, steps: int = 400, neighbours: int = 2
+    problem: InverseProblem,
+    x: Sweep,
+    y: Loops,
+    *,
+    steps: int = 400,
+    neighbours: int = 2,
+    smooth: Sequence[str] = (),
 ) -> list:
     """All loops at once, each until it has converged.
 
@@ -171,8 +177,9 @@ def stages(
 
     - `steps`: of Gauss-Newton, at most.
     - `neighbours`: how often each pixel begins again from its best neighbour.
+    - `smooth`: unknowns of which neighbouring pixels are alike, as far as the data show it.
     """
-    return [fit_each_pixel(starts, steps=steps, neighbours=neighbours)]
+    return [fit_each_pixel(starts, steps=steps, neighbours=neighbours, smooth=smooth)]
 
 
 def conclude(solution: Solution, x: Sweep, y: Loops) -> Solution:

@@ -259,7 +259,13 @@ def _window(prior: dist.Distribution | None) -> tuple[float, float]:
 
 
 def stages(
-    problem: InverseProblem, x: Axis, y: Spectra, *, steps: int = 200, neighbours: int = 1
+    problem: InverseProblem,
+    x: Axis,
+    y: Spectra,
+    *,
+    steps: int = 200,
+    neighbours: int = 1,
+    smooth: Sequence[str] = (),
 ) -> list:
     """All spectra at once, each until it has converged.
 
@@ -267,10 +273,13 @@ def stages(
 
     - `steps`: of Gauss-Newton, at most.
     - `neighbours`: how often each pixel begins again from its best neighbour.
+    - `smooth`: unknowns of which neighbouring pixels are alike, as far as the data show it.
     """
     pixel, _ = one_pixel(problem)
     heights = [n for n in pixel.priors if n.endswith(".height")]
-    return [fit_each_pixel(starts, linear=heights, steps=steps, neighbours=neighbours)]
+    return [
+        fit_each_pixel(starts, linear=heights, steps=steps, neighbours=neighbours, smooth=smooth)
+    ]
 
 
 def areas(model: SumOf) -> dict[str, Array]:

@@ -168,7 +168,13 @@ def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.
 
 
 def stages(
-    problem: InverseProblem, x: Frequencies, y: Responses, *, steps: int = 200, neighbours: int = 1
+    problem: InverseProblem,
+    x: Frequencies,
+    y: Responses,
+    *,
+    steps: int = 200,
+    neighbours: int = 1,
+    smooth: Sequence[str] = (),
 ) -> list:
     """All resonances at once, each until it has converged.
 
@@ -176,8 +182,9 @@ def stages(
 
     - `steps`: of Gauss-Newton, at most.
     - `neighbours`: how often each pixel begins again from its best neighbour.
+    - `smooth`: unknowns of which neighbouring pixels are alike, as far as the data show it.
     """
-    return [fit_each_pixel(starts, steps=steps, neighbours=neighbours)]
+    return [fit_each_pixel(starts, steps=steps, neighbours=neighbours, smooth=smooth)]
 
 
 def largest(model: Oscillator) -> dict[str, Array]:

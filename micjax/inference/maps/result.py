@@ -51,6 +51,17 @@ class MapFit:
                 groups.setdefault(field, {})[unknown] = array.reshape(shape + array.shape[1:])
         return cls(**{f: g.get("", g) for f, g in groups.items()})
 
+    def rows(self) -> dict[str, np.ndarray]:
+        """The arrays that `of_rows` takes."""
+        out, rank = {}, self.status.ndim
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Mapping):
+                out |= {f"{field.name} {n}": a for n, a in value.items()}
+            elif value is not None:
+                out[field.name] = value
+        return {n: a.reshape(-1, *a.shape[rank:]) for n, a in out.items()}
+
     def usable(self) -> Bool[np.ndarray, "..."]:
         """Whether there are values."""
         return ~np.isin(self.status, [STATUS.index(s) for s in UNUSABLE])

@@ -11,6 +11,7 @@ from micjax.inference.maps.blocks import Fits, Pursuit
 from micjax.inference.maps.each import one_pixel, pixel_name
 from micjax.inference.maps.result import MapFit
 from micjax.inference.maps.rows import Given
+from micjax.inference.maps.spatial.smooth import smooth_map
 from micjax.inference.solution import Solution
 from micjax.inference.stage import Arrays, Search
 
@@ -26,14 +27,18 @@ def fit_each_pixel(
     neighbours: int = 0,
     steps: int = 100,
     tolerance: float = 1e-3,
+    smooth: Sequence[str] = (),
 ) -> Search:
     """`fit_map` as a stage, of a problem of `each_pixel`.
 
     **Arguments:**
 
     - `starts`: `starts(pixel, x, y) -> values`, as of `fit_map`; `pixel` is the problem of a pixel.
+    - `smooth`: unknowns of which neighbouring pixels are alike, see `smooth_map`; with or without
+        `forward.` before them.
     - the others: as of `fit_map`.
     """
+    smooth = [smooth] if isinstance(smooth, str) else list(smooth)
     how = Pursuit(tuple(linear), neighbours, steps, tolerance, covariance=True)
 
     def work(problem: InverseProblem, x, y, key, report, before: Arrays) -> Iterator[Arrays]:
@@ -45,11 +50,19 @@ def fit_each_pixel(
             fits.restore(before)
         last = -np.inf
         for done in fits.run():
-            report(done / fits.fits, f"{done} of {fits.fits} fits")
+            report(min(done / fits.fits, 1.0), f"{done} of {fits.fits} fits")
             if time.monotonic() - last > EVERY_S:
                 last = time.monotonic()
                 yield fits.state()
         yield fits.state()
+        if smooth:
+            named = [n if n in pixel.unknowns() else f"forward.{n}" for n in smooth]
+
+            def told(done: int, left: float):
+                report(1.0, f"neighbours, round {done}: {left:.2g} standard deviations to go")
+
+            together = smooth_map(pixel, x, y, fits.result(), named, known=known, report=told)
+            yield fits.state() | together.rows()
 
     return Search(work, _with_fits, "map", goes_on=True)
 

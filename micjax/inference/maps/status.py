@@ -118,7 +118,7 @@ def told(
             enough = there <= PRIOR_RULES * jnp.sqrt(jnp.ravel(scalar.variance)[0])
             learnt = learnt.at[np.flatnonzero(owner == name)].set(enough)
     clear = learnt & (growth < FLAT) & (scale > 0)
-    bound = {n: _at_bound(unknowns[n], values[n], sd[n]) for n in coordinates.names}
+    bound = {n: at_bound(unknowns[n], values[n], sd[n]) for n in coordinates.names}
     identified = {n: clear[owner == n].all(axis=0) for n in coordinates.names}
     status = jnp.select(
         [
@@ -168,7 +168,7 @@ def _freedom(here: NormalEquations, noise: int, variances, points) -> Float[Arra
     return 0.5 * jnp.log(jnp.maximum(points, 1.0) / left)
 
 
-def _at_bound(prior: dist.Distribution, value, sd) -> Bool[Array, " b"]:
+def at_bound(prior: dist.Distribution, value, sd) -> Bool[Array, " b"]:
     support = support_of(prior)
     low = getattr(support, "lower_bound", -jnp.inf)
     high = getattr(support, "upper_bound", jnp.inf)

@@ -1,5 +1,7 @@
 """How `micjax.problems.eels` is solved: all spectra at once."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from micjax.core.problem import InverseProblem
@@ -13,7 +15,13 @@ NEAR_EV = 6.0  # of the L3 line to its place in the table
 
 
 def stages(
-    problem: InverseProblem, x: Energies, y: Spectra, *, steps: int = 200, neighbours: int = 1
+    problem: InverseProblem,
+    x: Energies,
+    y: Spectra,
+    *,
+    steps: int = 200,
+    neighbours: int = 1,
+    smooth: Sequence[str] = (),
 ) -> list:
     """All spectra at once, each until it has converged.
 
@@ -21,8 +29,9 @@ def stages(
 
     - `steps`: of Gauss-Newton, at most.
     - `neighbours`: how often each pixel begins again from its best neighbour.
+    - `smooth`: unknowns of which neighbouring pixels are alike, as far as the data show it.
     """
-    return [fit_each_pixel(starts, steps=steps, neighbours=neighbours)]
+    return [fit_each_pixel(starts, steps=steps, neighbours=neighbours, smooth=smooth)]
 
 
 def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
