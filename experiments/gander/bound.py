@@ -54,7 +54,10 @@ def chance(key: Array, films: Film, start: Float[Array, "n 8"], steps: int) -> F
         tilts = chain.tilts.at[which].set(tilt)
         density = log_density(tilts)
         moved = Chain(
-            chain.numbers.at[which].set(new), tilts, chain.a_domains.at[which].set(a_domain), density
+            chain.numbers.at[which].set(new),
+            tilts,
+            chain.a_domains.at[which].set(a_domain),
+            density,
         )
         better = jnp.log(u[12]) < density - chain.log_density
         return jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, chain)
@@ -72,7 +75,7 @@ def chance(key: Array, films: Film, start: Float[Array, "n 8"], steps: int) -> F
     tilts, a_domains = jax.vmap(draw)(start)
     chain = Chain(start, tilts, a_domains, log_density(tilts))
     half = steps // EVERY // 2
-    for i, part in enumerate(jax.random.split(key)):
+    for part in jax.random.split(key):
         (chain, total), densities = jax.lax.scan(
             several, (chain, jnp.zeros((EDGE, EDGE))), jax.random.split(part, half)
         )
