@@ -148,17 +148,28 @@ def simulated(steps: int) -> None:
 def scan(file: pathlib.Path) -> dict[str, np.ndarray]:
     """Levelled height (nm), and the rank of the smoothed amplitude, whose unit differs."""
     height, amplitude = read(file, "HeightRetrace"), read(file, "AmplitudeRetrace")
-    values = 1e9 * np.asarray(height.data, float)
+    steps = np.array([abs(axis.step) for axis in height.axes])
+    values, seen = (square(np.asarray(f.data, float), steps) for f in (height, amplitude))
     y, x = np.indices(values.shape)
     plane = np.stack([np.ones(values.size), y.ravel(), x.ravel()], axis=1)
+    values = 1e9 * values
     values = values - (plane @ np.linalg.lstsq(plane, values.ravel(), rcond=None)[0]).reshape(
         values.shape
     )
     values -= np.median(values, axis=1, keepdims=True)
-    smooth = scipy.ndimage.gaussian_filter(np.asarray(amplitude.data, float), 1.0)
+    smooth = scipy.ndimage.gaussian_filter(seen, 1.0)
     ranks = rankdata(smooth).reshape(smooth.shape) / smooth.size
-    pixel_nm = 1e9 * abs(height.axes[-1].step)
-    return {"height_nm": values, "rank": ranks, "low": ranks <= LOWEST, "pixel_nm": pixel_nm}
+    return {
+        "height_nm": values,
+        "rank": ranks,
+        "low": ranks <= LOWEST,
+        "pixel_nm": 1e9 * steps.min(),
+    }
+
+
+def square(values: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """On pixels that are squares, as large as they were along their shorter edge."""
+    return scipy.ndimage.zoom(values, steps / steps.min(), order=1, mode="nearest", grid_mode=True)
 
 
 def slopes_of(one_scan: dict) -> np.ndarray:
