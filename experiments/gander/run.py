@@ -68,7 +68,7 @@ def told_dark(network, image):
 
 
 def loss(network, batch):
-    """A mean alone is half dark where an edge may lie here or there; so dark is asked for as well."""
+    """A mean is half dark where an edge may lie here or there; so dark is asked for as well."""
     mean, sd, logit = told_dark(network, batch[0])
     dark = (batch[1] < DARK).astype(logit.dtype)
     return faithful(mean, sd, batch[1]) + sigmoid_binary_cross_entropy(logit, dark).mean()
@@ -114,14 +114,23 @@ def auroc(score: np.ndarray, wanted: np.ndarray) -> float:
     return float((ranks[wanted].sum() - number * (number + 1) / 2) / number / (~wanted).sum())
 
 
+def jackknifed(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """Values whose mean is a ratio of sums, and whose spread is that of films (Quenouille 1956)."""
+    whole, n = above.sum() / below.sum(), len(above)
+    return n * whole - (n - 1) * (above.sum() - above) / (below.sum() - below)
+
+
 def scores(mean: np.ndarray, films, dark: np.ndarray | None = None) -> dict:
     """**Arguments:** `dark`: pixels, if not those of a mean that is dark."""
     a, wall = np.asarray(films.a_domain), np.asarray(films.c_wall)
     if dark is None:
         dark = mean < DARK
+    both, either = ((f(dark, a)).sum(axis=(1, 2)) for f in (np.logical_and, np.logical_or))
+    shares = jackknifed(both, either)
     apart = ~scipy.ndimage.binary_dilation(a, np.ones((1, 9, 9)))  # of the c-domains
     return {
-        "a_domain_IoU": float((dark & a).sum() / (dark | a).sum()),
+        "a_domain_IoU": shares.mean(),
+        "standard_error": shares.std(ddof=1) / np.sqrt(len(shares)),
         "c_wall_AUROC": auroc(-mean[apart], wall[apart]),
         "dark_outside_share": float(dark[apart].mean()),
         "L1": float(np.abs(mean - np.asarray(films.amplitude)).mean()),
