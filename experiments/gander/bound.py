@@ -2,11 +2,11 @@
 
     python experiments/gander/bound.py [--steps N] [--key N]
 
-Whoever knows how films are made has a posterior of the strips; a Markov chain draws from it. The
-roughness is a normal field whose spectrum is known, so the likelihood is exact. A chain that begins
-at the truth is a draw of the posterior from its first step on (the truth is one, by definition): it
-never says less than what is known. One that begins anywhere says what can be found. Prints the
-intersection over union of the best detector, one JSON line a chain.
+Whoever knows how films are made has a posterior of the strips; a Markov chain (Metropolis 1953)
+draws from it. The roughness is a normal field whose spectrum is known, so the likelihood is. The
+chain begins at the truth, which is a draw of the posterior by definition; it has not been
+everywhere after so many moves, so the best detector reaches at most what comes out. Prints the
+intersection over union as one JSON line.
 """
 
 import argparse
@@ -19,9 +19,9 @@ import numpy as np
 from domains import STRIPES, TILT, Film, axes, film, stripe
 from jaxtyping import Array, Float
 
-EDGE, FILMS = 64, 64
-SCALES = (0.001, 0.1)  # of a move, in units of the range of a number
-EVERY = 10  # moves between two that are counted
+EDGE, FILMS = 64, 16
+SCALES = (0.0003, 0.1)  # of a move, in units of the range of a number
+EVERY = 10  # moves between two looks
 
 
 class Chain(NamedTuple):
@@ -31,26 +31,29 @@ class Chain(NamedTuple):
     log_density: Float[Array, ""]
 
 
-def chance(key: Array, films: Film, start: Float[Array, "n 8"], steps: int) -> Float[Array, "y x"]:
-    """Of a pixel of one film to be of an a-domain, by the second half of a chain."""
+def chance(key: Array, films: Film, steps: int) -> tuple[Float[Array, "y x"], Float[Array, ""]]:
+    """Of a pixel of one film to be of an a-domain; and how many of the moves are made."""
     along, across = axes(films.numbers[-1, 1], EDGE)
-    draw = lambda numbers: stripe(numbers, along, across, EDGE)  # noqa: E731
+
+    def drawn(numbers):
+        return stripe(numbers, along, across, EDGE)
 
     def log_density(tilts):
         off = jnp.fft.rfft2(films.height_nm - TILT * films.pixel_nm * tilts.sum(axis=0))
         twice = jnp.full(EDGE // 2 + 1, 2.0).at[jnp.array([0, -1])].set(1.0)  # of real fields
-        power = (jnp.abs(off) ** 2 / films.roughness * twice).at[0, 0].set(0.0)
-        return -0.5 * power.sum()
+        power = jnp.abs(off) ** 2 / films.roughness * twice
+        return -0.5 * power.at[0, 0].set(0.0).sum()  # the mean height tells nothing
 
     def move(chain: Chain, draws):
+        """Of one strip: all of its numbers a little and one of them anywhere, or all anywhere."""
         u, normal = draws
         which = jnp.floor(u[0] * STRIPES).astype(int)
-        old = chain.numbers[which]
         low, high = SCALES
-        nudged = (old + low * (high / low) ** u[1] * normal) % 1.0
-        nudged = jnp.where(jnp.arange(8) == jnp.floor(8 * u[3]), u[4:12], nudged)
-        new = jnp.where(u[2] < 0.2, u[4:12], nudged)
-        tilt, a_domain = draw(new)
+        nudged = (chain.numbers[which] + low * (high / low) ** u[1] * normal) % 1.0
+        swapped = (jnp.arange(8) == jnp.floor(8 * u[3])) & (u[13] < 0.3)
+        nudged = jnp.where(swapped, u[4:12], nudged)
+        new = jnp.where(u[2] < 0.1, u[4:12], nudged)
+        tilt, a_domain = drawn(new)
         tilts = chain.tilts.at[which].set(tilt)
         density = log_density(tilts)
         moved = Chain(
@@ -59,55 +62,41 @@ def chance(key: Array, films: Film, start: Float[Array, "n 8"], steps: int) -> F
             chain.a_domains.at[which].set(a_domain),
             density,
         )
-        better = jnp.log(u[12]) < density - chain.log_density
-        return jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, chain)
+        taken = jnp.log(u[12]) < density - chain.log_density
+        return jax.tree.map(lambda a, b: jnp.where(taken, a, b), moved, chain), taken
 
     def several(carry, key):
         chain, total = carry
-        uniform, normal = jax.random.split(key)
+        of_uniform, of_normal = jax.random.split(key)
         draws = (
-            jax.random.uniform(uniform, (EVERY, 13)),
-            jax.random.normal(normal, (EVERY, 8)),
+            jax.random.uniform(of_uniform, (EVERY, 14)),
+            jax.random.normal(of_normal, (EVERY, 8)),
         )
-        chain, _ = jax.lax.scan(lambda c, d: (move(c, d), None), chain, draws)
-        return (chain, total + (chain.a_domains.max(axis=0) > 0.5)), chain.log_density
+        chain, taken = jax.lax.scan(move, chain, draws)
+        return (chain, total + (chain.a_domains.max(axis=0) > 0.5)), taken.mean()
 
-    tilts, a_domains = jax.vmap(draw)(start)
-    chain = Chain(start, tilts, a_domains, log_density(tilts))
-    half = steps // EVERY // 2
-    for part in jax.random.split(key):
-        (chain, total), densities = jax.lax.scan(
-            several, (chain, jnp.zeros((EDGE, EDGE))), jax.random.split(part, half)
-        )
-    return total / half, densities.mean() - log_density(jax.vmap(draw)(films.numbers[:-1])[0])
-
-
-def intersection_over_union(dark: np.ndarray, a: np.ndarray) -> float:
-    return float((dark & a).sum() / (dark | a).sum())
+    tilts, a_domains = jax.vmap(drawn)(films.numbers[:-1])
+    chain = Chain(films.numbers[:-1], tilts, a_domains, log_density(tilts))
+    looks = steps // EVERY
+    begin = (chain, jnp.zeros((EDGE, EDGE)))
+    (_, total), taken = jax.lax.scan(several, begin, jax.random.split(key, looks))
+    return total / looks, taken.mean()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--key", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--key", type=int, default=0)
     asked = parser.parse_args()
     films = jax.jit(jax.vmap(lambda k: film(k, EDGE)))(
         jax.random.split(jax.random.key(asked.key), FILMS)
     )
-    a = np.asarray(films.a_domain)
     keys = jax.random.split(jax.random.key(0), FILMS)
-    run = jax.jit(jax.vmap(chance, in_axes=(0, 0, 0, None)), static_argnums=3)
-    anywhere = jax.random.uniform(jax.random.key(1), (FILMS, STRIPES, 8))
-    for begins, start in (("the truth", films.numbers[:, :-1]), ("anywhere", anywhere)):
-        share, above = map(np.asarray, run(keys, films, start, asked.steps))
-        row = {"a chain from": begins, "steps": asked.steps}
-        row["IoU at 1/2"] = intersection_over_union(share > 0.5, a)
-        row["IoU, best threshold"] = max(
-            intersection_over_union(share > t, a) for t in np.linspace(0.2, 0.7, 26)
-        )
-        row["log density above the truth's"] = float(np.median(above))
-        row["films whose density is far below the truth's"] = int((above < -30).sum())
-        print(json.dumps(row), flush=True)
+    run = jax.jit(jax.vmap(chance, in_axes=(0, 0, None)), static_argnums=2)
+    share, taken = map(np.asarray, run(keys, films, asked.steps))
+    a, dark = np.asarray(films.a_domain), share > 0.5
+    row = {"films": FILMS, "steps": asked.steps, "IoU": float((dark & a).sum() / (dark | a).sum())}
+    print(json.dumps(row | {"moves_taken": float(taken.mean())}), flush=True)
 
 
 if __name__ == "__main__":
