@@ -21,6 +21,7 @@ from pathlib import Path
 
 PEER = Path(__file__).parent / "training_peers" / "unet.py"
 SIZES = {"width": 16, "depth": 3, "fold": 2}
+MEMBERS = 3  # of a deep ensemble
 BATCHES = {"16 x 64^2": (16, 64), "4 x 128^2": (4, 128)}
 
 
@@ -39,6 +40,10 @@ def seconds_a_step(training, steps: int, calls: int) -> tuple[float, list[float]
     schedule = Schedule(steps=1000, learning_rate=1e-3)
     step, _ = _compiled(training, schedule)
     state, key = _first(training.network, schedule).state, jax.random.key(0)
+    return timed(step, state, key, training, steps, calls)
+
+
+def timed(step, state, key, training, steps: int, calls: int) -> tuple[float, list[float], float]:
     begun = time.process_time()
     state, loss = step(state, key, training.data)
     loss.block_until_ready()
@@ -50,6 +55,23 @@ def seconds_a_step(training, steps: int, calls: int) -> tuple[float, list[float]
         loss.block_until_ready()
         taken.append((time.process_time() - begun) / steps)
     return statistics.median(taken), taken, compiling
+
+
+def side_by_side(
+    training, members: int, steps: int, calls: int
+) -> tuple[float, list[float], float]:
+    """The same of a deep ensemble, all of whose members take a step at once (`jax.vmap`)."""
+    import jax
+    import jax.numpy as jnp
+
+    from micjax.nets.train import Schedule, _compiled, _first
+
+    schedule = Schedule(steps=1000, learning_rate=1e-3)
+    single, _ = _compiled(training, schedule)
+    step = jax.jit(jax.vmap(single, in_axes=(0, 0, None)))
+    begins = [_first(training.network, schedule).state] * members
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *begins)
+    return timed(step, state, jax.random.split(jax.random.key(0), members), training, steps, calls)
 
 
 def fixed(examples: int, edge_px: int):
@@ -84,9 +106,11 @@ def main() -> None:
 
     steps, calls = (2, 2) if asked.quick else (10, 5)
     where = f"float32, {asked.threads} threads, {platform.machine()}, jax {jax.__version__}"
+    alone = {}
     for name, (examples, edge) in list(BATCHES.items())[: 1 if asked.quick else None]:
         training = fixed(examples, edge)
         own, taken, compiling = seconds_a_step(training, steps, calls)
+        alone[name] = own
         number = sum(a.size for a in weights_of(training.network).values())
         note = f"{where}; {number} weights; {min(taken):.3g} to {max(taken):.3g} s; "
         note += f"compiled in {compiling:.3g} s"
@@ -108,6 +132,13 @@ def main() -> None:
         else:
             note += "; torch skipped, no --peers"
         print(json.dumps(row | {"note": note}), flush=True)
+    name, (examples, edge) = next(iter(BATCHES.items()))
+    own, taken, compiling = side_by_side(fixed(examples, edge), MEMBERS, steps, calls)
+    row = {"name": f"a step of {MEMBERS} U-Nets at once, {name}", "value": own, "unit": "CPU s"}
+    row |= {"peer": "one after another", "peer_value": MEMBERS * alone[name]}
+    row["ratio"] = own / row["peer_value"]
+    row["note"] = f"{where}; {min(taken):.3g} to {max(taken):.3g} s; compiled in {compiling:.3g} s"
+    print(json.dumps(row), flush=True)
     own, taken, compiling = seconds_a_step(denoise.training(), steps, calls)
     row = {"name": "a step of denoise, 16 x 64^2 made up anew", "value": own, "unit": "CPU s"}
     row |= {"peer": "", "peer_value": None, "ratio": None}

@@ -280,10 +280,13 @@ def test_a_drifting_stack(images):
     np.testing.assert_allclose(told, drift[1:], atol=0.1)
 
 
-def test_weights_that_the_network_begins_with(tmp_path):
+def test_weights_that_the_network_begins_with(tmp_path, caplog):
     file = tmp_path / "net.h5"
-    save_network(file, UNet(**TINY, rngs=nnx.Rngs(3)), TINY, {})
-    problem = denoise.problem(64, 64, net=str(file))
+    save_network(file, UNet(**TINY, rngs=nnx.Rngs(3)), TINY, {"pixel_A": 0.1})
+    problem = denoise.problem(64, 64, net=str(file), pixel_A=0.15)
+    assert caplog.text == ""
+    denoise.problem(64, 64, net=str(file), pixel_A=0.5)
+    assert "learned from pixels of 0.01 nm, these are of 0.05 nm" in caplog.text
     stages = sys.modules["micjax.problems.denoise.stages"]
     begun = stages.network_of(problem)
     kernels = [n.first.kernel.get_value() for n in (begun, UNet(**TINY, rngs=nnx.Rngs(3)))]

@@ -10,11 +10,11 @@ import pytest
 from flax import nnx
 
 from micjax.core.tree import replace
-from micjax.nets.layers import doubled, folded, halved, unfolded
+from micjax.nets.layers import doubled, folded, halved, in_bfloat16, unfolded
 from micjax.nets.tiles import tiled
 from micjax.nets.train import weights_of
 from micjax.nets.unet import UNet
-from micjax.nets.weights import load_network, save_network
+from micjax.nets.weights import Network, load_network, save_network, warn_of_pixels
 
 SMALL = {"width": 8, "depth": 1, "fold": 2}
 
@@ -91,12 +91,13 @@ def test_a_network_is_told_a_condition(image):
     assert float(jnp.abs(first - second).max()) > 1e-3
 
 
-def test_sixteen_bits_are_of_the_weights(network, image):
-    half = {n: a.astype(jnp.bfloat16) for n, a in weights_of(network).items()}
-    out = replace(network, half)(jnp.asarray(image))
+def test_layers_compute_in_sixteen_bits(network, image):
+    half = in_bfloat16(network)
+    out = half(jnp.asarray(image))
     assert out.dtype == jnp.asarray(image).dtype
     exact = network(jnp.asarray(image))
     assert 1e-4 < float(jnp.abs(out - exact).max() / jnp.abs(exact).max()) < 0.1
+    assert {a.dtype for a in weights_of(half).values()} == {jnp.dtype(jnp.result_type(float))}
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -110,6 +111,29 @@ def test_a_network_as_a_file(tmp_path, network, image):
     np.testing.assert_allclose(
         saved.network(jnp.asarray(image)), network(jnp.asarray(image)), rtol=1e-4, atol=1e-5
     )
+
+
+def test_pixels_that_a_network_has_not_learned_from(caplog):
+    def told(here_nm, **facts):
+        caplog.clear()
+        warn_of_pixels("net.h5", Network(None, "UNet", {}, facts), here_nm)
+        return caplog.text
+
+    assert "net.h5 has learned from pixels of 0.1 nm, these are of 0.2 nm" in told(
+        0.2, pixel_nm=0.1
+    )
+    assert "from pixels of 0.02 nm, these are of 0.01 nm" in told(0.01, pixel_A=0.2)
+    assert "these are of 0.1 x 0.3 nm" in told(np.array([0.1, 0.3]), pixel_nm=0.1)
+    for quiet in (
+        told(0.19, pixel_nm=0.1),
+        told(None, pixel_nm=0.1),
+        told(0.2),
+        told(5, pixel_px=1),
+    ):
+        assert quiet == ""
+    for size in ("small", -1.0, float("nan"), True, [0.1]):
+        with pytest.raises(ValueError, match="net.h5: pixel_nm is .* a positive number is needed"):
+            told(0.2, pixel_nm=size)
 
 
 def test_half_the_bytes(tmp_path, network):

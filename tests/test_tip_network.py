@@ -198,3 +198,11 @@ def test_settings_that_are_refused(scan, weights, tmp_path):
     with pytest.raises(ValueError, match="of micjax train tip is needed"):
         refused(scan, fill="network", net=str(other))
     assert len(refused(scan)) == 1
+
+
+def test_weights_of_other_pixels(scan, tmp_path, caplog):
+    file = tmp_path / "fine.h5"
+    facts = {"factor": 2.0, "pixel_nm": 0.1}
+    save_network(file, UNet(**OPTIONS, rngs=nnx.Rngs(0)), OPTIONS, facts)
+    refused(scan, fill="network", net=str(file))
+    assert "pixels of 0.1 nm, these are of 2 x 2 nm" in caplog.text

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from micjax.nets.train import Schedule, Training, courses, train, weights_of
+from micjax.nets.train import (
+    Schedule,
+    Training,
+    _first,
+    _step_and_look,
+    courses,
+    train,
+    weights_of,
+)
+from micjax.nets.unet import UNet
 
 SHORT = Schedule(steps=40, chunk=10, learning_rate=0.3, weight_decay=0.0, average=0.5)
 KEY = jax.random.key(3)
@@ -142,6 +152,35 @@ def test_sixteen_bits_learn_too():
     course = train(regression(), dataclasses.replace(SHORT, bfloat16=True), KEY).course
     assert course.held_out[-1] < 0.2 * course.losses[0]
     assert all(a.dtype == jnp.result_type(float) for a in course.state.weights.values())
+
+
+def test_what_is_computed_in_sixteen_bits():
+    """Convolutions and their gradients are, and of what is said and lost nothing is."""
+    network = UNet(width=8, depth=1, condition=2, rngs=nnx.Rngs(0))
+    lost = []
+
+    def said_and_lost(network, batch):
+        value = jnp.square(network(*batch) - 1.0).mean()
+        lost.append(value.dtype)
+        return value
+
+    given = jnp.ones((2, 8, 8, 1)), jnp.ones((2, 2))
+    training = Training(network, lambda key, data: data, said_and_lost, given)
+    for sixteen in (True, False):
+        schedule = Schedule(bfloat16=sixteen)
+        layers = _products(training, schedule)
+        kind = "bf16" if sixteen else "f64" if jax.config.jax_enable_x64 else "f32"
+        assert {dtype for dtype, _ in layers} == {kind}
+        assert {name for _, name in layers} == {"conv_general_dilated", "dot_general"}
+    assert set(lost) == {jnp.dtype(jnp.result_type(float))}
+
+
+def _products(training, schedule):
+    """The kinds of numbers of all products of a step with weights."""
+    step, _ = _step_and_look(training, schedule)
+    state = _first(training.network, schedule).state
+    text = str(jax.make_jaxpr(step)(state, KEY, training.data))
+    return re.findall(r":(\w+)\[[^]]*\] = (conv_general_dilated|dot_general)", text)
 
 
 DEVICES = """

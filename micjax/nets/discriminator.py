@@ -31,7 +31,7 @@ class PatchDiscriminator(nnx.Module):
         h = self.first(pair)
         for block in self.down:
             h = halved(block(h))
-        return self.last(nnx.gelu(self.last_norm(h)))
+        return self.last(nnx.gelu(self.last_norm(h))).astype(pair.dtype)
 
 
 class Adversaries(nnx.Module):

@@ -57,4 +57,4 @@ class ImageEncoder(nnx.Module):
                 h = halved(h)
         h = nnx.gelu(self.last_norm(h))
         pooled = jnp.concatenate([h.mean(axis=(-3, -2)), h.max(axis=(-3, -2))], axis=-1)
-        return self.last(nnx.gelu(self.hidden(pooled)))
+        return self.last(nnx.gelu(self.hidden(pooled))).astype(image.dtype)

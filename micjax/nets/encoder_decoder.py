@@ -61,5 +61,5 @@ class ImageToSpectrum(nnx.Module):
         h = jnp.concatenate([around, h[middle], patches[middle]], axis=-1)
         for first, second in (self.encode, self.decode):
             h = second(nnx.gelu(first(h)))
-        mean, log_sd = jnp.split(h, 2, axis=-1)
+        mean, log_sd = jnp.split(h.astype(patches.dtype), 2, axis=-1)
         return mean, jnp.exp(log_sd)

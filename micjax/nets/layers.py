@@ -35,6 +35,16 @@ def norm(channels: int, rngs: nnx.Rngs) -> nnx.GroupNorm:
     )
 
 
+def in_bfloat16(network: nnx.Module) -> nnx.Module:
+    """The same network, all of whose layers compute in 16 bits: what they are given and their
+    weights are rounded. Means and variances of norms stay 32 bits, and so do the weights kept."""
+    network = nnx.clone(network)
+    for _, layer in nnx.iter_modules(network):
+        if hasattr(layer, "param_dtype"):  # those of Flax that have weights
+            layer.dtype = jnp.bfloat16
+    return network
+
+
 def zeroed(layer: nnx.Module) -> nnx.Module:
     """`layer` with all its weights at zero: a block that ends in it begins as the identity."""
     for path in ("kernel", "bias"):

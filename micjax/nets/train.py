@@ -30,6 +30,7 @@ from micjax.core.problem import Values
 from micjax.core.progress import progress, until_interrupted
 from micjax.core.ranges import check_ranges
 from micjax.core.tree import array_of, named_leaves, parameters_under, replace
+from micjax.nets.layers import in_bfloat16
 
 FORMAT = "micjax training 1"
 Batch = PyTree  # arrays [examples, ...]
@@ -81,7 +82,8 @@ class Schedule:
         1 / (1 - `average`) of them.
     - `held_out`: batches that are looked at and not learned from.
     - `patience`: stop after so many looks without a better one; None: never.
-    - `bfloat16`: compute in 16 bits, which some GPUs do several times sooner; weights stay 32 bits.
+    - `bfloat16`: layers compute in 16 bits, which some GPUs do several times sooner; weights, what
+        networks say at the end and losses stay 32 bits.
 
     **Raises:** `ValueError` for numbers that are none of these.
     """
@@ -325,13 +327,10 @@ def _step_and_look(training: Training, schedule: Schedule):
             batch,
         )
 
-    def with_weights(function):
-        def of_weights(weights, batch):
-            if schedule.bfloat16:
-                weights = jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)
-            return function(replace(training.network, weights), batch)
+    network = in_bfloat16(training.network) if schedule.bfloat16 else training.network
 
-        return of_weights
+    def with_weights(function):
+        return lambda weights, batch: function(replace(network, weights), batch)
 
     loss, score = with_weights(training.loss), with_weights(training.score or training.loss)
 

@@ -78,4 +78,5 @@ class UNet(nnx.Module):
             h = jnp.concatenate([passed[level], doubled(h)], axis=-1)
             for block in self.up[level]:
                 h = block(h, vector)
-        return unfolded(self.last(nnx.gelu(self.last_norm(h))), self.fold)
+        last = unfolded(self.last(nnx.gelu(self.last_norm(h))), self.fold)
+        return last.astype(image.dtype)

@@ -1,6 +1,7 @@
 """Trained networks as files: the architecture by name, its weights by name, what they are for."""
 
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import ArrayLike
 
 from micjax.core.files import write_atomically
 from micjax.core.foreign.hdf5 import Damaged, opened
@@ -20,7 +22,11 @@ from micjax.nets.encoder import ImageEncoder
 from micjax.nets.train import weights_of
 from micjax.nets.unet import UNet
 
+log = logging.getLogger("micjax")
+
 FORMAT = "micjax network 1"
+PIXEL_NM = {"pixel_nm": 1.0, "pixel_A": 0.1}  # facts that state one, in nm
+ALIKE = 2.0  # pixels that differ by less are the same to a network
 ARCHITECTURES: dict[str, type[nnx.Module]] = {"UNet": UNet, "ImageEncoder": ImageEncoder}
 
 
@@ -100,3 +106,30 @@ def load_network(path: str | os.PathLike) -> Network:
             raise ValueError(f"{path}: {name} of shape {saved[name].shape}, not {array.shape}")
     weights = {n: jnp.asarray(a, wanted[n].dtype) for n, a in saved.items()}
     return Network(replace(network, weights), architecture, options, facts)
+
+
+def warn_of_pixels(path: str | os.PathLike, network: Network, pixel_nm: ArrayLike | None) -> None:
+    """Tell in the log of pixels at most half as large, or at least twice, as those that the file
+    says the network has learned from; a file may say nothing of them.
+
+    **Arguments:**
+
+    - `pixel_nm`: of what the network is to see, one number or one an axis; None: not known.
+
+    **Raises:** `ValueError` for a size in the file that is none.
+    """
+    for name, unit_nm in PIXEL_NM.items():
+        told = network.facts.get(name)
+        if told is None:
+            continue
+        if isinstance(told, bool) or not isinstance(told, int | float) or not 0 < told < np.inf:
+            raise ValueError(f"{path}: {name} is {told!r}, a positive number is needed")
+        if pixel_nm is None:
+            continue
+        pixels, learned = np.ravel(np.asarray(pixel_nm, float)), told * unit_nm
+        ratio = pixels / learned
+        if np.any((ratio <= 1.0 / ALIKE) | (ratio >= ALIKE)):
+            here = " x ".join(f"{p:.3g}" for p in pixels)
+            log.warning(
+                "%s has learned from pixels of %.3g nm, these are of %s nm", path, learned, here
+            )

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from micjax.core.problem import InverseProblem, free
 from micjax.core.ranges import positive
-from micjax.nets.weights import load_network
+from micjax.nets.weights import load_network, warn_of_pixels
 from micjax.physics.noise import Gaussian, Poisson
 from micjax.problems.denoise.conclusion import conclude as conclude
 from micjax.problems.denoise.data import load as load
@@ -58,7 +58,8 @@ def problem(
     """
     positive(sigma=sigma, level=level)
     if net is not None:
-        load_network(net)  # told here, before anything is computed
+        # told here, before anything is computed
+        warn_of_pixels(net, load_network(net), None if pixel_A is None else 0.1 * pixel_A)
     if noise not in NOISES:
         raise ValueError(f"noise = {noise!r}: one of {', '.join(NOISES)} is needed")
     counted = noise == "poisson"

@@ -1,7 +1,5 @@
 """What the network of `micjax.problems.particles` sees, and what it learns from: simulations."""
 
-import logging
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,11 +7,9 @@ from jaxtyping import Array, Float
 
 from micjax.nets.train import Training
 from micjax.nets.unet import UNet
-from micjax.nets.weights import Network, load_network
+from micjax.nets.weights import Network, load_network, warn_of_pixels
 from micjax.problems.particles.instances.decoder import HEADS, Targets, instance_loss, targets
 from micjax.problems.particles.simulated import domes, micrographs
-
-log = logging.getLogger("micjax")
 
 WINDOWS_PX = (8, 32, 64)  # over which brightness is compared
 
@@ -64,11 +60,7 @@ def checked_network(path, pixel_nm: float | None = None) -> Network:
             f"{path}: a network from {channels[0]} to {channels[1]} channels; one from "
             f"{len(WINDOWS_PX)} to {HEADS} is needed, of micjax train particles"
         )
-    trained = network.facts.get("pixel_nm")
-    if trained and pixel_nm and not 0.5 < pixel_nm / trained < 2.0:
-        log.warning(
-            "%s has learned from pixels of %.3g nm, these are of %.3g nm", path, trained, pixel_nm
-        )
+    warn_of_pixels(path, network, pixel_nm)
     return network
 
 

@@ -6,13 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from micjax.core.problem import InverseProblem
 from micjax.core.ranges import check_ranges
 from micjax.inference.stage import Arrays
 from micjax.nets.tiles import tiled
-from micjax.nets.weights import Network, load_network
+from micjax.nets.weights import Network, load_network, warn_of_pixels
 from micjax.physics.probes.lines import add_lines
 from micjax.physics.tips.dilation import erode
 from micjax.problems.tip.network import BOUND_SIGMAS, FEATURES, OF_A_PASS, Sight, estimated, sight
@@ -22,8 +22,12 @@ SURFACE = "forward.surface_nm"
 NOTHING_NM = -1e9  # deeper than any feature: no tip there
 
 
-def network_of(path: str | None) -> Network:
+def network_of(path: str | None, pixel_nm: ArrayLike | None = None) -> Network:
     """The network and what it is for.
+
+    **Arguments:**
+
+    - `pixel_nm`: of the images; what a network of other pixels has learned is told in the log.
 
     **Raises:** `FileNotFoundError`; `ValueError` for a file that is not of `micjax train tip`.
     """
@@ -37,6 +41,7 @@ def network_of(path: str | None) -> Network:
             f"{path}: a network of {channels[0]} to {channels[1]} channels for "
             f"{network.facts.get('problem')}; one of micjax train tip is needed"
         )
+    warn_of_pixels(path or SHIPPED, network, pixel_nm)
     return network
 
 

@@ -88,7 +88,10 @@ def stages(
     if fill == "network":
         # levels of lines come from the curvature, the surface does not
         below = below if LINES in problem.priors else []
-        below.append(Search(partial(filled, network=network_of(net)), with_filled, "network"))
+        tip = problem.forward.tip
+        pixel_nm = (tip if isinstance(tip, FreeForm) else tip.shape).pixel_nm
+        network = network_of(net, pixel_nm)
+        below.append(Search(partial(filled, network=network), with_filled, "network"))
     if isinstance(problem.forward.tip, FreeForm):
         return below
 
