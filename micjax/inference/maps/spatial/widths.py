@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from micjax.inference.maps.spatial.links import Links, differences, strength, tied
 
 EDGES, SHARES = 0.05, (1e-3, 0.2)  # of all pairs: to begin with, and what is allowed
-TRIED = np.geomspace(0.02, 4.0, 12)  # widths over the standard deviation of a pixel
+TRIED = np.geomspace(0.02, 40.0, 15)  # widths over the standard deviation of a pixel
 ROUNDS = 4
 NUDGE = 0.3  # standard deviations, by which a map is shaken to see what follows
 FAR = 3.0  # times as wide as the differences of what is alike, edges are at least
