@@ -21,6 +21,7 @@ from micjax.problems.particles.segmentation import (
     against_rim,
     agreement,
     back,
+    heads_of,
     merged,
     resized,
 )
@@ -32,7 +33,7 @@ from micjax.problems.particles.simulated.micrographs import (
     apart,
     micrograph,
 )
-from micjax.problems.particles.simulated.recorded import stored
+from micjax.problems.particles.simulated.recorded import enlarged, halved, stored
 from micjax.problems.particles.simulated.shapes import CHANCES, outlines, seen_from
 from micjax.problems.particles.tuning import labels_in_boxes
 
@@ -353,6 +354,27 @@ def image_of_discs(scale=1.0):
     labels = discs(128, [(30, 30), (80, 40), (50, 90), (100, 100)], [9, 12, 7, 10])
     noise = np.random.default_rng(6).normal(0.0, 0.1, labels.shape)
     return scale * ((labels > 0) + noise), labels
+
+
+def test_two_looks_do_not_know_which_way_up_an_image_is():
+    image = np.random.default_rng(5).random((64, 64)) + (discs(64, [(30, 26)], [9]) > 0)
+    network = UNet(3, 4, width=8, depth=1, rngs=nnx.Rngs(0))
+    network.last.kernel.set_value(jax.random.normal(jax.random.key(1), network.last.kernel.shape))
+    two, other = (heads_of(network, a, 2) for a in (image, image[::-1, ::-1]))
+    np.testing.assert_allclose(other[::-1, ::-1] * [1, 1, -1, -1], two, atol=1e-4)
+    single = heads_of(network, image)
+    assert np.abs(single - two).max() > 0.01
+    assert np.abs(single - two).max() < np.abs(single).max()
+
+
+def test_an_enlarged_image_has_the_pixels_it_came_from():
+    image = jnp.asarray(np.random.default_rng(6).random((16, 24)), jnp.float32)
+    large = enlarged(halved(image))
+    assert large.shape == image.shape
+    np.testing.assert_allclose(large.mean(), image.mean(), rtol=0.02)
+    inner = np.asarray(halved(large))[1:-1, 1:-1]  # linear between pixels: a little smoother
+    smooth = np.asarray(halved(image))
+    assert np.corrcoef(inner.ravel(), smooth[1:-1, 1:-1].ravel())[0, 1] > 0.9
 
 
 def test_the_shipped_network_finds_discs_of_any_unit_and_polarity():

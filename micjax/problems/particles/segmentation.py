@@ -36,6 +36,7 @@ HARDLY = 0.3  # the least score at a zoom, where others may agree
 ALIKE = 0.5  # intersection over union
 FILM = 0.8  # of the pixels belong to instances: there is no background
 TINY = 1e-9
+TURNED = np.array([1.0, 1.0, -1.0, -1.0], np.float32)  # heads of an image turned half around
 FREE = 0.5  # of the area of an instance that nothing of a better score has
 FAINT = 0.15  # of what most instances have against their rim: less is noise or a stored image's
 
@@ -99,14 +100,16 @@ def segmented(
 
     - `polarity`: `bright` or `dark`: only what is so against its rim; `both`; `auto`: both, but
         what most are not counts as much less as there is less of it.
-    - `scale`: pixels of the network for one of the image; None: each of `SCALES`.
+    - `scale`: pixels of the network for one of the image; None: each of `SCALES`, and at each the
+        mean of what the network says of the image and of the image turned half around.
     - `least_score`: of instances.
 
     **Raises:** `ValueError` for an image that is too small at this scale.
     """
     scales = [scale] if scale is not None else scales_for(image.shape)
     least = least_score if len(scales) == 1 else min(HARDLY, least_score)
-    parts = [_at_scale(image, network, s, least, _trusted(s, scales)) for s in scales]
+    looks = 2 if scale is None else 1
+    parts = [_at_scale(image, network, s, least, _trusted(s, scales), looks) for s in scales]
     return merged(parts, least_score, polarity)
 
 
@@ -123,9 +126,9 @@ def _trusted(scale: float, scales: list[float]) -> tuple[float, float]:
     return low if scale < max(scales) else 0.0, high if scale > min(scales) else np.inf
 
 
-def _at_scale(image, network, scale, least_score, trusted) -> Segmentation:
+def _at_scale(image, network, scale, least_score, trusted, looks) -> Segmentation:
     small = resized(image, scale)
-    heads = heads_of(network, small)
+    heads = heads_of(network, small, looks)
     split = instances(heads, least_probability=LIKELY)
     chance = 1.0 / (1.0 + np.exp(-heads[..., 0]))
     area = np.bincount(split.labels.ravel(), minlength=len(split.score) + 1)[1:]
@@ -269,12 +272,22 @@ def back(labels: Int[np.ndarray, "y x"], shape) -> Int[np.ndarray, "v u"]:
     return labels[np.ix_(rows, columns)]
 
 
-def heads_of(network: nnx.Module, image: Float[np.ndarray, "y x"]) -> Float[np.ndarray, "y x 4"]:
+def heads_of(
+    network: nnx.Module, image: Float[np.ndarray, "y x"], looks: int = 1
+) -> Float[np.ndarray, "y x 4"]:
+    """**Arguments:**
+
+    - `looks`: 2: the mean over the image and the image turned half around.
+    """
     image = np.asarray(image, np.float32)
     image = (image - image.mean()) / (image.std() + 1e-30)
-    function = _compiled(network)
+    function, weights = _compiled(network), weights_of(network)
     multiple = max(network.multiple, *WINDOWS_PX)
-    return tiled(function, weights_of(network), image[..., None], multiple, TILE_PX, OVERLAP_PX)
+    first, *turned = (
+        tiled(function, weights, shown[..., None], multiple, TILE_PX, OVERLAP_PX)
+        for shown in (image, image[::-1, ::-1])[:looks]
+    )
+    return 0.5 * (first + TURNED * turned[0][::-1, ::-1]) if turned else first
 
 
 @lru_cache(maxsize=4)
