@@ -18,9 +18,10 @@ from micjax.problems.particles.instances.table import shapes
 from micjax.problems.particles.network import seen
 from micjax.problems.particles.segmentation import (
     Segmentation,
+    against_rim,
     agreement,
     back,
-    brighter,
+    heads_of,
     merged,
     resized,
 )
@@ -32,7 +33,7 @@ from micjax.problems.particles.simulated.micrographs import (
     apart,
     micrograph,
 )
-from micjax.problems.particles.simulated.recorded import stored
+from micjax.problems.particles.simulated.recorded import enlarged, halved, stored
 from micjax.problems.particles.simulated.shapes import CHANCES, outlines, seen_from
 from micjax.problems.particles.tuning import labels_in_boxes
 
@@ -216,9 +217,9 @@ def test_an_image_at_another_scale():
     np.testing.assert_array_equal(back(np.kron(labels, np.ones((2, 2), int)), (64, 64)), labels)
 
 
-def at_zoom(labels, score, zoom, bright=True):
+def at_zoom(labels, score, zoom, step=1.0):
     n = len(score)
-    return Segmentation(labels, np.array(score), np.ones(n), np.full(n, zoom), np.full(n, bright))
+    return Segmentation(labels, np.array(score), np.ones(n), np.full(n, zoom), np.full(n, step))
 
 
 def test_zooms_agree_where_they_see_the_same():
@@ -264,21 +265,34 @@ def test_of_instances_that_share_pixels_the_better_one_has_them():
 
 def test_what_most_are_not_is_hardly_believed():
     labels = discs(96, [(20, 20), (20, 70), (70, 20), (70, 70)], [8, 8, 8, 8])
-    bright = np.array([True, True, True, False])
-    part = at_zoom(labels, [0.9, 0.9, 0.9, 0.9], 1.0)._replace(bright=bright)
+    step = np.array([1.0, 1.0, 1.0, -1.0])
+    part = at_zoom(labels, [0.9, 0.9, 0.9, 0.9], 1.0)._replace(step=step)
     for polarity, left in (("auto", 3), ("bright", 3), ("dark", 1), ("both", 4)):
         assert len(merged([part], 0.4, polarity).score) == left
     np.testing.assert_allclose(merged([part], 0.1, "auto").score, [0.9, 0.9, 0.9, 0.3])
     film = np.where(np.indices((96, 96))[1] < 48, 1, 2)
-    part = at_zoom(film, [0.9, 0.9], 1.0)._replace(bright=np.array([True, False]))
+    part = at_zoom(film, [0.9, 0.9], 1.0)._replace(step=np.array([1.0, -1.0]))
     assert len(merged([part], 0.4, "bright").score) == 2  # bright against what
 
 
 def test_bright_or_dark_against_the_rim():
     labels = discs(64, [(20, 20), (20, 31), (45, 40)], [6, 5, 9])
     height = np.array([0.0, 1.0, 3.0, -2.0])[labels]
-    np.testing.assert_array_equal(brighter(height, labels), [True, True, False])
-    np.testing.assert_array_equal(brighter(-height, labels), [False, False, True])
+    np.testing.assert_array_equal(against_rim(height, labels) > 0, [True, True, False])
+    np.testing.assert_array_equal(against_rim(-height, labels) > 0, [False, False, True])
+    assert against_rim(1e9 * height, labels)[2] == pytest.approx(-2e9)
+
+
+def test_what_has_next_to_no_contrast_is_no_instance_unless_all_is_film():
+    labels = discs(96, [(20, 20), (20, 70), (70, 20), (70, 70)], [8, 8, 8, 8])
+    for scale in (1e-9, 1.0, 1e9):
+        part = at_zoom(labels, [0.9, 0.9, 0.9, 0.9], 1.0)
+        part = part._replace(step=scale * np.array([1.0, 0.8, 2.0, 0.05]))
+        assert len(merged([part], 0.4, "bright").score) == 3
+        assert len(merged([part], 0.4, "both").score) == 4
+    film = np.where(np.indices((96, 96))[1] < 48, 1, 2)
+    part = at_zoom(film, [0.9, 0.9], 1.0)._replace(step=np.array([1.0, 0.01]))
+    assert len(merged([part], 0.4, "auto").score) == 2
 
 
 def test_boxes_become_ellipses_with_small_ones_on_top():
@@ -340,6 +354,27 @@ def image_of_discs(scale=1.0):
     labels = discs(128, [(30, 30), (80, 40), (50, 90), (100, 100)], [9, 12, 7, 10])
     noise = np.random.default_rng(6).normal(0.0, 0.1, labels.shape)
     return scale * ((labels > 0) + noise), labels
+
+
+def test_two_looks_do_not_know_which_way_up_an_image_is():
+    image = np.random.default_rng(5).random((64, 64)) + (discs(64, [(30, 26)], [9]) > 0)
+    network = UNet(3, 4, width=8, depth=1, rngs=nnx.Rngs(0))
+    network.last.kernel.set_value(jax.random.normal(jax.random.key(1), network.last.kernel.shape))
+    two, other = (heads_of(network, a, 2) for a in (image, image[::-1, ::-1]))
+    np.testing.assert_allclose(other[::-1, ::-1] * [1, 1, -1, -1], two, atol=1e-4)
+    single = heads_of(network, image)
+    assert np.abs(single - two).max() > 0.01
+    assert np.abs(single - two).max() < np.abs(single).max()
+
+
+def test_an_enlarged_image_has_the_pixels_it_came_from():
+    image = jnp.asarray(np.random.default_rng(6).random((16, 24)), jnp.float32)
+    large = enlarged(halved(image))
+    assert large.shape == image.shape
+    np.testing.assert_allclose(large.mean(), image.mean(), rtol=0.02)
+    inner = np.asarray(halved(large))[1:-1, 1:-1]  # linear between pixels: a little smoother
+    smooth = np.asarray(halved(image))
+    assert np.corrcoef(inner.ravel(), smooth[1:-1, 1:-1].ravel())[0, 1] > 0.9
 
 
 def test_the_shipped_network_finds_discs_of_any_unit_and_polarity():

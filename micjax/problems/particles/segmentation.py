@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import scipy.ndimage
 from flax import nnx
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from micjax.core.foreign.modules import trusted_function
 from micjax.core.tree import replace
@@ -36,7 +36,9 @@ HARDLY = 0.3  # the least score at a zoom, where others may agree
 ALIKE = 0.5  # intersection over union
 FILM = 0.8  # of the pixels belong to instances: there is no background
 TINY = 1e-9
+TURNED = np.array([1.0, 1.0, -1.0, -1.0], np.float32)  # heads of an image turned half around
 FREE = 0.5  # of the area of an instance that nothing of a better score has
+FAINT = 0.15  # of what most instances have against their rim: less is noise or a stored image's
 
 
 class Segmentation(NamedTuple):
@@ -46,7 +48,7 @@ class Segmentation(NamedTuple):
     score: Float[np.ndarray, "n"]
     doubt: Float[np.ndarray, "n"]  # sum of p (1 - p) over its pixels
     zoom: Float[np.ndarray, "n"]  # at which it was seen
-    bright: Bool[np.ndarray, "n"]  # against its rim
+    step: Float[np.ndarray, "n"]  # its mean less that of its rim; below zero: dark
 
 
 @lru_cache(maxsize=4)
@@ -77,7 +79,7 @@ def by_function(function: Callable, image: Float[np.ndarray, "y x"]) -> Segmenta
     numbered = np.unique(np.append(labels.ravel(), 0), return_inverse=True)[1][:-1]
     numbered = numbered.reshape(labels.shape)
     n = int(numbered.max())
-    return Segmentation(numbered, np.ones(n), np.zeros(n), np.ones(n), brighter(image, numbered))
+    return Segmentation(numbered, np.ones(n), np.zeros(n), np.ones(n), against_rim(image, numbered))
 
 
 def segmented(
@@ -98,14 +100,16 @@ def segmented(
 
     - `polarity`: `bright` or `dark`: only what is so against its rim; `both`; `auto`: both, but
         what most are not counts as much less as there is less of it.
-    - `scale`: pixels of the network for one of the image; None: each of `SCALES`.
+    - `scale`: pixels of the network for one of the image; None: each of `SCALES`, and at each the
+        mean of what the network says of the image and of the image turned half around.
     - `least_score`: of instances.
 
     **Raises:** `ValueError` for an image that is too small at this scale.
     """
     scales = [scale] if scale is not None else scales_for(image.shape)
     least = least_score if len(scales) == 1 else min(HARDLY, least_score)
-    parts = [_at_scale(image, network, s, least, _trusted(s, scales)) for s in scales]
+    looks = 2 if scale is None else 1
+    parts = [_at_scale(image, network, s, least, _trusted(s, scales), looks) for s in scales]
     return merged(parts, least_score, polarity)
 
 
@@ -122,9 +126,9 @@ def _trusted(scale: float, scales: list[float]) -> tuple[float, float]:
     return low if scale < max(scales) else 0.0, high if scale > min(scales) else np.inf
 
 
-def _at_scale(image, network, scale, least_score, trusted) -> Segmentation:
+def _at_scale(image, network, scale, least_score, trusted, looks) -> Segmentation:
     small = resized(image, scale)
-    heads = heads_of(network, small)
+    heads = heads_of(network, small, looks)
     split = instances(heads, least_probability=LIKELY)
     chance = 1.0 / (1.0 + np.exp(-heads[..., 0]))
     area = np.bincount(split.labels.ravel(), minlength=len(split.score) + 1)[1:]
@@ -139,7 +143,7 @@ def _at_scale(image, network, scale, least_score, trusted) -> Segmentation:
         split.score[kept],
         doubt[kept] / scale**2,
         np.full(int(kept.sum()), scale),
-        brighter(small, labels),
+        against_rim(small, labels),
     )
     return _numbered(whole)
 
@@ -151,8 +155,10 @@ def _numbered(split: Segmentation) -> Segmentation:
     return Segmentation(labels, *(field[there] for field in split[1:]))
 
 
-def brighter(image: Float[np.ndarray, "y x"], labels: Int[np.ndarray, "y x"]) -> np.ndarray:
-    """Whether instances are brighter than their rim; where there is hardly any, because others lie
+def against_rim(
+    image: Float[np.ndarray, "y x"], labels: Int[np.ndarray, "y x"]
+) -> Float[np.ndarray, "n"]:
+    """How much brighter instances are than their rim; where there is hardly any, because others lie
     all around, than the outermost of their own pixels."""
     n = int(labels.max())
     beside = scipy.ndimage.maximum_filter(labels, 2 * RIM_PX + 1)  # of several the last one
@@ -167,7 +173,7 @@ def brighter(image: Float[np.ndarray, "y x"], labels: Int[np.ndarray, "y x"]) ->
     own, _ = mean(labels, labels > 0)
     outside, many = mean(beside, rim)
     edge, all_around = mean(labels, border)
-    return own > np.where(4 * many > all_around, outside, edge)
+    return own - np.where(4 * many > all_around, outside, edge)
 
 
 def merged(parts: list[Segmentation], least_score: float, polarity: str = "both") -> Segmentation:
@@ -178,13 +184,14 @@ def merged(parts: list[Segmentation], least_score: float, polarity: str = "both"
     where s is the score at a zoom and s' that of the instance of another one that shares more than
     half of the union with it. The evidence for a zoom is the sum of s a there; w is that of its
     zoom over the largest, and c the same of the bright ones and the dark ones, unless there is no
-    background that they could be bright against. Of instances that share pixels that of the best
-    score has them; what is left of another remains if it is more than half of it (non-maximum
-    suppression).
+    background that they could be bright against. What differs from its rim by less than a small
+    part of what most evidence does is noise that the network, which sees contrast against that of
+    the surroundings, cannot know for it. Of instances that share pixels that of the best score has
+    them; what is left of another remains if it is more than half of it (non-maximum suppression).
     """
     owner = np.repeat(np.arange(len(parts)), [len(part.score) for part in parts])
     number = np.concatenate([np.arange(len(part.score)) for part in parts])
-    score, doubt, zoom, bright = (
+    score, doubt, zoom, step = (
         np.concatenate(fields) for fields in zip(*(p[1:] for p in parts), strict=True)
     )
     support = np.concatenate(
@@ -195,9 +202,11 @@ def merged(parts: list[Segmentation], least_score: float, polarity: str = "both"
     score = (score + support) * (_share(at_zoom)[owner] if support.any() else 1.0)
     best = parts[int(at_zoom.argmax())]
     if polarity != "both" and (best.labels > 0).mean() < FILM:
-        of_kind = np.bincount(bright.astype(int), evidence, minlength=2)
+        bright = (step > 0).astype(int)
         given = {"bright": np.array([0.0, 1.0]), "dark": np.array([1.0, 0.0])}
-        score = score * given.get(polarity, _share(of_kind))[bright.astype(int)]
+        of_kind = given.get(polarity, _share(np.bincount(bright, evidence, minlength=2)))[bright]
+        typical = _middle(np.abs(step), evidence * of_kind)
+        score = score * of_kind * (np.abs(step) >= FAINT * typical)
     windows = [scipy.ndimage.find_objects(part.labels) for part in parts]
     labels = np.zeros(parts[0].labels.shape, int)
     kept = []
@@ -210,11 +219,18 @@ def merged(parts: list[Segmentation], least_score: float, polarity: str = "both"
         if free.sum() > FREE * own.sum():
             kept.append(i)
             labels[window][free] = len(kept)
-    return Segmentation(labels, np.minimum(score[kept], 1.0), doubt[kept], zoom[kept], bright[kept])
+    return Segmentation(labels, np.minimum(score[kept], 1.0), doubt[kept], zoom[kept], step[kept])
 
 
 def _share(of: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     return of / max(of.max(), TINY)
+
+
+def _middle(value: Float[np.ndarray, "n"], weight: Float[np.ndarray, "n"]) -> float:
+    """The median of values that do not all count alike; of none 0."""
+    order = np.argsort(value)
+    below = np.cumsum(weight[order])
+    return float(value[order][np.searchsorted(below, 0.5 * below[-1])]) if len(value) else 0.0
 
 
 def agreement(part: Segmentation, other: Segmentation) -> Float[np.ndarray, "n"]:
@@ -256,12 +272,22 @@ def back(labels: Int[np.ndarray, "y x"], shape) -> Int[np.ndarray, "v u"]:
     return labels[np.ix_(rows, columns)]
 
 
-def heads_of(network: nnx.Module, image: Float[np.ndarray, "y x"]) -> Float[np.ndarray, "y x 4"]:
+def heads_of(
+    network: nnx.Module, image: Float[np.ndarray, "y x"], looks: int = 1
+) -> Float[np.ndarray, "y x 4"]:
+    """**Arguments:**
+
+    - `looks`: 2: the mean over the image and the image turned half around.
+    """
     image = np.asarray(image, np.float32)
     image = (image - image.mean()) / (image.std() + 1e-30)
-    function = _compiled(network)
+    function, weights = _compiled(network), weights_of(network)
     multiple = max(network.multiple, *WINDOWS_PX)
-    return tiled(function, weights_of(network), image[..., None], multiple, TILE_PX, OVERLAP_PX)
+    first, *turned = (
+        tiled(function, weights, shown[..., None], multiple, TILE_PX, OVERLAP_PX)
+        for shown in (image, image[::-1, ::-1])[:looks]
+    )
+    return 0.5 * (first + TURNED * turned[0][::-1, ::-1]) if turned else first
 
 
 @lru_cache(maxsize=4)

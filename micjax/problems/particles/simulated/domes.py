@@ -17,6 +17,7 @@ from micjax.problems.particles.simulated.micrographs import (
     granular,
     log_between,
 )
+from micjax.problems.particles.simulated.recorded import ENLARGED, enlarged, halved
 
 DIAMETER_PX = (8.0, 60.0)  # the middle one of an image
 NEIGHBOURS = 2  # cells of a lattice on each side, in which the nearest seeds may lie
@@ -55,7 +56,7 @@ def film(key: Array, size: int) -> Micrograph:
     beside = second - first
     wall = jnp.tanh(beside / jnp.maximum(between(u[4], 0.1, 0.5) * middle, 2.0))
     dome = jnp.sqrt(jnp.maximum(1.0 - (first / (0.8 * middle)) ** 2, 0.0))
-    height = jnp.exp(between(u[5], 0.0, 0.8) * (own[:, 5] - 0.5))
+    height = jnp.exp(between(u[5], 0.0, 1.2) * (own[:, 5] - 0.5))
     top = between(u[6], 0.0, 0.6) * (own[:, 6:8] - 0.5) / middle
     place = _seeds(u, own, middle)[here]
     slanted = (y - place[..., 0]) * top[here, 0] + (x - place[..., 1]) * top[here, 1]
@@ -67,7 +68,8 @@ def film(key: Array, size: int) -> Micrograph:
     surface = surface + 0.5 * u[13] ** 2 * granular(fields[0], 20.0)
     noise = log_between(u[15], 0.005, 0.15) * fields[1]
     lines = log_between(u[16], 0.003, 0.15) * fields[2, :, :1]
-    return Micrograph(surface + noise + lines, labels)
+    image = surface + noise + lines
+    return Micrograph(jnp.where(u[19] < ENLARGED, enlarged(halved(image)), image), labels)
 
 
 def _seeds(u, own, middle) -> Float[Array, "n 2"]:
@@ -81,7 +83,7 @@ def _seeds(u, own, middle) -> Float[Array, "n 2"]:
 def _nearest(u, own, middle, y, x):
     """Distances to the nearest grain and to the next one, and the number of the nearest."""
     place, cells = _seeds(u, own, middle), math.isqrt(len(own))
-    weight = jnp.exp(between(u[2], 0.0, 0.35) * (own[:, 2] - 0.5))
+    weight = jnp.exp(between(u[2], 0.0, 0.45) * (own[:, 2] - 0.5))
     turn, flat = jnp.pi * own[:, 3], jnp.exp(between(u[3], 0.0, 0.6) * (own[:, 4] - 0.5))
     each = jnp.stack([place[:, 0], place[:, 1], weight, jnp.cos(turn), jnp.sin(turn), flat], -1)
     row, column = ((a / middle + NEIGHBOURS + s).astype(int) for a, s in ((y, u[17]), (x, u[18])))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from micjax.problems.particles.simulated.recorded import stored
+from micjax.problems.particles.simulated.recorded import ENLARGED, enlarged, halved, stored
 from micjax.problems.particles.simulated.shapes import CHANCES, Outlines, outlines, seen_from
 
 PARTICLES, SUPPORTS = 40, 12  # of an image, at most
@@ -132,8 +132,11 @@ def micrograph(key: Array, size: int) -> Micrograph:
     image = image + noise * noisy + lines
     white = image.min() + between(u[22], 0.4, 1.0) * jnp.ptp(image)  # of the camera
     image = jnp.where(u[23] < 0.1, jnp.minimum(image, white), image)
-    kept = stored(image, log_between(u[43], 24.0, 256.0), jnp.where(u[44] < 0.5, 0.0, u[45]))
-    return Micrograph(jnp.where(u[46] < 0.5, image, kept), _asked(body, labels))
+    levels, coarse = log_between(u[43], 24.0, 256.0), jnp.where(u[44] < 0.5, 0.0, u[45])
+    half = halved(image)
+    recorded = [jnp.where(u[46] < 0.5, a, stored(a, levels, coarse)) for a in (image, half)]
+    image = jnp.where(u[47] < ENLARGED, enlarged(recorded[1]), recorded[0])
+    return Micrograph(image, _asked(body, labels))
 
 
 def middle_of(u) -> Float[Array, ""]:
@@ -167,7 +170,7 @@ def _bodies(u, own, spread, size: int) -> Body:
     diameter = middle * jnp.exp(between(u[25], 0.05, 0.55) * spread[:, 0])
     large = jnp.maximum(2.5 * middle, 16.0) * log_between(own[:, CHANCES], 1.0, 3.0)
     diameter = jnp.where(particle, jnp.clip(diameter, 3.0, 140.0), large)
-    cover = between(u[26] ** 2, 0.05, 0.8)
+    cover = between(u[26] ** 1.3, 0.05, 0.8)
     count = jnp.clip(cover * (1.3 * size) ** 2 / (0.8 * middle**2), 1.0, PARTICLES)
     there = jnp.where(
         particle, (number < count) & (u[29] > 0.05), number - PARTICLES < SUPPORTS * u[27]

@@ -1,10 +1,13 @@
-"""What is left of an image when it has been stored: grey levels, and what a JPEG keeps of them."""
+"""What is left of an image when it has been stored, grey levels and what a JPEG keeps of them, and
+how it looks when it is enlarged, so that small particles are seen: its noise and its blocks too."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 BLOCK_PX = 8
+ENLARGED = 0.3  # of the images: looked at with a zoom of 2
 # steps of the coefficients at a quality of 50 (ITU-T T.81, table K.1): about so, and symmetric
 STEPS = 10.0 + 7.0 * np.add.outer(np.arange(BLOCK_PX), np.arange(BLOCK_PX))
 
@@ -37,3 +40,14 @@ def stored(
     kept = jnp.round(cosines / wide[:, None, :]) * wide[:, None, :]
     back = jnp.einsum("ky,akbl,lx->aybx", waves, kept, waves).reshape(ny, nx)
     return low + step * jnp.where(coarse > 0.0, back, grey)
+
+
+def halved(image: Float[Array, "y x"]) -> Float[Array, "v u"]:
+    """Means of two by two pixels."""
+    ny, nx = image.shape
+    return image.reshape(ny // 2, 2, nx // 2, 2).mean(axis=(1, 3))
+
+
+def enlarged(image: Float[Array, "v u"]) -> Float[Array, "y x"]:
+    """Twice as many pixels along each edge, linear between those there are."""
+    return jax.image.resize(image, [2 * n for n in image.shape], "linear")
