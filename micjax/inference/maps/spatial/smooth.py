@@ -47,6 +47,7 @@ from micjax.inference.solvers.laws import law_of
 
 CHUNK = 128
 DRAWS, LAST_DRAWS = 8, 16
+AT_BOUND = 15.0  # in unconstrained coordinates
 VALLEY = 3.0  # nats, that another valley has to be deeper
 ENOUGH = 0.05  # of its standard deviation: a step that is no step
 
@@ -172,8 +173,9 @@ class _Together:
         values = {n: v[tuple(nearest)] for n, v in self.fit.values.items()}
         rows = {n: v.reshape(usable.size, *v.shape[usable.ndim :]) for n, v in values.items()}
         rows = {n: np.asarray(v, float) for n, v in rows.items()}
-        flat = compiled().flat(self.pixel, self.known, self._chunks(rows))
-        return self._as_maps(flat)
+        flat = self._as_maps(compiled().flat(self.pixel, self.known, self._chunks(rows)))
+        # what lies on a bound to the last digit is infinitely far away
+        return jnp.where(jnp.isfinite(flat), flat, AT_BOUND * jnp.sign(jnp.nan_to_num(flat)))
 
     def _equations(self, flat: Maps) -> Equations:
         rows = jnp.moveaxis(flat, 0, -1).reshape(-1, len(flat))
