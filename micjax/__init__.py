@@ -22,6 +22,7 @@ from micjax.inference.maps.each import each_pixel as each_pixel
 from micjax.inference.maps.fit import fit_map as fit_map
 from micjax.inference.maps.result import MapFit as MapFit
 from micjax.inference.maps.result import most_likely as most_likely
+from micjax.inference.maps.spatial.shared import share_map as share_map
 from micjax.inference.maps.spatial.smooth import smooth_map as smooth_map
 from micjax.inference.maps.stage import fit_each_pixel as fit_each_pixel
 from micjax.inference.result import load as load

@@ -13,6 +13,7 @@ from micjax.inference.maps.result import MapFit
 from micjax.inference.maps.spatial import smooth as module
 from micjax.inference.maps.spatial.links import differences, pulled, strain, strength, tied
 from micjax.inference.maps.spatial.smooth import smooth_map
+from micjax.inference.maps.spatial.whole import PixelEquations
 from micjax.inference.maps.spatial.widths import TRIED, least_risk, smoothed
 from micjax.inference.maps.status import STATUS
 from micjax.physics.noise import Poisson
@@ -69,7 +70,7 @@ def test_draws_and_covariance_are_those_of_the_inverse(links):
             whole[i, :, j] = np.diag(curvature[i, j].ravel())
     whole[1, :, 1] += matrix
     inverse = np.linalg.inv(whole.reshape(40, 40))
-    here = module.Equations(*jnp.zeros((2, 5, 4)), jnp.zeros((2, 5, 4)), jnp.asarray(curvature))
+    here = PixelEquations(*jnp.zeros((2, 5, 4)), jnp.zeros((2, 5, 4)), jnp.asarray(curvature))
     with jax.enable_x64(True):
         draws = module._draws(jax.random.key(0), here, weights, where, (3000, 2))
         covariance = module._covariance(here, weights, where, draws)
@@ -145,7 +146,7 @@ def test_a_pixel_without_data_stays_without(fits):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["forward.place"], "unknown 'forward.place'"), ([], "nothing is alike")],
+    [(["forward.place"], "unknown 'forward.place'"), ([], "0 names and a map of")],
 )
 def test_what_cannot_be_alike(fits, names, message):
     _, y, own, _ = fits

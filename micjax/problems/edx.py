@@ -297,6 +297,7 @@ def stages(
     *,
     steps: int = 100,
     smooth: Sequence[str] = (),
+    shared: Mapping[str, str] | None = None,
 ) -> list:
     """All spectra at once, each until it has converged.
 
@@ -304,8 +305,9 @@ def stages(
 
     - `steps`: of Fisher scoring, at most.
     - `smooth`: unknowns of which neighbouring pixels are alike, as far as the data show it.
+    - `shared`: unknowns that are the same for the `map`, each `row` or each `column`, by name.
     """
-    return [fit_each_pixel(starts, steps=steps, smooth=smooth)]
+    return [fit_each_pixel(starts, steps=steps, smooth=smooth, shared=shared)]
 
 
 def conclude(solution: Solution, x: Energies, y: Spectra) -> Solution:

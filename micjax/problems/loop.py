@@ -6,7 +6,7 @@ The share that has switched follows one error function on the branch of rising b
 that of falling bias, each with a coercive bias and a width on either side (Jesse et al. 2009).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -170,6 +170,7 @@ def stages(
     steps: int = 400,
     neighbours: int = 2,
     smooth: Sequence[str] = (),
+    shared: Mapping[str, str] | None = None,
 ) -> list:
     """All loops at once, each until it has converged.
 
@@ -178,8 +179,11 @@ def stages(
     - `steps`: of Gauss-Newton, at most.
     - `neighbours`: how often each pixel begins again from its best neighbour.
     - `smooth`: unknowns of which neighbouring pixels are alike, as far as the data show it.
+    - `shared`: unknowns that are the same for the `map`, each `row` or each `column`, by name.
     """
-    return [fit_each_pixel(starts, steps=steps, neighbours=neighbours, smooth=smooth)]
+    return [
+        fit_each_pixel(starts, steps=steps, neighbours=neighbours, smooth=smooth, shared=shared)
+    ]
 
 
 def conclude(solution: Solution, x: Sweep, y: Loops) -> Solution:

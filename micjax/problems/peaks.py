@@ -6,7 +6,7 @@ Each pixel has its own heights, centres, widths and background; heights of lines
 each step and need no start.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -266,6 +266,7 @@ def stages(
     steps: int = 200,
     neighbours: int = 1,
     smooth: Sequence[str] = (),
+    shared: Mapping[str, str] | None = None,
 ) -> list:
     """All spectra at once, each until it has converged.
 
@@ -274,11 +275,14 @@ def stages(
     - `steps`: of Gauss-Newton, at most.
     - `neighbours`: how often each pixel begins again from its best neighbour.
     - `smooth`: unknowns of which neighbouring pixels are alike, as far as the data show it.
+    - `shared`: unknowns that are the same for the `map`, each `row` or each `column`, by name.
     """
     pixel, _ = one_pixel(problem)
     heights = [n for n in pixel.priors if n.endswith(".height")]
     return [
-        fit_each_pixel(starts, linear=heights, steps=steps, neighbours=neighbours, smooth=smooth)
+        fit_each_pixel(
+            starts, linear=heights, steps=steps, neighbours=neighbours, smooth=smooth, shared=shared
+        )
     ]
 
 

@@ -7,7 +7,7 @@ problem `resonance`.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -175,6 +175,7 @@ def stages(
     steps: int = 200,
     neighbours: int = 1,
     smooth: Sequence[str] = (),
+    shared: Mapping[str, str] | None = None,
 ) -> list:
     """All resonances at once, each until it has converged.
 
@@ -183,8 +184,11 @@ def stages(
     - `steps`: of Gauss-Newton, at most.
     - `neighbours`: how often each pixel begins again from its best neighbour.
     - `smooth`: unknowns of which neighbouring pixels are alike, as far as the data show it.
+    - `shared`: unknowns that are the same for the `map`, each `row` or each `column`, by name.
     """
-    return [fit_each_pixel(starts, steps=steps, neighbours=neighbours, smooth=smooth)]
+    return [
+        fit_each_pixel(starts, steps=steps, neighbours=neighbours, smooth=smooth, shared=shared)
+    ]
 
 
 def largest(model: Oscillator) -> dict[str, Array]:

@@ -11,10 +11,12 @@ from micjax.inference.maps.blocks import Fits, Pursuit
 from micjax.inference.maps.each import one_pixel, pixel_name
 from micjax.inference.maps.result import MapFit
 from micjax.inference.maps.rows import Given
+from micjax.inference.maps.spatial.shared import share_map
 from micjax.inference.maps.spatial.smooth import smooth_map
 from micjax.inference.solution import Solution
 from micjax.inference.stage import Arrays, Search
 
+TOGETHER = "together"  # beginning of an array that says what was fitted so
 EVERY_S = 5.0  # between two checkpoints
 
 Starts = Callable[[InverseProblem, np.ndarray, np.ndarray], Given | Sequence[Given]]
@@ -28,6 +30,7 @@ def fit_each_pixel(
     steps: int = 100,
     tolerance: float = 1e-3,
     smooth: Sequence[str] = (),
+    shared: Mapping[str, str] | None = None,
 ) -> Search:
     """`fit_map` as a stage, of a problem of `each_pixel`.
 
@@ -36,9 +39,30 @@ def fit_each_pixel(
     - `starts`: `starts(pixel, x, y) -> values`, as of `fit_map`; `pixel` is the problem of a pixel.
     - `smooth`: unknowns of which neighbouring pixels are alike, see `smooth_map`; with or without
         `forward.` before them.
+    - `shared`: unknowns that are the same all over the map, or along its rows or columns, see
+        `share_map`; likewise.
     - the others: as of `fit_map`.
     """
     smooth = [smooth] if isinstance(smooth, str) else list(smooth)
+    if smooth and shared:
+        raise ValueError("smooth and shared: what pixels have to do with each other is one of them")
+    if shared is not None and not isinstance(shared, Mapping):
+        raise ValueError(f"shared = {shared!r}: names with map, row or column each are needed")
+
+    def together(pixel: InverseProblem, x, y, fit: MapFit, known, report) -> MapFit:
+        def full(name: str) -> str:
+            return name if name in pixel.unknowns() else f"forward.{name}"
+
+        def told(done: int, left: float):
+            unit = "standard deviations" if smooth else "nats"
+            report(1.0, f"all pixels, round {done}: {left:.2g} {unit} to go")
+
+        if smooth:
+            names = [full(n) for n in smooth]
+            return smooth_map(pixel, x, y, fit, names, known=known, report=told)
+        named = {full(n): over for n, over in shared.items()}
+        return share_map(pixel, x, y, fit, named, known=known, report=told)
+
     how = Pursuit(tuple(linear), neighbours, steps, tolerance, covariance=True)
 
     def work(problem: InverseProblem, x, y, key, report, before: Arrays) -> Iterator[Arrays]:
@@ -55,14 +79,11 @@ def fit_each_pixel(
                 last = time.monotonic()
                 yield fits.state()
         yield fits.state()
-        if smooth:
-            named = [n if n in pixel.unknowns() else f"forward.{n}" for n in smooth]
-
-            def told(done: int, left: float):
-                report(1.0, f"neighbours, round {done}: {left:.2g} standard deviations to go")
-
-            together = smooth_map(pixel, x, y, fits.result(), named, known=known, report=told)
-            yield fits.state() | together.rows()
+        if smooth or shared:
+            fit = together(pixel, x, y, fits.result(), known, report)
+            which = dict.fromkeys(smooth, "smooth") if smooth else dict(shared)
+            told = {f"{TOGETHER} {how} {name}": np.array(1) for name, how in which.items()}
+            yield fits.state() | fit.rows() | told
 
     return Search(work, _with_fits, "map", goes_on=True)
 
@@ -71,6 +92,12 @@ def map_fit(solution: Solution) -> MapFit | None:
     """The fits of all pixels; None if it was broken off before there was one."""
     arrays = solution.fit.arrays
     return MapFit.of_rows(arrays, solution.problem.forward.shape) if "status" in arrays else None
+
+
+def fitted_together(solution: Solution) -> dict[str, str]:
+    """Unknowns by which pixels had to do with each other, and how: smooth, map, row or column."""
+    words = (n.split(" ") for n in solution.fit.arrays)
+    return {name: how for first, how, name in (w for w in words if w[0] == TOGETHER)}
 
 
 def _own(problem: InverseProblem) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """How `micjax.problems.eels` is solved: all spectra at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -22,6 +22,7 @@ def stages(
     steps: int = 200,
     neighbours: int = 1,
     smooth: Sequence[str] = (),
+    shared: Mapping[str, str] | None = None,
 ) -> list:
     """All spectra at once, each until it has converged.
 
@@ -30,8 +31,11 @@ def stages(
     - `steps`: of Gauss-Newton, at most.
     - `neighbours`: how often each pixel begins again from its best neighbour.
     - `smooth`: unknowns of which neighbouring pixels are alike, as far as the data show it.
+    - `shared`: unknowns that are the same for the `map`, each `row` or each `column`, by name.
     """
-    return [fit_each_pixel(starts, steps=steps, neighbours=neighbours, smooth=smooth)]
+    return [
+        fit_each_pixel(starts, steps=steps, neighbours=neighbours, smooth=smooth, shared=shared)
+    ]
 
 
 def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:

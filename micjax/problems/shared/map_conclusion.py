@@ -13,7 +13,7 @@ from micjax.core.problem import InverseProblem
 from micjax.core.ranges import unit_of
 from micjax.inference.maps.each import EachPixel, one_pixel, pixel_name
 from micjax.inference.maps.result import MapFit
-from micjax.inference.maps.stage import map_fit
+from micjax.inference.maps.stage import fitted_together, map_fit
 from micjax.inference.maps.status import STATUS
 from micjax.inference.solution import Solution
 from micjax.io import Field, FieldAxis
@@ -101,6 +101,7 @@ def conclude_map(
         table=[_row(name, q, fit) for name, q in every.items()],
         statements=[
             *_how_they_ended(fit),
+            *_together(fitted_together(solution)),
             *_doubtful(fit, left, counted),
             *solution.statements,
         ],
@@ -201,6 +202,18 @@ def _how_they_ended(fit: MapFit) -> Iterator[str]:
         of = ", ".join(f"{n.removeprefix('forward.')} in {k:,}" for k, n in most)
         upper = status.upper() if status == "not identified" else status.capitalize()
         yield f"{upper}: {count:,} pixel{'s' * (count > 1)}{f' ({of})' if of else ''}."
+
+
+def _together(names: Mapping[str, str]) -> Iterator[str]:
+    if smooth := [n for n, how in names.items() if how == "smooth"]:
+        yield (
+            f"Neighbouring pixels were taken to be alike in {', '.join(smooth)}, as far as the "
+            "data show it and but for edges; errors hold for that."
+        )
+    for name, how in names.items():
+        if how != "smooth":
+            where = "the map" if how == "map" else f"each {how}"
+            yield f"{name} is the same all over {where}."
 
 
 def _doubtful(fit: MapFit, left: Left, counted: bool) -> Iterator[str]:
