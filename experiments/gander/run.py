@@ -38,6 +38,7 @@ SCHEDULE = Schedule(steps=2000, chunk=200, learning_rate=3e-3, held_out=16)
 REAL = Schedule(steps=400, chunk=25, learning_rate=1e-3, weight_decay=1e-2, held_out=4, patience=6)
 SLOPE = 0.06  # of a surface: about what the wall of an a-domain has
 DARK = 0.5  # of the amplitude of a c-domain
+MULTIPLE = 16  # of which a network wants so many pixels
 LOWEST = 0.15  # of all pixels, which are to be told from the others
 SCALES_PX = (1.0, 2.0, 4.0, 8.0, 16.0)
 FEW = 3  # members
@@ -199,8 +200,11 @@ def scan(file: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def square(values: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """On pixels that are squares, as large as they were along their shorter edge."""
-    return scipy.ndimage.zoom(values, steps / steps.min(), order=1, mode="nearest", grid_mode=True)
+    """On pixels that are squares, as large as they were along their shorter edge; as many as the
+    network takes."""
+    even = scipy.ndimage.zoom(values, steps / steps.min(), order=1, mode="nearest", grid_mode=True)
+    rows, columns = (n - n % MULTIPLE for n in even.shape)
+    return even[:rows, :columns]
 
 
 def slopes_of(one_scan: dict) -> np.ndarray:
