@@ -288,6 +288,13 @@ def test_weights_that_the_network_begins_with(tmp_path, caplog):
     denoise.problem(64, 64, net=str(file), pixel_A=0.5)
     assert "learned from pixels of 0.01 nm, these are of 0.05 nm" in caplog.text
     stages = sys.modules["micjax.problems.denoise.stages"]
-    begun = stages.network_of(problem)
+    begun = stages.checked_network(problem.forward.net, (64, 64)).network
     kernels = [n.first.kernel.get_value() for n in (begun, UNet(**TINY, rngs=nnx.Rngs(3)))]
     np.testing.assert_allclose(*kernels, rtol=1e-6)
+    other = tmp_path / "other.h5"
+    more = TINY | {"channels_in": 3}
+    save_network(other, UNet(**more, rngs=nnx.Rngs(3)), more, {})
+    with pytest.raises(ValueError, match="a UNet from one channel to one"):
+        denoise.problem(64, 64, net=str(other))
+    with pytest.raises(ValueError, match="needs at least 4 x 4"):
+        denoise.problem(3, 64, net=str(file))

@@ -203,3 +203,10 @@ def test_a_narrow_window_sees_the_middle_only():
     same, different = (np.asarray(apply(jnp.asarray(p, float))) for p in (other, 2.0 * patch))
     np.testing.assert_allclose(apply(jnp.asarray(patch, float)), same, rtol=1e-5)
     assert not np.allclose(same, different, rtol=1e-2)
+
+
+def test_groups_of_an_array_are_those_of_a_list():
+    names = [f"g{i}" for i in range(60)]
+    np.testing.assert_array_equal(by_group(names), by_group(np.array(names)))
+    numbers = list(range(60))
+    np.testing.assert_array_equal(by_group(numbers), by_group(np.arange(60)))

@@ -204,3 +204,25 @@ def test_tiles_that_do_not_fit(image):
         tiled(lambda w, im: im, None, image, 8, 20, 4)
     with pytest.raises(ValueError, match="16 x 24 pixels: the network needs at least 64"):
         tiled(lambda w, im: im, None, image, 64, 128, 4)
+
+
+def test_a_file_holds_only_what_can_be_loaded(tmp_path):
+    options = {"width": 8, "depth": 1}
+    network = UNet(**options, rngs=nnx.Rngs(0))
+    network.last.kernel.set_value(jnp.full_like(network.last.kernel.get_value(), 1e6))
+    with pytest.raises(ValueError, match="not finite as float16"):
+        save_network(tmp_path / "net.h5", network, options, {}, dtype="float16")
+    with pytest.raises(ValueError, match="float32 or float16"):
+        save_network(tmp_path / "net.h5", network, options, {}, dtype="int8")
+    with pytest.raises(ValueError, match="a Linear cannot be kept"):
+        save_network(tmp_path / "net.h5", nnx.Linear(2, 2, rngs=nnx.Rngs(0)), {}, {})
+    assert not (tmp_path / "net.h5").exists()
+    save_network(tmp_path / "net.h5", network, options, {"factor": jnp.float32(2.0)})
+    assert load_network(tmp_path / "net.h5").facts == {"factor": 2.0}
+    with h5py.File(tmp_path / "net.h5", "r+") as file:
+        file["weights/0"][...] = np.nan
+    with pytest.raises(ValueError, match="are not finite"):
+        load_network(tmp_path / "net.h5")
+    for wrong in ({"depth": -1}, {"width": 0}, {"fold": 0}):
+        with pytest.raises(ValueError, match="are needed"):
+            UNet(**options | wrong, rngs=nnx.Rngs(0))

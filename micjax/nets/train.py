@@ -174,8 +174,9 @@ def train(
     - `checkpoint`: an HDF5 file, written after every chunk. With `resume` the training goes on from
         it if it is there.
 
-    **Raises:** `ValueError` for the checkpoint of another training; `FloatingPointError` when not
-    even the first loss is finite.
+    **Raises:** `ValueError` for the checkpoint of another schedule, key or network (that loss and
+    data are the same is for the caller to see to); `FloatingPointError` when not even the first
+    loss is finite.
     """
     begun = _read(checkpoint, schedule, key) if checkpoint and resume else None
     course = None

@@ -37,6 +37,11 @@ class UNet(nnx.Module):
         circular: bool = False,
         rngs: nnx.Rngs,
     ):
+        if min(channels_in, channels_out, width, blocks, fold) < 1 or depth < 0:
+            raise ValueError(
+                f"{channels_in} to {channels_out} channels, width = {width}, blocks = {blocks}, "
+                f"fold = {fold}, depth = {depth}: from 1 on, and a depth from 0 on, are needed"
+            )
         widths = [width * min(2**i, 8) for i in range(depth + 1)]
         self.fold, self.depth, self.blocks = fold, depth, blocks
 

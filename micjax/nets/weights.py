@@ -16,6 +16,7 @@ from jaxtyping import ArrayLike
 from micjax.core.files import write_atomically
 from micjax.core.foreign.hdf5 import Damaged, opened
 from micjax.core.names import unknown_name
+from micjax.core.plain import dumps
 from micjax.core.ranges import check_ranges
 from micjax.core.tree import replace
 from micjax.nets.encoder import ImageEncoder
@@ -53,23 +54,41 @@ def save_network(
     - `facts`: of kinds that JSON knows, such as the pixel size of what it was trained on.
     - `dtype`: `float16` halves the file, at a relative error of 5e-4.
 
-    **Raises:** `OSError` when it cannot be written.
+    **Raises:** `ValueError` for another dtype, weights that are not finite in it, or a network that
+    is none of `ARCHITECTURES`; `OSError` when it cannot be written.
     """
+    check_architecture(network)
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f"dtype = {dtype!r}: float32 or float16 is needed")
+    with np.errstate(over="ignore"):
+        weights = {n: np.asarray(a, dtype) for n, a in weights_of(network).items()}
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"weights {name} are not finite as {dtype}")
     header = {
         "format": FORMAT,
         "architecture": type(network).__name__,
         "options": json.dumps(dict(options)),
-        "facts": json.dumps(dict(facts)),
+        "facts": dumps(facts),
         "versions": json.dumps({n: version(n) for n in ("micjax", "jax", "flax")}),
     }
 
     def write(file) -> None:
         file.attrs.update(header)
-        for i, (name, array) in enumerate(weights_of(network).items()):
-            file[f"weights/{i}"] = np.asarray(array, dtype)
+        for i, (name, array) in enumerate(weights.items()):
+            file[f"weights/{i}"] = array
             file[f"weights/{i}"].attrs["name"] = name
 
     write_atomically(path, write)
+
+
+def check_architecture(network: nnx.Module) -> None:
+    """**Raises:** `ValueError` for a network that a file could not name."""
+    if type(network) not in ARCHITECTURES.values():
+        raise ValueError(
+            f"a {type(network).__name__} cannot be kept in a file of micjax: one of "
+            f"{', '.join(ARCHITECTURES)} is needed"
+        )
 
 
 def load_network(path: str | os.PathLike) -> Network:
@@ -104,6 +123,8 @@ def load_network(path: str | os.PathLike) -> Network:
     for name, array in wanted.items():
         if saved[name].shape != array.shape:
             raise ValueError(f"{path}: {name} of shape {saved[name].shape}, not {array.shape}")
+        if not np.isfinite(saved[name]).all():
+            raise ValueError(f"{path}: weights {name} are not finite")
     weights = {n: jnp.asarray(a, wanted[n].dtype) for n, a in saved.items()}
     return Network(replace(network, weights), architecture, options, facts)
 

@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     fit("problem", metavar="PROBLEM", help=PROBLEM)
     fit("file", metavar="FILE", help="any format of micjax.io")
     fit("--channel", help="channel of the file (default: the height)")
-    fit("--net", metavar="FILE", help="weights of a network, of micjax train")
+    fit("--net", metavar="FILE", help="weights of a network, of micjax train (tip: engine.net)")
     command("run", commands.run, PLAN, SET, OUT, RESUME, IN_DOUBT, TRUST)
     command("explore", commands.explore, PLAN, SET, OUT, RESUME, IN_DOUBT, TRUST)
     command("validate", commands.validate, PLAN, SET, TRUST)

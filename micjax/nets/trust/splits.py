@@ -11,6 +11,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from jaxtyping import Int
 
+from micjax.core.plain import scalar
+
 NONE, TRAIN, VALIDATION, TEST = -1, 0, 1, 2
 SHARES = (0.6, 0.2, 0.2)
 
@@ -47,7 +49,7 @@ def by_block(
 
 
 def by_group(
-    groups: Sequence[Hashable],
+    groups: Sequence[Hashable] | np.ndarray,
     shares: tuple[float, float, float] = SHARES,
     seed: int = 0,
 ) -> Int[np.ndarray, "n"]:
@@ -90,7 +92,13 @@ def without_each(groups: Sequence[Hashable]) -> dict[Hashable, np.ndarray]:
     return {name: np.array([g != name for g in groups]) for name in names}
 
 
+def _plain(group: Hashable) -> Hashable:
+    """The same group, whether it comes out of an array or a list."""
+    return tuple(_plain(g) for g in group) if isinstance(group, tuple) else scalar(group)
+
+
 def _share_of(group: Hashable, seed: int) -> float:
+    group = _plain(group)
     return int(hashlib.sha256(f"{seed} {group!r}".encode()).hexdigest()[:8], 16) / 2**32
 
 

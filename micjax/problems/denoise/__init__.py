@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from micjax.core.problem import InverseProblem, free
 from micjax.core.ranges import positive
-from micjax.nets.weights import load_network, warn_of_pixels
+from micjax.nets.weights import warn_of_pixels
 from micjax.physics.noise import Gaussian, Poisson
 from micjax.problems.denoise.conclusion import conclude as conclude
 from micjax.problems.denoise.data import load as load
@@ -24,6 +24,7 @@ from micjax.problems.denoise.scenes import scene
 from micjax.problems.denoise.show import compare as compare
 from micjax.problems.denoise.show import figures as figures
 from micjax.problems.denoise.show import training_figures as training_figures
+from micjax.problems.denoise.stages import checked_network
 from micjax.problems.denoise.stages import stages as stages
 
 NOISES = ("poisson", "normal")
@@ -59,7 +60,9 @@ def problem(
     positive(sigma=sigma, level=level)
     if net is not None:
         # told here, before anything is computed
-        warn_of_pixels(net, load_network(net), None if pixel_A is None else 0.1 * pixel_A)
+        warn_of_pixels(
+            net, checked_network(net, (ny, nx)), None if pixel_A is None else 0.1 * pixel_A
+        )
     if noise not in NOISES:
         raise ValueError(f"noise = {noise!r}: one of {', '.join(NOISES)} is needed")
     counted = noise == "poisson"

@@ -32,7 +32,8 @@ def conclude(solution: Solution, x: Int[Array, "n"], y: Float[Array, "n h w"]) -
     return dataclasses.replace(
         solution,
         results={"image": image, "measured": measured, "residual": residual},
-        metrics=dict(solution.metrics) | {"held_out_loss": float(arrays["net.held_out"].min())},
+        metrics=dict(solution.metrics)
+        | {"held_out_loss": float(np.nanmin(arrays["net.held_out"]))},
         table=_drift_rows(np.asarray(problem.forward.drift_px)),
         statements=[*_statements(arrays), *solution.statements],
         extra={n: arrays[n] for n in ("net.losses", "net.held_out", "filters") if n in arrays},

@@ -33,12 +33,13 @@ def load(
     - `channel`: which array of the file.
     - `noise`: `poisson` for counts, `normal` for other values; `auto`: counts if all values are
         whole numbers that are not below zero and their noise is as large as that of counts.
-    - `sigma`: standard deviation of normal noise, where it is known; else from what frames differ
-        by, of a single one from differences of neighbouring pixels (Immerkær 1996).
+    - `sigma`: standard deviation of normal noise, where it is known (`auto` is then `normal`); else
+        from what frames differ by, of a single one from differences of neighbouring pixels
+        (Immerkær 1996).
     - `net`: a file of weights that the network begins with.
 
     **Raises:** `ValueError` for other shapes, images smaller than 32 pixels, values that are not
-    finite, constant images, counts that are none.
+    finite, constant images, counts that are none, images without noise.
     """
     field = read(file, channel)
     values = _frames(field)
@@ -63,8 +64,11 @@ def load(
             "counts: whole numbers not below zero are needed for noise = poisson"
         )
     like_counts = countable and 0.5 < deviation**2 / values.mean() < 2.0
-    law = noise if noise != "auto" else "poisson" if like_counts else "normal"
-    if noise == "auto" and countable and not like_counts:
+    if sigma is not None and noise == "poisson":
+        raise ValueError(f"sigma = {sigma:g} is of normal noise; noise = poisson has none")
+    counts = like_counts and sigma is None
+    law = noise if noise != "auto" else "poisson" if counts else "normal"
+    if noise == "auto" and sigma is None and countable and not like_counts:
         log.info(
             "whole numbers, but their noise of %.3g is not that of counts, %.3g: noise = normal",
             deviation,
@@ -72,6 +76,8 @@ def load(
         )
     if law == "normal" and sigma is None:
         sigma = deviation if len(values) == 1 else sd_between(values)
+        if not sigma > 0.0:
+            raise ValueError(f"{field.name}: no noise is seen in it; give its sigma, if it has any")
     options: dict[str, Any] = {
         "ny": values.shape[1],
         "nx": values.shape[2],

@@ -18,7 +18,7 @@ from micjax.inference.stage import Arrays, Search, Stage
 from micjax.nets.tiles import tiled
 from micjax.nets.train import Schedule, courses
 from micjax.nets.unet import UNet
-from micjax.nets.weights import load_network
+from micjax.nets.weights import Network, load_network
 from micjax.physics.noise import Poisson
 from micjax.problems.denoise.drift import MOST_DRIFT_PX, aligned, drift_of
 from micjax.problems.denoise.network import (
@@ -87,15 +87,32 @@ def parts_of(problem: InverseProblem, y: Float[Array, "n h w"], key: Array):
     return law.dealt(np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel()), image)
 
 
-def network_of(problem: InverseProblem) -> UNet:
-    """Where the network begins: as it was trained on made-up crystals."""
-    return load_network(problem.forward.net or SHIPPED).network
+def checked_network(net: str | None, shape: tuple[int, int]) -> Network:
+    """Where the network begins: as it was trained on made-up crystals, or as the file `net` has it.
+
+    **Raises:** `FileNotFoundError`; `ValueError` for one that is not of `micjax train denoise`, or
+    an image that is too small for it.
+    """
+    network, path = load_network(net or SHIPPED), net or SHIPPED
+    asked = {"channels_in": 1, "channels_out": 1, "condition": 0}
+    other = {n: network.options.get(n, v) for n, v in asked.items()}
+    if network.architecture != "UNet" or other != asked:
+        raise ValueError(
+            f"{path}: a {network.architecture} of {network.options}; a UNet from one channel to "
+            "one, of micjax train denoise, is needed"
+        )
+    if min(shape) < network.network.multiple:
+        raise ValueError(
+            f"{shape[0]} x {shape[1]} pixels: the network of {path} needs at least "
+            f"{network.network.multiple} x {network.network.multiple}"
+        )
+    return network
 
 
 def _learned(problem, y, schedule, key, report, before) -> Iterator[Arrays]:
     image, law = combined(problem, y)
     hands = parts_of(problem, y, key)
-    training = from_thinning(network_of(problem), law, hands)
+    training = from_thinning(checked_network(problem.forward.net, image.shape).network, law, hands)
     through = _through(training.network)
     # noise that has been smeared differs along the two axes
     ways = TURNED if len(y) < FEWEST_FRAMES else MIRRORED

@@ -34,9 +34,13 @@ def network_of(path: str | None, pixel_nm: ArrayLike | None = None) -> Network:
     network = load_network(path or SHIPPED)
     channels = network.options.get("channels_in"), network.options.get("channels_out")
     passes = network.facts.get("passes", 1)
+    if not isinstance(passes, int) or isinstance(passes, bool):
+        raise ValueError(f"{path}: passes = {passes!r}: a whole number is needed")
     check_ranges("passes", passes, where=f"{path}: ")
     wanted = FEATURES + (OF_A_PASS if passes != 1 else 0)
-    if channels != (wanted, 2) or not network.facts.get("factor", 0.0) > 0.0:
+    factor = network.facts.get("factor")
+    calibrated = isinstance(factor, float | int) and 0.0 < factor < np.inf
+    if channels != (wanted, 2) or not calibrated:
         raise ValueError(
             f"{path}: a network of {channels[0]} to {channels[1]} channels for "
             f"{network.facts.get('problem')}; one of micjax train tip is needed"

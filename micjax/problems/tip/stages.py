@@ -2,7 +2,7 @@
 
 import logging
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -50,8 +50,8 @@ def stages(
     tip_steps: int = 300,
     threshold_sigmas: float = 4.0,
     tip_radii: int = 18,
-    posterior: str = "laplace",
-    fill: str = "prior",
+    posterior: Literal["laplace", "nuts", "none"] = "laplace",
+    fill: Literal["prior", "network"] = "prior",
     net: str | None = None,
 ) -> list:
     """The tip, if it is not known; the surface below it; errors of the tip's parameters.

@@ -76,7 +76,7 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
         options, problem_options, (truth, x, y) = _example(entry, plan, example_key)
     else:
         options, problem_options, (truth, x, y) = _file(entry, plan)
-    files = fingerprints(options)
+    files, weights = fingerprints(options), fingerprints({"net": engine.get("net")})
     # a resolved plan is read from anywhere; the values of the problem keep what they were built of
     options = {n: v if n not in files else files[n]["path"] for n, v in options.items()}
     as_built = entry.module.problem(**problem_options)
@@ -86,7 +86,7 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
         update={
             "file": None if plan.file is None else str(pathlib.Path(plan.file).absolute()),
             "options": options,
-            "engine": _resolved(engine, of_engine),
+            "engine": _resolved(engine, of_engine) | {n: w["path"] for n, w in weights.items()},
             "parts": {n: _part_plan(job.plan) for n, job in parts.items()},
         }
     )
@@ -101,9 +101,10 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
         y=y,
         truth=truth,
         key=key,
-        # the data, and options which are the path of a file
+        # the data, options which are the path of a file, weights of a network
         inputs=fingerprints({"file": plan.file})
         | {f"options.{n}": known for n, known in files.items()}
+        | {f"engine.{n}": known for n, known in weights.items()}
         | {f"parts.{n}.{k}": v for n, job in parts.items() for k, v in job.inputs.items()},
         parts=parts,
     )

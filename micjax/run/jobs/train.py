@@ -4,14 +4,15 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from micjax.core.problem import InverseProblem
 from micjax.inference.solution import Solution
 from micjax.nets.train import Course, Schedule, Trained, Training, train, weights_of
-from micjax.nets.weights import save_network
+from micjax.nets.weights import check_architecture, save_network
 from micjax.physics.noise import Gaussian
 from micjax.report.figures import captioned, learning_curve
-from micjax.run.folder import RunFolder
+from micjax.run.folder import RunFolder, fingerprints
 from micjax.run.jobs.page import write_report
 from micjax.run.lifecycle import Asked, Facts, Outcome, Run
 from micjax.run.plans.settings import checked, settings_of
@@ -54,7 +55,8 @@ class TrainRun(Run):
         self.schedule = Schedule(**checked("setting of a schedule", plan.schedule, of_schedule))
         if plan.tensorboard:
             events(None)  # told here if it is missing
-        self.plan, self.inputs, self.name = plan, {}, f"train-{entry.short}"
+        check_architecture(self.training.network)  # told before anything is learned
+        self.plan, self.inputs, self.name = plan, fingerprints(options), f"train-{entry.short}"
         self.title = f"the network of {plan.problem}"
 
     def describe(self) -> str:
@@ -117,9 +119,11 @@ class TrainRun(Run):
         row |= {"weights": size, "reach (px)": getattr(network, "reach", None)}
         statements = [
             ENDS[course.reason].format(steps=len(course.losses)),
-            f"Held-out loss: {course.held_out[0]:.6g} before, {course.held_out.min():.6g} at its "
-            "best, which is kept.",
+            f"Held-out loss: {course.held_out[0]:.6g} before, {np.nanmin(course.held_out):.6g} at "
+            "its best, which is kept.",
         ]
+        if len(course.held_out) > 1 and np.nanargmin(course.held_out) == 0:
+            statements.append("Nothing was learned: the network is the one that it began with.")
         nothing_unknown = InverseProblem(lambda x: x, Gaussian(1.0), {})
         return Solution(nothing_unknown, statements=statements, table=[row])
 
