@@ -15,6 +15,7 @@ from micjax.problems import tip as module
 from micjax.problems.tip import network as net
 from micjax.problems.tip.network import FEATURES, OF_A_PASS, Example, Sight, mean_near, sight
 from micjax.problems.tip.scenes import KNOWN, surface, tips
+from micjax.run.plans.settings import checked, settings_of
 
 OPTIONS = {"channels_in": FEATURES, "channels_out": 2, "width": 8, "depth": 1}
 look = jax.jit(sight)
@@ -187,8 +188,8 @@ def refused(scan, **engine):
 
 
 def test_settings_that_are_refused(scan, weights, tmp_path):
-    with pytest.raises(ValueError, match="fill = 'net': one of prior, network"):
-        refused(scan, fill="net")
+    with pytest.raises(ValueError, match="'fill' is 'net'"):
+        checked("engine setting", {"fill": "net"}, settings_of(module.stages))
     with pytest.raises(ValueError, match="used with fill = network only"):
         refused(scan, net=weights)
     with pytest.raises(FileNotFoundError, match="no such network"):
