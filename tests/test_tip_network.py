@@ -1,5 +1,7 @@
 """The network of the tip problem: what it sees, the bound it keeps, its intervals; made-up tips."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,9 @@ from micjax.problems import tip as module
 from micjax.problems.tip import network as net
 from micjax.problems.tip.network import FEATURES, OF_A_PASS, Example, Sight, mean_near, sight
 from micjax.problems.tip.scenes import KNOWN, surface, tips
+from micjax.run.jobs.job import prepare
 from micjax.run.plans.settings import checked, settings_of
+from micjax.run.plans.solve import SolvePlan
 
 OPTIONS = {"channels_in": FEATURES, "channels_out": 2, "width": 8, "depth": 1}
 look = jax.jit(sight)
@@ -207,3 +211,12 @@ def test_weights_of_other_pixels(scan, tmp_path, caplog):
     save_network(file, UNet(**OPTIONS, rngs=nnx.Rngs(0)), OPTIONS, facts)
     refused(scan, fill="network", net=str(file))
     assert "pixels of 0.1 nm, these are of 2 x 2 nm" in caplog.text
+
+
+def test_the_weights_of_an_engine_are_inputs(weights, tmp_path, monkeypatch):
+    """Known by what is in them, and found from any folder."""
+    monkeypatch.chdir(pathlib.Path(weights).parent)
+    engine = {"fill": "network", "net": pathlib.Path(weights).name}
+    options = {"ny": 32, "nx": 32, "tip_size": 9}
+    job = prepare(SolvePlan(problem="tip", options=options, engine=engine))
+    assert job.inputs["engine.net"]["path"] == job.plan.engine["net"] == weights
