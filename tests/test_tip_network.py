@@ -14,6 +14,7 @@ from micjax.nets.unet import UNet
 from micjax.nets.weights import save_network
 from micjax.physics.tips.dilation import dilate, erode
 from micjax.problems import tip as module
+from micjax.problems.tip import fill as module_fill
 from micjax.problems.tip import network as net
 from micjax.problems.tip.network import FEATURES, OF_A_PASS, Example, Sight, mean_near, sight
 from micjax.problems.tip.scenes import KNOWN, surface, tips
@@ -220,3 +221,11 @@ def test_the_weights_of_an_engine_are_inputs(weights, tmp_path, monkeypatch):
     options = {"ny": 32, "nx": 32, "tip_size": 9}
     job = prepare(SolvePlan(problem="tip", options=options, engine=engine))
     assert job.inputs["engine.net"]["path"] == job.plan.engine["net"] == weights
+
+
+def test_below_a_needle_the_surface_is_the_image(scan, weights):
+    _, image, _, sigma = scan
+    needle = jnp.full((5, 5), -1e3).at[2, 2].set(0.0)
+    surface, half = module_fill.surface_of(module_fill.network_of(weights), image, needle, sigma)
+    np.testing.assert_array_equal(surface, image)
+    np.testing.assert_allclose(half, 1.645 * float(sigma), rtol=1e-6)

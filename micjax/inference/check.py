@@ -64,9 +64,14 @@ def check(module: ModuleType | str, key: Array | None = None) -> Report:
     **Returns:** a `Report`; print it.
 
     **Raises:** `ContractError`, which names every broken contract; `ImportError` if there is no
-    such module.
+    such module, `TypeError` for what is none.
     """
     module = importlib.import_module(module) if isinstance(module, str) else module
+    if not isinstance(module, ModuleType):
+        raise TypeError(
+            f"a {type(module).__name__} is no module: save problem() and example(key) in a file "
+            "and give its name"
+        )
     with jax.enable_x64(True):
         report = Report(module.__name__, list(_rows(module, key)))
     if any(fault for _, fault in report.rows):

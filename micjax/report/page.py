@@ -185,7 +185,9 @@ def _unknowns(page: Page) -> Iterator[str]:
     rows = unknown_rows(page.solution, page.truth)
     yield _table(rows) if rows else "<p>There are none.</p>"
     by = spread_by(page.solution)
-    notes = [f"Standard deviations from the {by}." if by else "No standard deviations were made."]
+    told = any("errors" in r.metadata for r in page.solution.results.values())
+    nothing = "Those of the maps stand in the result." if told else "None were made."
+    notes = [f"Standard deviations from the {by}." if by else f"Standard deviations: {nothing}"]
     held = held_unknowns(page.solution)
     if held:
         notes.append(f"They hold with {', '.join(held)} held at the estimates.")
@@ -213,8 +215,8 @@ def _unknowns(page: Page) -> Iterator[str]:
 
 def _convergence(page: Page) -> Iterator[str]:
     fit = page.solution.fit
-    if fit is None:
-        return
+    if fit is None or (not fit.steps and np.isfinite(fit.loss) and not fit.fault):
+        return  # other stages tell how they ended
     yield "<h2>Convergence</h2>"
     yield (
         f"<p>{fit.steps} steps, lowest loss {_e(number(fit.loss, 7))} nats; "

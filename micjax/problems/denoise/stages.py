@@ -32,6 +32,7 @@ from micjax.problems.denoise.trust import looked_up
 
 SHIPPED = pathlib.Path(__file__).with_name("network.h5")  # of micjax train denoise
 IMAGE, DRIFT = "forward.image", "forward.drift_px"
+PATIENCE = 8  # looks, at every 50th step, without a better one: it has begun to learn by heart
 FEWEST_FRAMES = 4  # that are parts by themselves
 
 
@@ -48,11 +49,11 @@ def stages(
 
     **Arguments:**
 
-    - `steps`: batches of crops that the network learns from.
+    - `steps`: batches of crops that the network learns from, at most.
     - `learning_rate`: of its optimiser.
     - `most_drift_px`: how far a frame may be from the one before it.
     """
-    schedule = Schedule(steps=steps, learning_rate=learning_rate)
+    schedule = Schedule(steps=steps, learning_rate=learning_rate, patience=PATIENCE)
 
     def drift(problem, x, y, key, report) -> Arrays:
         return {"drift_px": drift_of(np.asarray(y, float), most_drift_px)}

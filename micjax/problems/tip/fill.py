@@ -19,6 +19,8 @@ from micjax.problems.tip.network import BOUND_SIGMAS, FEATURES, OF_A_PASS, Sight
 
 SHIPPED = pathlib.Path(__file__).with_name("network.h5")  # of micjax train tip
 SURFACE = "forward.surface_nm"
+NOTHING_SIGMAS = 0.01  # that a tip takes off, at most, is nothing to fill
+NINETY = 1.645  # standard deviations on both sides hold 90 % of a normal distribution
 NOTHING_NM = -1e9  # deeper than any feature: no tip there
 
 
@@ -72,8 +74,8 @@ def _seen(image, tip, sigma) -> Sight:
 
 
 @eqx.filter_jit
-def _bound(image, tip, sigma):
-    return erode(image, tip) + BOUND_SIGMAS * sigma
+def _eroded(image, tip):
+    return erode(image, tip)
 
 
 @eqx.filter_jit
@@ -83,6 +85,9 @@ def _said(network, features: Float[Array, "y x c"]) -> Float[Array, "y x 2"]:
 
 def surface_of(network: Network, image, tip, sigma) -> tuple[np.ndarray, np.ndarray]:
     """The surface below an image and the half width of its interval (nm), both `[iy, ix]`."""
+    upper = np.asarray(_eroded(image, tip))
+    if np.max(np.asarray(image) - upper) < NOTHING_SIGMAS * float(sigma):
+        return np.asarray(image), np.full(image.shape, NINETY * float(sigma))  # a needle
     centred, (dy, dx) = apex_in_the_middle(np.asarray(tip))
     seen, multiple = _seen(image, jnp.asarray(centred), sigma), network.network.multiple
 
@@ -96,7 +101,7 @@ def surface_of(network: Network, image, tip, sigma) -> tuple[np.ndarray, np.ndar
         np.clip(np.arange(n) - d, 0, n - 1) for n, d in zip(image.shape, (dy, dx), strict=True)
     )
     surface, scale = (np.asarray(a)[np.ix_(rows, columns)] for a in estimate[:2])
-    surface = np.minimum(surface, np.asarray(_bound(image, tip, sigma)))
+    surface = np.minimum(surface, upper + BOUND_SIGMAS * float(sigma))
     return surface, network.facts["factor"] * scale
 
 

@@ -68,7 +68,10 @@ def source_of(plan: ExplorePlan, device: Instrument | None = None) -> Source:
     if device is not None:
         return open_instrument(device, plan.mode, plan.channel, plan.signal, axes, plan.at)
     if plan.at or plan.options:
-        raise ValueError("`at` and `options` are for instruments, which have a `mode`")
+        raise ValueError(
+            "`at` and `options` are for instruments, which have a `mode`; those of a fit stand "
+            "inside of `signal`"
+        )
     if _is_code(plan):
         return open_function(plan.measure, plan.signal, axes)
     if axes:

@@ -54,6 +54,8 @@ def second_apex(
     **Returns:** refined tips of one place, or None; admissible (`DOUBLE_ALLOWANCE`) or, where no
     pair of sphere-cones is, so near to it that a reshaped one may be.
     """
+    if np.hypot(*_reach(single)) < _APART:  # the window has no place for two
+        return None
     part = _busiest(images, 96)  # enough to find the place
     guides = [_screened(part, single, height_nm, sigma_nm, key)]
     bumps = _bumps(images, single.size, sigma_nm)
@@ -81,6 +83,12 @@ def second_apex(
     return candidates._replace(misfit=jnp.where(lost, jnp.inf, candidates.misfit))
 
 
+def _reach(single: Double) -> tuple[int, int]:
+    """How far (y, x, pixels) a second apex may be from the first one."""
+    reach_y, reach_x = (n // 2 - 1 for n in single.size)
+    return reach_y, reach_x
+
+
 def _joined(*shapes: Double) -> Double:
     return jax.tree.map(lambda *a: jnp.concatenate(a), *shapes)
 
@@ -88,7 +96,7 @@ def _joined(*shapes: Double) -> Double:
 def _screened(part: Frames, single: Double, height_nm: float, sigma_nm: Scalar, key) -> Double:
     """The best 8 of `single` with a second apex at every offset, by a part of the images."""
     pixel = np.asarray(single.pixel_nm)
-    reach_y, reach_x = (n // 2 - 1 for n in single.size)
+    reach_y, reach_x = _reach(single)
     # a ghost is found from as far as the apex is wide
     stride = 2 if float(single.radius_nm) > 2 * pixel.max() else 1
     offsets = [
