@@ -191,6 +191,8 @@ def test_peaks_from_the_command_line(tmp_path, monkeypatch, capsys):
     assert main(["fit", "peaks", str(file), "--out", "out"]) == 0
     out = capsys.readouterr().out
     assert "11 of 12 fits converged" in out and "No data: 1 pixel." in out
+    rows = (tmp_path / "out" / "table.csv").read_text().splitlines()
+    assert rows[0].startswith("quantity,median") and len(rows) == 6
     fields = [read(tmp_path / "out" / "result.nxs", n) for n in ("peak_1.centre", "status")]
     off = fields[0].data - centre[..., 0]
     assert np.isnan(off[0, 1]) and np.nanmax(np.abs(off)) < 0.15

@@ -20,6 +20,7 @@ except ImportError:  # a system that is no Unix
     fcntl = None
 
 RUNS = "runs"
+TABLE = "table.csv"
 
 
 class RunFolder:

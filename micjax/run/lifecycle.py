@@ -16,7 +16,7 @@ import jax
 from micjax.inference.solution import Solution
 from micjax.instruments import InstrumentError, LinkError, NotReady
 from micjax.report.text import plain_table
-from micjax.run.folder import RunFolder, now, open_folder
+from micjax.run.folder import TABLE, RunFolder, now, open_folder
 from micjax.run.logs import Logs
 from micjax.run.plans.base import Plan
 from micjax.run.provenance import surroundings
@@ -26,6 +26,7 @@ log = logging.getLogger("micjax")
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 BROKEN = (ConnectionError, TimeoutError, LinkError, NotReady)  # no fault of what was asked for
 EXPECTED = (ValueError, OSError, ImportError, InstrumentError)  # said in one line
+MOST_SHOWN = 40  # rows of a table
 SHOWN = (
     "result.nxs",
     "values.h5",
@@ -182,7 +183,9 @@ def _show(run: Run, outcome: Outcome) -> None:
         print(sentence)
     for table in run.tables(outcome.solution):
         if table:
-            print(f"\n{plain_table(table)}")
+            print(f"\n{plain_table(table[:MOST_SHOWN])}")
+        if len(table) > MOST_SHOWN:
+            print(f"... {len(table)} rows in all, in {outcome.folder / TABLE}")
     print()
     for path in [p for p in map(outcome.folder.__truediv__, SHOWN) if p.exists()][:1]:
         print(f"result: {path}")
