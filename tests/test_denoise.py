@@ -187,7 +187,7 @@ def test_both_edges_of_a_pixel_are_used(tmp_path):
     field = Field(np.random.default_rng(0).random((40, 50)), axes, "", "scan")
     options, x, y = denoise.load(field)
     assert options["pixel_A"] == (10.0, 40.0)
-    assert denoise.problem(64, 64, pixel_A=2).forward.pixel_A == (2.0, 2.0)
+    assert denoise.problem(64, 64, pixel_A=2.0).forward.pixel_A == (2.0, 2.0)
 
 
 def test_a_training_on_nothing():
