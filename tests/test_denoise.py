@@ -10,6 +10,8 @@ import scipy.ndimage
 from flax import nnx
 
 import micjax
+from micjax.io import Field
+from micjax.io.fields import image_axes
 from micjax.nets.unet import UNet
 from micjax.nets.weights import save_network
 from micjax.problems import denoise
@@ -180,6 +182,20 @@ def test_files_that_are_no_images(tmp_path, values, options, message):
         denoise.load(tmp_path / "a.npy", **options)
 
 
+def test_both_edges_of_a_pixel_are_used(tmp_path):
+    axes = image_axes((40, 50), (1.0, 4.0), "nm")
+    field = Field(np.random.default_rng(0).random((40, 50)), axes, "", "scan")
+    options, x, y = denoise.load(field)
+    assert options["pixel_A"] == (10.0, 40.0)
+    assert denoise.problem(64, 64, pixel_A=2.0).forward.pixel_A == (2.0, 2.0)
+
+
+def test_a_training_on_nothing():
+    for nothing in ({"examples": 0}, {"edge_px": 0}):
+        with pytest.raises(ValueError, match="is 0: whole numbers from 1"):
+            net.training(**nothing)
+
+
 def test_a_network_that_is_none_is_told_before_anything_is_computed(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such network"):
         denoise.problem(64, 64, net=str(tmp_path / "none.h5"))
@@ -242,7 +258,8 @@ def test_an_image_gets_better_and_says_by_how_much(images):
     """By the network as it is shipped, which two steps hardly change."""
     rng, truth = np.random.default_rng(8), 5.0 * np.tile(images[1], (2, 2))
     y = rng.poisson(truth)[None].astype(float)
-    solution = solved(y, steps=2, learning_rate=1e-4)
+    solution = solved(y, steps=2, learning_rate=1e-4, pixel_A=[10.0, 40.0])
+    assert all(of.pixel_nm == pytest.approx((1.0, 4.0)) for of in solution.results.values())
     image, errors = solution.results["image"].data, solution.results["image"].metadata["errors"]
     off = np.sqrt(np.mean((image - truth) ** 2))
     assert off < 0.7 * np.sqrt(np.mean((y[0] - truth) ** 2))

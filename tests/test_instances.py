@@ -329,7 +329,7 @@ def test_a_figure_in_colours_is_none(tmp_path):
     grey = np.random.default_rng(5).integers(0, 255, (64, 48)).astype(np.uint8)
     Image.fromarray(grey).save(tmp_path / "b.jpg")
     options, x, y = particles.load(tmp_path / "b.jpg", pixel_nm=0.5)
-    assert y.shape == (64, 48) and options["pixel_nm"] == pytest.approx(0.5)
+    assert y.shape == (64, 48) and options["pixel_nm"] == (0.5, 0.5)
 
 
 TINY = {"channels_in": 3, "channels_out": 4, "width": 8, "depth": 1, "fold": 4}
@@ -407,6 +407,17 @@ def test_labels_of_another_program(tmp_path, monkeypatch):
     )
     assert len(solution.table) == labels.max()
     assert "as mine:blobs has it" in solution.statements[0]
+    for row in solution.table:  # how sure another program is nobody knows
+        assert row["score"] is row["diameter sd"] is row["aspect sd"] is None
+        assert row["contrast sd"] > 0.0
+    for statement in solution.statements:
+        assert "network" not in statement
+    for setting in ({"net": "a.h5"}, {"polarity": "dark"}):
+        with pytest.raises(ValueError, match="only, which labels = 'mine:blobs' replaces"):
+            particles.problem(labels="mine:blobs", **setting)
+    for engine in ({"zoom": 1.0}, {"least_score": 0.7}):
+        with pytest.raises(ValueError, match="only, which labels = 'mine:blobs' replaces"):
+            particles.stages(problem, jnp.zeros(1, int), jnp.asarray(image), **engine)
     with pytest.raises(ValueError, match="not below the current folder"):
         particles.problem(labels="skimage.measure:label")
     sys.modules.pop("mine")

@@ -202,7 +202,7 @@ def test_tiles_hide_what_they_do_at_their_edges():
 def test_tiles_that_do_not_fit(image):
     with pytest.raises(ValueError, match="a multiple of 8, and less than half of it"):
         tiled(lambda w, im: im, None, image, 8, 20, 4)
-    with pytest.raises(ValueError, match="16 x 24 pixels: the network needs at least 64"):
+    with pytest.raises(ValueError, match="16 x 24 pixels: the network needs at least 33"):
         tiled(lambda w, im: im, None, image, 64, 128, 4)
 
 

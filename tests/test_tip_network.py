@@ -211,7 +211,7 @@ def test_weights_of_other_pixels(scan, tmp_path, caplog):
     facts = {"factor": 2.0, "pixel_nm": 0.1}
     save_network(file, UNet(**OPTIONS, rngs=nnx.Rngs(0)), OPTIONS, facts)
     refused(scan, fill="network", net=str(file))
-    assert "pixels of 0.1 nm, these are of 2 x 2 nm" in caplog.text
+    assert "pixels of 0.1 nm, these are of 2 nm" in caplog.text
 
 
 def test_the_weights_of_an_engine_are_inputs(weights, tmp_path, monkeypatch):

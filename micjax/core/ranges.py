@@ -57,7 +57,8 @@ NAMES: dict[str, Range] = {
     "threshold_sigmas": Range(0.1, 100.0),
     "least_score": Range(0.0, 1.0),
     "zoom": Range(0.25, 2.0),
-    "examples films edge_px": _whole(0, 100_000),
+    "examples edge_px": _whole(1, 100_000),
+    "films": _whole(0, 100_000),  # of the examples: there may be none
     "seed": _whole(0, 2**32 - 1),  # JAX drops higher bits: two seeds would be one
     # --- explorations
     "budget batch initial wanted": _whole(1, 10_000_000),

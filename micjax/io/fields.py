@@ -155,6 +155,17 @@ class Field:
         return self.data * scale
 
 
+def known_pixel_nm(image: Field) -> tuple[float, float] | None:
+    """Spacings (dy, dx) of the last two axes in nm, None where the field does not say both."""
+    sizes = []
+    for axis in image.axes[-2:]:
+        scale, step = nm_per(axis.unit), abs(axis.step)
+        if scale is None or not step > 0:
+            return None
+        sizes.append(scale * step)
+    return sizes[0], sizes[1]
+
+
 def _pixel_of(image: Field, name: str) -> float:
     axis = next((a for a in image.axes if a.name == name), None)
     if axis is None:

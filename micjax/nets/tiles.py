@@ -26,7 +26,8 @@ def tiled(
     - `tile`: edge of a tile. An image no larger is one tile.
     - `overlap`: pixels over which a tile fades into its neighbour.
 
-    **Raises:** `ValueError` for tiles that do not fit, and images smaller than half of `multiple`.
+    **Raises:** `ValueError` for tiles that do not fit, and images no larger than half of
+        `multiple`.
     """
     if tile % multiple or not 0 <= overlap < tile // 2:
         raise ValueError(
@@ -36,7 +37,8 @@ def tiled(
     size = image.shape[:2]
     edges = [min(tile, -(-n // multiple) * multiple) for n in size]
     if any(edge - n >= n for n, edge in zip(size, edges, strict=True)):
-        raise ValueError(f"{size[0]} x {size[1]} pixels: the network needs at least {multiple}")
+        least = multiple // 2 + 1  # what is missing of a tile is a mirror of the image
+        raise ValueError(f"{size[0]} x {size[1]} pixels: the network needs at least {least}")
     corners = [_corners(n, edge, overlap) for n, edge in zip(size, edges, strict=True)]
     whole = [c[-1] + edge for c, edge in zip(corners, edges, strict=True)]
     padded = np.pad(

@@ -150,7 +150,7 @@ def warn_of_pixels(path: str | os.PathLike, network: Network, pixel_nm: ArrayLik
         pixels, learned = np.ravel(np.asarray(pixel_nm, float)), told * unit_nm
         ratio = pixels / learned
         if np.any((ratio <= 1.0 / ALIKE) | (ratio >= ALIKE)):
-            here = " x ".join(f"{p:.3g}" for p in pixels)
+            here = " x ".join(dict.fromkeys(f"{p:.3g}" for p in pixels))  # of squares one edge
             log.warning(
                 "%s has learned from pixels of %.3g nm, these are of %s nm", path, learned, here
             )

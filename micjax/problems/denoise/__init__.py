@@ -6,6 +6,8 @@ A network learns what the image is from its own noise: it is shown a part of the
 foretell the others. No image without noise is needed.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,7 @@ def problem(
     noise: str = "poisson",
     sigma: float = 1.0,
     level: float = 3.0,
-    pixel_A: float | None = None,
+    pixel_A: float | Sequence[float] | None = None,
     net: str | None = None,
 ) -> InverseProblem:
     """Frames of one image.
@@ -50,7 +52,7 @@ def problem(
     - `noise`: `poisson` for counts, `normal` for values with one standard deviation.
     - `sigma`: that standard deviation.
     - `level`: about the mean of a pixel of a frame.
-    - `pixel_A`: edge of a pixel, if it is known.
+    - `pixel_A`: edge of a pixel, if it is known, one number or (dy, dx).
     - `net`: a file of weights that the network begins with, of `micjax train denoise`; those of
         micjax if none is given.
 
@@ -58,11 +60,14 @@ def problem(
         network; `FileNotFoundError`.
     """
     positive(sigma=sigma, level=level)
+    if pixel_A is not None:
+        positive(pixel_A=pixel_A)
+        dy, dx = (float(edge) for edge in np.broadcast_to(pixel_A, 2))
+        pixel_A = dy, dx
     if net is not None:
         # told here, before anything is computed
-        warn_of_pixels(
-            net, checked_network(net, (ny, nx)), None if pixel_A is None else 0.1 * pixel_A
-        )
+        pixel_nm = None if pixel_A is None else 0.1 * np.array(pixel_A)
+        warn_of_pixels(net, checked_network(net, (ny, nx)), pixel_nm)
     if noise not in NOISES:
         raise ValueError(f"noise = {noise!r}: one of {', '.join(NOISES)} is needed")
     counted = noise == "poisson"

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from micjax.core.problem import InverseProblem
 from micjax.inference.solution import Solution
 from micjax.io import Field, FieldAxis
-from micjax.io.fields import PIXELS
+from micjax.io.fields import image_axes
 from micjax.physics.noise import Poisson
 
 SURE = 2.0  # standard errors
@@ -42,8 +42,9 @@ def conclude(solution: Solution, x: Int[Array, "n"], y: Float[Array, "n h w"]) -
 
 def _axes(problem: InverseProblem) -> tuple[FieldAxis, ...]:
     pixel, shape = problem.forward.pixel_A, problem.forward.image.shape
-    step, unit = (1.0, PIXELS) if pixel is None else (0.1 * pixel, "nm")
-    return tuple(FieldAxis(n, step * np.arange(k), unit) for n, k in zip("yx", shape, strict=True))
+    if pixel is None:
+        return image_axes(shape)
+    return image_axes(shape, (0.1 * pixel[0], 0.1 * pixel[1]), "nm")
 
 
 def _drift_rows(drift_px) -> list[dict[str, Any]]:

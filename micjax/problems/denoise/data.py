@@ -10,7 +10,7 @@ import scipy.signal
 from jaxtyping import Array, Float, Int
 
 from micjax.io import Field, read
-from micjax.io.fields import nm_per
+from micjax.io.fields import known_pixel_nm
 from micjax.problems.denoise.drift import sd_between
 
 log = logging.getLogger("micjax")
@@ -78,6 +78,7 @@ def load(
         sigma = deviation if len(values) == 1 else sd_between(values)
         if not sigma > 0.0:
             raise ValueError(f"{field.name}: no noise is seen in it; give its sigma, if it has any")
+    pixel_nm = known_pixel_nm(field)
     options: dict[str, Any] = {
         "ny": values.shape[1],
         "nx": values.shape[2],
@@ -85,7 +86,7 @@ def load(
         "noise": law,
         "sigma": sigma if law == "normal" else 1.0,
         "level": float(np.mean(np.abs(values))),
-        "pixel_A": _pixel_A(field),
+        "pixel_A": None if pixel_nm is None else tuple(10.0 * edge for edge in pixel_nm),
         "net": None if net is None else str(pathlib.Path(net).absolute()),
     }
     log.info("%d frames of %d x %d pixels, noise: %s", *values.shape, law)
@@ -108,9 +109,3 @@ def _frames(field: Field) -> Float[np.ndarray, "n y x"]:
     if not field.data.size:
         raise ValueError(f"{field.name}: there are no pixels, the shape is {field.data.shape}")
     return field.data.reshape(-1, *field.data.shape[-2:])
-
-
-def _pixel_A(field: Field) -> float | None:
-    scale = nm_per(field.axes[-1].unit)
-    step = abs(field.axes[-1].step)
-    return None if scale is None or not step > 0 else 10.0 * scale * step

@@ -34,7 +34,7 @@ class DriftingFrames(eqx.Module):
 
     image: Float[Array, "y x"] = parameter()  # of the first frame, without noise
     drift_px: Float[Array, "m 2"] = parameter()  # (y, x): frame(r) = image(r + drift)
-    pixel_A: float | None = eqx.field(static=True)
+    pixel_A: tuple[float, float] | None = eqx.field(static=True)
     net: str | None = eqx.field(static=True)  # weights that the network begins with
 
     def __call__(self, frame: Int[Array, "n"]) -> Float[Array, "n y x"]:

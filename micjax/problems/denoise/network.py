@@ -20,6 +20,7 @@ from jax.scipy.special import gammaln, xlogy
 from jaxtyping import Array, Bool, Float
 
 from micjax.core.problem import parameter
+from micjax.core.ranges import check_ranges
 from micjax.nets.train import Training
 from micjax.nets.unet import UNet
 from micjax.problems.denoise.scenes import EDGE_PX, scene
@@ -126,8 +127,9 @@ def training(
     - `examples`: images of a batch. `edge_px`: of each.
     - `width`, `depth`, `fold`: of the network, see `micjax.nets.unet.UNet`.
 
-    **Raises:** `ValueError` for an edge that the network cannot halve as often.
+    **Raises:** `ValueError` for no examples, and an edge that the network cannot halve as often.
     """
+    check_ranges("training", {"examples": examples, "edge_px": edge_px})
     options = {"width": width, "depth": depth, "fold": fold}
     network = UNet(**options, rngs=nnx.Rngs(0))
     if edge_px % network.multiple:

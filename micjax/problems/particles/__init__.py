@@ -7,6 +7,8 @@ topographies says which pixel belongs to which instance; what contrast each of t
 it is above the noise, says the model.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from micjax.core.problem import InverseProblem, free
 from micjax.core.ranges import positive
+from micjax.io.fields import as_pixel
 from micjax.physics.noise import Gaussian
 from micjax.problems.particles.conclusion import conclude as conclude
 from micjax.problems.particles.contrast import contrasts, grid_of
@@ -23,6 +26,7 @@ from micjax.problems.particles.network import checked_network
 from micjax.problems.particles.network import training as training
 from micjax.problems.particles.segmentation import (
     POLARITIES,
+    only_of_the_network,
     trusted_labels,
 )
 from micjax.problems.particles.show import compare as compare
@@ -43,7 +47,7 @@ def problem(
     sigma: float = 0.1,
     mean: float = 0.0,
     polarity: str = "auto",
-    pixel_nm: float | None = None,
+    pixel_nm: float | Sequence[float] | None = None,
     net: str | None = None,
     labels: str | None = None,
 ) -> InverseProblem:
@@ -56,19 +60,22 @@ def problem(
     - `mean`: about that of a pixel.
     - `polarity`: `bright` or `dark`: only instances that are so against their rim; `both`; `auto`:
         what most are not is hardly believed.
-    - `pixel_nm`: edge of a pixel, if it is known.
+    - `pixel_nm`: edge of a pixel, if it is known, one number or (dy, dx).
     - `net`: a file of weights, of `micjax train particles`; those of micjax if none is given.
     - `labels`: `package.module:function` below the current folder, image -> labels, in place of a
-        network.
+        network, with which neither `net` nor a `polarity` goes.
 
     **Raises:** `ValueError` for another polarity, numbers that are not positive, a file that is no
-        network for this, a function that may not be imported; `FileNotFoundError`.
+        network for this, a function that may not be imported, settings of the network beside it;
+        `FileNotFoundError`.
     """
     positive(sigma=sigma)
     if polarity not in POLARITIES:
         raise ValueError(f"polarity = {polarity!r}: one of {', '.join(POLARITIES)} is needed")
+    only_of_the_network(labels, net=net, polarity=None if polarity == "auto" else polarity)
     if labels is not None:
         trusted_labels(labels)
+    pixel_nm = None if pixel_nm is None else as_pixel(pixel_nm)
     if net is not None:
         checked_network(net, pixel_nm)  # told here, before anything is computed
     background = np.full(grid_of((ny, nx)), mean)

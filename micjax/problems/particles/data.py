@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ import scipy.ndimage
 from jaxtyping import Array, Float, Int
 
 from micjax.io import read
-from micjax.io.fields import nm_per
-from micjax.problems.particles.network import WINDOWS_PX
+from micjax.io.fields import known_pixel_nm
+from micjax.problems.particles.network import FEWEST_PX
 
 log = logging.getLogger("micjax")
 
@@ -21,7 +22,7 @@ LAPLACE = np.array([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]])
 def load(
     file,
     channel: str | None = None,
-    pixel_nm: float | None = None,
+    pixel_nm: float | Sequence[float] | None = None,
     polarity: Literal["auto", "bright", "dark", "both"] = "auto",
     net: str | None = None,
     labels: str | None = None,
@@ -31,11 +32,12 @@ def load(
     **Arguments:**
 
     - `channel`: which array of the file.
-    - `pixel_nm`: edge of a pixel, where the file does not say it, or says it wrongly.
+    - `pixel_nm`: edge of a pixel, one number or (dy, dx), where the file does not say it, or says
+        it wrongly.
     - `polarity`, `net`, `labels`: see `micjax.problems.particles.problem`.
 
-    **Raises:** `ValueError` for other shapes, images smaller than 33 pixels, values that are not
-    finite, a constant image.
+    **Raises:** `ValueError` for other shapes, images smaller than 33 pixels (3 for `labels`),
+        values that are not finite, a constant image.
     """
     field = read(file, channel, pixel_nm)
     values = field.data
@@ -45,11 +47,11 @@ def load(
             f"{field.name}: {values.dtype} of {named}: an image with one real value a pixel is "
             "needed"
         )
-    least = max(WINDOWS_PX) // 2 + 1  # what is missing of a tile is a mirror of it
+    who, least = ("the network", FEWEST_PX) if labels is None else ("the noise", len(LAPLACE))
     if min(values.shape) < least:
         raise ValueError(
-            f"{field.name}: {values.shape[0]} x {values.shape[1]} pixels; the network needs at "
-            f"least {least} x {least}"
+            f"{field.name}: {values.shape[0]} x {values.shape[1]} pixels; {who} needs at least "
+            f"{least} x {least}"
         )
     if not np.isfinite(values).all():
         lost = int((~np.isfinite(values)).sum())
@@ -58,14 +60,13 @@ def load(
         )
     if np.ptp(values) == 0.0:
         raise ValueError(f"{field.name}: all values are {values.flat[0]:.6g}")
-    scale, step = nm_per(field.axes[-1].unit), abs(field.axes[-1].step)
     options: dict[str, Any] = {
         "ny": values.shape[0],
         "nx": values.shape[1],
         "sigma": max(noise_sd(values), 1e-6 * float(values.std())),
         "mean": float(values.mean()),
         "polarity": polarity,
-        "pixel_nm": None if scale is None or not step > 0 else scale * step,
+        "pixel_nm": known_pixel_nm(field),
         "net": None if net is None else str(pathlib.Path(net).absolute()),
         "labels": labels,
     }

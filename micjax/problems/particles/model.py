@@ -13,7 +13,7 @@ class Plateaus(eqx.Module):
 
     signal: Float[Array, "y x"] = parameter()  # the contrast of the instance there, else 0
     background: Float[Array, "gy gx"] = parameter()  # linear between points of a coarse grid
-    pixel_nm: float | None = eqx.field(static=True)
+    pixel_nm: tuple[float, float] | None = eqx.field(static=True)
     polarity: str = eqx.field(static=True)
     net: str | None = eqx.field(static=True)
     labels: str | None = eqx.field(static=True)

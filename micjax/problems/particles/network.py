@@ -1,10 +1,14 @@
 """What the network of `micjax.problems.particles` sees, and what it learns from: simulations."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from micjax.core.ranges import check_ranges
 from micjax.nets.train import Training
 from micjax.nets.unet import UNet
 from micjax.nets.weights import Network, load_network, warn_of_pixels
@@ -12,6 +16,7 @@ from micjax.problems.particles.instances.decoder import HEADS, Targets, instance
 from micjax.problems.particles.simulated import domes, micrographs
 
 WINDOWS_PX = (8, 32, 64)  # over which brightness is compared
+FEWEST_PX = max(WINDOWS_PX) // 2 + 1  # of an edge: what is missing of a tile is a mirror of it
 
 
 def seen(image: Float[Array, "y x"]) -> Float[Array, "y x 3"]:
@@ -43,7 +48,7 @@ def _local(image, window: int):
     return jnp.arcsinh(off / (spread + 1e-3 * spread.max() + 1e-30))
 
 
-def checked_network(path, pixel_nm: float | None = None) -> Network:
+def checked_network(path, pixel_nm: tuple[float, float] | None = None) -> Network:
     """The network of a file.
 
     **Arguments:**
@@ -60,7 +65,7 @@ def checked_network(path, pixel_nm: float | None = None) -> Network:
             f"{path}: a network from {channels[0]} to {channels[1]} channels; one from "
             f"{len(WINDOWS_PX)} to {HEADS} is needed, of micjax train particles"
         )
-    warn_of_pixels(path, network, pixel_nm)
+    warn_of_pixels(path, network, None if pixel_nm is None else np.array(pixel_nm))
     return network
 
 
@@ -68,9 +73,9 @@ def training(
     examples: int = 8,
     films: int = 3,
     edge_px: int = 128,
-    width: int = 16,
-    depth: int = 3,
-    fold: int = 2,
+    width: int | None = None,
+    depth: int | None = None,
+    fold: int | None = None,
     net: str | None = None,
 ) -> Training:
     """Made-up micrographs and topographies, with their labels.
@@ -78,24 +83,27 @@ def training(
     **Arguments:**
 
     - `examples`: images of a batch, `films` of them topographies of grains. `edge_px`: of each.
-    - `width`, `depth`, `fold`: of the network, see `micjax.nets.unet.UNet`.
+    - `width`, `depth`, `fold`: of the network, see `micjax.nets.unet.UNet`; 16, 3 and 2 if they are
+        not given, or those of `net`.
     - `net`: a file of weights that it begins with, whose architecture it has then.
 
-    **Raises:** `ValueError` for an edge that the network cannot halve as often, and a file that is
-        no network for this; `FileNotFoundError`.
+    **Raises:** `ValueError` for no examples or more films than examples, an edge that the network
+        cannot halve as often, a file that is no network for this, and another architecture than
+        that of the file; `FileNotFoundError`.
     """
-    options = {
-        "channels_in": len(WINDOWS_PX),
-        "channels_out": HEADS,
-        "width": width,
-        "depth": depth,
-        "fold": fold,
-    }
+    check_ranges("training", {"examples": examples, "films": films, "edge_px": edge_px})
+    if films > examples:
+        raise ValueError(f"films = {films}: at most all of the {examples} examples may be films")
+    asked = {"width": width, "depth": depth, "fold": fold}
     if net is None:
+        options = {"channels_in": len(WINDOWS_PX), "channels_out": HEADS}
+        options |= {"width": 16, "depth": 3, "fold": 2}
+        options |= {n: v for n, v in asked.items() if v is not None}
         network = UNet(**options, rngs=nnx.Rngs(0))
     else:
         begun = checked_network(net)
         network, options = begun.network, begun.options
+        _check_architecture(net, options, asked)
     multiple = max(network.multiple, *WINDOWS_PX)
     if edge_px % multiple:
         raise ValueError(f"edge_px = {edge_px}: a multiple of {multiple} is needed")
@@ -116,6 +124,14 @@ def training(
         "of": "simulated micrographs and topographies",
     }
     return Training(network, draw, loss, options=options, facts=facts)
+
+
+def _check_architecture(net: str, options: dict, asked: dict) -> None:
+    signature = inspect.signature(UNet.__init__).parameters
+    for name, value in asked.items():
+        of_file = options.get(name, signature[name].default)
+        if value is not None and value != of_file:
+            raise ValueError(f"{name} = {value}: the network of {net} has {name} = {of_file}")
 
 
 def loss(network, batch: tuple[Float[Array, "b y x c"], Targets]) -> Float[Array, ""]:

@@ -2,6 +2,7 @@
 
 import importlib
 import logging
+import math
 import pathlib
 from collections.abc import Callable
 from functools import lru_cache
@@ -19,7 +20,7 @@ from micjax.nets.tiles import tiled
 from micjax.nets.train import weights_of
 from micjax.problems.particles.instances.decoder import instances
 from micjax.problems.particles.instances.table import neighbours
-from micjax.problems.particles.network import WINDOWS_PX, checked_network, seen
+from micjax.problems.particles.network import FEWEST_PX, WINDOWS_PX, checked_network, seen
 
 log = logging.getLogger("micjax")
 
@@ -65,12 +66,35 @@ def trusted_labels(address: str) -> Callable:
     return getattr(importlib.import_module(module), address.partition(":")[2])
 
 
+def only_of_the_network(labels: str | None, **settings) -> None:
+    """**Raises:** `ValueError` for a setting, not None, beside a function that makes the labels."""
+    for name, value in settings.items():
+        if labels is not None and value is not None:
+            raise ValueError(
+                f"{name} = {value!r} is for the network only, which labels = {labels!r} replaces"
+            )
+
+
+def check_zoom(zoom: float, shape: tuple[int, int]) -> None:
+    """**Raises:** `ValueError` for none of `SCALES`, or one at which an image is too small."""
+    if zoom not in SCALES:
+        raise ValueError(f"zoom = {zoom:g}: one of {', '.join(f'{s:g}' for s in SCALES)} is needed")
+    fitting = [s for s in SCALES if math.ceil(s * min(shape)) >= FEWEST_PX]
+    if zoom not in fitting:
+        left, whole = (" x ".join(str(math.ceil(s * n)) for n in shape) for s in (zoom, 1))
+        allowed = f"zooms from {fitting[0]:g} on fit" if fitting else "no zoom fits"
+        raise ValueError(
+            f"zoom = {zoom:g} makes {left} of {whole} pixels, and the network needs at least "
+            f"{FEWEST_PX} x {FEWEST_PX}: {allowed}"
+        )
+
+
 def by_function(function: Callable, image: Float[np.ndarray, "y x"]) -> Segmentation:
-    """What another program makes of the image.
+    """What another program makes of the image; how sure it is of that nobody says.
 
     **Raises:** `ValueError` for what are no labels of it.
     """
-    labels = np.asarray(function(image))
+    labels = np.asarray(function(image.copy()))  # it may write into what it is given
     if labels.shape != image.shape or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise ValueError(
             f"labels of shape {labels.shape} and type {labels.dtype}: whole numbers from 0 on, of "
@@ -78,8 +102,8 @@ def by_function(function: Callable, image: Float[np.ndarray, "y x"]) -> Segmenta
         )
     numbered = np.unique(np.append(labels.ravel(), 0), return_inverse=True)[1][:-1]
     numbered = numbered.reshape(labels.shape)
-    n = int(numbered.max())
-    return Segmentation(numbered, np.ones(n), np.zeros(n), np.ones(n), against_rim(image, numbered))
+    unknown = np.full(int(numbered.max()), np.nan)
+    return Segmentation(numbered, unknown, unknown, unknown, against_rim(image, numbered))
 
 
 def segmented(

@@ -90,9 +90,10 @@ def _instances(solution: Solution, truth):
 
 
 def _over(ax, shown, labels) -> None:
-    colour = np.zeros((*labels.shape, 4))
-    colour[outlined(labels)] = (1.0, 0.45, 0.0, 1.0)
-    ax.imshow(colour, extent=shown.get_extent(), interpolation="nearest")
+    colour = np.full((*labels.shape, 4), (1.0, 0.45, 0.0, 0.0))
+    colour[outlined(labels), 3] = 1.0
+    # a panel may have fewer pixels than the image: the nearest ones would leave gaps in a line
+    ax.imshow(colour, extent=shown.get_extent(), interpolation="auto", interpolation_stage="rgba")
 
 
 def _sizes(solution: Solution):

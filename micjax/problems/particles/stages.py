@@ -14,6 +14,8 @@ from micjax.problems.particles.segmentation import (
     SURE,
     Segmentation,
     by_function,
+    check_zoom,
+    only_of_the_network,
     segmented,
     shipped,
     trusted_labels,
@@ -35,7 +37,14 @@ def stages(
     - `zoom`: 0.25, 0.5, 1 or 2: pixels of the network for one of the image; all of them, each for
         what is of a fitting size, if it is not given.
     - `least_score`: of instances, 0 to 1.
+
+    **Raises:** `ValueError` for another zoom, one at which the image is too small, and settings of
+        the network where a function makes the labels.
     """
+    other_score = None if least_score == SURE else least_score
+    only_of_the_network(problem.forward.labels, zoom=zoom, least_score=other_score)
+    if zoom is not None:
+        check_zoom(zoom, problem.forward.signal.shape)
     work = partial(_proposed, zoom=zoom, least_score=least_score)
     return [Search(work, _with_signal, "instances")]
 
