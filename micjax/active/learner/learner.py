@@ -159,7 +159,7 @@ class Learner:
         key = jax.random.fold_in(jax.random.key(self.settings.seed), len(y))
         errors = {"y_sd": self.outcome_sd} if np.isfinite(self.outcome_sd).any() else {}
         before, self._belief = self._belief, self.model(points, y, self._belief, key, **errors)
-        if self._belief.singular and not (before is not None and before.singular):
+        if getattr(self._belief, "singular", False) and not getattr(before, "singular", False):
             text = "the kernel matrix of %d data is singular: distrust the smallest uncertainties"
             log.warning(text, len(y))
 
