@@ -112,7 +112,8 @@ def same_answer(folder: pathlib.Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(QUICK | LONG))
+# particles look once, for seconds, and keep nothing before
+@pytest.mark.parametrize("name", sorted((QUICK | LONG).keys() - {"particles"}))
 def test_kill_and_resume_give_the_same_answer(name, tmp_path):
     """The process dies by SIGKILL as soon as it has told of so many chunks."""
     settings, chunks = (QUICK | LONG)[name]
