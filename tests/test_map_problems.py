@@ -19,7 +19,9 @@ from micjax.inference.maps.status import STATUS
 from micjax.inference.runner import run
 from micjax.io import Field, FieldAxis, read, write_nexus
 from micjax.physics.noise import Gaussian, Poisson
+from micjax.physics.spectra.plural import plural_scattering
 from micjax.problems import edx, eels, loop, peaks, sho
+from micjax.problems.eels.thickness import thickness
 from micjax.problems.shared.map_conclusion import Left
 from micjax.problems.shared.spectrum_images import gain_of, in_unit, spectrum_image
 from micjax.run.jobs.explore import source_of
@@ -341,6 +343,24 @@ def test_edges_fold_with_the_low_loss(tmp_path):
         eels.problem(1, 2, channels=136, low_loss=str(file))
     with pytest.raises(ValueError, match=r"low loss of \(1, 2\) pixels, the map has \(2, 2\)"):
         eels.problem(2, 2, low_loss=str(file))
+
+
+def test_the_low_loss_says_how_thick_a_pixel_is(tmp_path):
+    """Plural scattering of a known thickness; scatter as the errors say."""
+    loss = np.arange(-5.0, 115.0)
+    zero = 2e4 * np.exp(-0.5 * (loss / 0.8) ** 2)
+    single = np.where(loss > 4.0, (loss - 4.0) ** 2 * np.exp(-loss / 6.0), 0.0)
+    true = np.repeat([0.3, 1.2], 20)
+    zero, single = (jnp.broadcast_to(a, (40, len(loss))) for a in (zero, single))
+    y = plural_scattering(zero, single, jnp.asarray(true), 5)
+    y = np.random.default_rng(0).poisson(np.maximum(np.asarray(y), 0.0)).astype(float)
+    file = saved(tmp_path / "low.nxs", y.reshape(2, 20, -1), loss, "eV")
+    problem = eels.problem(2, 20, low_loss=str(file))
+    found = thickness(problem, jnp.linspace(450.0, 720.0, 271))
+    off = (found.data.ravel() - true) / found.metadata["errors"].ravel()
+    assert np.abs(np.mean(found.data, axis=1) / [0.3, 1.2] - 1.0).max() < 0.02
+    assert 0.6 < np.std(off[:20]) < 1.5 and 0.6 < np.std(off[20:]) < 1.5
+    assert thickness(eels.problem(1, 2), jnp.linspace(450.0, 720.0, 271)) is None
 
 
 def test_the_gain_of_counts_is_seen():

@@ -1,5 +1,6 @@
 """What is told of a map of edges: amounts, ratios, white lines."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from micjax.inference.maps.each import one_pixel
 from micjax.inference.solution import Solution
 from micjax.problems.eels.model import CoreLoss, LEdge
 from micjax.problems.eels.stages import starts
+from micjax.problems.eels.thickness import thickness
 from micjax.problems.shared.map_conclusion import compare_map, conclude_map
 from micjax.problems.shared.map_show import map_figures
 
@@ -27,9 +29,22 @@ def told(model: CoreLoss) -> dict[str, Array]:
 
 
 def conclude(solution: Solution, x, y) -> Solution:
-    """With the maps of all parameters, ratios of white lines and of atoms."""
+    """With the maps of all parameters, ratios of white lines and of atoms, the thickness."""
     edges = list(solution.problem.forward.pixel.edges.parts)
-    return conclude_map(solution, x, y, derived=told, first=f"edges.{edges[0]}.amount")
+    solution = conclude_map(solution, x, y, derived=told, first=f"edges.{edges[0]}.amount")
+    thick = thickness(solution.problem, x)
+    if thick is None or not solution.results:
+        return solution
+    low, middle, high = np.quantile(thick.data, [0.05, 0.5, 0.95])
+    return dataclasses.replace(
+        solution,
+        results={**solution.results, thick.name: thick},
+        statements=[
+            *solution.statements,
+            f"The low loss says {middle:.3g} mean free paths at the median, {low:.3g} to "
+            f"{high:.3g} in nine of ten pixels.",
+        ],
+    )
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
