@@ -19,7 +19,7 @@ from micjax.inference.solution import Solution
 from micjax.instruments import records
 from micjax.io import Field, FieldAxis, write_nexus
 from micjax.problems import edge
-from micjax.run.jobs.explore import Exploration, source_of
+from micjax.run.jobs.explore import Exploration, check_code, source_of
 from micjax.run.jobs.explore_report import _along
 from micjax.run.plans.plan import make_plan, with_settings
 
@@ -420,6 +420,13 @@ def test_what_cannot_be_looked_for_is_told(seen_before, capsys, change, message)
     assert main(["explore", written(plan), "--out", "run"]) == 2
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
+
+
+def test_a_fit_is_code_that_has_to_be_trusted():
+    signal = {"fit": "other.package", "name": "n"}
+    plan = make_plan({"kind": "explore", "measure": "beps.h5", "signal": signal}, "test")
+    with pytest.raises(ValueError, match="other"):
+        check_code(plan)
 
 
 def test_signals():

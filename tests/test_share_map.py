@@ -75,6 +75,21 @@ def test_what_is_shared_helps_the_others_and_lost_pixels_do_no_harm():
     y[0, 0] = np.nan
     own = fit_map(problem(), X, y, covariance=True)
     again = share_map(problem(), X, y, own, {"forward.floor": "map"})
+    with pytest.raises(ValueError, match="real ones of"):
+        share_map(problem(), X, y[:, :2], own, {"forward.floor": "map"})
+    with pytest.raises(ValueError, match="real ones of"):
+        share_map(problem(), X, y + 0j, own, {"forward.floor": "map"})
+    masked = np.ma.array(np.where(np.isnan(y), 1e9, y), mask=np.isnan(y))
+    hidden = share_map(problem(), X, masked, own, {"forward.floor": "map"})
+    np.testing.assert_allclose(hidden.values["forward.floor"], again.values["forward.floor"])
+    # the prior counts once, whatever was lost
+    rest = share_map(
+        problem(), X, y[1:], fit_map(problem(), X, y[1:], covariance=True), {"forward.floor": "row"}
+    )
+    y[0] = np.nan
+    lost = fit_map(problem(), X, y, covariance=True)
+    lost = share_map(problem(), X, y, lost, {"forward.floor": "row"})
+    np.testing.assert_allclose(lost.sd["forward.floor"][1:], rest.sd["forward.floor"], rtol=1e-5)
     assert np.isnan(again.values["forward.floor"][0, 0])
     assert again.status[0, 0] == STATUS.index("no data")
     assert abs(again.values["forward.floor"][1, 1] - fit.values["forward.floor"][1, 1]) < 0.05

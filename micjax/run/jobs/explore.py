@@ -31,7 +31,7 @@ from micjax.run.jobs.sources import (
     open_function,
     open_instrument,
 )
-from micjax.run.plans.explore import ExplorePlan
+from micjax.run.plans.explore import ExplorePlan, FittedSignal
 from micjax.run.plans.settings import checked, settings_of
 from micjax.run.registry import find
 
@@ -49,6 +49,8 @@ def check_code(plan: ExplorePlan, trusted: Collection[str] | None = ()) -> None:
     """
     if plan.mean is not None:
         find(plan.mean.problem, trusted)
+    if isinstance(plan.signal, FittedSignal):
+        find(plan.signal.fit, trusted)
     if not _is_code(plan):
         return
     if str(pathlib.Path.cwd()) not in sys.path:

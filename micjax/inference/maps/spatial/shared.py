@@ -61,8 +61,10 @@ def share_map(
     counts once.
 
     **Raises:** `ValueError` for a name that is no unknown or not one number, no name, another word,
-    rows of a map that is a line, or too many shared numbers.
+    rows of a map that is a line, too many shared numbers, or data that are not of the map.
     """
+    if not isinstance(shared, Mapping):
+        raise ValueError(f"shared = {shared!r}: names with map, row or column each are needed")
     check_names("shared", problem, fit, list(shared))
     shape = fit.status.shape
     for name, over in shared.items():
@@ -120,8 +122,9 @@ class _Sharing(Whole):
     def _once(self, flat: Maps, groups, count: int) -> PixelEquations:
         """The equations with the prior of what is shared counted once for all pixels of a group."""
         here = self.equations(flat)
-        members = jnp.zeros(count).at[groups].add(jnp.ones(self.map))
-        share = 1.0 - 1.0 / members[groups]
+        # a pixel without a fit has no part in it
+        members = jnp.zeros(count).at[groups].add(jnp.asarray(self.fit.usable(), float))
+        share = 1.0 - 1.0 / jnp.maximum(members[groups], 1.0)
         rows = jnp.moveaxis(flat, 0, -1).reshape(-1, len(flat))
         value, slope, curvature = _priors(self.pixel, tuple(self.owner[self.where].tolist()), rows)
         value, slope, curvature = (

@@ -77,9 +77,10 @@ def smooth_map(
 
     **Returns:** as of `fit_map`, with `covariance`. A pixel without data stays without values.
 
-    **Raises:** `ValueError` for a name that is no unknown or not one number, none, or a map of one
-    pixel.
+    **Raises:** `ValueError` for a name that is no unknown or not one number, none, a map of one
+    pixel, or data that are not of the map.
     """
+    names = [names] if isinstance(names, str) else list(names)
     check_names("smooth", problem, fit, names)
     with jax.enable_x64(True):
         return _Together(problem, x, y, fit, names, known).run(rounds, report)

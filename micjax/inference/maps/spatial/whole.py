@@ -17,6 +17,7 @@ from micjax.inference.maps.equations import Pixel, equations, triangle
 from micjax.inference.maps.programs import compiled, pixels_first, side_by_side
 from micjax.inference.maps.result import MapFit
 from micjax.inference.maps.rows import Given, maps
+from micjax.inference.maps.rows import rows as in_rows
 from micjax.inference.maps.status import STATUS, at_bound, noise_scale
 from micjax.inference.solvers.laws import law_of
 
@@ -71,10 +72,15 @@ class Whole:
     ):
         pixel = Pixel(problem, jax.tree.map(jnp.asarray, x))
         self.pixel, self.fit, self.map = pixel, fit, fit.status.shape
-        self.law = law_of(
-            eqx.filter_eval_shape(lambda p: p.problem.noise(p.problem.forward(p.x)), pixel)
-        )
-        self.y = self._chunks(np.asarray(y, float).reshape(fit.status.size, -1))
+        law = eqx.filter_eval_shape(lambda p: p.problem.noise(p.problem.forward(p.x)), pixel)
+        self.law, wanted = law_of(law), self.map + tuple(law.batch_shape)
+        y = y if hasattr(y, "dtype") else np.asarray(y)
+        if tuple(y.shape) != wanted or np.dtype(y.dtype).kind not in "fiu":
+            raise ValueError(
+                f"data of shape {tuple(y.shape)} and {y.dtype}; real ones of {wanted} are needed"
+            )
+        data = in_rows(y, self.map, 0, fit.status.size)  # what is masked does not count
+        self.y = self._chunks(np.asarray(data, float).reshape(fit.status.size, -1))
         self.known = self._chunks(maps(problem, dict(known or {}), self.map, "known"))
         coordinates, unknowns = pixel.coordinates({}), problem.unknowns()
         self.owner, self.dims = coordinates.owner, len(self.map)
