@@ -38,7 +38,7 @@ docs: .venv/docs
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "micjax needs python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[io,spm,structures,live,bluesky,tango,test,lint]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[io,zarr,dask,spm,structures,live,bluesky,tango,test,lint]'
 	touch $@
 
 .venv/docs: .venv/ready

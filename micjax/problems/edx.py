@@ -293,7 +293,7 @@ def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.
 def stages(
     problem: InverseProblem,
     x: Energies,
-    y: Spectra,
+    y: Any,
     *,
     steps: int = 100,
     smooth: Sequence[str] = (),
@@ -310,10 +310,10 @@ def stages(
     return [fit_each_pixel(starts, steps=steps, smooth=smooth, shared=shared)]
 
 
-def conclude(solution: Solution, x: Energies, y: Spectra) -> Solution:
+def conclude(solution: Solution, x: Energies, y: Any) -> Solution:
     """With the maps of all counts."""
     first = next(iter(solution.problem.forward.pixel.parts))
-    return conclude_map(solution, x, y, first=f"{first}.counts")
+    return conclude_map(solution, first=f"{first}.counts")
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:

@@ -165,7 +165,7 @@ def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.
 def stages(
     problem: InverseProblem,
     x: Sweep,
-    y: Loops,
+    y: Any,
     *,
     steps: int = 400,
     neighbours: int = 2,
@@ -186,11 +186,9 @@ def stages(
     ]
 
 
-def conclude(solution: Solution, x: Sweep, y: Loops) -> Solution:
+def conclude(solution: Solution, x: Sweep, y: Any) -> Solution:
     """With the maps of all parameters and of what is read off a loop."""
-    return conclude_map(
-        solution, x, y, derived=FerroelectricLoop.numbers, first="coercive_rising_V"
-    )
+    return conclude_map(solution, derived=FerroelectricLoop.numbers, first="coercive_rising_V")
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:

@@ -261,7 +261,7 @@ def _window(prior: dist.Distribution | None) -> tuple[float, float]:
 def stages(
     problem: InverseProblem,
     x: Axis,
-    y: Spectra,
+    y: Any,
     *,
     steps: int = 200,
     neighbours: int = 1,
@@ -291,14 +291,12 @@ def areas(model: SumOf) -> dict[str, Array]:
     return {f"{n}.area": p.area() for n, p in model.parts.items() if hasattr(p, "area")}
 
 
-def conclude(solution: Solution, x: Axis, y: Spectra) -> Solution:
+def conclude(solution: Solution, x: Axis, y: Any) -> Solution:
     """With the maps of all parameters and of the areas of the lines."""
     unit = solution.problem.forward.axis[1]
     names = ("centre", "fwhm", "fwhm_gaussian", "fwhm_lorentzian", "decay")
     return conclude_map(
         solution,
-        x,
-        y,
         units=dict.fromkeys(names, unit),
         derived=areas,
         first="peak_1.centre",

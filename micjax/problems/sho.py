@@ -170,7 +170,7 @@ def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.
 def stages(
     problem: InverseProblem,
     x: Frequencies,
-    y: Responses,
+    y: Any,
     *,
     steps: int = 200,
     neighbours: int = 1,
@@ -196,9 +196,9 @@ def largest(model: Oscillator) -> dict[str, Array]:
     return {"peak_amplitude": model.amplitude * model.Q}
 
 
-def conclude(solution: Solution, x: Frequencies, y: Responses) -> Solution:
+def conclude(solution: Solution, x: Frequencies, y: Any) -> Solution:
     """With the maps of all parameters and of the response at resonance."""
-    return conclude_map(solution, x, y, derived=largest, first="f0_kHz")
+    return conclude_map(solution, derived=largest, first="f0_kHz")
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ def told(model: CoreLoss) -> dict[str, Array]:
 def conclude(solution: Solution, x, y) -> Solution:
     """With the maps of all parameters, ratios of white lines and of atoms, the thickness."""
     edges = list(solution.problem.forward.pixel.edges.parts)
-    solution = conclude_map(solution, x, y, derived=told, first=f"edges.{edges[0]}.amount")
+    solution = conclude_map(solution, derived=told, first=f"edges.{edges[0]}.amount")
     thick = thickness(solution.problem, x)
     if thick is None or not solution.results:
         return solution
