@@ -83,7 +83,7 @@ NAMES: dict[str, Range] = {
     "counts_per_pixel": Range(1e-3, 1e12),
     "signal_start signal_min signal_max": Range(-1e12, 1e12),  # in the unit of the axis
     "signal_step": Range(TINY, HUGE),  # in the unit of the axis
-    "peaks": _whole(1, 20),
+    "peaks": _whole(0, 20),  # 0 is one of several to choose from
     "neighbours": _whole(0, 1000),
     "within centres signal_low signal_high": Range(-1e12, 1e12),  # in the unit of the axis
     "gain_error": Range(-0.1, 0.1),

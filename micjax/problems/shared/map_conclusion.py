@@ -79,12 +79,16 @@ def conclude_map(
     if fit is None:
         return solution
     forward: EachPixel = solution.problem.forward
-    every = quantities(solution.problem, fit, units, derived)
+    every = {
+        name: q
+        for name, q in quantities(solution.problem, fit, units, derived).items()
+        if np.isfinite(q.value).any() or not fit.usable().any()  # a line that no pixel has
+    }
     axes = map_axes(forward)
     fields = {
         name: Field(q.value, axes, q.unit, name, {"errors": q.sd}) for name, q in every.items()
     }
-    if first:
+    if first in fields:
         fields = {first: fields[first]} | fields
     left = left_of(solution.problem, x, y)
     counted = isinstance(one_pixel(solution.problem)[0].noise, Poisson)
@@ -256,7 +260,7 @@ def compare_map(
         full = name if name in true else f"forward.{name}"
         if full not in true:
             continue
-        usable = fit.usable()
+        usable = fit.usable() & np.isfinite(q.value)
         off = (q.value - true[full])[usable]
         row: dict[str, Any] = {
             "quantity": f"{name} ({q.unit})" if q.unit else name,
