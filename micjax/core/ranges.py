@@ -88,6 +88,8 @@ NAMES: dict[str, Range] = {
     "within centres signal_low signal_high": Range(-1e12, 1e12),  # in the unit of the axis
     "gain_error": Range(-0.1, 0.1),
     "gain": Range(TINY, HUGE),  # units of the data per count
+    "exposure_ratio": Range(1e-9, 1e9),
+    "k_factors": Range(1e-6, 1e6),
     "sigma_factor amplitude_factor": Range(1.001, HUGE),
     "counts": Range(1e-3, 1e12),
     "patches grains": _whole(1, 1_000_000),

@@ -7,8 +7,9 @@ and resolution of the detector are those of the whole map: they are fitted to th
 when a file is read.
 """
 
+import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from micjax.core.problem import InverseProblem
+from micjax.core.problem import InverseProblem, parameter
 from micjax.core.ranges import positive
 from micjax.inference.maps.each import each_pixel, one_pixel
 from micjax.inference.maps.stage import fit_each_pixel
@@ -25,9 +26,9 @@ from micjax.inference.solve import fit
 from micjax.inference.solvers.gauss_newton import FisherScoring
 from micjax.io import read
 from micjax.physics.noise import Poisson
-from micjax.physics.spectra.atomic import families_near, x_ray_lines
+from micjax.physics.spectra.atomic import atomic_mass_u, families_near, x_ray_lines
 from micjax.physics.spectra.composed import KnownShape, SumOf
-from micjax.physics.spectra.x_ray import XRaySpectrum, detector_fwhm_keV
+from micjax.physics.spectra.x_ray import XRaySpectrum, cliff_lorimer, detector_fwhm_keV
 from micjax.problems.shared.map_conclusion import compare_map, conclude_map
 from micjax.problems.shared.map_show import map_figures
 from micjax.problems.shared.spectrum_images import (
@@ -48,6 +49,15 @@ LARGE = 0.01  # of the largest peak
 STRANGE = 10.0  # standard deviations of a peak in the sum of all spectra
 
 
+class Family(KnownShape):
+    """Counts of a family of lines, or of bremsstrahlung, of a known shape.
+
+    - `k_factor`: weight of its element per count, over that of another; 0 where it is not known.
+    """
+
+    k_factor: Float[Array, ""] = parameter(default=0.0)
+
+
 def problem(
     ny: int = 12,
     nx: int = 12,
@@ -61,6 +71,7 @@ def problem(
     noise_keV: float = 0.051,
     cutoff_keV: float = 0.3,
     counts_per_pixel: float = 300.0,
+    k_factors: Mapping[str, float] | None = None,
     pixel_nm: float | Sequence[float] | None = None,
 ) -> InverseProblem:
     """Counts of each family and of bremsstrahlung at every pixel.
@@ -75,10 +86,13 @@ def problem(
     - `noise_keV`: full width at half maximum of the electronics.
     - `cutoff_keV`: of the window of the detector.
     - `counts_per_pixel`: about.
+    - `k_factors`: Cliff-Lorimer factors of two elements or more, for weight and atomic percent:
+        `{Fe_Ka: 1.21, O_Ka: 1.9}`, of alpha lines or, as `Fe_K`, of all lines of a family.
     - `pixel_nm`: edge of a pixel, or (dy, dx), if it is known.
 
     **Raises:** `ValueError` for families that are not in the table or not on the axis, one that is
-    named twice, and numbers that are not positive.
+    named twice, k-factors of other families or twice of an element, and numbers that are not
+    positive.
     """
     positive(counts_per_pixel=counts_per_pixel, noise_keV=noise_keV, low_keV=low_keV)
     if not high_keV > low_keV:
@@ -99,10 +113,59 @@ def problem(
     names = [*families, "bremsstrahlung"]
     some = counts_per_pixel / len(names)
     shapes = np.asarray(detector.shapes(energy))
-    model = SumOf({n: KnownShape(some, s) for n, s in zip(names, shapes, strict=True)})
+    factors = _k_factors(k_factors or {}, families)
+    model = SumOf(
+        {n: Family(some, s, factors.get(n, 0.0)) for n, s in zip(names, shapes, strict=True)}
+    )
     prior = dist.HalfNormal(3.0 * counts_per_pixel)
     pixel = InverseProblem(model, Poisson(1.0), {f"forward.{n}.counts": prior for n in names})
     return each_pixel(pixel, (ny, nx), pixel_nm, ("energy", "keV"))
+
+
+def _k_factors(given: Mapping[str, float], families: Sequence[str]) -> dict[str, float]:
+    """By family, for all of its lines.
+
+    **Raises:** `ValueError`, see `problem`.
+    """
+    out: dict[str, float] = {}
+    for name, k in given.items():
+        family = name.removesuffix("a") if name.endswith(("_Ka", "_La", "_Ma")) else name
+        if family not in families:
+            raise ValueError(
+                f"k_factors: {name} is of none of the families {', '.join(families)}; Fe_Ka and "
+                "Fe_K are the ways to write it"
+            )
+        symbol, _, kind = family.partition("_")
+        if twice := [n for n in out if n.startswith(f"{symbol}_")]:
+            raise ValueError(f"k_factors: {name} and {twice[0]}: one for an element is needed")
+        positive(**{f"k_factors.{name}": k})
+        lines = [line for line in x_ray_lines(symbol) if line.family == kind]
+        alpha = sum(line.share for line in lines if line.name.startswith(f"{kind}a"))
+        out[family] = k if family == name else k * alpha / sum(line.share for line in lines)
+    if len(out) == 1:
+        raise ValueError(f"k_factors of {next(iter(out))} alone: two elements or more are needed")
+    return out
+
+
+def quantified(model: SumOf) -> dict[str, "Family"]:
+    """By element the family that has a k-factor."""
+    return {n.partition("_")[0]: p for n, p in model.parts.items() if float(p.k_factor) > 0}
+
+
+def composition(model: SumOf) -> dict[str, Array]:
+    """Weight and atomic percent of the elements that have a k-factor, of all of these."""
+    there = quantified(model)
+    if not there:
+        return {}
+    counts = jnp.stack([part.counts for part in there.values()])
+    weight = cliff_lorimer(counts, jnp.stack([part.k_factor for part in there.values()]))
+    moles = weight / jnp.array([atomic_mass_u(symbol) for symbol in there])
+    percent = {"atomic_percent": moles / jnp.sum(moles), "weight_percent": weight}
+    return {
+        f"{s}.{n}": 100.0 * c
+        for n, all_c in percent.items()
+        for s, c in zip(there, all_c, strict=True)
+    }
 
 
 def _check_family(name: str, low_keV: float, high_keV: float) -> None:
@@ -174,6 +237,7 @@ def load(
     beam_keV: float | None = None,
     low_keV: float | None = None,
     high_keV: float | None = None,
+    k_factors: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, Any], Energies, Spectra]:
     """Counts `[y, x, channel]`, a line or one spectrum; the detector is calibrated by their sum.
 
@@ -183,6 +247,7 @@ def load(
     - `elements`: those of the file if they are not given.
     - `beam_keV`: that of the file, or 200.
     - `low_keV`, `high_keV`: the part of the spectra that is fitted.
+    - `k_factors`: as of `problem`.
 
     **Raises:** `ValueError` for values that are no counts, an axis that is no energy, and elements
     that neither the file nor the setting names.
@@ -217,6 +282,7 @@ def load(
         "channels": len(energy),
         "beam_keV": beam,
         "counts_per_pixel": max(float(mean.sum()), 1.0),
+        "k_factors": None if k_factors is None else dict(k_factors),
     }
     options |= calibration(energy[there], pixels * mean[there], families, beam)
     return options, jnp.asarray(energy, float), jnp.asarray(y, float)
@@ -311,17 +377,39 @@ def stages(
 
 
 def conclude(solution: Solution, x: Energies, y: Spectra) -> Solution:
-    """With the maps of all counts."""
+    """With the maps of all counts, and of the composition where there are k-factors."""
     first = next(iter(solution.problem.forward.pixel.parts))
-    return conclude_map(solution, x, y, first=f"{first}.counts")
+    units = {"atomic_percent": "%", "weight_percent": "%"}
+    solution = conclude_map(
+        solution, x, y, units=units, derived=composition, first=f"{first}.counts"
+    )
+    return dataclasses.replace(
+        solution, statements=[*solution.statements, *_of_what(solution.problem.forward.pixel)]
+    )
+
+
+def _of_what(model: SumOf) -> Iterator[str]:
+    """Which elements the composition is of."""
+    there = quantified(model)
+    others = dict.fromkeys(n.partition("_")[0] for n in model.parts if n != "bremsstrahlung")
+    left_out = [symbol for symbol in others if symbol not in there]
+    if there:
+        more = f"; {', '.join(left_out)}, without a k-factor, do not count" if left_out else ""
+        yield (
+            f"Percent are of {', '.join(there)} alone, as in a thin specimen (Cliff and Lorimer), "
+            f"with the errors of counting and not those of the k-factors{more}."
+        )
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
     """Against the truth: the same counts at all pixels, least squares, the fits."""
-    return compare_map(solution, truth, starts(one_pixel(truth)[0], np.asarray(x), np.asarray(y)))
+    guess = starts(one_pixel(truth)[0], np.asarray(x), np.asarray(y))
+    return compare_map(solution, truth, guess, composition)
 
 
 def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:
     """Maps with errors, spectra of some pixels, how the fits ended, the sum of all spectra."""
-    names = [f"{n}.counts" for n in solution.problem.forward.pixel.parts]
+    pixel = solution.problem.forward.pixel
+    names = [f"{symbol}.atomic_percent" for symbol in quantified(pixel)]
+    names += [f"{n}.counts" for n in pixel.parts]
     return map_figures(solution, x, y, names, "counts")

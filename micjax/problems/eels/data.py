@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from micjax.io import read
+from micjax.io import Field, read
 from micjax.problems.eels.setting import ELECTRONVOLTS, Energies, Spectra
 from micjax.problems.shared.spectrum_images import (
     are_counts,
@@ -33,6 +33,7 @@ def load(
     resolution_eV: float = 1.0,
     noise: Literal["auto", "poisson", "scaled"] = "auto",
     low_loss: str | None = None,
+    exposure_ratio: float | None = None,
 ) -> tuple[dict[str, Any], Energies, Spectra]:
     """Spectra `[y, x, channel]`, a line or one of them.
 
@@ -47,6 +48,8 @@ def load(
     - `noise`: `poisson` for counts, `scaled` for values with a gain, which is estimated; `auto`:
         counts if all values are whole numbers not below 0 which scatter as counts do.
     - `low_loss`: a file with the low loss of each pixel, or one for all.
+    - `exposure_ratio`: how long the edges were exposed over how long the low loss was; as the files
+        say it, or 1.
 
     **Raises:** `ValueError` for no edges, other shapes, an axis that is no energy, and counts that
     are none.
@@ -85,9 +88,34 @@ def load(
         if given is None and stated is None:
             log.warning("%s = %g: neither the file nor a setting says it", name, usual)
         options[name] = float(given if given is not None else stated or usual)
+    if low_loss is not None:
+        options["exposure_ratio"] = exposure_ratio or exposure_ratio_of(field, read(low_loss))
+    elif exposure_ratio is not None:
+        raise ValueError(f"exposure_ratio = {exposure_ratio}: there is no low_loss it belongs to")
     if law == "scaled":
         log.info("noise: variance %.4g times the mean, from neighbouring channels", options["gain"])
     return options, jnp.asarray(energy, float), jnp.asarray(y, float)
+
+
+def exposure_ratio_of(edges: Field, low_loss: Field) -> float:
+    """From what the files say of a pixel, 1 where they do not."""
+    times = [_exposure_s(field.metadata) for field in (edges, low_loss)]
+    if None in times:
+        log.warning(
+            "exposure_ratio = 1: the files do not say how long the edges and the low loss were "
+            "exposed; areal densities are proportional to its inverse"
+        )
+        return 1.0
+    return times[0] / times[1]
+
+
+def _exposure_s(metadata: Mapping) -> float | None:
+    tem = "Acquisition_instrument", "TEM"
+    exposure = _stated(metadata, *tem, "Detector", "EELS", "exposure")
+    if exposure is None:
+        dwell = _stated(metadata, *tem, "dwell_time")
+        return None if dwell is None else float(dwell)
+    return float(exposure) * float(_stated(metadata, *tem, "Detector", "EELS", "frame_number") or 1)
 
 
 def _stated(metadata: Mapping, *path: str):

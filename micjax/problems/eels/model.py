@@ -17,12 +17,14 @@ class CoreLoss(eqx.Module):
     """Edges, scattered again as the low loss of the pixel has it, on a background.
 
     - `low_loss`: `[m]`, channels as wide as those of the axis; `[0]` without one.
+    - `exposure_ratio`: how long the edges were exposed over how long the low loss was.
     """
 
     background: eqx.Module
     edges: SumOf
     low_loss: Float[Array, " m"] = parameter(default=())
     zero_channel: int = eqx.field(static=True, default=0)
+    exposure_ratio: Float[Array, ""] = parameter(default=1.0)
 
     def __call__(self, energy_eV: Energies) -> Energies:
         single = self.edges(energy_eV)

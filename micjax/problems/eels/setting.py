@@ -47,6 +47,7 @@ def problem(
     gain: float = 1.0,
     level: float = 3000.0,
     low_loss: str | None = None,
+    exposure_ratio: float = 1.0,
     pixel_nm: float | Sequence[float] | None = None,
 ) -> InverseProblem:
     """Edges and a power law at every pixel.
@@ -63,6 +64,7 @@ def problem(
     - `gain`: units of the data per count.
     - `level`: about the largest value.
     - `low_loss`: a file with the low loss of each pixel, or one for all: plural scattering.
+    - `exposure_ratio`: how long the edges were exposed over how long the low loss was.
     - `pixel_nm`: edge of a pixel, or (dy, dx), if it is known.
 
     **Raises:** `ValueError` for another noise, edges that are not in the table, not on the axis or
@@ -70,6 +72,7 @@ def problem(
     not positive.
     """
     positive(level=level, gain=gain, resolution_eV=resolution_eV, low_eV=low_eV)
+    positive(exposure_ratio=exposure_ratio)
     if not high_eV > low_eV:
         raise ValueError(f"from {low_eV} to {high_eV} eV: no axis")
     if noise not in ("poisson", "scaled"):
@@ -126,7 +129,7 @@ def problem(
     if low_loss is not None:
         cube, zero = low_losses(low_loss, (ny, nx), float(axis[1] - axis[0]))
         known, spectrum = {"forward.low_loss": cube}, cube[0, 0]
-    model = CoreLoss(background, SumOf(parts), spectrum, zero)
+    model = CoreLoss(background, SumOf(parts), spectrum, zero, exposure_ratio)
     law: Any = Poisson(1.0) if noise == "poisson" else HeteroscedasticGaussian(0.0, gain)
     pixel = InverseProblem(model, law, priors)
     return each_pixel(pixel, (ny, nx), pixel_nm, ("energy loss", "eV"), known)

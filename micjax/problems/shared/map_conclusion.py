@@ -67,12 +67,15 @@ def conclude_map(
     *,
     units: Mapping[str, str] | None = None,
     derived: Derived | None = None,
+    more: Callable[[Mapping[str, Quantity]], Mapping[str, Quantity]] | None = None,
     first: str = "",
 ) -> Solution:
     """With the maps of all `quantities`, a table of them, and sentences on how the fits ended.
 
     **Arguments:**
 
+    - `units`, `derived`: as of `quantities`.
+    - `more`: what follows from these by what is known of each pixel.
     - `first`: the quantity that viewers open.
     """
     fit = map_fit(solution)
@@ -84,6 +87,7 @@ def conclude_map(
         for name, q in quantities(solution.problem, fit, units, derived).items()
         if np.isfinite(q.value).any() or not fit.usable().any()  # a line that no pixel has
     }
+    every |= more(every) if more is not None else {}
     axes = map_axes(forward)
     fields = {
         name: Field(q.value, axes, q.unit, name, {"errors": q.sd}) for name, q in every.items()
