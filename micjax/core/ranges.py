@@ -88,6 +88,8 @@ NAMES: dict[str, Range] = {
     "within centres signal_low signal_high": Range(-1e12, 1e12),  # in the unit of the axis
     "gain_error": Range(-0.1, 0.1),
     "gain": Range(TINY, HUGE),  # units of the data per count
+    "fine_structure": _whole(0, 50),
+    "onset_sd_eV": Range(0.0, 100.0),
     "exposure_ratio": Range(1e-9, 1e9),
     "k_factors": Range(1e-6, 1e6),
     "sigma_factor amplitude_factor": Range(1.001, HUGE),

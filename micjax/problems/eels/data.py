@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from micjax.io import Field, read
-from micjax.problems.eels.setting import ELECTRONVOLTS, Energies, Spectra
+from micjax.problems.eels.setting import ELECTRONVOLTS, FINE, Energies, Spectra, onset_sd_of
 from micjax.problems.shared.spectrum_images import (
     are_counts,
     even_axis,
@@ -31,6 +31,8 @@ def load(
     convergence_mrad: float | None = None,
     collection_mrad: float | None = None,
     resolution_eV: float = 1.0,
+    onset_sd_eV: float | None = None,
+    fine_structure: int = FINE,
     noise: Literal["auto", "poisson", "scaled"] = "auto",
     low_loss: str | None = None,
     exposure_ratio: float | None = None,
@@ -45,6 +47,7 @@ def load(
     - `energy_keV`, `convergence_mrad`, `collection_mrad`: those of the file, or 200 keV, 20 and
         30 mrad.
     - `resolution_eV`: full width at half maximum.
+    - `onset_sd_eV`, `fine_structure`: as of `problem`.
     - `noise`: `poisson` for counts, `scaled` for values with a gain, which is estimated; `auto`:
         counts if all values are whole numbers not below 0 which scatter as counts do.
     - `low_loss`: a file with the low loss of each pixel, or one for all.
@@ -74,6 +77,8 @@ def load(
         "high_eV": float(energy[-1]),
         "channels": len(energy),
         "resolution_eV": resolution_eV,
+        "onset_sd_eV": onset_sd_eV,
+        "fine_structure": fine_structure,
         "noise": law,
         "gain": gain_of(y) if law == "scaled" else 1.0,
         "level": float(np.nanpercentile(np.abs(y), 99.9)) or 1.0,
@@ -92,6 +97,9 @@ def load(
         options["exposure_ratio"] = exposure_ratio or exposure_ratio_of(field, read(low_loss))
     elif exposure_ratio is not None:
         raise ValueError(f"exposure_ratio = {exposure_ratio}: there is no low_loss it belongs to")
+    step = float(np.median(np.diff(energy)))
+    if onset_sd_eV is None and onset_sd_of(step) == 0:
+        log.info("channels of %.3g eV: edges are taken to be where the table has them", step)
     if law == "scaled":
         log.info("noise: variance %.4g times the mean, from neighbouring channels", options["gain"])
     return options, jnp.asarray(energy, float), jnp.asarray(y, float)

@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from micjax.core.problem import InverseProblem
-from micjax.core.ranges import positive
+from micjax.core.ranges import not_negative, positive
 from micjax.inference.maps.each import each_pixel
 from micjax.io import read
 from micjax.physics.noise import HeteroscedasticGaussian, Poisson
@@ -29,6 +29,7 @@ ELECTRONVOLTS = {"eV": 1.0, "keV": 1e3}
 WHITE = range(20, 29)  # calcium to nickel: L edges with white lines, into empty d states
 FINE = 8  # Gaussians of the fine structure of the others
 SPACING_EV = 5.0
+ONSET_SD_EV = 3.0  # of an edge about its place in the table, by the bonds and the calibration
 BEFORE_EV = 30.0  # of background that an edge needs
 
 
@@ -43,6 +44,8 @@ def problem(
     convergence_mrad: float = 20.0,
     collection_mrad: float = 30.0,
     resolution_eV: float = 1.0,
+    onset_sd_eV: float | None = None,
+    fine_structure: int = FINE,
     noise: Literal["poisson", "scaled"] = "poisson",
     gain: float = 1.0,
     level: float = 3000.0,
@@ -60,6 +63,9 @@ def problem(
     - `energy_keV`: of the beam.
     - `convergence_mrad`, `collection_mrad`: semiangles of the probe and of the spectrometer.
     - `resolution_eV`: full width at half maximum.
+    - `onset_sd_eV`: how far edges may be from the table, one standard deviation; 0 holds them
+        there. 3 eV, and 0 where a channel is wider than that.
+    - `fine_structure`: so many Gaussians on each edge without white lines; 0 for none.
     - `noise`: `poisson` for counts, or `scaled`: of variance `gain` times the mean.
     - `gain`: units of the data per count.
     - `level`: about the largest value.
@@ -80,6 +86,9 @@ def problem(
     if not edges or len(set(edges)) != len(edges):
         raise ValueError(f"edges {list(edges)}: one or more, each once, are needed")
     axis = np.linspace(low_eV, high_eV, channels)
+    step = float(axis[1] - axis[0])
+    onset_sd = onset_sd_of(step) if onset_sd_eV is None else onset_sd_eV
+    not_negative(onset_sd_eV=onset_sd, fine_structure=fine_structure)
     onsets = {name: onset_of(name) for name in edges}
     for name, onset in onsets.items():
         if not low_eV < onset < high_eV:
@@ -103,14 +112,15 @@ def problem(
         )
         amount = level / float(np.max(np.asarray(sigma)[axis >= onset]))
         of = f"forward.edges.{name}"
-        priors |= {
-            f"{of}.amount": dist.HalfNormal(2.0 * amount),
-            f"{of}.onset_eV": dist.Normal(onset, 3.0),
-        }
+        priors[f"{of}.amount"] = dist.HalfNormal(2.0 * amount)
+        if onset_sd > 0:
+            priors[f"{of}.onset_eV"] = dist.Normal(onset, onset_sd)
         if kind == "K" or atomic_number(symbol) not in WHITE:
-            fine, spacing = np.zeros(FINE), max(SPACING_EV, float(axis[1] - axis[0]))
+            fine, spacing = np.zeros(fine_structure), max(SPACING_EV, step)
             parts[name] = FineEdge(0.1 * amount, onset, fine, resolution_eV, spacing, sigma)
-            priors[f"{of}.fine"] = dist.Normal(0.0, 1.0).expand((FINE,)).to_event(1)
+            if fine_structure:
+                prior = dist.Normal(0.0, 1.0).expand((fine_structure,)).to_event(1)
+                priors[f"{of}.fine"] = prior
             continue
         splitting = edge_energy_eV(symbol, "L2") - onset
         lines = (splitting, 2.0 / 3.0, 3.0, 3.5)
@@ -127,12 +137,17 @@ def problem(
     known: dict[str, Any] = {}
     zero, spectrum = 0, np.zeros(0)
     if low_loss is not None:
-        cube, zero = low_losses(low_loss, (ny, nx), float(axis[1] - axis[0]))
+        cube, zero = low_losses(low_loss, (ny, nx), step)
         known, spectrum = {"forward.low_loss": cube}, cube[0, 0]
     model = CoreLoss(background, SumOf(parts), spectrum, zero, exposure_ratio)
     law: Any = Poisson(1.0) if noise == "poisson" else HeteroscedasticGaussian(0.0, gain)
     pixel = InverseProblem(model, law, priors)
     return each_pixel(pixel, (ny, nx), pixel_nm, ("energy loss", "eV"), known)
+
+
+def onset_sd_of(step_eV: float) -> float:
+    """How well the place of an edge is known; with wider channels it is no question."""
+    return ONSET_SD_EV if step_eV <= ONSET_SD_EV else 0.0
 
 
 def onset_of(name: str) -> float:
