@@ -46,9 +46,13 @@ def map_figures(solution: Solution, x, y, names: Sequence[str], y_label: str) ->
         drawn["How the fits ended"] = lambda: _ended(solution)
     elif max(shape) > 1:
         drawn["Along the line"] = lambda: _line(solution, some)
-    drawn["Spectra"] = lambda: _spectra(solution, x, y, y_label)
-    if max(shape) > 1 and np.ndim(y) == 3 and (np.diff(x) > 0).all():
-        drawn["Mean of all"] = lambda: _mean(solution, x, y, y_label)
+    as_curve = np.ndim(y) == 3 and (np.diff(x) > 0).all()
+    if max(shape) > 1 or not as_curve:
+        drawn["Spectra"] = lambda: _spectra(solution, x, y, y_label)
+    if as_curve:
+        drawn["Mean of all" if max(shape) > 1 else "Spectrum"] = lambda: _mean(
+            solution, x, y, y_label
+        )
     return drawn
 
 
@@ -147,7 +151,7 @@ def _line(solution: Solution, some: dict[str, Quantity]) -> Figure:
 
 
 def _mean(solution: Solution, x, y, y_label: str) -> Figure:
-    """Of the pixels that have a fit: what no single spectrum shows."""
+    """Of the pixels that have a fit: what no single spectrum shows; one spectrum as it is."""
     usable = solution.extra["fit"].usable()
     seen = np.isfinite(y) & usable[..., None]
     count = np.maximum(seen.sum(axis=(0, 1)), 1)
@@ -155,10 +159,13 @@ def _mean(solution: Solution, x, y, y_label: str) -> Figure:
         np.where(seen, a, 0.0).sum(axis=(0, 1)) / count
         for a in (np.asarray(y, float), np.asarray(solution.problem.forward(x), float))
     )
+    alone = usable.size == 1
+    label = y_label if alone else f"{y_label}, mean"
     figure = curve_with_residual(
-        np.asarray(x), data, model, x_label=_axis_label(solution), label=f"{y_label}, mean"
+        np.asarray(x), data, model, x_label=_axis_label(solution), label=label
     )
-    return captioned(figure, "The mean of all spectra, that of their fits, and what is left of it.")
+    what = "The mean of all spectra, that of their fits, and what is left of it."
+    return captioned(figure, "The spectrum, its fit, and what is left of it." if alone else what)
 
 
 def _axis_label(solution: Solution) -> str:

@@ -22,13 +22,12 @@ from micjax.core.ranges import positive
 from micjax.inference.maps.each import each_pixel, one_pixel
 from micjax.inference.maps.stage import fit_each_pixel
 from micjax.inference.solution import Solution
-from micjax.inference.solve import fit
-from micjax.inference.solvers.gauss_newton import FisherScoring
 from micjax.io import read
 from micjax.physics.noise import Poisson
-from micjax.physics.spectra.atomic import atomic_mass_u, families_near, x_ray_lines
+from micjax.physics.spectra.atomic import atomic_mass_u, x_ray_lines
 from micjax.physics.spectra.composed import KnownShape, SumOf
-from micjax.physics.spectra.x_ray import XRaySpectrum, cliff_lorimer, detector_fwhm_keV
+from micjax.physics.spectra.x_ray import XRaySpectrum, cliff_lorimer
+from micjax.problems.edx.calibration import calibration
 from micjax.problems.shared.map_conclusion import compare_map, conclude_map
 from micjax.problems.shared.map_show import map_figures
 from micjax.problems.shared.spectrum_images import (
@@ -45,8 +44,6 @@ Spectra = Float[Array, "ny nx n"]
 
 KILOVOLTS = {"keV": 1.0, "eV": 1e-3}
 LEAST_KEV = 0.1  # the table of lines begins there
-LARGE = 0.01  # of the largest peak
-STRANGE = 10.0  # standard deviations of a peak in the sum of all spectra
 
 
 class Family(KnownShape):
@@ -286,57 +283,6 @@ def load(
     }
     options |= calibration(energy[there], pixels * mean[there], families, beam)
     return options, jnp.asarray(energy, float), jnp.asarray(y, float)
-
-
-def calibration(
-    energy_keV: np.ndarray, total: np.ndarray, families: Sequence[str], beam_keV: float
-) -> dict[str, float]:
-    """Offset, gain, electronic noise of the detector and cutoff of its window, from one spectrum
-    with many counts: within 20 eV and 0.3 %. What it shows that no family explains is told."""
-    counts = max(float(total.sum()), 1.0)
-    spectrum = XRaySpectrum.of(families, beam_keV)
-    start = np.full(len(families) + 1, counts / (len(families) + 1))
-    priors = {
-        "forward.counts": dist.HalfNormal(counts).expand((len(families),)).to_event(1),
-        "forward.background_counts": dist.HalfNormal(counts),
-        "forward.offset_keV": dist.Uniform(-0.02, 0.02),
-        "forward.gain_error": dist.Uniform(-3e-3, 3e-3),
-        "forward.noise_keV": dist.LogNormal(np.log(0.051), 0.5),
-        "forward.cutoff_keV": dist.LogNormal(np.log(0.3), 1.0),
-    }
-    problem = InverseProblem(spectrum, Poisson(1.0), priors).at(
-        {"forward.counts": start[:-1], "forward.background_counts": start[-1]}
-    )
-    x, y = jnp.asarray(energy_keV, float), jnp.asarray(total, float)
-    best = fit(problem, x, y, FisherScoring(), steps=200, chunk=50, tolerance=1e-2).problem
-    names = ("offset_keV", "gain_error", "noise_keV", "cutoff_keV")
-    out = {n: float(getattr(best.forward, n)) for n in names}
-    log.info(
-        "detector: offset %.1f eV, gain %+.3f %%, %.0f eV wide at Mn K alpha (sum of all spectra)",
-        1e3 * out["offset_keV"],
-        100.0 * out["gain_error"],
-        1e3 * float(detector_fwhm_keV(5.895, out["noise_keV"])),
-    )
-    _tell_strangers(energy_keV, total, np.asarray(best.forward(x), float), out["noise_keV"])
-    return out
-
-
-def _tell_strangers(energy_keV, total, predicted, noise_keV: float) -> None:
-    """The largest peak that the families do not explain, and what may be there."""
-    width = np.asarray(detector_fwhm_keV(jnp.asarray(energy_keV), noise_keV))[:, None] / 2.355
-    kernel = np.exp(-0.5 * ((energy_keV - energy_keV[:, None]) / width) ** 2)
-    excess = kernel @ (total - predicted)
-    score = excess / np.sqrt(kernel**2 @ np.maximum(predicted, 1.0))
-    # lines are not quite Gaussian: what is small beside them may be their own
-    i = int(np.argmax(np.where(score > STRANGE, excess, 0.0)))
-    if score[i] > STRANGE and excess[i] > LARGE * np.max(kernel @ total):
-        names = families_near(float(energy_keV[i]), 0.05)[:5]
-        log.warning(
-            "the elements do not explain a peak at %.3f keV (%.0f standard deviations)%s",
-            energy_keV[i],
-            score[i],
-            f": {', '.join(names)} would be there" if names else "",
-        )
 
 
 def _stated(metadata: Mapping, *path: str):
