@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from micjax.io import Field, read
+from micjax.physics.spectra.edges import LineShape
 from micjax.problems.eels.setting import ELECTRONVOLTS, FINE, Energies, Spectra, onset_sd_of
 from micjax.problems.shared.spectrum_images import (
     are_counts,
@@ -33,6 +34,7 @@ def load(
     resolution_eV: float = 1.0,
     onset_sd_eV: float | None = None,
     fine_structure: int = FINE,
+    white_lines: LineShape = "gaussian",
     noise: Literal["auto", "poisson", "scaled"] = "auto",
     low_loss: str | None = None,
     exposure_ratio: float | None = None,
@@ -47,7 +49,7 @@ def load(
     - `energy_keV`, `convergence_mrad`, `collection_mrad`: those of the file, or 200 keV, 20 and
         30 mrad.
     - `resolution_eV`: full width at half maximum.
-    - `onset_sd_eV`, `fine_structure`: as of `problem`.
+    - `onset_sd_eV`, `fine_structure`, `white_lines`: as of `problem`.
     - `noise`: `poisson` for counts, `scaled` for values with a gain, which is estimated; `auto`:
         counts if all values are whole numbers not below 0 which scatter as counts do.
     - `low_loss`: a file with the low loss of each pixel, or one for all.
@@ -79,6 +81,7 @@ def load(
         "resolution_eV": resolution_eV,
         "onset_sd_eV": onset_sd_eV,
         "fine_structure": fine_structure,
+        "white_lines": white_lines,
         "noise": law,
         "gain": gain_of(y) if law == "scaled" else 1.0,
         "level": float(np.nanpercentile(np.abs(y), 99.9)) or 1.0,

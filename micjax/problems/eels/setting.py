@@ -17,7 +17,12 @@ from micjax.physics.noise import HeteroscedasticGaussian, Poisson
 from micjax.physics.spectra.atomic import atomic_number, edge_energies_eV, edge_energy_eV
 from micjax.physics.spectra.backgrounds import PowerLaw
 from micjax.physics.spectra.composed import SumOf
-from micjax.physics.spectra.edges import cross_section_barn_per_eV, effective_semiangle_mrad
+from micjax.physics.spectra.edges import (
+    LINE_SHAPES,
+    LineShape,
+    cross_section_barn_per_eV,
+    effective_semiangle_mrad,
+)
 from micjax.physics.spectra.scales import Priors, spread_over
 from micjax.problems.eels.model import CoreLoss, FineEdge, LEdge
 from micjax.problems.shared.spectrum_images import in_unit, spectrum_image
@@ -46,6 +51,7 @@ def problem(
     resolution_eV: float = 1.0,
     onset_sd_eV: float | None = None,
     fine_structure: int = FINE,
+    white_lines: LineShape = "gaussian",
     noise: Literal["poisson", "scaled"] = "poisson",
     gain: float = 1.0,
     level: float = 3000.0,
@@ -66,6 +72,7 @@ def problem(
     - `onset_sd_eV`: how far edges may be from the table, one standard deviation; 0 holds them
         there. 3 eV, and 0 where a channel is wider than that.
     - `fine_structure`: so many Gaussians on each edge without white lines; 0 for none.
+    - `white_lines`: `gaussian` or `lorentzian`.
     - `noise`: `poisson` for counts, or `scaled`: of variance `gain` times the mean.
     - `gain`: units of the data per count.
     - `level`: about the largest value.
@@ -83,6 +90,10 @@ def problem(
         raise ValueError(f"from {low_eV} to {high_eV} eV: no axis")
     if noise not in ("poisson", "scaled"):
         raise ValueError(f"noise = {noise!r}: one of poisson, scaled is needed")
+    if white_lines not in LINE_SHAPES:
+        raise ValueError(
+            f"white_lines = {white_lines!r}: one of {', '.join(LINE_SHAPES)} is needed"
+        )
     if not edges or len(set(edges)) != len(edges):
         raise ValueError(f"edges {list(edges)}: one or more, each once, are needed")
     axis = np.linspace(low_eV, high_eV, channels)
@@ -124,7 +135,7 @@ def problem(
             continue
         splitting = edge_energy_eV(symbol, "L2") - onset
         lines = (splitting, 2.0 / 3.0, 3.0, 3.5)
-        parts[name] = LEdge(0.1 * amount, 0.2 * level, onset, *lines, sigma)
+        parts[name] = LEdge(0.1 * amount, 0.2 * level, onset, *lines, sigma, white_lines)
         priors |= {
             f"{of}.height": dist.HalfNormal(2.0 * level),
             f"{of}.splitting_eV": dist.LogNormal(np.log(splitting), 0.1),
