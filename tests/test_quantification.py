@@ -139,3 +139,48 @@ def test_k_factors_of_alpha_lines_and_wrong_ones():
     ):
         with pytest.raises(ValueError, match=message):
             edx.problem(1, 1, k_factors=wrong)
+
+
+def test_the_unit_of_an_axis_without_one(tmp_path):
+    y = np.random.default_rng(0).poisson(50.0, (1, 2, 60)).astype(float)
+    bare = saved(tmp_path / "bare.nxs", y, np.arange(480.0, 540.0), "")
+    with pytest.raises(ValueError, match="one of eV, keV is needed; energy_unit says it"):
+        eels.load(bare, edges=["O_K"])
+    _, energy, _ = eels.load(bare, edges="O_K", energy_unit="eV")
+    np.testing.assert_allclose(energy, np.arange(480.0, 540.0))
+    _, energy, _ = edx.load(bare, elements="O", energy_unit="eV")
+    np.testing.assert_allclose(energy, 1e-3 * np.arange(480.0, 540.0), rtol=1e-6)
+    named = saved(tmp_path / "named.nxs", y, np.arange(480.0, 540.0), "eV")
+    for file, unit in ((named, "keV"), (bare, "nm")):
+        with pytest.raises(
+            ValueError, match=f"energy_unit = {unit}: loss is in .*only for an axis"
+        ):
+            eels.load(file, edges=["O_K"], energy_unit=unit)
+
+
+def test_a_peak_of_no_element_does_not_move_the_calibration(caplog):
+    """Copper beside the L lines of hafnium, which would go there."""
+    energy = np.linspace(0.3, 12.0, 586)
+    own = {"offset_keV": 0.005, "gain_error": 1e-3, "noise_keV": 0.055}
+    families = ["Si_K", "Fe_K", "Hf_L", "Cu_K"]
+    axis = {"low_keV": 0.3, "high_keV": 12.0, "channels": len(energy)}
+    truth = edx.problem(1, 1, families=families, counts_per_pixel=4e5, **axis, **own)
+    total = np.random.default_rng(0).poisson(truth.forward(jnp.asarray(energy))[0, 0])
+    with caplog.at_level("INFO", "micjax"):
+        out = edx.calibration(energy, total.astype(float), families[:3], 200.0)
+    assert caplog.text.count("do not explain") == 1 and "Cu_K" in caplog.text
+    assert abs(out["gain_error"] - 1e-3) < 1e-4 and abs(out["offset_keV"] - 0.005) < 1e-3
+    assert abs(out["noise_keV"] - 0.055) < 2e-3
+
+
+def test_edges_on_wide_channels_stay_where_they_are():
+    wide = eels.problem(1, 1, channels=50)
+    assert not any("onset" in n for n in wide.priors)
+    free = eels.problem(1, 1, channels=50, onset_sd_eV=2.0)
+    assert "forward.pixel.edges.O_K.onset_eV" in free.priors
+    plain = eels.problem(1, 1, channels=50, fine_structure=0)
+    assert not any(n.endswith(".fine") for n in plain.priors)
+    energy = jnp.linspace(450.0, 720.0, 50)
+    assert np.isfinite(plain.forward(energy)).all()
+    sharp = eels.problem(1, 1, channels=50, white_lines="lorentzian")
+    assert np.abs(np.asarray(sharp.forward(energy) - wide.forward(energy))).max() > 1.0

@@ -230,7 +230,8 @@ def example(
 def load(
     file,
     channel: str | None = None,
-    elements: Sequence[str] | None = None,
+    elements: str | Sequence[str] | None = None,
+    energy_unit: str | None = None,
     beam_keV: float | None = None,
     low_keV: float | None = None,
     high_keV: float | None = None,
@@ -242,6 +243,7 @@ def load(
 
     - `channel`: which array of the file.
     - `elements`: those of the file if they are not given.
+    - `energy_unit`: `eV` or `keV`, of an axis without a unit.
     - `beam_keV`: that of the file, or 200.
     - `low_keV`, `high_keV`: the part of the spectra that is fitted.
     - `k_factors`: as of `problem`.
@@ -251,7 +253,9 @@ def load(
     """
     field = read(file, channel)
     image = spectrum_image(field)
-    energy = in_unit(image.axis, KILOVOLTS, image.axis.name or "the last axis")
+    energy = in_unit(
+        image.axis, KILOVOLTS, image.axis.name or "the last axis", "energy_unit", energy_unit
+    )
     are_counts(field.name, image.y, stated=True)
     order = np.argsort(energy)
     low = LEAST_KEV if low_keV is None else max(low_keV, LEAST_KEV)
@@ -260,6 +264,7 @@ def load(
         raise ValueError(f"{len(order)} channels from {low} keV on: 10 are needed")
     energy, y = energy[order], image.y[..., order]
     even_axis(energy, image.axis.name or "the axis")
+    elements = [elements] if isinstance(elements, str) else elements
     elements = elements or _stated(field.metadata, "Sample", "elements")
     if not elements:
         raise ValueError(f"{field.name}: the file names no elements: --set elements=[Fe,O]")

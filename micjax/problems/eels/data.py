@@ -25,7 +25,8 @@ log = logging.getLogger("micjax")
 def load(
     file,
     channel: str | None = None,
-    edges: Sequence[str] | None = None,
+    edges: str | Sequence[str] | None = None,
+    energy_unit: str | None = None,
     low_eV: float | None = None,
     high_eV: float | None = None,
     energy_keV: float | None = None,
@@ -45,6 +46,7 @@ def load(
 
     - `channel`: which array of the file.
     - `edges`: `[O_K, Mn_L]`.
+    - `energy_unit`: `eV` or `keV`, of an axis without a unit.
     - `low_eV`, `high_eV`: the part of the spectra that is fitted.
     - `energy_keV`, `convergence_mrad`, `collection_mrad`: those of the file, or 200 keV, 20 and
         30 mrad.
@@ -61,9 +63,12 @@ def load(
     """
     if not edges:
         raise ValueError("which edges? They must be named: --set edges=[O_K,Mn_L]")
+    edges = [edges] if isinstance(edges, str) else edges
     field = read(file, channel)
     image = spectrum_image(field)
-    energy = in_unit(image.axis, ELECTRONVOLTS, image.axis.name or "the last axis")
+    energy = in_unit(
+        image.axis, ELECTRONVOLTS, image.axis.name or "the last axis", "energy_unit", energy_unit
+    )
     order = np.argsort(energy)
     low, high = low_eV or 0.0, high_eV or np.inf
     order = order[(energy[order] >= max(low, 1.0)) & (energy[order] <= high)]
