@@ -232,7 +232,7 @@ def test_broken_off_and_resumed(tmp_path, monkeypatch):
                 "--set",
                 "engine.smooth=[peak_1.centre]",
             ],
-            "engine.smooth need all data together",
+            "need all data at once",
         ),
         (["fit", "peaks", "a.nxs", "--processes", "2", "--on", "dask://x:1"], "one of them"),
         (["fit", "peaks", "a.nxs", "--processes", "0"], "--processes 0"),

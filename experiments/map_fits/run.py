@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from micjax import InverseProblem, Poisson, fit_map, most_likely
+from micjax import InverseProblem, Poisson, fit_map, solve
 from micjax.inference.maps.each import one_pixel
 from micjax.inference.maps.status import STATUS
 from micjax.physics.spectra.backgrounds import Level
@@ -136,26 +136,51 @@ def spectra_with(n: int, counts: float, rng) -> tuple[np.ndarray, np.ndarray, np
     return x, rng.poisson(y).astype(float), count
 
 
+def numbers_of(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many peaks there are by the evidence, of 1 to so many, and how sure that is."""
+    axis = {"signal_low": 0.0, "signal_high": 10.0, "signal_step": 0.1}
+    level = float(np.percentile(y, 99.9))
+    problem = peaks.problem(1, len(y), peaks=list(range(1, most + 1)), level=level, **axis)
+    axis_and_data = jnp.asarray(x), jnp.asarray(y[None])
+    # neighbours have nothing to do with each other here
+    solved = solve(peaks, problem, *axis_and_data, key=jax.random.key(0), neighbours=0)
+    results = solved.results
+    return results["number_of_peaks"].data[0], results["number_probability"].data[0]
+
+
 def how_many(counts: float, n: int, seed: int) -> dict:
     """In how many spectra the evidence picks the true number of peaks, of 1 to 4."""
     x, y, count = spectra_with(n, counts, np.random.default_rng(seed))
-    axis = {"signal_low": 0.0, "signal_high": 10.0, "signal_step": 0.1}
-    fits = []
-    for k in range(1, 5):
-        level = float(np.percentile(y, 99.9))
-        pixel, _ = one_pixel(peaks.problem(1, 1, peaks=k, level=level, **axis))
-        heights = [name for name in pixel.priors if name.endswith("height")]
-        starts = peaks.starts(pixel, x, y)
-        fits.append(fit_map(pixel, x, y, starts=starts, linear=heights, covariance=True))
-    best, probability = most_likely(fits, [1, 2, 6, 24])
-    right, sure = best + 1 == count, probability > 0.9
+    number, probability = numbers_of(x, y, 4)
+    right, sure = number == count, probability > 0.9
     return {
         "shape": "1 to 3 Gaussians",
         "counts": counts,
         "spectra": n,
         "right": round(float(right.mean()), 3),
+        "one too many": round(float((number > count).mean()), 3),
+        "one too few": round(float((number < count).mean()), 3),
         "sure": round(float(sure.mean()), 3),
         "right where it is sure": round(float(right[sure].mean()), 3),
+    }
+
+
+def two(counts: float, separation: float, n: int, seed: int) -> dict:
+    """In how many spectra two Gaussians so many widths apart are told to be two, of 1 to 3."""
+    rng = np.random.default_rng(seed)
+    x = np.linspace(0.0, 10.0, 100)
+    first = 5.0 - separation / 2.0 + rng.uniform(-0.3, 0.3, (n, 1))
+    y = 0.05 + np.exp(-4.0 * np.log(2.0) * (x - first) ** 2)
+    y += 0.7 * np.exp(-4.0 * np.log(2.0) * (x - first - separation) ** 2)
+    y *= counts / y.sum(axis=1, keepdims=True)
+    number, probability = numbers_of(x, rng.poisson(y).astype(float), 3)
+    return {
+        "shape": "two Gaussians, 1 : 0.7",
+        "separation over fwhm": separation,
+        "counts": counts,
+        "spectra": n,
+        "right": round(float((number == 2).mean()), 3),
+        "wrong and sure": round(float(((number != 2) & (probability > 0.9)).mean()), 3),
     }
 
 
@@ -168,8 +193,11 @@ def main() -> None:
         for counts in (1e5, 1e3, 1e2):
             print(json.dumps(coverage(shape, counts, asked.spectra, asked.seed)), flush=True)
     print(json.dumps(bound(asked.spectra, asked.seed)), flush=True)
-    for counts in (500.0, 3e3, 3e4):
+    for counts in (1e5, 1e3, 1e2):
         print(json.dumps(how_many(counts, asked.spectra // 4, asked.seed)), flush=True)
+    for counts in (1e5, 1e3, 1e2):
+        for apart in (0.5, 0.75, 1.0, 1.5, 2.0):
+            print(json.dumps(two(counts, apart, asked.spectra // 4, asked.seed)), flush=True)
 
 
 if __name__ == "__main__":

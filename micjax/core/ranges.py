@@ -83,11 +83,15 @@ NAMES: dict[str, Range] = {
     "counts_per_pixel": Range(1e-3, 1e12),
     "signal_start signal_min signal_max": Range(-1e12, 1e12),  # in the unit of the axis
     "signal_step": Range(TINY, HUGE),  # in the unit of the axis
-    "peaks": _whole(1, 20),
+    "peaks": _whole(0, 20),  # 0 is one of several to choose from
     "neighbours": _whole(0, 1000),
     "within centres signal_low signal_high": Range(-1e12, 1e12),  # in the unit of the axis
     "gain_error": Range(-0.1, 0.1),
     "gain": Range(TINY, HUGE),  # units of the data per count
+    "fine_structure": _whole(0, 50),
+    "onset_sd_eV": Range(0.0, 100.0),
+    "exposure_ratio": Range(1e-9, 1e9),
+    "k_factors": Range(1e-6, 1e6),
     "sigma_factor amplitude_factor": Range(1.001, HUGE),
     "counts": Range(1e-3, 1e12),
     "patches grains": _whole(1, 1_000_000),

@@ -84,7 +84,7 @@ def fit_each_pixel(
             told = {f"{TOGETHER} {how} {name}": np.array(1) for name, how in which.items()}
             yield fits.state() | fit.rows() | told
 
-    return Search(work, _with_fits, "map", goes_on=True)
+    return Search(work, _with_fits, "map", goes_on=True, by_rows=not smooth and not shared)
 
 
 def map_fit(solution: Solution) -> MapFit | None:

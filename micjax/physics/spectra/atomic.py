@@ -56,6 +56,16 @@ def atomic_number(symbol: str) -> int:
 
 
 @functools.cache
+def atomic_mass_u(symbol: str) -> float:
+    """The standard atomic weight (Prohaska et al. 2022).
+
+    **Raises:** `ValueError` for an element that is not in the table of edges.
+    """
+    Z = atomic_number(symbol)
+    return next(float(row[1]) for row in _rows("masses") if int(row[0]) == Z)
+
+
+@functools.cache
 def x_ray_lines(symbol: str) -> tuple[XRayLine, ...]:
     """The K, L and M lines of an element from 0.1 to 40 keV, in the order of their energies.
 

@@ -11,6 +11,7 @@ and what a fit moves is the step that it is multiplied with.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -27,6 +28,9 @@ from micjax.physics.spectra.scales import Priors, scales, spread_over
 Energies = Float[Array, " n"]
 Number = Float[Array, ""] | float
 
+LineShape = Literal["lorentzian", "gaussian"]
+
+LINE_SHAPES = {"lorentzian": (lorentzian, arctan_step), "gaussian": (gaussian, erf_step)}
 RYDBERG_EV = 13.605693
 REST_EV = 510998.95  # m c^2 of the electron
 BARN = 4.0 * np.pi * 0.529177211e-10**2 * 1e28  # 4 pi a0^2
@@ -222,9 +226,12 @@ def white_lines(
     branching_ratio: Number,
     fwhm_eV: Number,
     fwhm_l2_eV: Number,
-    step: Number,
+    step: Number | Energies,
+    shape: LineShape = "lorentzian",
 ) -> Energies:
-    """L3 and L2 of a transition metal: two Lorentzians on two arctan steps of 2 : 1.
+    """L3 and L2 of a transition metal: two lines on two steps of 2 : 1; Lorentzians on arctan steps
+    where the lifetime of the hole decides, Gaussians on error functions where resolution and
+    multiplets do.
 
     `height` is the sum of both lines' heights, `branching_ratio` the share of L3 in the two areas
     (2/3 by statistics), `step` the height of the continuum behind both (Leapman, Grunes & Fejes
@@ -234,10 +241,11 @@ def white_lines(
     l3_height = branching_ratio / fwhm_eV
     l2_height = (1.0 - branching_ratio) / fwhm_l2_eV
     scale = height / (l3_height + l2_height)
-    lines = lorentzian(energy_eV, l3_height * scale, onset_eV, fwhm_eV)
-    lines += lorentzian(energy_eV, l2_height * scale, l2_eV, fwhm_l2_eV)
-    steps = arctan_step(energy_eV, 2.0 / 3.0 * step, onset_eV, fwhm_eV)
-    return lines + steps + arctan_step(energy_eV, step / 3.0, l2_eV, fwhm_l2_eV)
+    line, rise = LINE_SHAPES[shape]
+    lines = line(energy_eV, l3_height * scale, onset_eV, fwhm_eV)
+    lines += line(energy_eV, l2_height * scale, l2_eV, fwhm_l2_eV)
+    steps = rise(energy_eV, 2.0 / 3.0 * step, onset_eV, fwhm_eV)
+    return lines + steps + rise(energy_eV, step / 3.0, l2_eV, fwhm_l2_eV)
 
 
 class IonisationEdge(eqx.Module):

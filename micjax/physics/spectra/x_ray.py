@@ -82,6 +82,18 @@ def kramers(energy_keV: Energies, level: Number, beam_keV: Number, cutoff_keV: N
     return photons * window_transmission(energy_keV, cutoff_keV)
 
 
+def cliff_lorimer(counts: Float[Array, "elements ..."], k_factors: Float[Array, " elements"]):
+    """Weight fractions of a thin specimen, c_i = k_i I_i / sum_j k_j I_j: neither absorption nor
+    fluorescence within it (Cliff & Lorimer 1975, J. Microsc. 103, 203).
+
+    **Arguments:**
+
+    - `k_factors`: of each element for the lines of its counts; of a common factor nothing depends.
+    """
+    weights = k_factors.reshape(-1, *[1] * (counts.ndim - 1)) * counts
+    return weights / jnp.sum(weights, axis=0)
+
+
 class XRayFamily(eqx.Module):
     """The lines of one family of an element, their shares known and their sum `area`.
 

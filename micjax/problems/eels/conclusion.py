@@ -10,6 +10,14 @@ from micjax.core.problem import InverseProblem
 from micjax.inference.maps.each import one_pixel
 from micjax.inference.solution import Solution
 from micjax.problems.eels.model import CoreLoss, LEdge
+from micjax.problems.eels.quantification import (
+    DENSITY,
+    PERCENT,
+    areal_densities,
+    atomic_percent,
+    statements,
+    too_many,
+)
 from micjax.problems.eels.stages import starts
 from micjax.problems.eels.thickness import thickness
 from micjax.problems.shared.map_conclusion import compare_map, conclude_map
@@ -17,7 +25,7 @@ from micjax.problems.shared.map_show import map_figures
 
 
 def told(model: CoreLoss) -> dict[str, Array]:
-    """The ratio of white lines, and the atoms of each edge over those of the first."""
+    """The ratio of white lines, the atoms of each edge over those of the first, atomic percent."""
     edges, out = model.edges.parts, {}
     first, *others = edges
     for name in others:
@@ -25,13 +33,23 @@ def told(model: CoreLoss) -> dict[str, Array]:
     for name, edge in edges.items():
         if isinstance(edge, LEdge):
             out[f"{name}.l3_to_l2"] = edge.l3_to_l2()
-    return out
+    return out | atomic_percent(model)
 
 
 def conclude(solution: Solution, x, y) -> Solution:
-    """With the maps of all parameters, ratios of white lines and of atoms, the thickness."""
+    """With the maps of all parameters, ratios of white lines, composition, areal densities, the
+    thickness."""
     edges = list(solution.problem.forward.pixel.edges.parts)
-    solution = conclude_map(solution, derived=told, first=f"edges.{edges[0]}.amount")
+    solution = conclude_map(
+        solution,
+        units={PERCENT: "%"},
+        derived=told,
+        more=lambda every: areal_densities(solution.problem, x, every),
+        first=f"edges.{edges[0]}.amount",
+    )
+    if "quantities" in solution.extra:
+        more = [*statements(edges, solution.extra["quantities"])]
+        solution = dataclasses.replace(solution, statements=[*solution.statements, *more])
     thick = thickness(solution.problem, x)
     if thick is None or not solution.results:
         return solution
@@ -43,6 +61,7 @@ def conclude(solution: Solution, x, y) -> Solution:
             *solution.statements,
             f"The low loss says {middle:.3g} mean free paths at the median, {low:.3g} to "
             f"{high:.3g} in nine of ten pixels.",
+            *too_many(edges, solution.extra["quantities"], thick),
         ],
     )
 
@@ -56,7 +75,11 @@ def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, A
 def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:
     """Maps with errors, spectra of some pixels, how the fits ended."""
     edges = solution.problem.forward.pixel.edges.parts
-    names = [f"edges.{n}.amount" for n in edges]
-    names += list(told(one_pixel(solution.problem)[0].forward))
+    names = [f"{n}.{DENSITY}" for n in edges]
+    if not any(n in solution.extra.get("quantities", {}) for n in names):
+        names = [f"edges.{n}.amount" for n in edges]
+    names += [
+        n for n in told(one_pixel(solution.problem)[0].forward) if not n.endswith("atom_ratio")
+    ]
     names += [f"edges.{n}.onset_eV" for n in edges]
     return map_figures(solution, x, y, names, "signal")

@@ -6,8 +6,8 @@ from jaxtyping import Array, Float
 
 from micjax.core.problem import parameter
 from micjax.physics.spectra.composed import SumOf
-from micjax.physics.spectra.edges import white_lines
-from micjax.physics.spectra.line_shapes import arctan_step, erf_step, gaussian
+from micjax.physics.spectra.edges import LineShape, white_lines
+from micjax.physics.spectra.line_shapes import erf_step, gaussian
 from micjax.physics.spectra.plural import with_low_loss
 
 Energies = Float[Array, " n"]
@@ -17,12 +17,14 @@ class CoreLoss(eqx.Module):
     """Edges, scattered again as the low loss of the pixel has it, on a background.
 
     - `low_loss`: `[m]`, channels as wide as those of the axis; `[0]` without one.
+    - `exposure_ratio`: how long the edges were exposed over how long the low loss was.
     """
 
     background: eqx.Module
     edges: SumOf
     low_loss: Float[Array, " m"] = parameter(default=())
     zero_channel: int = eqx.field(static=True, default=0)
+    exposure_ratio: Float[Array, ""] = parameter(default=1.0)
 
     def __call__(self, energy_eV: Energies) -> Energies:
         single = self.edges(energy_eV)
@@ -59,6 +61,7 @@ class LEdge(eqx.Module):
     """White lines of a transition metal on a hydrogenic continuum that begins with them.
 
     - `amount`: of the continuum, y per barn/eV; `height`: of both lines together, in units of y.
+    - `shape`: of the lines; the steps of the continuum are theirs.
     - the others: as of `micjax.physics.spectra.edges.white_lines`.
     """
 
@@ -70,9 +73,11 @@ class LEdge(eqx.Module):
     fwhm_eV: Float[Array, ""] = parameter()
     fwhm_l2_eV: Float[Array, ""] = parameter()
     cross_section_barn_per_eV: Float[Array, " n"] = parameter()
+    shape: LineShape = eqx.field(static=True, default="gaussian")
 
     def __call__(self, energy_eV: Energies) -> Energies:
-        lines = white_lines(
+        continuum = self.amount * self.cross_section_barn_per_eV
+        return white_lines(
             energy_eV,
             self.height,
             self.onset_eV,
@@ -80,12 +85,9 @@ class LEdge(eqx.Module):
             self.branching_ratio,
             self.fwhm_eV,
             self.fwhm_l2_eV,
-            jnp.zeros_like(self.height),
+            continuum,
+            self.shape,
         )
-        l2_eV = self.onset_eV + self.splitting_eV
-        step = arctan_step(energy_eV, 2.0 / 3.0, self.onset_eV, self.fwhm_eV)
-        step += arctan_step(energy_eV, 1.0 / 3.0, l2_eV, self.fwhm_l2_eV)
-        return lines + self.amount * self.cross_section_barn_per_eV * step
 
     def l3_to_l2(self) -> Float[Array, ""]:
         """The ratio of the areas of the lines, which tells the valence of Mn, Fe, Co."""

@@ -10,14 +10,19 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from micjax.core.problem import InverseProblem
-from micjax.core.ranges import positive
+from micjax.core.ranges import not_negative, positive
 from micjax.inference.maps.each import each_pixel
 from micjax.io import read
 from micjax.physics.noise import HeteroscedasticGaussian, Poisson
 from micjax.physics.spectra.atomic import atomic_number, edge_energies_eV, edge_energy_eV
 from micjax.physics.spectra.backgrounds import PowerLaw
 from micjax.physics.spectra.composed import SumOf
-from micjax.physics.spectra.edges import cross_section_barn_per_eV, effective_semiangle_mrad
+from micjax.physics.spectra.edges import (
+    LINE_SHAPES,
+    LineShape,
+    cross_section_barn_per_eV,
+    effective_semiangle_mrad,
+)
 from micjax.physics.spectra.scales import Priors, spread_over
 from micjax.problems.eels.model import CoreLoss, FineEdge, LEdge
 from micjax.problems.shared.spectrum_images import in_unit, spectrum_image
@@ -29,6 +34,7 @@ ELECTRONVOLTS = {"eV": 1.0, "keV": 1e3}
 WHITE = range(20, 29)  # calcium to nickel: L edges with white lines, into empty d states
 FINE = 8  # Gaussians of the fine structure of the others
 SPACING_EV = 5.0
+ONSET_SD_EV = 3.0  # of an edge about its place in the table, by the bonds and the calibration
 BEFORE_EV = 30.0  # of background that an edge needs
 
 
@@ -43,10 +49,14 @@ def problem(
     convergence_mrad: float = 20.0,
     collection_mrad: float = 30.0,
     resolution_eV: float = 1.0,
+    onset_sd_eV: float | None = None,
+    fine_structure: int = FINE,
+    white_lines: LineShape = "gaussian",
     noise: Literal["poisson", "scaled"] = "poisson",
     gain: float = 1.0,
     level: float = 3000.0,
     low_loss: str | None = None,
+    exposure_ratio: float = 1.0,
     pixel_nm: float | Sequence[float] | None = None,
 ) -> InverseProblem:
     """Edges and a power law at every pixel.
@@ -59,10 +69,15 @@ def problem(
     - `energy_keV`: of the beam.
     - `convergence_mrad`, `collection_mrad`: semiangles of the probe and of the spectrometer.
     - `resolution_eV`: full width at half maximum.
+    - `onset_sd_eV`: how far edges may be from the table, one standard deviation; 0 holds them
+        there. 3 eV, and 0 where a channel is wider than that.
+    - `fine_structure`: so many Gaussians on each edge without white lines; 0 for none.
+    - `white_lines`: `gaussian` or `lorentzian`.
     - `noise`: `poisson` for counts, or `scaled`: of variance `gain` times the mean.
     - `gain`: units of the data per count.
     - `level`: about the largest value.
     - `low_loss`: a file with the low loss of each pixel, or one for all: plural scattering.
+    - `exposure_ratio`: how long the edges were exposed over how long the low loss was.
     - `pixel_nm`: edge of a pixel, or (dy, dx), if it is known.
 
     **Raises:** `ValueError` for another noise, edges that are not in the table, not on the axis or
@@ -70,13 +85,21 @@ def problem(
     not positive.
     """
     positive(level=level, gain=gain, resolution_eV=resolution_eV, low_eV=low_eV)
+    positive(exposure_ratio=exposure_ratio)
     if not high_eV > low_eV:
         raise ValueError(f"from {low_eV} to {high_eV} eV: no axis")
     if noise not in ("poisson", "scaled"):
         raise ValueError(f"noise = {noise!r}: one of poisson, scaled is needed")
+    if white_lines not in LINE_SHAPES:
+        raise ValueError(
+            f"white_lines = {white_lines!r}: one of {', '.join(LINE_SHAPES)} is needed"
+        )
     if not edges or len(set(edges)) != len(edges):
         raise ValueError(f"edges {list(edges)}: one or more, each once, are needed")
     axis = np.linspace(low_eV, high_eV, channels)
+    step = float(axis[1] - axis[0])
+    onset_sd = onset_sd_of(step) if onset_sd_eV is None else onset_sd_eV
+    not_negative(onset_sd_eV=onset_sd, fine_structure=fine_structure)
     onsets = {name: onset_of(name) for name in edges}
     for name, onset in onsets.items():
         if not low_eV < onset < high_eV:
@@ -100,18 +123,19 @@ def problem(
         )
         amount = level / float(np.max(np.asarray(sigma)[axis >= onset]))
         of = f"forward.edges.{name}"
-        priors |= {
-            f"{of}.amount": dist.HalfNormal(2.0 * amount),
-            f"{of}.onset_eV": dist.Normal(onset, 3.0),
-        }
+        priors[f"{of}.amount"] = dist.HalfNormal(2.0 * amount)
+        if onset_sd > 0:
+            priors[f"{of}.onset_eV"] = dist.Normal(onset, onset_sd)
         if kind == "K" or atomic_number(symbol) not in WHITE:
-            fine, spacing = np.zeros(FINE), max(SPACING_EV, float(axis[1] - axis[0]))
+            fine, spacing = np.zeros(fine_structure), max(SPACING_EV, step)
             parts[name] = FineEdge(0.1 * amount, onset, fine, resolution_eV, spacing, sigma)
-            priors[f"{of}.fine"] = dist.Normal(0.0, 1.0).expand((FINE,)).to_event(1)
+            if fine_structure:
+                prior = dist.Normal(0.0, 1.0).expand((fine_structure,)).to_event(1)
+                priors[f"{of}.fine"] = prior
             continue
         splitting = edge_energy_eV(symbol, "L2") - onset
         lines = (splitting, 2.0 / 3.0, 3.0, 3.5)
-        parts[name] = LEdge(0.1 * amount, 0.2 * level, onset, *lines, sigma)
+        parts[name] = LEdge(0.1 * amount, 0.2 * level, onset, *lines, sigma, white_lines)
         priors |= {
             f"{of}.height": dist.HalfNormal(2.0 * level),
             f"{of}.splitting_eV": dist.LogNormal(np.log(splitting), 0.1),
@@ -124,12 +148,17 @@ def problem(
     known: dict[str, Any] = {}
     zero, spectrum = 0, np.zeros(0)
     if low_loss is not None:
-        cube, zero = low_losses(low_loss, (ny, nx), float(axis[1] - axis[0]))
+        cube, zero = low_losses(low_loss, (ny, nx), step)
         known, spectrum = {"forward.low_loss": cube}, cube[0, 0]
-    model = CoreLoss(background, SumOf(parts), spectrum, zero)
+    model = CoreLoss(background, SumOf(parts), spectrum, zero, exposure_ratio)
     law: Any = Poisson(1.0) if noise == "poisson" else HeteroscedasticGaussian(0.0, gain)
     pixel = InverseProblem(model, law, priors)
     return each_pixel(pixel, (ny, nx), pixel_nm, ("energy loss", "eV"), known)
+
+
+def onset_sd_of(step_eV: float) -> float:
+    """How well the place of an edge is known; with wider channels it is no question."""
+    return ONSET_SD_EV if step_eV <= ONSET_SD_EV else 0.0
 
 
 def onset_of(name: str) -> float:

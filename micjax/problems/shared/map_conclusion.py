@@ -65,24 +65,32 @@ def conclude_map(
     *,
     units: Mapping[str, str] | None = None,
     derived: Derived | None = None,
+    more: Callable[[Mapping[str, Quantity]], Mapping[str, Quantity]] | None = None,
     first: str = "",
 ) -> Solution:
     """With the maps of all `quantities`, a table of them, and sentences on how the fits ended.
 
     **Arguments:**
 
+    - `units`, `derived`: as of `quantities`.
+    - `more`: what follows from these by what is known of each pixel.
     - `first`: the quantity that viewers open.
     """
     fit = map_fit(solution)
     if fit is None:
         return solution
     forward: EachPixel = solution.problem.forward
-    every = quantities(solution.problem, fit, units, derived)
+    every = {
+        name: q
+        for name, q in quantities(solution.problem, fit, units, derived).items()
+        if np.isfinite(q.value).any() or not fit.usable().any()  # a line that no pixel has
+    }
+    every |= more(every) if more is not None else {}
     axes = map_axes(forward)
     fields = {
         name: Field(q.value, axes, q.unit, name, {"errors": q.sd}) for name, q in every.items()
     }
-    if first:
+    if first in fields:
         fields = {first: fields[first]} | fields
     counted = isinstance(one_pixel(solution.problem)[0].noise, Poisson)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -205,7 +213,7 @@ def compare_map(
         full = name if name in true else f"forward.{name}"
         if full not in true:
             continue
-        usable = fit.usable()
+        usable = fit.usable() & np.isfinite(q.value)
         off = (q.value - true[full])[usable]
         row: dict[str, Any] = {
             "quantity": f"{name} ({q.unit})" if q.unit else name,

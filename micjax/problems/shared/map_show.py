@@ -51,9 +51,13 @@ def map_figures(solution: Solution, x, y, names: Sequence[str], y_label: str) ->
         drawn["How the fits ended"] = lambda: _ended(solution)
     elif max(shape) > 1:
         drawn["Along the line"] = lambda: _line(solution, some)
-    drawn["Spectra"] = lambda: _spectra(solution, x, y, y_label)
-    if max(shape) > 1 and np.ndim(y) == 3 and (np.diff(x) > 0).all():
-        drawn["Mean of all"] = lambda: _mean(solution, x, y, y_label)
+    as_curve = np.ndim(y) == 3 and (np.diff(x) > 0).all()
+    if max(shape) > 1 or not as_curve:
+        drawn["Spectra"] = lambda: _spectra(solution, x, y, y_label)
+    if as_curve:
+        drawn["Mean of all" if max(shape) > 1 else "Spectrum"] = lambda: _mean(
+            solution, x, y, y_label
+        )
     return drawn
 
 
@@ -152,7 +156,7 @@ def _line(solution: Solution, some: dict[str, Quantity]) -> Figure:
 
 
 def _mean(solution: Solution, x, y, y_label: str) -> Figure:
-    """Of the pixels that have a fit: what no single spectrum shows."""
+    """Of the pixels that have a fit: what no single spectrum shows; one spectrum as it is."""
     usable = solution.extra["fit"].usable()
     rows = max(MEAN_NUMBERS // math.prod(y.shape[1:]), 1)  # at a time
     parts = -(-len(usable) // rows)
@@ -164,15 +168,18 @@ def _mean(solution: Solution, x, y, y_label: str) -> Figure:
         for total, array in zip(sums, (data, model, seen), strict=True):
             total += np.where(seen, array, 0.0).sum(axis=(0, 1))
     data, model = sums[:2] / np.maximum(sums[2], 1)
+    alone = usable.size == 1
+    label = y_label if alone else f"{y_label}, mean"
     figure = curve_with_residual(
-        np.asarray(x), data, model, x_label=_axis_label(solution), label=f"{y_label}, mean"
+        np.asarray(x), data, model, x_label=_axis_label(solution), label=label
     )
     of = (
         "all spectra"
         if len(shown) == parts
         else f"a share of {len(shown) / parts:.2g} of all spectra"
     )
-    return captioned(figure, f"The mean of {of}, that of their fits, and what is left of it.")
+    what = f"The mean of {of}, that of their fits, and what is left of it."
+    return captioned(figure, "The spectrum, its fit, and what is left of it." if alone else what)
 
 
 def _some(solution: Solution, x, y, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:

@@ -87,14 +87,31 @@ def channels_between(
     return inside
 
 
-def in_unit(axis: FieldAxis, units: dict[str, float], what: str) -> Float[np.ndarray, " n"]:
+def in_unit(
+    axis: FieldAxis, units: dict[str, float], what: str, setting: str = "", given: str | None = None
+) -> Float[np.ndarray, " n"]:
     """The axis in the unit that has the factor 1.
 
-    **Raises:** `ValueError` for a unit that is none of them, and for values that are not finite.
+    **Arguments:**
+
+    - `setting`, `given`: the name of the setting that says the unit of an axis without one, and
+        what it says.
+
+    **Raises:** `ValueError` for a unit that is none of them, another one `given` than the axis has,
+    and for values that are not finite.
     """
-    unit = axis.unit.strip()
+    own = axis.unit.strip()
+    unit = own or given or ""
+    if given is not None and (given not in units or unit != given):
+        raise ValueError(
+            f"{setting} = {given}: {what} is in {own or 'no unit'}; one of {', '.join(units)}, "
+            "and only for an axis without a unit"
+        )
     if unit not in units:
-        raise ValueError(f"{what} in {unit or 'no unit'}: one of {', '.join(units)} is needed")
+        hint = f"; {setting} says it of an axis without one" if setting and not own else ""
+        raise ValueError(
+            f"{what} in {unit or 'no unit'}: one of {', '.join(units)} is needed{hint}"
+        )
     values = np.asarray(axis.values, float) * units[unit]
     if not np.isfinite(values).all():
         raise ValueError(f"{what}: {np.sum(~np.isfinite(values))} values are not finite")
@@ -154,7 +171,7 @@ def are_counts(name: str, y: Float[np.ndarray, "*map n"], stated: bool = False) 
     if stated and not whole:
         raise ValueError(
             f"{name}: values from {values.min():.6g} to {values.max():.6g}, which are no counts: "
-            "whole numbers not below zero are needed for noise = poisson"
+            "whole numbers not below zero are needed for a Poisson law"
         )
     if stated or not whole or float(np.median(values)) < MANY:
         return whole

@@ -35,7 +35,6 @@ log = logging.getLogger("micjax")
 
 SAMPLE = 1 << 24  # numbers: what priors and the like are made of, all of a smaller map
 SHARE = 0.1  # of the memory: of data that are not read row by row several copies are needed
-TOGETHER = ("smooth", "shared")  # engine settings by which pixels have to do with each other
 
 
 class LoadedRows:
@@ -131,11 +130,13 @@ def solve(
     **Raises:** `ValueError` for a problem that is not solved pixel by pixel.
     """
     stages = stages_of(module)(problem, x, y, **engine)
-    together = [n for n in TOGETHER if engine.get(n)]
     [search, *others] = stages
-    if together or others or not isinstance(search, Search) or not search.goes_on:
-        what = listed([f"engine.{n}" for n in together]) if together else "its stages"
-        raise ValueError(f"streamed: {what} need all data together, which are read row by row")
+    if others or not isinstance(search, Search) or not search.by_rows:
+        raise ValueError(
+            "streamed: pixels that have to do with each other (engine.smooth, engine.shared), a "
+            "number of peaks that is chosen, and other stages need all data at once; "
+            "streamed: false reads them so"
+        )
     of = digest((x, problem, key), f"{y.rows.path} {y.rows.channel}")
     state = Snapshot([Candidate({"map": jnp.zeros(1)})])  # its values are in its arrays
     if resume:

@@ -7,8 +7,9 @@ and resolution of the detector are those of the whole map: they are fitted to th
 when a file is read.
 """
 
+import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,18 +17,17 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from micjax.core.problem import InverseProblem
+from micjax.core.problem import InverseProblem, parameter
 from micjax.core.ranges import positive
 from micjax.inference.maps.each import each_pixel, one_pixel
 from micjax.inference.maps.stage import fit_each_pixel
 from micjax.inference.solution import Solution
-from micjax.inference.solve import fit
-from micjax.inference.solvers.gauss_newton import FisherScoring
 from micjax.io import read
 from micjax.physics.noise import Poisson
-from micjax.physics.spectra.atomic import families_near, x_ray_lines
+from micjax.physics.spectra.atomic import atomic_mass_u, x_ray_lines
 from micjax.physics.spectra.composed import KnownShape, SumOf
-from micjax.physics.spectra.x_ray import XRaySpectrum, detector_fwhm_keV
+from micjax.physics.spectra.x_ray import XRaySpectrum, cliff_lorimer
+from micjax.problems.edx.calibration import calibration
 from micjax.problems.shared.map_conclusion import compare_map, conclude_map
 from micjax.problems.shared.map_show import map_figures
 from micjax.problems.shared.spectrum_images import (
@@ -44,8 +44,15 @@ Spectra = Float[Array, "ny nx n"]
 
 KILOVOLTS = {"keV": 1.0, "eV": 1e-3}
 LEAST_KEV = 0.1  # the table of lines begins there
-LARGE = 0.01  # of the largest peak
-STRANGE = 10.0  # standard deviations of a peak in the sum of all spectra
+
+
+class Family(KnownShape):
+    """Counts of a family of lines, or of bremsstrahlung, of a known shape.
+
+    - `k_factor`: weight of its element per count, over that of another; 0 where it is not known.
+    """
+
+    k_factor: Float[Array, ""] = parameter(default=0.0)
 
 
 def problem(
@@ -61,6 +68,7 @@ def problem(
     noise_keV: float = 0.051,
     cutoff_keV: float = 0.3,
     counts_per_pixel: float = 300.0,
+    k_factors: Mapping[str, float] | None = None,
     pixel_nm: float | Sequence[float] | None = None,
 ) -> InverseProblem:
     """Counts of each family and of bremsstrahlung at every pixel.
@@ -75,10 +83,13 @@ def problem(
     - `noise_keV`: full width at half maximum of the electronics.
     - `cutoff_keV`: of the window of the detector.
     - `counts_per_pixel`: about.
+    - `k_factors`: Cliff-Lorimer factors of two elements or more, for weight and atomic percent:
+        `{Fe_Ka: 1.21, O_Ka: 1.9}`, of alpha lines or, as `Fe_K`, of all lines of a family.
     - `pixel_nm`: edge of a pixel, or (dy, dx), if it is known.
 
     **Raises:** `ValueError` for families that are not in the table or not on the axis, one that is
-    named twice, and numbers that are not positive.
+    named twice, k-factors of other families or twice of an element, and numbers that are not
+    positive.
     """
     positive(counts_per_pixel=counts_per_pixel, noise_keV=noise_keV, low_keV=low_keV)
     if not high_keV > low_keV:
@@ -99,10 +110,59 @@ def problem(
     names = [*families, "bremsstrahlung"]
     some = counts_per_pixel / len(names)
     shapes = np.asarray(detector.shapes(energy))
-    model = SumOf({n: KnownShape(some, s) for n, s in zip(names, shapes, strict=True)})
+    factors = _k_factors(k_factors or {}, families)
+    model = SumOf(
+        {n: Family(some, s, factors.get(n, 0.0)) for n, s in zip(names, shapes, strict=True)}
+    )
     prior = dist.HalfNormal(3.0 * counts_per_pixel)
     pixel = InverseProblem(model, Poisson(1.0), {f"forward.{n}.counts": prior for n in names})
     return each_pixel(pixel, (ny, nx), pixel_nm, ("energy", "keV"))
+
+
+def _k_factors(given: Mapping[str, float], families: Sequence[str]) -> dict[str, float]:
+    """By family, for all of its lines.
+
+    **Raises:** `ValueError`, see `problem`.
+    """
+    out: dict[str, float] = {}
+    for name, k in given.items():
+        family = name.removesuffix("a") if name.endswith(("_Ka", "_La", "_Ma")) else name
+        if family not in families:
+            raise ValueError(
+                f"k_factors: {name} is of none of the families {', '.join(families)}; Fe_Ka and "
+                "Fe_K are the ways to write it"
+            )
+        symbol, _, kind = family.partition("_")
+        if twice := [n for n in out if n.startswith(f"{symbol}_")]:
+            raise ValueError(f"k_factors: {name} and {twice[0]}: one for an element is needed")
+        positive(**{f"k_factors.{name}": k})
+        lines = [line for line in x_ray_lines(symbol) if line.family == kind]
+        alpha = sum(line.share for line in lines if line.name.startswith(f"{kind}a"))
+        out[family] = k if family == name else k * alpha / sum(line.share for line in lines)
+    if len(out) == 1:
+        raise ValueError(f"k_factors of {next(iter(out))} alone: two elements or more are needed")
+    return out
+
+
+def quantified(model: SumOf) -> dict[str, "Family"]:
+    """By element the family that has a k-factor."""
+    return {n.partition("_")[0]: p for n, p in model.parts.items() if float(p.k_factor) > 0}
+
+
+def composition(model: SumOf) -> dict[str, Array]:
+    """Weight and atomic percent of the elements that have a k-factor, of all of these."""
+    there = quantified(model)
+    if not there:
+        return {}
+    counts = jnp.stack([part.counts for part in there.values()])
+    weight = cliff_lorimer(counts, jnp.stack([part.k_factor for part in there.values()]))
+    moles = weight / jnp.array([atomic_mass_u(symbol) for symbol in there])
+    percent = {"atomic_percent": moles / jnp.sum(moles), "weight_percent": weight}
+    return {
+        f"{s}.{n}": 100.0 * c
+        for n, all_c in percent.items()
+        for s, c in zip(there, all_c, strict=True)
+    }
 
 
 def _check_family(name: str, low_keV: float, high_keV: float) -> None:
@@ -170,10 +230,12 @@ def example(
 def load(
     file,
     channel: str | None = None,
-    elements: Sequence[str] | None = None,
+    elements: str | Sequence[str] | None = None,
+    energy_unit: str | None = None,
     beam_keV: float | None = None,
     low_keV: float | None = None,
     high_keV: float | None = None,
+    k_factors: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, Any], Energies, Spectra]:
     """Counts `[y, x, channel]`, a line or one spectrum; the detector is calibrated by their sum.
 
@@ -181,15 +243,19 @@ def load(
 
     - `channel`: which array of the file.
     - `elements`: those of the file if they are not given.
+    - `energy_unit`: `eV` or `keV`, of an axis without a unit.
     - `beam_keV`: that of the file, or 200.
     - `low_keV`, `high_keV`: the part of the spectra that is fitted.
+    - `k_factors`: as of `problem`.
 
     **Raises:** `ValueError` for values that are no counts, an axis that is no energy, and elements
     that neither the file nor the setting names.
     """
     field = read(file, channel)
     image = spectrum_image(field)
-    energy = in_unit(image.axis, KILOVOLTS, image.axis.name or "the last axis")
+    energy = in_unit(
+        image.axis, KILOVOLTS, image.axis.name or "the last axis", "energy_unit", energy_unit
+    )
     are_counts(field.name, image.y, stated=True)
     order = np.argsort(energy)
     low = LEAST_KEV if low_keV is None else max(low_keV, LEAST_KEV)
@@ -198,6 +264,7 @@ def load(
         raise ValueError(f"{len(order)} channels from {low} keV on: 10 are needed")
     energy, y = energy[order], image.y[..., order]
     even_axis(energy, image.axis.name or "the axis")
+    elements = [elements] if isinstance(elements, str) else elements
     elements = elements or _stated(field.metadata, "Sample", "elements")
     if not elements:
         raise ValueError(f"{field.name}: the file names no elements: --set elements=[Fe,O]")
@@ -217,60 +284,10 @@ def load(
         "channels": len(energy),
         "beam_keV": beam,
         "counts_per_pixel": max(float(mean.sum()), 1.0),
+        "k_factors": None if k_factors is None else dict(k_factors),
     }
     options |= calibration(energy[there], pixels * mean[there], families, beam)
     return options, jnp.asarray(energy, float), jnp.asarray(y, float)
-
-
-def calibration(
-    energy_keV: np.ndarray, total: np.ndarray, families: Sequence[str], beam_keV: float
-) -> dict[str, float]:
-    """Offset, gain, electronic noise of the detector and cutoff of its window, from one spectrum
-    with many counts: within 20 eV and 0.3 %. What it shows that no family explains is told."""
-    counts = max(float(total.sum()), 1.0)
-    spectrum = XRaySpectrum.of(families, beam_keV)
-    start = np.full(len(families) + 1, counts / (len(families) + 1))
-    priors = {
-        "forward.counts": dist.HalfNormal(counts).expand((len(families),)).to_event(1),
-        "forward.background_counts": dist.HalfNormal(counts),
-        "forward.offset_keV": dist.Uniform(-0.02, 0.02),
-        "forward.gain_error": dist.Uniform(-3e-3, 3e-3),
-        "forward.noise_keV": dist.LogNormal(np.log(0.051), 0.5),
-        "forward.cutoff_keV": dist.LogNormal(np.log(0.3), 1.0),
-    }
-    problem = InverseProblem(spectrum, Poisson(1.0), priors).at(
-        {"forward.counts": start[:-1], "forward.background_counts": start[-1]}
-    )
-    x, y = jnp.asarray(energy_keV, float), jnp.asarray(total, float)
-    best = fit(problem, x, y, FisherScoring(), steps=200, chunk=50, tolerance=1e-2).problem
-    names = ("offset_keV", "gain_error", "noise_keV", "cutoff_keV")
-    out = {n: float(getattr(best.forward, n)) for n in names}
-    log.info(
-        "detector: offset %.1f eV, gain %+.3f %%, %.0f eV wide at Mn K alpha (sum of all spectra)",
-        1e3 * out["offset_keV"],
-        100.0 * out["gain_error"],
-        1e3 * float(detector_fwhm_keV(5.895, out["noise_keV"])),
-    )
-    _tell_strangers(energy_keV, total, np.asarray(best.forward(x), float), out["noise_keV"])
-    return out
-
-
-def _tell_strangers(energy_keV, total, predicted, noise_keV: float) -> None:
-    """The largest peak that the families do not explain, and what may be there."""
-    width = np.asarray(detector_fwhm_keV(jnp.asarray(energy_keV), noise_keV))[:, None] / 2.355
-    kernel = np.exp(-0.5 * ((energy_keV - energy_keV[:, None]) / width) ** 2)
-    excess = kernel @ (total - predicted)
-    score = excess / np.sqrt(kernel**2 @ np.maximum(predicted, 1.0))
-    # lines are not quite Gaussian: what is small beside them may be their own
-    i = int(np.argmax(np.where(score > STRANGE, excess, 0.0)))
-    if score[i] > STRANGE and excess[i] > LARGE * np.max(kernel @ total):
-        names = families_near(float(energy_keV[i]), 0.05)[:5]
-        log.warning(
-            "the elements do not explain a peak at %.3f keV (%.0f standard deviations)%s",
-            energy_keV[i],
-            score[i],
-            f": {', '.join(names)} would be there" if names else "",
-        )
 
 
 def _stated(metadata: Mapping, *path: str):
@@ -311,17 +328,37 @@ def stages(
 
 
 def conclude(solution: Solution, x: Energies, y: Any) -> Solution:
-    """With the maps of all counts."""
+    """With the maps of all counts, and of the composition where there are k-factors."""
     first = next(iter(solution.problem.forward.pixel.parts))
-    return conclude_map(solution, first=f"{first}.counts")
+    units = {"atomic_percent": "%", "weight_percent": "%"}
+    solution = conclude_map(solution, units=units, derived=composition, first=f"{first}.counts")
+    return dataclasses.replace(
+        solution, statements=[*solution.statements, *_of_what(solution.problem.forward.pixel)]
+    )
+
+
+def _of_what(model: SumOf) -> Iterator[str]:
+    """Which elements the composition is of."""
+    there = quantified(model)
+    others = dict.fromkeys(n.partition("_")[0] for n in model.parts if n != "bremsstrahlung")
+    left_out = [symbol for symbol in others if symbol not in there]
+    if there:
+        more = f"; {', '.join(left_out)}, without a k-factor, do not count" if left_out else ""
+        yield (
+            f"Percent are of {', '.join(there)} alone, as in a thin specimen (Cliff and Lorimer), "
+            f"with the errors of counting and not those of the k-factors{more}."
+        )
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
     """Against the truth: the same counts at all pixels, least squares, the fits."""
-    return compare_map(solution, truth, starts(one_pixel(truth)[0], np.asarray(x), np.asarray(y)))
+    guess = starts(one_pixel(truth)[0], np.asarray(x), np.asarray(y))
+    return compare_map(solution, truth, guess, composition)
 
 
 def figures(solution: Solution, x, y, truth: InverseProblem | None = None) -> dict[str, Any]:
     """Maps with errors, spectra of some pixels, how the fits ended, the sum of all spectra."""
-    names = [f"{n}.counts" for n in solution.problem.forward.pixel.parts]
+    pixel = solution.problem.forward.pixel
+    names = [f"{symbol}.atomic_percent" for symbol in quantified(pixel)]
+    names += [f"{n}.counts" for n in pixel.parts]
     return map_figures(solution, x, y, names, "counts")
