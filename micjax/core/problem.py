@@ -145,6 +145,12 @@ def neg_log_joint(theta: Theta, problem: InverseProblem, x, y) -> Float[Array, "
     return -log_prior - log_likelihood(problem.at(values), x, y)
 
 
+@eqx.filter_jit
+def drawn_data(problem: InverseProblem, x, key: Array) -> Array:
+    """Data as they are expected at the current values, with their noise; as one program."""
+    return problem.noise(problem.forward(x)).sample(key)
+
+
 def check_data(problem: InverseProblem, x, y) -> None:
     """That there are data, that they are real numbers, and that they are of the shape which the
     model predicts: another one would be broadcast, and fitted.
