@@ -8,6 +8,7 @@ Aberrations are a dict {name: Å}. Every function takes them in Cartesian form, 
 through zero: "C10", "C12a", "C12b", "C21a", ... up to "C56b". `cartesian` and `polar` convert.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -46,6 +47,7 @@ def interaction_rad_per_VA(energy_keV: Scalar) -> Scalar:
     return (2 * jnp.pi * M / H * E / H * 1e-20) * gamma * wavelength_A(energy_keV)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def angles_mrad(
     shape: tuple[int, int], sampling_A: Float[ArrayLike, "2"] | Scalar, wavelength_A: Scalar
 ) -> Angles:
