@@ -129,6 +129,7 @@ def chi(angles: Angles, coefficients: Coefficients, wavelength_A: Scalar) -> Ima
     return jnp.broadcast_to(2 * jnp.pi / wavelength_A * path, squared.shape)
 
 
+@jax.jit
 def aperture(angles: Angles, semiangle_mrad: Scalar) -> Image:
     """Round aperture of a probe, its edge a linear ramp one Fourier pixel wide.
 
@@ -164,6 +165,11 @@ def probe(
     that sum |FFT(probe)|^2 = 1."""
     amplitude = aperture(angles, semiangle_mrad)
     phase = chi(angles, coefficients, wavelength_A)
+    return _focused(amplitude, phase)
+
+
+@jax.jit
+def _focused(amplitude, phase):
     return jnp.fft.ifft2(amplitude * jnp.exp(-1j * phase) / jnp.linalg.norm(amplitude))
 
 
