@@ -16,6 +16,8 @@ demo: .venv/ready
 # what one worker has compiled no other one compiles again, today or tomorrow
 test test-all: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.pytest_cache/jax
 test test-all: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+# and the bytecode of what commands that are started import is kept, whatever is set here
+test test-all: export PYTHONDONTWRITEBYTECODE =
 
 # most of the time of a test is compilation: without optimisation it takes two thirds, with XLA's
 # former code generator three quarters; test-all compiles as the users do
