@@ -20,7 +20,8 @@ from micjax.core.names import unknown_name
 from micjax.core.problem import InverseProblem, Values
 from micjax.inference.solvers.laws import DataLaw, depends, law_of
 
-FEW = 7  # unknowns at most, whose slopes are not stored
+FEW = 10  # unknowns at most, whose slopes are not stored
+MOST_CHANNELS = 4
 
 Pixels = Float[Array, "d b"]
 
@@ -87,12 +88,26 @@ class Pixel(eqx.Module):
         at = self.coordinates(known).at(flat)
         return at.noise(at.forward(self.x))
 
-    def parameters(self, known: Values, flat: Float[Array, " d"]) -> tuple[Array, ...]:
-        """Of the law, a number for each datum."""
+    def channels(self) -> int:
+        """Of which a datum has as many as its last axis is short: real and imaginary part. What
+        they are stacked from can be summed where it is made, and what they are stacked to cannot.
+        """
+        shape = eqx.filter_eval_shape(
+            lambda p: p.problem.noise(p.problem.forward(p.x)), self
+        ).batch_shape
+        return shape[-1] if len(shape) > 1 and shape[-1] <= MOST_CHANNELS else 1
+
+    def parameters(
+        self, known: Values, flat: Float[Array, " d"], channel: int, channels: int
+    ) -> tuple[Array, ...]:
+        """Of the law, a number for each datum of a channel."""
         law = self.law(known, flat)
         shape = law.batch_shape
         return tuple(
-            jnp.ravel(jnp.broadcast_to(getattr(law, n), shape)) for n in law_of(law).parameters
+            jnp.ravel(jnp.broadcast_to(getattr(law, n), shape)).reshape(-1, channels)[:, channel]
+            if channels > 1
+            else jnp.ravel(jnp.broadcast_to(getattr(law, n), shape))
+            for n in law_of(law).parameters
         )
 
     def log_prior(self, known: Values, flat: Float[Array, " d"]) -> Float[Array, ""]:
@@ -112,19 +127,57 @@ def triangle(d: int) -> tuple[np.ndarray, np.ndarray]:
     return np.tril_indices(d)
 
 
-def equations(pixel: Pixel, law: DataLaw, known: Values, y: Float[Array, "n b"], flat: Pixels):
-    """The `NormalEquations` at `flat`; data that are NaN do not count."""
+def equations(
+    pixel: Pixel,
+    law: DataLaw,
+    known: Values,
+    y: Float[Array, "n b"],
+    flat: Pixels,
+    stored: bool | None = None,
+) -> NormalEquations:
+    """The `NormalEquations` at `flat`; data that are NaN do not count.
+
+    **Arguments:**
+
+    - `stored`: whether slopes are, as those of many unknowns: slower, and quicker to compile.
+    """
+    stored = len(flat) > FEW if stored is None else stored
+    channels = pixel.channels()
+    every = [
+        _sums(
+            pixel,
+            law,
+            known,
+            y.reshape(-1, channels, y.shape[-1])[:, c],
+            flat,
+            (c, channels),
+            stored,
+        )
+        for c in range(channels)
+    ]
+    misfit, chi_squared, slope, curvature = (sum(of) for of in zip(*every, strict=True))
+    prior, of_prior, curved = _prior(pixel, known, flat)
+    slope, curvature = slope - of_prior, curvature + curved
+    diagonal = curved[np.array([i * (i + 3) // 2 for i in range(len(flat))])]
+    return NormalEquations(misfit - prior, chi_squared, slope, curvature, diagonal)
+
+
+def _sums(pixel, law, known, y, flat: Pixels, channel: tuple[int, int], stored: bool):
+    """Over the data of a channel: misfit, chi^2, slope, curvature."""
     d = len(flat)
+
+    def parameters(known, q):
+        return pixel.parameters(known, q, *channel)
 
     def predicted(known, flat):
         """Parameters of the law, and those slopes of them that are not 0 for certain."""
-        values, forward = jax.linearize(lambda q: pixel.parameters(known, q), flat)
-        free = depends(lambda q: pixel.parameters(known, q), flat)
+        values, forward = jax.linearize(lambda q: parameters(known, q), flat)
+        free = depends(lambda q: parameters(known, q), flat)
         unit = jnp.eye(d, dtype=flat.dtype)
-        columns = list(map(forward, unit)) if d <= FEW else [jax.vmap(forward)(unit)]
+        columns = [jax.vmap(forward)(unit)] if stored else list(map(forward, unit))
         return values, [tuple(c[k] for c in columns) if f else None for k, f in enumerate(free)]
 
-    values, slopes = jax.vmap(predicted, -1, (-1, -1 if d <= FEW else 0))(known, flat)
+    values, slopes = jax.vmap(predicted, -1, (-1, 0 if stored else -1))(known, flat)
     seen = jnp.isfinite(y)
     y = jnp.where(seen, y, values[0])
     scores = law.scores(y, *values)
@@ -132,23 +185,20 @@ def equations(pixel: Pixel, law: DataLaw, known: Values, y: Float[Array, "n b"],
     for of, score in zip(slopes, scores, strict=True):
         if of is not None:
             root = jnp.where(seen, score.root, 0.0)
-            root = root if d <= FEW else root.T[:, None]
+            root = root.T[:, None] if stored else root
             whitened.append([root * column for column in of])
             residuals.append(jnp.where(seen, score.residual, 0.0))
     first = jnp.where(seen, scores[0].residual, 0.0)
     terms = [jnp.where(seen, law.misfit(y, *values), 0.0), first**2]
-    if d <= FEW:
+    if not stored:
         terms += [sum(w[i] * r for w, r in zip(whitened, residuals, strict=True)) for i in range(d)]
         terms += [sum(w[i] * w[j] for w in whitened) for i, j in zip(*triangle(d), strict=True)]
     misfit, chi_squared, *rest = summed(terms)
-    if d <= FEW:
-        slope, curvature = jnp.stack(rest[:d]), jnp.stack(rest[d:])
-    else:
+    if stored:
         slope, curvature = multiplied([w[0] for w in whitened], residuals)
-    prior, of_prior, curved = _prior(pixel, known, flat)
-    slope, curvature = slope - of_prior, curvature + curved
-    diagonal = curved[np.array([i * (i + 3) // 2 for i in range(d)])]
-    return NormalEquations(misfit - prior, chi_squared, slope, curvature, diagonal)
+    else:
+        slope, curvature = jnp.stack(rest[:d]), jnp.stack(rest[d:])
+    return misfit, chi_squared, slope, curvature
 
 
 def summed(terms: list[Float[Array, "n b"]]) -> list[Float[Array, " b"]]:

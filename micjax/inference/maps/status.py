@@ -29,6 +29,7 @@ STATUS = (
 )
 UNUSABLE = ("no data", "not finite", "not fitted")  # there are no values
 NOTHING = (dist.HalfNormal, dist.Exponential)  # priors of what may be nothing
+QUICK = 7  # unknowns, with more of which the last look takes longer to compile than to make
 FLAT = 1e4  # times that the variance grows by what else is unknown: single precision sees no more
 
 
@@ -72,7 +73,7 @@ def told(
     def looked(i, carried):
         """At the end of the descent, and again with the noise corrected."""
         flat, little, _ = carried
-        here = equations(pixel, law, known, y, flat)
+        here = equations(pixel, law, known, y, flat, stored=d > QUICK)
         matrix, scale = scaled(here.curvature, d)
         # where rounding kept the descent from its end there may be nothing left to gain
         low = factor_by_column(matrix, d)

@@ -20,7 +20,8 @@ from micjax.inference.maps.rows import Given, Rows, check_starts, maps, rows
 from micjax.inference.maps.status import Told
 from micjax.inference.solvers.laws import DataLaw, law_of
 
-SIDE_BY_SIDE = 128  # pixels: their sums stay in the first cache of a CPU
+SIDE_BY_SIDE = 128  # pixels, at most
+SUMS = 5000  # of them, which stay in the first cache of a CPU
 BLOCK = 1 << 14  # pixels between two looks of Python
 NUMBERS = 1 << 25  # of a block, at most: 128 MB of data
 NUMBERS_STORED = 1 << 19  # of slopes, where they are: half of the second cache
@@ -90,8 +91,9 @@ class BlockFits:
         size = chunk = max(min(BLOCK, NUMBERS // numbers), SIDE_BY_SIDE)
         if jax.default_backend() == "cpu":
             unknowns = len(Coordinates(problem).owner)
-            stored = unknowns * numbers if unknowns > FEW else 1
-            chunk = int(np.clip(NUMBERS_STORED // stored, 16, SIDE_BY_SIDE))
+            most = SUMS // (2 + unknowns * (unknowns + 3) // 2)
+            most = NUMBERS_STORED // (unknowns * numbers) if unknowns > FEW else most
+            chunk = int(np.clip(1 << (max(most, 1).bit_length() - 1), 16, SIDE_BY_SIDE))
         double = jnp.result_type(float) == jnp.float64
         return cls(pixel, how, size // chunk * chunk, chunk, double)
 
