@@ -16,6 +16,8 @@ demo: .venv/ready
 # what one worker has compiled no other one compiles again, today or tomorrow
 test test-all: export JAX_COMPILATION_CACHE_DIR = $(CURDIR)/.pytest_cache/jax
 test test-all: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0
+# and the bytecode of what commands that are started import is kept, whatever is set here
+test test-all: export PYTHONDONTWRITEBYTECODE =
 
 # most of the time of a test is compilation: without optimisation it takes two thirds, with XLA's
 # former code generator three quarters; test-all compiles as the users do
@@ -38,7 +40,7 @@ docs: .venv/docs
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "micjax needs python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[io,spm,structures,live,bluesky,tango,test,lint]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[io,zarr,dask,spm,structures,live,bluesky,tango,test,lint]'
 	touch $@
 
 .venv/docs: .venv/ready

@@ -5,6 +5,7 @@ import gc
 import os
 import pathlib
 import signal
+import time
 
 # before jax is imported: one BLAS thread, and a pool wide enough for virtual devices
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -21,6 +22,7 @@ jax.config.update("jax_enable_x64", True)
 # what compiled programs may take of a worker: memory, and mappings, of which Linux gives a process
 # 65,530, a program takes several, and the compiler crashes beyond them
 MOST_BYTES, MOST_MAPPINGS = 1_400_000_000, 25_000
+EVERY_S = 1.0  # to count mappings takes longer than many tests
 PROCESS = pathlib.Path("/proc/self")
 SHARED = pathlib.Path(__file__).parents[1].parent / "shared"
 
@@ -79,10 +81,19 @@ def figures():
         yield
 
 
+@pytest.fixture(scope="session")
+def looked():
+    """When a worker has looked at what it has compiled."""
+    return {"at": time.monotonic()}
+
+
 @pytest.fixture(autouse=True)
-def programs():
+def programs(looked):
     """What the tests have compiled is given back when there is too much of it."""
     yield
+    if time.monotonic() - looked["at"] < EVERY_S:
+        return
+    looked["at"] = time.monotonic()
     if too_many_programs():
         jax.clear_caches()
         gc.collect()

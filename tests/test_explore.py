@@ -1,3 +1,4 @@
+import functools
 import json
 import pathlib
 import re
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from micjax.__main__ import main
+from micjax.active import streaming
 from micjax.active.campaign import request_stop
 from micjax.active.learner.signals import SIGNALS, signal
 from micjax.active.learner.space import SearchAxis
@@ -211,7 +213,10 @@ def test_bad_plans_of_instruments(folder, capsys, change, message):
     assert message in said and len(said.splitlines()) == 1
 
 
-def test_a_line_is_explored_and_reported(folder, capsys):
+def test_a_line_is_explored_and_reported(folder, capsys, monkeypatch):
+    # of the hyper-parameters: a picture of a line does not need all of them
+    few = functools.partial(streaming.begin, particles=16)
+    monkeypatch.setattr(streaming, "begin", few)
     plan = {**LINE, "initial": 4, "budget": 5}
     assert main(["explore", written(plan), "--out", "run"]) == 0
     said = capsys.readouterr().out

@@ -34,6 +34,7 @@ from micjax.inference.solve import Search, Stage, fit_stages
 from micjax.inference.solvers.first_order import Adam
 from micjax.inference.solvers.gauss_newton import FisherScoring
 from micjax.inference.solvers.lbfgs import LBFGS
+from micjax.physics.noise import StudentT
 from micjax.problems import edge
 
 TRUTH, X, Y = edge.example(jax.random.key(0))
@@ -410,6 +411,17 @@ def test_counts_from_poor_starts(solver):
             theta = found.problem.unconstrain(found.problem.values())
             there = float(neg_log_joint(theta, found.problem, x, y))
             assert found.loss == pytest.approx(there, abs=0.02)
+
+
+@pytest.mark.parametrize("law", [Gaussian, lambda sigma: StudentT(sigma, 4.0)])
+def test_fisher_scoring_of_other_laws(law):
+    """Also of an unknown width of the noise: as the gradient has it."""
+    priors = edge.problem().priors | {"noise.sigma": dist.LogNormal(-3.0, 1.0)}
+    problem = InverseProblem(edge.problem().forward, law(0.1), priors)
+    best = fit(problem, X, Y, LBFGS(), steps=200, chunk=50)
+    found = fit(problem, X, Y, FisherScoring(), steps=60, chunk=20)
+    assert found.stop_reason == "converged"
+    assert found.loss == pytest.approx(best.loss, abs=2e-3)
 
 
 def test_another_rate_is_no_other_program(monkeypatch):

@@ -379,7 +379,7 @@ def test_an_enlarged_image_has_the_pixels_it_came_from():
 
 def test_the_shipped_network_finds_discs_of_any_unit_and_polarity():
     bright, dark = "4 of them bright, 0 dark", "0 of them bright, 4 dark"
-    for scale, told in ((1.0, bright), (-1e-9, dark), (1e9, bright)):
+    for scale, told in ((-1e-9, dark), (1e9, bright)):
         image, labels = image_of_discs(scale)
         problem = particles.problem(128, 128, 0.1 * abs(scale))
         solution = micjax.solve(

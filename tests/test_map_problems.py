@@ -10,19 +10,20 @@ import scipy.stats
 
 from micjax.__main__ import main
 from micjax.core.problem import InverseProblem, free, log_likelihood, parameter
-from micjax.inference.maps.blocks import Fits, Pursuit
+from micjax.inference.maps.blocks import block
+from micjax.inference.maps.blocks.block import Pursuit
+from micjax.inference.maps.blocks.fits import Fits
 from micjax.inference.maps.each import each_pixel, one_pixel
 from micjax.inference.maps.fit import fit_map
 from micjax.inference.maps.result import most_likely
 from micjax.inference.maps.stage import fit_each_pixel, map_fit
-from micjax.inference.maps.status import STATUS
+from micjax.inference.maps.status import STATUS, excess, likeness
 from micjax.inference.runner import run
 from micjax.io import Field, FieldAxis, read, write_nexus
 from micjax.physics.noise import Gaussian, Poisson
 from micjax.physics.spectra.plural import plural_scattering
 from micjax.problems import edx, eels, loop, peaks, sho
 from micjax.problems.eels.thickness import thickness
-from micjax.problems.shared.map_conclusion import Left
 from micjax.problems.shared.spectrum_images import gain_of, in_unit, spectrum_image
 from micjax.run.jobs.explore import source_of
 from micjax.run.plans.plan import make_plan
@@ -136,14 +137,13 @@ def test_the_stage_of_a_map_is_fit_map(fitted):
         np.testing.assert_array_equal(own[0], value)
 
 
-def test_a_map_goes_on_where_it_was():
+def test_a_map_goes_on_where_it_was(monkeypatch):
     """In the second round too, which starts from what the first has led to."""
     y = lines().reshape(1, PIXELS, -1)
     y = np.tile(y, (1, 60, 1))
+    monkeypatch.setattr(block, "BLOCK", 128)
     how = Pursuit(neighbours=1, covariance=True)
     whole, part = Fits(LINE, X, y, how=how), Fits(LINE, X, y, how=how)
-    for fits in (whole, part):
-        fits.block, fits.done = 128, np.zeros(3, bool)
     assert list(whole.run())[-1] == whole.fits == 600
     steps = part.run()
     while next(steps) < 400:
@@ -151,7 +151,6 @@ def test_a_map_goes_on_where_it_was():
     state = {n: np.array(a) for n, a in part.state().items()}
     steps.close()
     again = Fits(LINE, X, y, how=how)
-    again.block = 128
     again.restore(state)
     assert again.round == 1 and 0 < again.done.sum() < 3
     list(again.run())
@@ -161,13 +160,16 @@ def test_a_map_goes_on_where_it_was():
 
 def test_what_is_left_of_a_wrong_model_looks_like_a_curve():
     rng = np.random.default_rng(0)
-    noise, one = rng.normal(size=(1, 200, 60)), np.ones((1, 200, 60))
-    assert abs(np.std(Left(noise, one).correlated()) - 1.0) < 0.15
-    assert Left(noise + 2.0 * np.sin(np.linspace(0.0, 6.0, 60)), one).correlated().min() > 2.0
-    assert np.isfinite(Left(np.nan * noise, one).correlated()).all()
-    rare = np.full((1, 400, 60), 0.05)
-    for of in (Left.correlated, Left.excess_of_counts):
-        assert abs(np.std(of(Left(rng.poisson(rare) - rare, rare))) - 1.0) < 0.2
+    noise, one = rng.normal(size=(60, 200)), np.ones((60, 200))
+    look = jax.jit(likeness)
+    assert abs(np.std(look(noise, one)) - 1.0) < 0.15
+    wave = 2.0 * np.sin(np.linspace(0.0, 6.0, 60))[:, None]
+    assert look(noise + wave, one).min() > 2.0
+    np.testing.assert_allclose(look(1e-25 * noise, 1e-50 * one), look(noise, one), rtol=1e-6)
+    assert np.isfinite(look(np.nan * noise, one)).all()
+    rare = np.full((60, 400), 0.05)
+    for of in (look, jax.jit(lambda r, v: excess(r, v, True))):
+        assert abs(np.std(of(rng.poisson(rare) - rare, rare)) - 1.0) < 0.2
 
 
 # --- the problems ---------------------------------------------------------------------------------

@@ -1,5 +1,8 @@
 """Fits of whole maps: the same as one by one, and true to what they say."""
 
+import pickle
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,9 @@ import scipy.optimize
 import scipy.stats
 
 from micjax.core.problem import InverseProblem, free, parameter
-from micjax.inference.maps.blocks import Fits
+from micjax.inference.maps.blocks import block
+from micjax.inference.maps.blocks.dealt import Workers, dealt
+from micjax.inference.maps.blocks.fits import Fits
 from micjax.inference.maps.cholesky import factor, inverse, scaled, solved
 from micjax.inference.maps.fit import fit_map
 from micjax.inference.maps.status import STATUS
@@ -215,12 +220,11 @@ def test_neighbours_without_data_cost_nothing():
     assert fit.counts()["no data"] == 6
 
 
-def test_what_was_done_is_kept(counted):
+def test_what_was_done_is_kept(counted, monkeypatch):
     """Broken off after a block, and taken up again: equal to the last bit."""
     _, y, whole = counted
+    monkeypatch.setattr(block, "BLOCK", 128)
     fits = Fits(problem(Poisson(1.0)), X, y, starts(y))
-    fits.block = 128
-    fits.done = np.zeros(5, bool)
     steps = fits.run()
     next(steps)
     steps.close()
@@ -235,11 +239,11 @@ def test_ctrl_c_keeps_what_is_fitted(counted, monkeypatch):
     run = Fits.run
 
     def interrupted(self):
-        self.block, self.done = 128, np.zeros(5, bool)
         yield next(run(self))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Fits, "run", interrupted)
+    monkeypatch.setattr(block, "BLOCK", 128)
     fit = fit_map(problem(Poisson(1.0)), X, y, starts=starts(y))
     assert fit.counts()["not fitted"] == 600 - 128
     np.testing.assert_array_equal(columns(fit)[:128], columns(whole)[:128])
@@ -327,3 +331,62 @@ def test_small_systems():
         whole = np.asarray(inverse(low) * scale[:, None] * scale) * np.outer(unit, unit)[..., None]
         there = np.linalg.inv(matrix).transpose(1, 2, 0)
         np.testing.assert_allclose(whole, there, rtol=1e-3, atol=1e-3)
+
+
+# --- elsewhere ------------------------------------------------------------------------------------
+
+
+class Packed(ThreadPoolExecutor):
+    """What it is given and gives back goes through pickle, as between machines."""
+
+    def submit(self, function, *arguments):
+        packed = pickle.dumps((function, arguments))
+
+        def unpacked():
+            function, arguments = pickle.loads(packed)
+            return pickle.loads(pickle.dumps(function(*arguments)))
+
+        return super().submit(unpacked)
+
+
+class Fragile(Packed):
+    """Breaks at its third task, as a pool does of whose workers one was killed."""
+
+    def submit(self, function, *arguments):
+        self.tasks = getattr(self, "tasks", 0) + 1
+        if self.tasks > 2:
+            raise BrokenExecutor
+        return super().submit(function, *arguments)
+
+
+def test_blocks_are_fitted_elsewhere(counted):
+    _, y, whole = counted
+    with Packed(2) as executor:
+        fit = fit_map(problem(Poisson(1.0)), X, y, starts=starts(y), executor=executor)
+    for a, b in zip(jax.tree.leaves(fit), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_a_dead_worker_costs_its_block(counted, caplog):
+    _, y, whole = counted
+    workers = Workers(lambda: Fragile(2), 2)
+    fits = Fits(problem(Poisson(1.0)), X, y, starts(y), workers=workers)
+    assert len(fits.done) > 3
+    list(fits.run())
+    assert "a worker died" in caplog.text
+    np.testing.assert_allclose(columns(fits.result()), columns(whole), rtol=1e-9)
+
+
+def test_workers_that_always_die():
+    class Dead(ThreadPoolExecutor):
+        def submit(self, function, *arguments):
+            raise BrokenExecutor
+
+    with pytest.raises(RuntimeError, match="workers died 3 times in a row"):
+        list(dealt(abs, range(3), lambda i: (i,), Workers(lambda: Dead(1), 1)))
+
+
+def test_starts_block_by_block(counted):
+    _, y, whole = counted
+    fit = fit_map(problem(Poisson(1.0)), X, y, starts=lambda problem, x, y: starts(y))
+    np.testing.assert_allclose(columns(fit), columns(whole), rtol=1e-9)

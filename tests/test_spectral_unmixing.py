@@ -41,10 +41,10 @@ def divergence(x, w, h):
     return np.sum(np.where(x > 0, x * np.log(np.where(x > 0, x, 1.0) / model), 0.0) - x + model)
 
 
-def factorised(x, w, h, held=(False, False), **options):
-    begun = (jnp.asarray(v, jnp.float32) for v in (w, h))
-    held = jnp.asarray(held[: len(h)])
-    factors = counts.factorise_counts(counts.count_table(x), *begun, held, **options)
+def factorised(x, w, h, held=(False, False), tolerance=1e-4, steps=300):
+    begun = jax.device_put((np.float32(w), np.float32(h), np.array(held[: len(h)])))
+    options = {"tolerance": tolerance, "steps": steps}
+    factors = counts.factorise_counts(counts.count_table(x), *begun, **options)
     return factors, np.asarray(factors.abundance, float), np.asarray(factors.template, float)
 
 
@@ -78,7 +78,7 @@ def test_gradient_and_curvature_are_those_of_the_likelihood(mixture):
     w, h, x = mixture
     w = w + 5.0
     gradient, hessian = counts.curvature(
-        counts.count_table(x).by_spectrum, *(jnp.asarray(v, jnp.float32) for v in (w, h))
+        counts.count_table(x).by_spectrum, *jax.device_put((np.float32(w), np.float32(h)))
     )
 
     def loss(own, row):
@@ -427,13 +427,15 @@ def test_a_matrix_that_is_known(tmp_path, mixture, monkeypatch, capsys):
 @pytest.mark.parametrize("noise", ["poisson", "normal"])
 def test_a_file_becomes_a_report(tmp_path, mixture, monkeypatch, capsys, noise):
     monkeypatch.chdir(tmp_path)
-    cube = mixture[2].reshape(*GRID, CHANNELS)
+    beyond = np.full((len(mixture[2]), 5), 400.0)
+    cube = np.concatenate([mixture[2], beyond], axis=1).reshape(*GRID, CHANNELS + 5)
     np.save("cube.npy", cube if noise == "poisson" else cube * 1e-9)
-    settings = [w for s in ("components=2", "signal_max=50") for w in ("--set", s)]
+    settings = [w for s in ("components=2", "signal_max=59") for w in ("--set", s)]
     assert main(["fit", "unmixing", "cube.npy", *settings, "--out", "r"]) == 0
     assert "2 end members, as was asked for." in capsys.readouterr().out
     field = micjax.io.read("r/result.nxs")
     assert field.data.shape == (2, *GRID)
+    assert micjax.io.read("r/result.nxs", "spectrum").data.shape == (2, CHANNELS)
     assert (
         f'"noise": "{noise}"' in (tmp_path / "r/report.html").read_text()
         or noise in (tmp_path / "r/log.txt").read_text()

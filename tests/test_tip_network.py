@@ -200,7 +200,7 @@ def test_settings_that_are_refused(scan, weights, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such network"):
         refused(scan, fill="network", net=str(tmp_path / "none.h5"))
     other = tmp_path / "other.h5"
-    save_network(other, UNet(rngs=nnx.Rngs(0)), {}, {"problem": "denoise"})
+    save_network(other, UNet(**OPTIONS, rngs=nnx.Rngs(0)), OPTIONS, {"problem": "denoise"})
     with pytest.raises(ValueError, match="of micjax train tip is needed"):
         refused(scan, fill="network", net=str(other))
     assert len(refused(scan)) == 1

@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -23,7 +22,6 @@ from micjax import InverseProblem, Poisson, fit_map
 from micjax.physics.spectra.backgrounds import PowerLaw
 from micjax.physics.spectra.composed import References, SumOf
 from micjax.physics.spectra.line_shapes import arctan_step, lorentzian
-from micjax.problems.shared.map_conclusion import Left
 
 STRANGE = 2.5  # standard deviations
 STEP, MARGIN = 0.3, 60
@@ -101,16 +99,9 @@ def fitted(y: np.ndarray, known: tuple[int, ...], counts: float):
         return {"valence": jnp.sum(amounts * jnp.asarray(known, float)) / jnp.sum(amounts)}
 
     value, sd = fit.derived(valence)
-    rate = np.asarray(rates(pixel, fit.values), np.float64)[None]
-    left = Left(y[None] - rate, rate)
     # two looks at one residual: its size, and whether neighbours are alike
-    strange = np.maximum(left.excess_of_counts(), left.correlated())[0] > STRANGE
+    strange = np.maximum(fit.excess, fit.correlated) > STRANGE
     return value["valence"], sd["valence"], strange, fit
-
-
-@eqx.filter_jit
-def rates(pixel: InverseProblem, values):
-    return jax.vmap(lambda own: pixel.at(own).forward(jnp.asarray(X, float)))(values)
 
 
 def by_least_squares(y: np.ndarray) -> np.ndarray:

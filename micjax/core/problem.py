@@ -145,6 +145,12 @@ def neg_log_joint(theta: Theta, problem: InverseProblem, x, y) -> Float[Array, "
     return -log_prior - log_likelihood(problem.at(values), x, y)
 
 
+@eqx.filter_jit
+def drawn_data(problem: InverseProblem, x, key: Array) -> Array:
+    """Data as they are expected at the current values, with their noise; as one program."""
+    return problem.noise(problem.forward(x)).sample(key)
+
+
 def check_data(problem: InverseProblem, x, y) -> None:
     """That there are data, that they are real numbers, and that they are of the shape which the
     model predicts: another one would be broadcast, and fitted.
@@ -180,17 +186,26 @@ def on_edge(prior: dist.Distribution, value: ArrayLike) -> Bool[Array, "..."]:
     return (value <= low) | (value >= high)
 
 
+@eqx.filter_jit
+def _outside(prior: dist.Distribution, value: Array) -> tuple[Array, Array]:
+    """Whether any element lies outside of what the prior allows, and whether on its edge."""
+    allowed = prior.support(value)
+    # what is not finite is told with the density, where a fit or a chain begins
+    outside = jnp.all(jnp.isfinite(value)) & ~jnp.all(allowed)
+    return outside, jnp.any(on_edge(prior, value) & allowed)
+
+
 def check_start(problem: InverseProblem, values: Mapping[str, ArrayLike]) -> None:
     """**Raises:** `ValueError` for values on the edge of their prior, or outside of it."""
     for name, prior in problem.unknowns().items():
         value = jnp.asarray(values[name])
-        # what is not finite is told with the density, where a fit or a chain begins
-        if bool(jnp.all(jnp.isfinite(value)) & ~jnp.all(prior.support(value))):
+        outside, edge = _outside(prior, value)
+        if outside:
             raise ValueError(
                 f"{name} starts at {jnp.ravel(value)[:3].tolist()}, outside of what its prior "
                 f"allows ({prior.support})"
             )
-        if bool(jnp.any(on_edge(prior, value) & prior.support(value))):
+        if edge:
             raise ValueError(
                 f"{name} starts on the edge of what its prior allows ({prior.support}); "
                 "start inside it"

@@ -5,6 +5,7 @@ import importlib
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 
 import equinox as eqx
@@ -96,12 +97,13 @@ def _rows(module: ModuleType, key: Array | None) -> Iterator[tuple[str, str]]:
 
     @eqx.filter_jit
     def objective(theta, problem, x, y):
+        """Loss and gradient, in one program for all that is asked."""
         traces.append(1)  # runs when it is traced only
-        return neg_log_joint(theta, problem, x, y)
+        return jax.value_and_grad(neg_log_joint)(theta, problem, x, y)
 
     contracts: dict[str, Callable[[], str]] = {
         "priors fit their unknowns": lambda: _priors(truth),
-        "objective is NumPyro's density": lambda: _objective(truth, x, y),
+        "objective is NumPyro's density": lambda: _objective(objective, truth, x, y),
         "gradient is that of the objective": lambda: _gradient(objective, truth, x, y, key),
         "other values, no new compilation": lambda: _compilations(objective, traces, truth, x, y),
         "forward is pure": lambda: _purity(truth, x),
@@ -117,24 +119,30 @@ def _rows(module: ModuleType, key: Array | None) -> Iterator[tuple[str, str]]:
 
 def _priors(problem: InverseProblem) -> str:
     faults = [] if problem.unknowns() else ["there are no unknowns: give `priors`"]
-    for i, (name, prior) in enumerate(problem.unknowns().items()):
-        value = problem.values()[name]
-        density = prior.log_prob(value)
-        if density.shape != () or not jnp.isfinite(density):
+    values, unknowns = problem.values(), problem.unknowns()
+    density_of = jax.jit(lambda values: {n: p.log_prob(values[n]) for n, p in unknowns.items()})
+    densities = density_of(values)
+    for i, (name, prior) in enumerate(unknowns.items()):
+        value, density = values[name], densities[name]
+        if density.shape != () or not np.isfinite(density):
             faults.append(
                 f"log_prob of {name} at its value is {density}: a prior must be a density of the "
                 "whole leaf and allow the value it is built with"
             )
-        drawn = prior_draws(prior, jax.random.key(i))
+        drawn = jax.eval_shape(partial(prior_draws, prior), jax.random.key(i))
         if drawn is not None and drawn.shape != value.shape:
             faults.append(f"a draw of {name} has shape {drawn.shape} instead of {value.shape}")
     return "; ".join(faults)
 
 
-def _objective(problem: InverseProblem, x, y) -> str:
-    theta = problem.unconstrain(problem.values())
-    ours = neg_log_joint(theta, problem, x, y)
-    numpyro_log_p, _ = log_density(model, (problem, x, y), {}, problem.values())
+@eqx.filter_jit
+def _numpyro_density(problem: InverseProblem, x, y):
+    return log_density(model, (problem, x, y), {}, problem.values())[0]
+
+
+def _objective(objective: Callable, problem: InverseProblem, x, y) -> str:
+    ours, _ = objective(problem.unconstrain(problem.values()), problem, x, y)
+    numpyro_log_p = _numpyro_density(problem, x, y)
     if ours.dtype != jnp.float64:
         return f"it is computed in {ours.dtype} under x64: let dtypes follow the inputs"
     if np.allclose(ours, -numpyro_log_p, rtol=1e-10, atol=0.0):
@@ -144,15 +152,15 @@ def _objective(problem: InverseProblem, x, y) -> str:
 
 def _gradient(objective: Callable, problem: InverseProblem, x, y, key: Array) -> str:
     theta = problem.unconstrain(problem.values())
-    loss, gradient = eqx.filter_jit(jax.value_and_grad(neg_log_joint))(theta, problem, x, y)
-    faults = {}
+    loss, gradient = objective(theta, problem, x, y)
+    theta, faults = jax.device_get(theta), {}
     for name, direction in _directions(theta, key):
         ends = [
-            objective({**theta, name: theta[name] + h * direction}, problem, x, y)
-            for h in (EPS, -EPS)
+            float(objective(jax.device_put({**theta, name: moved}), problem, x, y)[0])
+            for moved in (theta[name] + EPS * direction, theta[name] - EPS * direction)
         ]
-        difference = float(ends[0] - ends[1]) / (2 * EPS)
-        slope = float(jnp.sum(gradient[name] * direction))
+        difference = (ends[0] - ends[1]) / (2 * EPS)
+        slope = float(np.sum(np.asarray(gradient[name]) * direction))
         # the second term is the rounding of the two losses
         allowed = 1e-4 * abs(difference) + 1e-15 * (abs(float(loss)) + 1.0) * 10 / EPS
         if not abs(slope - difference) <= allowed:  # a NaN is a fault
@@ -161,21 +169,19 @@ def _gradient(objective: Callable, problem: InverseProblem, x, y, key: Array) ->
     return "; ".join(faults.values()) + advice if faults else ""
 
 
-def _directions(theta, key: Array) -> Iterator[tuple[str, Array]]:
+def _directions(theta, key: Array) -> Iterator[tuple[str, np.ndarray]]:
     """At most `DIRECTIONS` unit directions: single elements and random ones, leaf by leaf."""
-    names = list(theta)
+    names, rng = list(theta), np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
     for i in range(DIRECTIONS):
         name, turn = names[i % len(names)], i // len(names)
         size, shape = theta[name].size, theta[name].shape
         if turn >= size:
             continue
-        k = jax.random.fold_in(key, i)
-        flat = (
-            jax.random.normal(k, (size,))
-            if turn % 2 == 0 and size > 1
-            else jnp.zeros(size).at[jax.random.randint(k, (), 0, size)].set(1.0)
-        )
-        yield name, (flat / jnp.linalg.norm(flat)).reshape(shape)
+        if turn % 2 == 0 and size > 1:
+            flat = rng.standard_normal(size)
+        else:
+            flat = (np.arange(size) == rng.integers(size)).astype(float)
+        yield name, (flat / np.linalg.norm(flat)).reshape(shape)
 
 
 def _compilations(objective: Callable, traces: list, problem: InverseProblem, x, y) -> str:
@@ -195,8 +201,10 @@ def _compilations(objective: Callable, traces: list, problem: InverseProblem, x,
 
 def _nudged(leaf):
     """Another value of the same type, so close that it is allowed where the first was."""
-    if isinstance(leaf, float) or eqx.is_inexact_array(leaf):
+    if _compiles_anew(leaf):
         return leaf * (1 + 1e-9)
+    if eqx.is_inexact_array(leaf):  # by NumPy, for which no shape is a program of its own
+        return jax.device_put(np.asarray(leaf) * (1 + 1e-9))
     return leaf
 
 
@@ -210,7 +218,7 @@ def _purity(problem: InverseProblem, x) -> str:
         return {n: _comparable(a) for n, a in arrays.items() if eqx.is_array(a)}
 
     before = leaves()
-    first, second = (jax.tree.leaves(problem.forward(x)) for _ in range(2))
+    first, second = (jax.tree.leaves(_called(problem.forward, x)) for _ in range(2))
     changed = [n for n, a in leaves().items() if not np.array_equal(a, before[n], equal_nan=True)]
     faults = [f"calling it changed {', '.join(changed)}"] if changed else []
     alike = dict(rtol=1e-9, atol=1e-12, equal_nan=True)
@@ -218,6 +226,16 @@ def _purity(problem: InverseProblem, x) -> str:
         faults.append("two calls gave two results")
     advice = ": no dropout, BatchNorm or counters inside a density"
     return " and ".join(faults) + advice if faults else ""
+
+
+def _called(forward, x):
+    """As one program, traced anew: what another call would change shows. Where it cannot be
+    traced, as what changes itself cannot be, operation by operation."""
+    try:
+        eqx.filter_eval_shape(lambda: forward(x))
+    except Exception:
+        return forward(x)
+    return eqx.filter_jit(lambda forward, x: forward(x))(forward, x)
 
 
 def _comparable(array: Array) -> np.ndarray:

@@ -88,12 +88,14 @@ class Search:
     - `goes_on`: `work(problem, x, y, key, report, before)` yields its arrays as often as they are
         worth keeping, the last ones are its result. `before` has those that it yielded before it
         was broken off.
+    - `by_rows`: whether `y` may also be a map whose rows are read when it is indexed.
     """
 
     work: Callable[..., Mapping[str, ArrayLike]]
     apply: Callable[[InverseProblem, Arrays], InverseProblem] = lambda problem, arrays: problem
     title: str = "search"
     goes_on: bool = False
+    by_rows: bool = False
 
     keep: ClassVar[int] = 1
 

@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 
 Pixel = float | int | Sequence[float | int]  # one size for both directions, or (dy, dx)
 
+ROWS = "rows"  # how many the file has, in the metadata of a field that holds some of them
 PIXELS = "px"  # the unit of an image axis whose physical size is not known
 
 # the ampere is "A" in these files, so the ångström is never abbreviated by it
@@ -249,13 +250,31 @@ def with_pixel(image: Field, pixel_nm: Pixel) -> Field:
 
 def rows_first(image: Field) -> Field:
     """The same field with y before x; `X` and `Y` are taken as `x` and `y`."""
-    names = [a.name.lower() if a.name in ("X", "Y") else a.name for a in image.axes]
-    axes = tuple(replace(a, name=n) for a, n in zip(image.axes, names, strict=True))
+    axes, order = _ordered(image.axes)
+    return replace(image, data=image.data.transpose(order), axes=tuple(axes[i] for i in order))
+
+
+def _ordered(axes: Sequence[FieldAxis]) -> tuple[list[FieldAxis], list[int]]:
+    """With plain names, and the order in which y comes before x."""
+    names = [a.name.lower() if a.name in ("X", "Y") else a.name for a in axes]
     order = list(range(len(axes)))
     if "x" in names and "y" in names and names.index("x") < names.index("y"):
         i, j = names.index("x"), names.index("y")
         order[i], order[j] = j, i
-    return replace(image, data=image.data.transpose(order), axes=tuple(axes[i] for i in order))
+    return [replace(a, name=n) for a, n in zip(axes, names, strict=True)], order
+
+
+def cut_rows(
+    axes: Sequence[FieldAxis], rows: slice | None
+) -> tuple[tuple[slice, ...], tuple[FieldAxis, ...], dict[str, Any]]:
+    """Of an array of a file with these axes that becomes a field `[y, x, ...]`: the part to read,
+    its axes, and what its metadata say of it. Images and curves are read whole."""
+    if rows is None or len(axes) < 3:
+        return (), tuple(axes), {}
+    i = _ordered(axes)[1][0]
+    cut = replace(axes[i], values=axes[i].values[rows])
+    part = (slice(None),) * i + (rows,)
+    return part, (*axes[:i], cut, *axes[i + 1 :]), {ROWS: len(axes[i].values)}
 
 
 def by_name(fields: Iterable[Field]) -> dict[str, Field]:

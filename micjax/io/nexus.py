@@ -27,7 +27,7 @@ import numpy as np
 from micjax.core.files import replaced
 from micjax.core.foreign.hdf5 import MOST_STEPS, File, Node, opened
 from micjax.core.names import unknown_name
-from micjax.io.fields import PIXELS, Field, FieldAxis, by_name, unpacked
+from micjax.io.fields import PIXELS, Field, FieldAxis, by_name, cut_rows, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -203,8 +203,9 @@ def read_nexus(path: str | os.PathLike) -> dict[str, Field]:
         return by_name(nexus_fields(file))
 
 
-def nexus_fields(file: File) -> list[Field]:
-    """The NXdata groups of a file, in its order, each with its auxiliary signals."""
+def nexus_fields(file: File, rows: slice | None = None) -> list[Field]:
+    """The NXdata groups of a file, in its order, each with its auxiliary signals; of maps only
+    these rows."""
     default, fields = _default(file), []
     for group in file.nodes():
         if group.links is None or group.text("NX_class") != "NXdata":
@@ -215,7 +216,7 @@ def nexus_fields(file: File) -> list[Field]:
             if data is None or data.shape is None:
                 log.warning("%s: its signal %r is not there, it is not read", group.path, name)
                 continue
-            fields.append(_nexus_field(file, group, data, name, i, group is default))
+            fields.append(_nexus_field(file, group, data, name, i, group is default, rows))
     return fields
 
 
@@ -232,16 +233,23 @@ def _default(file: File) -> Node:
 
 
 def _nexus_field(
-    file: File, group: Node, data: Node, signal: str, which: int, is_default: bool
+    file: File,
+    group: Node,
+    data: Node,
+    signal: str,
+    which: int,
+    is_default: bool,
+    rows: slice | None,
 ) -> Field:
-    values = _values(file, group, data, signal)
     names = _names(group.attrs.get("axes", ()))
-    names += ["."] * (values.ndim - len(names))
-    axes = tuple(_nexus_axis(file, group, names[i], i, n) for i, n in enumerate(values.shape))
-    metadata: dict[str, Any] = {"default": True} if is_default and not which else {}
+    names += ["."] * (len(data.shape) - len(names))
+    axes = [_nexus_axis(file, group, names[i], i, n) for i, n in enumerate(data.shape)]
+    part, axes, told = cut_rows(axes, rows)
+    values = _values(file, group, data, signal, part)
+    metadata: dict[str, Any] = told | ({"default": True} if is_default and not which else {})
     for name in (f"{signal}_errors", *(("errors",) if not which else ())):
         if (errors := file.get(name, group)) is not None and errors.kind:
-            metadata["errors"] = file.read(errors)
+            metadata["errors"] = file.read(errors, part if errors.shape == data.shape else ())
             break
     if (title := file.get("title", group)) is not None and title.kind == "text":
         metadata["title"] = file.read(title)
@@ -249,9 +257,11 @@ def _nexus_field(
     return Field(values, axes, data.text("units"), name, metadata)
 
 
-def _values(file: File, group: Node, data: Node, signal: str) -> np.ndarray:
-    """The numbers of a dataset, with the scale and the offset that the group states."""
-    values = file.read(data)
+def _values(
+    file: File, group: Node, data: Node, signal: str, part: tuple[slice, ...]
+) -> np.ndarray:
+    """The numbers of a part of a dataset, with the scale and the offset that the group states."""
+    values = file.read(data, part)
     if not isinstance(values, np.ndarray):
         raise ValueError(f"{data.path} holds text, not numbers")
     if np.any(data.attrs.get("is_mask", False)):

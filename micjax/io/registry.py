@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from micjax.core.names import listed, printable, unknown_name
 from micjax.io.fields import Field, Pixel, as_pixel, with_pixel
-from micjax.io.readers import arrays, electron, gwy, hdf5, png, spm, tiff
+from micjax.io.readers import arrays, electron, gwy, hdf5, png, spm, tiff, zarr
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +21,13 @@ _HEIGHT = re.compile(r"height|topograph|z.?sensor|z.?axis|^default$", re.IGNOREC
 
 
 class Format(NamedTuple):
-    """A family of files: its name, and the function that gives its fields by channel."""
+    """A family of files: its name, and the function that gives its fields by channel; whether that
+    takes `rows`, the slice of a map that is read; whether a file is a folder."""
 
     family: str
-    read: Callable[[Path], Mapping[str, Field]]
+    read: Callable[..., Mapping[str, Field]]
+    by_rows: bool = False
+    folder: bool = False
 
 
 def _read_tiff(path: Path) -> Mapping[str, Field]:
@@ -42,9 +45,12 @@ def formats() -> dict[str, Format]:
     **Returns:** `{".ibw": Format(family, read), ...}`; `.000` stands for any three digits.
     """
     table = {
-        **dict.fromkeys((".h5", ".hdf5", ".hf5"), Format("HDF5 (pyNSID, NeXus)", hdf5.read_hdf5)),
-        ".nxs": Format("NeXus", hdf5.read_hdf5),
-        ".npy": Format("NumPy array", arrays.read_npy),
+        **dict.fromkeys(
+            (".h5", ".hdf5", ".hf5"), Format("HDF5 (pyNSID, NeXus)", hdf5.read_hdf5, by_rows=True)
+        ),
+        ".nxs": Format("NeXus", hdf5.read_hdf5, by_rows=True),
+        ".npy": Format("NumPy array", arrays.read_npy, by_rows=True),
+        ".zarr": Format("Zarr", zarr.read_zarr, by_rows=True, folder=True),
         ".npz": Format("NumPy archive", arrays.read_npz),
         **dict.fromkeys((".tif", ".tiff"), Format("TIFF (plain, Park)", _read_tiff)),
         ".gwy": Format("Gwyddion", gwy.read_gwy),
@@ -53,7 +59,8 @@ def formats() -> dict[str, Format]:
     }
     for extension in electron.READERS:
         reader = partial(electron.read_electron, extension=extension)
-        table[extension] = Format(f"{extension[1:]} by rosettasciio", reader)
+        family, folder = f"{extension[1:]} by rosettasciio", extension == ".zspy"
+        table[extension] = Format(family, reader, by_rows=True, folder=folder)
     for extension, (family, _, _) in spm.TOPOGRAPHY_READERS.items():
         reader = partial(spm.read_topography, extension=extension)
         table.setdefault(extension, Format(family, reader))
@@ -67,24 +74,39 @@ def _read_plugin(path: Path, point: importlib.metadata.EntryPoint) -> Mapping[st
     return point.load()(path)
 
 
-def _load(path: str | os.PathLike) -> Mapping[str, Field]:
-    """Every channel of a file, or one clear line on why not."""
-    path, table = Path(path), formats()
-    if path.is_dir():
+def by_rows(path: str | os.PathLike, rows: slice) -> Mapping[str, Field] | None:
+    """Every channel of a file, of maps these rows; None for a format that is read whole.
+
+    **Raises:** as `read`.
+    """
+    return _load(path, rows) if _format(Path(path)).by_rows else None
+
+
+def _format(path: Path) -> Format:
+    """**Raises:** for what cannot be a file of a known format."""
+    table = formats()
+    extension = re.sub(r"^\.\d{3}$", ".000", path.suffix.lower())
+    folder = extension in table and table[extension].folder
+    if path.is_dir() and not folder:
         raise IsADirectoryError(f"{path} is a folder, a file is wanted")
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
-    extension = re.sub(r"^\.\d{3}$", ".000", path.suffix.lower())
     if extension not in table:
         raise ValueError(
             f"{path}: unknown format {path.suffix or '(no extension)'}; known are "
             + " ".join(sorted(table))
         )
-    if path.stat().st_size == 0:
+    if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
-    family, reader = table[extension]
+    return table[extension]
+
+
+def _load(path: str | os.PathLike, rows: slice | None = None) -> Mapping[str, Field]:
+    """Every channel of a file, or one clear line on why not."""
+    path = Path(path)
+    family, reader, *_ = _format(path)
     try:
-        fields = reader(path)
+        fields = reader(path) if rows is None else reader(path, rows=rows)
     except (ImportError, PermissionError):
         raise  # not the file's fault
     except Exception as error:  # parsers of binary files raise whatever they stumble over
@@ -119,17 +141,17 @@ def speaks_of_height(channel: str) -> bool:
     return _HEIGHT.search(channel) is not None
 
 
-def _choose(path: Path, fields: Mapping[str, Field]) -> str:
+def chosen(path: Path, fields: Mapping[str, Field]) -> str:
     """The channel that is meant when none is named; see `read`."""
     heights = [name for name in fields if speaks_of_height(name)]
     marked = [name for name, item in fields.items() if item.metadata.get("default")]
     retraces = [name for name in heights if name.startswith("HeightRetrace")]
-    chosen = marked or retraces or heights or (list(fields) if len(fields) == 1 else [])
-    if not chosen:
+    meant = marked or retraces or heights or (list(fields) if len(fields) == 1 else [])
+    if not meant:
         raise ValueError(f"{path}: which channel? There are {listed(fields)}")
     if len(fields) > 1:
-        log.info("%s: channel %s of %s", path, chosen[0], listed(fields))
-    return chosen[0]
+        log.info("%s: channel %s of %s", path, meant[0], listed(fields))
+    return meant[0]
 
 
 def read(
@@ -159,7 +181,7 @@ def read(
     """
     fields = {path.name: path} if isinstance(path, Field) else _load(Path(path))
     path = Path(path.name if isinstance(path, Field) else path)
-    name = _choose(path, fields) if channel is None else channel
+    name = chosen(path, fields) if channel is None else channel
     if name not in fields:
         raise ValueError(f"{path}: {unknown_name('channel', name, fields)}")
     if pixel_nm is None:

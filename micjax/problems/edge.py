@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from micjax import Gaussian, InverseProblem, parameter
+from micjax.core.problem import drawn_data
 from micjax.core.ranges import positive
 
 
@@ -37,4 +38,4 @@ def problem(edge_nm=0.0, width_nm=1.0, sigma=0.05) -> InverseProblem:
 def example(key):
     truth = problem(edge_nm=1.2, width_nm=0.6)
     x_nm = jnp.linspace(-5.0, 5.0, 64)
-    return truth, x_nm, truth.noise(truth.forward(x_nm)).sample(key)
+    return truth, x_nm, drawn_data(truth, x_nm, key)

@@ -17,7 +17,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 
-from micjax.core.problem import InverseProblem, parameter
+from micjax.core.problem import InverseProblem, drawn_data, parameter
 from micjax.core.ranges import positive
 from micjax.inference.solution import Solution
 from micjax.inference.solvers.first_order import Adam
@@ -127,7 +127,7 @@ def example(key, ny: int = 32, nx: int = 96) -> tuple[InverseProblem, Int[Array,
         }
     )
     x = jnp.arange(1)
-    return truth, x, truth.noise(truth.forward(x)).sample(noise_key)
+    return truth, x, drawn_data(truth, x, noise_key)
 
 
 def stages(problem: InverseProblem, x: Int[Array, " n"], y: Pairs, *, steps: int = 1000) -> list:

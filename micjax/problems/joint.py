@@ -21,7 +21,7 @@ import numpy as np
 from micjax.core.foreign.modules import references
 from micjax.core.joint import SHARED, joint, joint_data, part, pieces
 from micjax.core.names import unknown_name
-from micjax.core.problem import InverseProblem, Values, free, neg_log_joint
+from micjax.core.problem import InverseProblem, Values, drawn_data, free, neg_log_joint
 from micjax.core.tree import array_of, named_leaves
 from micjax.inference.attempt import attempt
 from micjax.inference.checkpoint import StopReason
@@ -106,7 +106,7 @@ def example(key):
     x_nm, data = jnp.linspace(-5.0, 5.0, 64), {}
     for name, k in zip(EDGES, keys, strict=True):
         alone = part(truth, name)
-        data[name] = x_nm, alone.noise(alone.forward(x_nm)).sample(k)
+        data[name] = x_nm, drawn_data(alone, x_nm, k)
     return truth, *joint_data(truth, data)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from micjax.core.problem import InverseProblem
+from micjax.core.problem import InverseProblem, drawn_data
 from micjax.core.ranges import positive
 from micjax.inference.maps.each import each_pixel, one_pixel
 from micjax.inference.maps.stage import fit_each_pixel
@@ -109,7 +109,7 @@ def example(key, ny: int = 12, nx: int = 12) -> tuple[InverseProblem, Sweep, Loo
         "rising_high_V": rng.uniform(0.7, 2.0, (ny, nx)),
     }
     truth = problem(ny, nx, pixel_nm=40.0).at({f"forward.pixel.{n}": v for n, v in values.items()})
-    drawn = truth.noise(truth.forward(bias)).sample(jax.random.fold_in(key, 1))
+    drawn = drawn_data(truth, bias, jax.random.fold_in(key, 1))
     return truth, bias, drawn
 
 
@@ -165,7 +165,7 @@ def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.
 def stages(
     problem: InverseProblem,
     x: Sweep,
-    y: Loops,
+    y: Any,
     *,
     steps: int = 400,
     neighbours: int = 2,
@@ -186,11 +186,9 @@ def stages(
     ]
 
 
-def conclude(solution: Solution, x: Sweep, y: Loops) -> Solution:
+def conclude(solution: Solution, x: Sweep, y: Any) -> Solution:
     """With the maps of all parameters and of what is read off a loop."""
-    return conclude_map(
-        solution, x, y, derived=FerroelectricLoop.numbers, first="coercive_rising_V"
-    )
+    return conclude_map(solution, derived=FerroelectricLoop.numbers, first="coercive_rising_V")
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from micjax.core.problem import InverseProblem, Values
+from micjax.core.problem import InverseProblem, Values, drawn_data
 from micjax.core.ranges import positive
 from micjax.inference.errors.estimates import LaplaceErrors
 from micjax.inference.solution import Solution
@@ -67,7 +67,7 @@ def example(key) -> tuple[InverseProblem, Frequencies, Response]:
     """A sweep of 121 frequencies over a resonance at 371.3 kHz."""
     truth = problem(371.3, 150.0, 1.2).at({"forward.phase_rad": 0.6})
     x = jnp.linspace(300.0, 420.0, 121)
-    return truth, x, truth.noise(truth.forward(x)).sample(key)
+    return truth, x, drawn_data(truth, x, key)
 
 
 def load(file) -> tuple[dict[str, Any], Frequencies, Response]:

@@ -16,7 +16,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
-from micjax.core.problem import InverseProblem
+from micjax.core.problem import InverseProblem, drawn_data
 from micjax.core.ranges import positive
 from micjax.inference.maps.each import each_pixel, one_pixel
 from micjax.inference.maps.stage import fit_each_pixel
@@ -99,7 +99,7 @@ def example(key, ny: int = 12, nx: int = 12) -> tuple[InverseProblem, Frequencie
     }
     truth = problem(ny, nx, pixel_nm=20.0).at({f"forward.pixel.{n}": v for n, v in values.items()})
     band = jnp.linspace(300.0, 420.0, 121)
-    drawn = truth.noise(truth.forward(band)).sample(jax.random.fold_in(key, 1))
+    drawn = drawn_data(truth, band, jax.random.fold_in(key, 1))
     return truth, band, drawn
 
 
@@ -170,7 +170,7 @@ def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.
 def stages(
     problem: InverseProblem,
     x: Frequencies,
-    y: Responses,
+    y: Any,
     *,
     steps: int = 200,
     neighbours: int = 1,
@@ -196,9 +196,9 @@ def largest(model: Oscillator) -> dict[str, Array]:
     return {"peak_amplitude": model.amplitude * model.Q}
 
 
-def conclude(solution: Solution, x: Frequencies, y: Responses) -> Solution:
+def conclude(solution: Solution, x: Frequencies, y: Any) -> Solution:
     """With the maps of all parameters and of the response at resonance."""
-    return conclude_map(solution, x, y, derived=largest, first="f0_kHz")
+    return conclude_map(solution, derived=largest, first="f0_kHz")
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:

@@ -58,23 +58,23 @@ def parser() -> argparse.ArgumentParser:
         subparser.set_defaults(command=function)
         return subparser.add_argument
 
-    demo = command("demo", commands.demo, SET, OUT, RESUME)
+    demo = command("demo", commands.demo, SET, OUT, RESUME, PROCESSES, ON, SWEEP)
     demo("problem", metavar="PROBLEM", nargs="?", default="tip", help=PROBLEM)
-    fit = command("fit", commands.fit, SET, OUT, RESUME)
+    fit = command("fit", commands.fit, SET, OUT, RESUME, PROCESSES, ON, SWEEP)
     fit("problem", metavar="PROBLEM", help=PROBLEM)
     fit("file", metavar="FILE", help="any format of micjax.io")
     fit("--channel", help="channel of the file (default: the height)")
     fit("--net", metavar="FILE", help="weights of a network, of micjax train (tip: engine.net)")
-    command("run", commands.run, PLAN, SET, OUT, RESUME, IN_DOUBT, TRUST)
+    command("run", commands.run, PLAN, SET, OUT, RESUME, IN_DOUBT, TRUST, PROCESSES, ON, SWEEP)
     command("explore", commands.explore, PLAN, SET, OUT, RESUME, IN_DOUBT, TRUST)
     command("validate", commands.validate, PLAN, SET, TRUST)
     init = command("init", commands.init)
     init("problem", metavar="PROBLEM", help=PROBLEM)
     init("file", metavar="FILE", nargs="?", help="(default: the terminal)")
-    simulate = command("simulate", commands.simulate, SET, OUT, RESUME)
+    simulate = command("simulate", commands.simulate, SET, OUT, RESUME, PROCESSES, ON, SWEEP)
     simulate("what", choices=("stem", "cbed", "hrtem"))
     simulate("structure", metavar="STRUCTURE", help="CIF, XYZ, POSCAR, PDB, ...")
-    train = command("train", commands.train, SET, OUT, RESUME)
+    train = command("train", commands.train, SET, OUT, RESUME, PROCESSES, ON, SWEEP)
     train("problem", metavar="PROBLEM", help=PROBLEM)
     command("status", commands.tell_status, RUN)
     watch = command("watch", commands.watch, RUN)
@@ -108,6 +108,26 @@ SET = _shared(
 )
 OUT = _shared("--out", metavar="DIR", help="run folder (default: a new one in runs/)")
 RESUME = _shared("--resume", action="store_true", help="go on with the run in --out")
+PROCESSES = _shared(
+    "--processes",
+    type=int,
+    metavar="N",
+    help="so many processes of this machine fit the blocks of a map, or make the runs of a sweep",
+)
+ON = _shared(
+    "--on",
+    metavar="WHERE",
+    help="the same by others: dask://HOST:PORT, dask:SCHEDULER_FILE, or package.module:function, "
+    "which gives a concurrent.futures.Executor",
+)
+SWEEP = _shared(
+    "--sweep",
+    action="append",
+    default=[],
+    metavar="NAME=[VALUE, ...]",
+    help="a run for each value, of all names together for each combination: seed=[0,1,2], "
+    "engine.steps=[50,100], 'file=scans/*.h5'; one table of all in --out",
+)
 IN_DOUBT = _shared(
     "--in-doubt",
     choices=("skip", "again"),

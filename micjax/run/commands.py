@@ -11,6 +11,8 @@ import yaml
 from micjax.instruments import consolidate
 from micjax.report.text import plain_table
 from micjax.run.info import about_network, info
+from micjax.run.jobs.dealt.elsewhere import workers_of
+from micjax.run.jobs.dealt.sweep import settings_of, sweep
 from micjax.run.jobs.kinds import RUNS
 from micjax.run.lifecycle import Asked, carry_out, precision_of
 from micjax.run.plans.plan import make_plan, read_plan, with_settings
@@ -77,6 +79,11 @@ def _run(
 ) -> int:
     """The plan of `start`, then --set, then --out."""
     given = with_settings(start, arguments.set)
+    if getattr(arguments, "sweep", None):
+        trust = asked.trust or [str(given.get("problem", "micjax")).partition(".")[0]]
+        workers, settings = workers_of(asked.processes, asked.on), settings_of(arguments.sweep)
+        how = arguments.out, workers, asked.resume, trust
+        return sweep(given, settings, *how, lambda plan: RUNS[plan.kind](plan, asked))
     given |= {} if arguments.out is None else {"out": arguments.out}
     plan = make_plan(given, getattr(arguments, "plan", "command line"))
     if asked.in_doubt and plan.kind != "explore":

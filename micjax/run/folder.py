@@ -21,6 +21,7 @@ except ImportError:  # a system that is no Unix
 
 RUNS = "runs"
 TABLE = "table.csv"
+FOLDERS = (".zarr", ".zspy")  # formats whose files are folders
 
 
 class RunFolder:
@@ -96,10 +97,18 @@ def new_path(kind: str) -> pathlib.Path:
 
 
 def fingerprint(path: pathlib.Path) -> dict[str, Any]:
-    """What a file is, wherever it lies."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"path": str(path.absolute()), "sha256": digest, "bytes": path.stat().st_size}
+    """What a file is, wherever it lies, or a format's folder of files."""
+    if not path.is_dir():
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"path": str(path.absolute()), "sha256": digest, "bytes": path.stat().st_size}
+    inside = {
+        p.relative_to(path).as_posix(): fingerprint(p) for p in path.rglob("*") if p.is_file()
+    }
+    every = "\n".join(f"{name} {inside[name]['sha256']}" for name in sorted(inside))
+    digest = hashlib.sha256(every.encode()).hexdigest()
+    size = sum(known["bytes"] for known in inside.values())
+    return {"path": str(path.absolute()), "sha256": digest, "bytes": size}
 
 
 def fingerprints(named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -110,7 +119,7 @@ def fingerprints(named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _is_file(path: pathlib.Path) -> bool:
     try:
-        return path.is_file()
+        return path.is_file() or path.is_dir() and path.suffix in FOLDERS
     except OSError:  # a long text is no path
         return False
 

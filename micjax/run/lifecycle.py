@@ -44,6 +44,8 @@ class Asked(NamedTuple):
     trust: list[str] | None = None  # packages whose code a plan may name; None: all
     in_doubt: str | None = None
     debug: bool = False
+    processes: int | None = None
+    on: str | None = None  # who fits a map
 
 
 class Outcome(NamedTuple):

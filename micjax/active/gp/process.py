@@ -87,6 +87,7 @@ class Process(eqx.Module):
         of_index = np.isin(np.arange(points.shape[1]), sorted(index))
         return jnp.where(of_index, points, (points - self.origin) / self.span)
 
+    @eqx.filter_jit
     def covariance(self, a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m"]:
         return self.kernel(self.scaled(a), self.scaled(b))
 

@@ -98,8 +98,12 @@ class File:
                 ahead += _parts(target)
         raise Damaged(f"the path {path} goes round in circles")
 
-    def read(self, dataset: Node) -> Any:
+    def read(self, dataset: Node, part: tuple[slice, ...] = ()) -> Any:
         """The values: an array, a text or a list of texts.
+
+        **Arguments:**
+
+        - `part`: of an array, along its first axes; all of it without one.
 
         **Raises:** `Damaged` for what is damaged, too large, no numbers, or in another file.
         """
@@ -107,7 +111,7 @@ class File:
             raise Damaged(f"{dataset.path} is {dataset.elsewhere}: other files are not opened")
         if not dataset.kind:
             raise Damaged(f"{dataset.path} holds neither numbers nor text")
-        return self._child.ask(dataset.address)
+        return self._child.ask(dataset.address, part)
 
     def arrays(self, group: str) -> dict[str, np.ndarray]:
         """All that is in a group, by name.
@@ -155,9 +159,9 @@ class _Child:
         self.timer.daemon = True
         self.timer.start()
 
-    def ask(self, address: int) -> Any:
+    def ask(self, address: int, part: tuple[slice, ...]) -> Any:
         with contextlib.suppress(BrokenPipeError):
-            pickle.dump(address, self.process.stdin)
+            pickle.dump((address, part), self.process.stdin)
             self.process.stdin.flush()
         return self.answer()
 

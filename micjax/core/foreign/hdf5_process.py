@@ -116,9 +116,9 @@ class Listing:
             return self.add(group[name])
         return clean(link.path) if type(link) is h5py.SoftLink else None
 
-    def read(self, where: int) -> Any:
+    def read(self, where: int, part: tuple[slice, ...]) -> Any:
         item = self.items[where]
-        return plain(item[()]) if kind(item) == "text" else np.asarray(item[()])
+        return plain(item[()]) if kind(item) == "text" else np.asarray(item[part])
 
 
 def address(item: h5py.HLObject) -> int:
@@ -136,9 +136,11 @@ def kind(dataset: h5py.Dataset) -> str:
     return dtype.kind if dtype.kind in "biufc" else ""
 
 
-def needed_bytes(dataset: h5py.Dataset) -> int:
-    """What the values take, or a chunk of them, as the numbers that a `Field` holds."""
-    largest = max(math.prod(dataset.shape), math.prod(dataset.chunks or ()))
+def needed_bytes(dataset: h5py.Dataset, part: tuple[slice, ...]) -> int:
+    """What the part takes, or a chunk of the dataset, as the numbers that a `Field` holds."""
+    lengths = [len(range(*cut.indices(n))) for cut, n in zip(part, dataset.shape, strict=False)]
+    size = math.prod(lengths) * math.prod(dataset.shape[len(part) :])
+    largest = max(size, math.prod(dataset.chunks or ()))
     return largest * max(dataset.dtype.itemsize, 8)
 
 
@@ -156,15 +158,15 @@ def serve(path: str, allowed: int) -> None:
     spent = 0
     while True:
         try:
-            where = pickle.load(sys.stdin.buffer)
+            where, part = pickle.load(sys.stdin.buffer)
         except EOFError:
             return None
         try:
-            spent += needed_bytes(listing.items[where])
+            spent += needed_bytes(listing.items[where], part)
             if spent > allowed:
                 answer("too large", spent)
             else:
-                answer("values", listing.read(where))
+                answer("values", listing.read(where, part))
         except Exception as error:
             answer("refused", str(error) or type(error).__name__)
 

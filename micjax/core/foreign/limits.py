@@ -16,7 +16,8 @@ def allowed_bytes(path: str | os.PathLike) -> int:
     """
     given = os.environ.get(VARIABLE)
     if given is None:
-        return max(LEAST_BYTES, GROWTH * pathlib.Path(path).stat().st_size)
+        files = [p for p in (pathlib.Path(path), *pathlib.Path(path).rglob("*")) if p.is_file()]
+        return max(LEAST_BYTES, GROWTH * sum(p.stat().st_size for p in files))
     try:
         allowed = 1e9 * float(given)
     except ValueError:

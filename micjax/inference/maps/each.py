@@ -133,6 +133,25 @@ def each_pixel(
     )
 
 
+def some_rows(problem: InverseProblem, first: int, last: int) -> InverseProblem:
+    """The problem of these rows of a map, with their values."""
+    forward, noise = problem.forward, problem.noise
+
+    def cut(model, each: tuple[str, ...]):
+        leaves = named_leaves(model)
+        return replace(model, {n: array_of(leaves[n])[first:last] for n in each})
+
+    forward = EachPixel(
+        cut(forward.pixel, forward.each),
+        forward.each,
+        (last - first, *forward.shape[1:]),
+        forward.pixel_nm,
+        forward.axis,
+    )
+    noise = EachNoise(cut(noise.pixel, noise.each), noise.each, noise.rank)
+    return InverseProblem(forward, noise, problem.priors)
+
+
 def one_pixel(problem: InverseProblem) -> tuple[InverseProblem, Values]:
     """The problem of a pixel, from that of `each_pixel`; and what is known and other for each of
     them, by its names.

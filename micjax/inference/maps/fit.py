@@ -2,11 +2,14 @@
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 from micjax.core.problem import InverseProblem
 from micjax.core.progress import progress, until_interrupted
-from micjax.inference.maps.blocks import Fits, Pursuit
+from micjax.inference.maps.blocks.block import Pursuit, Starts
+from micjax.inference.maps.blocks.dealt import Workers
+from micjax.inference.maps.blocks.fits import Fits
 from micjax.inference.maps.result import MapFit
 from micjax.inference.maps.rows import Given
 
@@ -18,13 +21,14 @@ def fit_map(
     x: Any,
     y: Any,
     *,
-    starts: Given | Sequence[Given] | None = None,
+    starts: Given | Sequence[Given] | Starts | None = None,
     known: Given | None = None,
     linear: Sequence[str] = (),
     neighbours: int = 0,
     steps: int = 100,
     tolerance: float = 1e-3,
     covariance: bool = False,
+    executor: Executor | None = None,
 ) -> MapFit:
     """The best values of `problem` for each pixel of `y`, with error bars and a status.
 
@@ -38,7 +42,8 @@ def fit_map(
     - `y`: data `[*map, *datum]`; what is not finite, or masked, does not count. Anything
         that gives blocks of its first axes when it is indexed: an array, a dataset of a file.
     - `starts`: values by name, `[*map, ...]` or the same for all; several of them: the best fit is
-        taken. The current values without them.
+        taken. The current values without them. Or `starts(problem, x, y)`, which gives them for
+        some pixels of the map, `y` being `[pixel, *datum]`.
     - `known`: what is known and other for each pixel, by name, `[*map, ...]`.
     - `linear`: names of unknowns that the prediction is proportional to, or that are added to it:
         they are solved for in each step and need no start.
@@ -46,6 +51,8 @@ def fit_map(
         map whose fit is best; the better fit is kept.
     - `steps`: at most.
     - `covariance`: whether that of all values of a pixel is kept.
+    - `executor`: fits blocks of the map, on any `concurrent.futures.Executor` such as that of Dask;
+        threads of this process without one.
 
     **Returns:** after Ctrl-C the fits so far; status "not fitted" says which pixels lack.
 
@@ -53,7 +60,8 @@ def fit_map(
     outside of their prior.
     """
     how = Pursuit(tuple(linear), neighbours, steps, tolerance, covariance)
-    fits = Fits(problem, x, y, starts, known, how)
+    workers = None if executor is None else Workers.of(executor)
+    fits = Fits(problem, x, y, starts, known, how, workers)
     with progress("map", fits.fits) as show, until_interrupted() as interruption:
         for done in fits.run():
             show(done)

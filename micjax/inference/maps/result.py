@@ -25,6 +25,8 @@ class MapFit:
     - `bound`, `identified`: by name, whether it is at an end of its prior; whether the data say
         anything about it.
     - `steps`: that were taken.
+    - `correlated`: of neighbouring residuals, in standard deviations of independent noise: above 4
+        the model leaves something out. `excess`: of chi^2, in its standard deviations.
     - `covariance`: `[*map, k, k]` of all physical values, in the order of `values`, where it was
         asked for.
     """
@@ -38,6 +40,8 @@ class MapFit:
     bound: dict[str, np.ndarray]
     identified: dict[str, np.ndarray]
     steps: Int[np.ndarray, "..."]
+    correlated: Float[np.ndarray, "..."]
+    excess: Float[np.ndarray, "..."]
     covariance: Float[np.ndarray, "... k k"] | None = None
 
     @classmethod

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,6 +66,7 @@ def check_starts(problem: InverseProblem, start: Rows) -> None:
             )
 
 
+@eqx.filter_jit
 def inside(prior, values):
     """Of each pixel, whether all of its value is inside of what the prior allows."""
     return jax.vmap(lambda v: jnp.all(prior.support(v)) & ~jnp.any(on_edge(prior, v)))(values)

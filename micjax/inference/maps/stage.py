@@ -1,25 +1,24 @@
 """The fit of a whole map as a stage of a problem."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
 from micjax.core.problem import InverseProblem
-from micjax.inference.maps.blocks import Fits, Pursuit
+from micjax.inference.maps.blocks.block import Pursuit, Starts
+from micjax.inference.maps.blocks.fits import Fits
 from micjax.inference.maps.each import one_pixel, pixel_name
 from micjax.inference.maps.result import MapFit
-from micjax.inference.maps.rows import Given
 from micjax.inference.maps.spatial.shared import share_map
 from micjax.inference.maps.spatial.smooth import smooth_map
 from micjax.inference.solution import Solution
 from micjax.inference.stage import Arrays, Search
 
 TOGETHER = "together"  # beginning of an array that says what was fitted so
-EVERY_S = 5.0  # between two checkpoints
-
-Starts = Callable[[InverseProblem, np.ndarray, np.ndarray], Given | Sequence[Given]]
+EVERY_S = 5.0  # between two checkpoints, or so many times as long as one takes
+MOST_TIMES = 20.0
 
 
 def fit_each_pixel(
@@ -36,7 +35,8 @@ def fit_each_pixel(
 
     **Arguments:**
 
-    - `starts`: `starts(pixel, x, y) -> values`, as of `fit_map`; `pixel` is the problem of a pixel.
+    - `starts`: `starts(pixel, x, y) -> values`, as of `fit_map`, for some pixels of the map, `y`
+        being `[pixel, *datum]`; `pixel` is the problem of a pixel.
     - `smooth`: unknowns of which neighbouring pixels are alike, see `smooth_map`; with or without
         `forward.` before them.
     - `shared`: unknowns that are the same all over the map, or along its rows or columns, see
@@ -67,17 +67,16 @@ def fit_each_pixel(
 
     def work(problem: InverseProblem, x, y, key, report, before: Arrays) -> Iterator[Arrays]:
         pixel, known = one_pixel(problem)
-        y = np.asarray(y)
-        given = _own(problem) if starts is None else starts(pixel, np.asarray(x), y)
-        fits = Fits(pixel, x, y, given, known, how)
+        fits = Fits(pixel, x, y, starts or _own(problem), known, how)
         if "done" in before:
             fits.restore(before)
-        last = -np.inf
+        wanted = -np.inf
         for done in fits.run():
             report(min(done / fits.fits, 1.0), f"{done} of {fits.fits} fits")
-            if time.monotonic() - last > EVERY_S:
-                last = time.monotonic()
+            if (now := time.monotonic()) > wanted:
                 yield fits.state()
+                after = time.monotonic()
+                wanted = after + max(EVERY_S, MOST_TIMES * (after - now))
         yield fits.state()
         if smooth or shared:
             fit = together(pixel, x, y, fits.result(), known, report)
@@ -85,7 +84,7 @@ def fit_each_pixel(
             told = {f"{TOGETHER} {how} {name}": np.array(1) for name, how in which.items()}
             yield fits.state() | fit.rows() | told
 
-    return Search(work, _with_fits, "map", goes_on=True)
+    return Search(work, _with_fits, "map", goes_on=True, by_rows=not smooth and not shared)
 
 
 def map_fit(solution: Solution) -> MapFit | None:

@@ -34,7 +34,8 @@ FLAT = 1e4  # times that the variance grows by what else is unknown: single prec
 
 class Told(NamedTuple):
     """Of b pixels: physical values and their standard deviations by name, `[..., b]`, the
-    covariance of all of them in that order; which are at a bound or not identified."""
+    covariance of all of them in that order; which are at a bound or not identified; what is left
+    of the data, see `left_of`."""
 
     values: Values
     sd: Values
@@ -45,6 +46,8 @@ class Told(NamedTuple):
     status: Int[Array, " b"]
     bound: dict[str, Bool[Array, " b"]]
     identified: dict[str, Bool[Array, " b"]]
+    correlated: Float[Array, " b"]
+    excess: Float[Array, " b"]
 
 
 def told(
@@ -134,12 +137,64 @@ def told(
         STATUS.index("converged"),
     )
     lost = jnp.isin(status, jnp.array([STATUS.index(s) for s in UNUSABLE]))
-    values, sd, covariance = jax.tree.map(
-        lambda a: jnp.where(lost, jnp.nan, a), (values, sd, covariance)
+    values, sd, covariance, (correlated, excess) = jax.tree.map(
+        lambda a: jnp.where(lost, jnp.nan, a),
+        (values, sd, covariance, left_of(pixel, law, known, y, flat)),
     )
     return Told(
-        values, sd, covariance, here.loss, here.chi_squared, points, status, bound, identified
+        values,
+        sd,
+        covariance,
+        here.loss,
+        here.chi_squared,
+        points,
+        status,
+        bound,
+        identified,
+        correlated,
+        excess,
     )
+
+
+def left_of(
+    pixel: Pixel, law: DataLaw, known: Values, y: Float[Array, "n b"], flat: Float[Array, "d b"]
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """What the models leave of the data: the `likeness` of neighbours along the first axis of a
+    datum, and the `excess` of chi^2."""
+
+    def moments(known, q):
+        of = pixel.law(known, q)
+        return tuple(jnp.broadcast_to(m, of.batch_shape) for m in (of.mean, of.variance))
+
+    mean, variance = jax.vmap(moments, -1, -1)(known, flat)
+    residual = y.reshape(mean.shape) - mean
+    return likeness(residual, variance), excess(residual, variance, law == LAWS[dist.Poisson])
+
+
+def likeness(
+    residual: Float[Array, "n *others b"], variance: Float[Array, "n *others b"]
+) -> Float[Array, " b"]:
+    """The correlation of neighbours in the residual, in the standard deviations which it has in
+    independent noise: a model that describes the data leaves nothing that looks like a curve
+    (Durbin & Watson 1950). What is NaN does not count."""
+    seen, axes = jnp.isfinite(residual), tuple(range(residual.ndim - 1))
+    unit = jnp.sqrt(jnp.where(seen, variance, 0.0).max(axis=axes))  # squares of small numbers are 0
+    unit = jnp.where(unit > 0, unit, 1.0)
+    z, sd = (jnp.where(seen, a / unit, 0.0) for a in (residual, jnp.sqrt(variance)))
+    spread = ((sd[1:] * sd[:-1]) ** 2).sum(axis=axes)
+    return (z[1:] * z[:-1]).sum(axis=axes) / jnp.sqrt(jnp.where(spread > 0, spread, 1.0))
+
+
+def excess(
+    residual: Float[Array, "n *others b"], variance: Float[Array, "n *others b"], counted: bool
+) -> Float[Array, " b"]:
+    """chi^2 above what it should be, in standard deviations: its variance is 2 for each datum, and
+    1 / rate more for one that is `counted`."""
+    seen, axes = jnp.isfinite(residual), tuple(range(residual.ndim - 1))
+    variance = jnp.where(seen, variance, 1.0)
+    terms = jnp.where(seen, residual / jnp.sqrt(variance), 1.0) ** 2 - 1.0
+    spread = jnp.where(seen, 2.0 + (1.0 / variance if counted else 0.0), 0.0).sum(axis=axes)
+    return terms.sum(axis=axes) / jnp.sqrt(jnp.maximum(spread, 1.0))
 
 
 def base_of(prior: dist.Distribution) -> dist.Distribution:

@@ -1,7 +1,8 @@
-"""Fisher scoring: the way down for counts, where the unknowns are few and the pixels many.
+"""Fisher scoring: the way down where the unknowns are few and the data many.
 
-Derivatives forwards are cheap then, and J^T J / rate is the Hessian that is to be expected; damped
-as Levenberg (1944) and Marquardt (1963) do.
+Derivatives forwards are cheap then, and J^T J with the information of each datum as weights is the
+Hessian that is to be expected (least squares for normal noise, over the rate for counts); damped as
+Levenberg (1944) and Marquardt (1963) do.
 """
 
 from typing import ClassVar, NamedTuple
@@ -10,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import scipy.stats
 from jaxtyping import Array, Float
 
@@ -25,6 +27,7 @@ from micjax.inference.solvers.driver import (
     Step,
     where,
 )
+from micjax.inference.solvers.laws import LAWS, DataLaw, depends, law_of
 
 FIRST_DAMPING, LARGEST_DAMPING = 1e-2, 1e8
 
@@ -43,7 +46,7 @@ class _State(NamedTuple):
 
 
 class FisherScoring(Solver):
-    """For problems whose `noise(...)` has a `rate`, the mean of counts.
+    """For data of one of the laws of `micjax.inference.solvers.laws`: normal, Poisson, Student's t.
 
     **Arguments:**
 
@@ -65,13 +68,20 @@ class FisherScoring(Solver):
         """What has to be added to the losses: the most that any model gives. Kept apart, because
         single precision would hide small gains in the sum.
 
-        **Raises:** `NonFiniteError` for data that are no counts.
+        **Raises:** `NonFiniteError` for data that are no counts where counts are needed;
+        `ValueError` for a law that is none of these.
         """
-        counts = np.asarray(objective.y, float)
-        most = float(np.sum(scipy.stats.poisson.logpmf(counts, np.maximum(counts, 1e-300))))
+        law = _law(objective.problem, objective.x)
+        if law == LAWS[dist.Poisson]:
+            counts = np.asarray(objective.y, float)
+            most = float(np.sum(scipy.stats.poisson.logpmf(counts, np.maximum(counts, 1e-300))))
+        else:
+            y = jnp.ravel(jnp.asarray(objective.y, float))
+            most = float(jnp.sum(law.most(y, *_parameters(objective.problem, objective.x, law))))
         if not np.isfinite(most):
             raise NonFiniteError(
-                "the loss is not finite at any values: counts are whole numbers, not below 0"
+                "the loss is not finite at any values: counts are whole numbers, not below 0, and "
+                "other data finite"
             )
         return -most
 
@@ -124,23 +134,42 @@ def _local(flat, problem: InverseProblem, x, y) -> _Local:
     """The loss, its gradient, and its expected curvature."""
     coordinates = Coordinates(problem)
 
-    def rate(flat):
-        at = coordinates.at(flat)
-        return at.noise(at.forward(x)).rate.ravel()
+    law, y = _law(problem, x), jnp.ravel(jnp.asarray(y, float))
 
     def prior(flat):
         return -coordinates.log_prior(flat)
 
-    def twice(flat):
-        expected = rate(flat)
-        return expected, expected
+    def parameters(flat):
+        return _parameters(coordinates.at(flat), x, law)
 
-    slope, expected = jax.jacfwd(twice, has_aux=True)(flat)
-    counts = y.ravel()
-    deviance = jax.scipy.special.xlogy(counts, counts / expected) - (counts - expected)
+    def twice(flat):
+        values = parameters(flat)
+        return [v for v, f in zip(values, free, strict=True) if f], values
+
+    free = depends(parameters, flat)
+    slopes, values = jax.jacfwd(twice, has_aux=True)(flat)
+    scores = [s for s, f in zip(law.scores(y, *values), free, strict=True) if f]
+    whitened = [score.root[:, None] * slope for score, slope in zip(scores, slopes, strict=True)]
     return _Local(
-        prior(flat) + jnp.sum(deviance),
-        (1.0 - counts / expected) @ slope + jax.grad(prior)(flat),
-        slope.T @ (slope / expected[:, None]),
+        prior(flat) + jnp.sum(law.misfit(y, *values)),
+        sum(s.residual @ w for s, w in zip(scores, whitened, strict=True)) + jax.grad(prior)(flat),
+        sum(w.T @ w for w in whitened),
         jax.hessian(prior)(flat),
     )
+
+
+def _law(problem: InverseProblem, x) -> DataLaw:
+    """Joint data are counts where those of all parts are.
+
+    **Raises:** `ValueError` for a distribution that is none of the laws.
+    """
+    law = eqx.filter_eval_shape(lambda p: p.noise(p.forward(x)), problem)
+    return LAWS[dist.Poisson] if hasattr(law, "rate") else law_of(law)
+
+
+def _parameters(problem: InverseProblem, x, law: DataLaw) -> tuple[Array, ...]:
+    """Of the law, a number for each datum."""
+    of = problem.noise(problem.forward(x))
+    values = [getattr(of, n) for n in law.parameters]
+    shape = jnp.broadcast_shapes(*map(jnp.shape, values))
+    return tuple(jnp.ravel(jnp.broadcast_to(v, shape)) for v in values)

@@ -6,13 +6,12 @@ What is true is known to benchmarks alone, in `Simulated.truth`.
 import time
 from collections.abc import Callable, Mapping
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from micjax.core.problem import InverseProblem
+from micjax.core.problem import InverseProblem, drawn_data
 from micjax.instruments.base import Axis, Mode, Over, Record, check_over, check_target
 
 Reads = Callable[[Mapping[str, float]], object]
@@ -66,7 +65,7 @@ class Simulated:
         check_over(self.axes, self.modes, mode, over)
         begun = time.time()
         key = jax.random.fold_in(self._key, self.count)
-        y = np.asarray(_drawn(self._problem, self._reads(self._at), key))
+        y = np.asarray(drawn_data(self._problem, self._reads(self._at), key))
         y = y[0] if y.ndim and len(y) == 1 else y  # one row was asked for
         self.count += 1
         dims = tuple(f"axis{i}" for i in range(y.ndim))
@@ -82,11 +81,6 @@ class Simulated:
 
     def stop(self) -> None:
         pass
-
-
-@eqx.filter_jit
-def _drawn(problem: InverseProblem, x, key: Array) -> Array:
-    return problem.noise(problem.forward(x)).sample(key)
 
 
 def _row(position: Mapping[str, float]) -> Array:

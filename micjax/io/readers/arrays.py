@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from micjax.core.foreign.limits import check_size
-from micjax.io.fields import Field, by_name, image_axes, with_pixel
+from micjax.io.fields import Field, by_name, cut_rows, image_axes, with_pixel
 
 log = logging.getLogger(__name__)
 
 
-def bare(data: np.ndarray, name: str) -> Field:
-    """An array without units: y and x are in pixels.
+def bare(data: np.ndarray, name: str, rows: slice | None = None) -> Field:
+    """An array without units: y and x are in pixels. Of a map only these rows.
 
     **Raises:** ValueError for what is no array of numbers.
     """
@@ -20,16 +20,18 @@ def bare(data: np.ndarray, name: str) -> Field:
         raise ValueError(f"{name} is a single value, no array")
     if data.dtype.kind not in "fiubc":
         raise ValueError(f"{name} holds {data.dtype}, not numbers")
-    return Field(data, image_axes(data.shape), "", name, {"stored": data.dtype})
+    part, axes, told = cut_rows(image_axes(data.shape), rows)
+    return Field(np.array(data[part]), axes, "", name, {"stored": data.dtype} | told)
 
 
-def read_npy(path: Path) -> dict[str, Field]:
-    """One array `[..., iy, ix]` without units; the pixel size has to come from the user."""
+def read_npy(path: Path, rows: slice | None = None) -> dict[str, Field]:
+    """One array `[..., iy, ix]` without units; the pixel size has to come from the user. Of a map
+    only these rows."""
     data = np.load(path, mmap_mode="r")  # so that it cannot hold more than the file
     if (rest := path.stat().st_size - data.offset - data.nbytes) > 0:
         raise ValueError(f"{rest} bytes after the array; several arrays go into an .npz")
     check_size(path, 8 * data.size)
-    return by_name([bare(np.array(data), path.stem)])
+    return by_name([bare(data, path.stem, rows)])
 
 
 def read_npz(path: Path) -> dict[str, Field]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from micjax.core.foreign.hdf5 import opened
 from micjax.core.foreign.limits import check_size
-from micjax.io.fields import PIXELS, Field, FieldAxis, by_name, rows_first
+from micjax.io.fields import PIXELS, Field, FieldAxis, by_name, cut_rows, rows_first
 from micjax.io.packages import third_party
 
 log = logging.getLogger(__name__)
@@ -22,12 +22,13 @@ READERS = {
     ".hspy": "hspy",
     ".mrc": "mrc",
     ".ser": "tia",
+    ".zspy": "zspy",
 }
 _HDF5 = (".emd", ".hspy")
 
 
-def read_electron(path: Path, extension: str) -> dict[str, Field]:
-    """Every signal of a file, by its title, in the order of the file.
+def read_electron(path: Path, extension: str, rows: slice | None = None) -> dict[str, Field]:
+    """Every signal of a file, by its title, in the order of the file; of maps only these rows.
 
     Lengths, energies and angles keep their units; an axis without one that is called x or y is in
     pixels.
@@ -36,8 +37,8 @@ def read_electron(path: Path, extension: str) -> dict[str, Field]:
         _check_hdf5(path)
     with third_party("rsciio", extension, "io"):
         reader = importlib.import_module(f"rsciio.{READERS[extension]}")
-        signals = reader.file_reader(str(path))
-        return by_name([_field(signal, path.stem) for signal in signals])
+        signals = reader.file_reader(str(path), lazy=rows is not None)
+        return by_name([_field(signal, path.stem, rows) for signal in signals])
 
 
 def _check_hdf5(path: Path) -> None:
@@ -55,14 +56,15 @@ def _check_hdf5(path: Path) -> None:
                 raise ValueError(f"{node.path}: a link out of the file, which is refused")
 
 
-def _field(signal: dict[str, Any], stem: str) -> Field:
-    data = np.asarray(signal["data"])
-    notes = signal.get("metadata", {})
-    axes = [_axis(axis, i, data.shape) for i, axis in enumerate(signal["axes"])]
+def _field(signal: dict[str, Any], stem: str, rows: slice | None) -> Field:
+    stored, notes = signal["data"], signal.get("metadata", {})
+    axes = [_axis(axis, i, stored.shape) for i, axis in enumerate(signal["axes"])]
+    part, axes, told = cut_rows(axes, rows)
+    data = np.asarray(stored[part])
     quantity = str(notes.get("Signal", {}).get("quantity", ""))
     unit = quantity.rpartition("(")[2].rstrip(")") if quantity.endswith(")") else ""
     name = str(notes.get("General", {}).get("title", "")) or stem
-    return rows_first(Field(data, tuple(axes), unit, name, {"stored": data.dtype, **notes}))
+    return rows_first(Field(data, axes, unit, name, {"stored": data.dtype, **notes} | told))
 
 
 def _axis(axis: dict[str, Any], i: int, shape: tuple[int, ...]) -> FieldAxis:

@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from micjax.core.foreign.hdf5 import File, Node, opened
-from micjax.io.fields import PIXELS, Field, FieldAxis, by_name, nm_per, rows_first, unpacked
+from micjax.io.fields import (
+    PIXELS,
+    Field,
+    FieldAxis,
+    by_name,
+    cut_rows,
+    nm_per,
+    rows_first,
+    unpacked,
+)
 from micjax.io.nexus import nexus_fields
 
 log = logging.getLogger(__name__)
@@ -16,20 +25,20 @@ log = logging.getLogger(__name__)
 _ASYLUM_UNITS = {"Phase": "deg", "UserIn": "V", "Potential": "V", "Frequency": "Hz"}
 
 
-def read_hdf5(path: Path) -> dict[str, Field]:
-    """Every dataset of a NeXus or pyNSID file.
+def read_hdf5(path: Path, rows: slice | None = None) -> dict[str, Field]:
+    """Every dataset of a NeXus or pyNSID file; of maps only these rows.
 
     **Returns:** fields by channel. Of a NeXus file the channel is the name of the NXdata group,
     of a pyNSID file the quantity.
     """
     with opened(path) as file:
-        fields = nexus_fields(file) or nsid_fields(file)
+        fields = nexus_fields(file, rows) or nsid_fields(file, rows)
     if not fields:
         raise ValueError("neither NeXus NXdata nor pyNSID datasets in it")
     return by_name(fields)
 
 
-def nsid_fields(file: File) -> list[Field]:
+def nsid_fields(file: File, rows: slice | None = None) -> list[Field]:
     """Every pyNSID dataset of a file, in its order.
 
     pyNSID stores `[x, y, ...]`: the result is `[iy, ix, ...]`, with the file's own y along the
@@ -40,20 +49,21 @@ def nsid_fields(file: File) -> list[Field]:
     readable = [n for n in datasets if n.kind not in ("", "text") or n.elsewhere]
     if others := [n.path for n in datasets if n not in readable]:
         log.warning("no numbers, not read: %s", ", ".join(others))
-    return [_nsid_field(file, dataset) for dataset in readable]
+    return [_nsid_field(file, dataset, rows) for dataset in readable]
 
 
-def _nsid_field(file: File, dataset: Node) -> Field:
+def _nsid_field(file: File, dataset: Node, rows: slice | None) -> Field:
     unit, name = dataset.text("units"), dataset.text("quantity")
-    values = unpacked(file.read(dataset), dataset.attrs, dataset.path)
-    axes = tuple(_nsid_axis(file, dataset, i, unit) for i in range(values.ndim))
+    axes = [_nsid_axis(file, dataset, i, unit) for i in range(len(dataset.shape))]
+    part, axes, told = cut_rows(axes, rows)
+    values = unpacked(file.read(dataset, part), dataset.attrs, dataset.path)
     plain = re.sub("^(Nap|DAC)", "", name)
     if unit == "m":
         unit = next((u for start, u in _ASYLUM_UNITS.items() if plain.startswith(start)), unit)
         if unit != "m":
             log.info("%s: the file says m, %s is in %s", dataset.path, name, unit)
     notes = file.get(dataset.path.rpartition("/")[0] + "/original_metadata")
-    metadata = {
+    metadata = told | {
         "data_type": dataset.text("data_type"),
         "modality": dataset.text("modality"),
         "original": {} if notes is None else {k: _plain(v) for k, v in notes.attrs.items()},

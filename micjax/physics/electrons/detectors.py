@@ -31,8 +31,13 @@ def annulus(angles: Angles, inner_mrad: float, outer_mrad: float) -> Mask:
     """
     if not 0.0 <= inner_mrad < outer_mrad:
         raise ValueError(f"a detector from {inner_mrad} to {outer_mrad} mrad is empty")
+    return _within(angles, (1.0 - SAME) * inner_mrad, (1.0 - SAME) * outer_mrad)
+
+
+@jax.jit
+def _within(angles, least, below):
     angle = jnp.hypot(*angles)
-    return (angle >= (1.0 - SAME) * inner_mrad) & (angle < (1.0 - SAME) * outer_mrad)
+    return (angle >= least) & (angle < below)
 
 
 def segments(

@@ -8,6 +8,7 @@ Lengths are in Å, angles in mrad, arrays `[iy, ix]` with the corner as origin. 
 leading axes: probes, modes, directions.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -30,6 +31,7 @@ TAPER = 0.02  # of the same, inside the cutoff
 MOST_TILT_MRAD = 60.0  # for which the propagator of a tilted beam holds
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def frequencies_inv_A(
     shape: tuple[int, int], sampling_A: Sampling
 ) -> tuple[Float[Array, "ny 1"], Float[Array, "1 nx"]]:
@@ -38,6 +40,7 @@ def frequencies_inv_A(
     return (jnp.fft.fftfreq(ny) / dy)[:, None], (jnp.fft.fftfreq(nx) / dx)[None, :]
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def band_limit(
     shape: tuple[int, int], sampling_A: Sampling, cutoff: float = CUTOFF, taper: float = TAPER
 ) -> Float[Array, "ny nx"]:

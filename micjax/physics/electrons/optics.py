@@ -8,6 +8,7 @@ Aberrations are a dict {name: Å}. Every function takes them in Cartesian form, 
 through zero: "C10", "C12a", "C12b", "C21a", ... up to "C56b". `cartesian` and `polar` convert.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -46,6 +47,7 @@ def interaction_rad_per_VA(energy_keV: Scalar) -> Scalar:
     return (2 * jnp.pi * M / H * E / H * 1e-20) * gamma * wavelength_A(energy_keV)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def angles_mrad(
     shape: tuple[int, int], sampling_A: Float[ArrayLike, "2"] | Scalar, wavelength_A: Scalar
 ) -> Angles:
@@ -127,6 +129,7 @@ def chi(angles: Angles, coefficients: Coefficients, wavelength_A: Scalar) -> Ima
     return jnp.broadcast_to(2 * jnp.pi / wavelength_A * path, squared.shape)
 
 
+@jax.jit
 def aperture(angles: Angles, semiangle_mrad: Scalar) -> Image:
     """Round aperture of a probe, its edge a linear ramp one Fourier pixel wide.
 
@@ -162,6 +165,11 @@ def probe(
     that sum |FFT(probe)|^2 = 1."""
     amplitude = aperture(angles, semiangle_mrad)
     phase = chi(angles, coefficients, wavelength_A)
+    return _focused(amplitude, phase)
+
+
+@jax.jit
+def _focused(amplitude, phase):
     return jnp.fft.ifft2(amplitude * jnp.exp(-1j * phase) / jnp.linalg.norm(amplitude))
 
 

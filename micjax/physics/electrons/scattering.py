@@ -8,6 +8,7 @@ import functools
 import importlib.resources
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -50,7 +51,12 @@ def scattering_factors_A(
     for number in numbers:
         if not 1 <= number <= len(rows):
             raise ValueError(f"Z = {number}: the table {name!r} goes from 1 to {len(rows)}")
-    return jnp.stack([FACTORS[name](rows[z - 1], k_squared) for z in numbers])
+    return _factors(name, rows[np.array(numbers, int) - 1], k_squared)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _factors(name, rows, k_squared):
+    return jnp.stack([FACTORS[name](row, k_squared) for row in rows])
 
 
 def _lobato(row, k2):

@@ -8,6 +8,7 @@ patch on their border is a F_1 + (1 - a) F_2.
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -97,11 +98,16 @@ class Polar(eqx.Module):
 
         `noise`: the mean power of the noise, of each patch or of all.
         """
-        area = self.area.astype(rings.dtype)
-        return area * amplitude(jnp.maximum((rings / area) ** 2 - self._off(noise), 0.0))
+        return _without(rings, self.area.astype(rings.dtype), self.floor, noise)
 
     def _off(self, noise):
         return self.floor * jnp.asarray(noise)[..., None, None]
+
+
+@jax.jit
+def _without(rings, area, floor, noise):
+    off = floor * jnp.asarray(noise)[..., None, None]
+    return area * amplitude(jnp.maximum((rings / area) ** 2 - off, 0.0))
 
 
 def amplitude(power: Float[Array, "..."]) -> Float[Array, "..."]:

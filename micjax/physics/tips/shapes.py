@@ -55,6 +55,7 @@ class AbstractTip(eqx.Module):
     def depth_nm(self, y_nm: Float[Array, "..."], x_nm: Float[Array, "..."]) -> Float[Array, "..."]:
         """Depth of the tip surface below its apex at the lateral position (y, x) from the apex."""
 
+    @eqx.filter_jit
     def __call__(self) -> Float[Array, "ky kx"]:
         """Heights T (nm) on the tip's grid; the apex is the centre pixel."""
         y, x = ((jnp.arange(n) - n // 2) * d for n, d in zip(self.size, self.pixel_nm, strict=True))

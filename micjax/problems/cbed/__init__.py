@@ -11,7 +11,7 @@ has many maxima along thickness and tilt: fits begin at the likeliest of all of 
 import numpy as np
 import numpyro.distributions as dist
 
-from micjax.core.problem import InverseProblem
+from micjax.core.problem import InverseProblem, drawn_data
 from micjax.core.ranges import positive
 from micjax.physics.electrons.grids import coarsest_A, shape_over
 from micjax.physics.electrons.multislice import highest_angle_mrad
@@ -179,4 +179,4 @@ def example(key, dose: float = 1e6) -> tuple[InverseProblem, Camera, Pixels]:
     )
     along = 1.5 * np.arange(-20, 21)
     x = camera(along, along)
-    return truth, x, truth.noise(truth.forward(x)).sample(key).astype(float)
+    return truth, x, drawn_data(truth, x, key).astype(float)

@@ -14,7 +14,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 
-from micjax.core.problem import InverseProblem, free
+from micjax.core.problem import InverseProblem, drawn_data, free
 from micjax.core.ranges import positive
 from micjax.nets.weights import warn_of_pixels
 from micjax.physics.noise import Gaussian, Poisson
@@ -97,5 +97,5 @@ def example(
     values["forward.drift_px"] = jnp.cumsum(steps, axis=0)
     truth = truth.at(values if frames > 1 else {"forward.image": values["forward.image"]})
     frame = jnp.arange(frames)
-    drawn = jax.jit(lambda p, k: p.noise(p.forward(frame)).sample(k))(truth, of_noise)
+    drawn = drawn_data(truth, frame, of_noise)
     return truth, frame, jnp.asarray(drawn, float)

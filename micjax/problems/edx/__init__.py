@@ -310,7 +310,7 @@ def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.
 def stages(
     problem: InverseProblem,
     x: Energies,
-    y: Spectra,
+    y: Any,
     *,
     steps: int = 100,
     smooth: Sequence[str] = (),
@@ -327,13 +327,11 @@ def stages(
     return [fit_each_pixel(starts, steps=steps, smooth=smooth, shared=shared)]
 
 
-def conclude(solution: Solution, x: Energies, y: Spectra) -> Solution:
+def conclude(solution: Solution, x: Energies, y: Any) -> Solution:
     """With the maps of all counts, and of the composition where there are k-factors."""
     first = next(iter(solution.problem.forward.pixel.parts))
     units = {"atomic_percent": "%", "weight_percent": "%"}
-    solution = conclude_map(
-        solution, x, y, units=units, derived=composition, first=f"{first}.counts"
-    )
+    solution = conclude_map(solution, units=units, derived=composition, first=f"{first}.counts")
     return dataclasses.replace(
         solution, statements=[*solution.statements, *_of_what(solution.problem.forward.pixel)]
     )

@@ -42,8 +42,6 @@ def conclude(solution: Solution, x, y) -> Solution:
     edges = list(solution.problem.forward.pixel.edges.parts)
     solution = conclude_map(
         solution,
-        x,
-        y,
         units={PERCENT: "%"},
         derived=told,
         more=lambda every: areal_densities(solution.problem, x, every),

@@ -1,6 +1,7 @@
 """How `micjax.problems.eels` is solved: all spectra at once."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -8,7 +9,7 @@ from micjax.core.problem import InverseProblem
 from micjax.inference.maps.stage import fit_each_pixel
 from micjax.physics.spectra import guesses
 from micjax.problems.eels.model import LEdge
-from micjax.problems.eels.setting import Energies, Spectra
+from micjax.problems.eels.setting import Energies
 
 MARGIN_EV = 5.0  # before an onset, which may lie lower than the table has it
 NEAR_EV = 6.0  # of the L3 line to its place in the table
@@ -17,7 +18,7 @@ NEAR_EV = 6.0  # of the L3 line to its place in the table
 def stages(
     problem: InverseProblem,
     x: Energies,
-    y: Spectra,
+    y: Any,
     *,
     steps: int = 200,
     neighbours: int = 1,

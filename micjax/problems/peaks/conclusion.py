@@ -16,7 +16,7 @@ from micjax.inference.solution import Solution
 from micjax.io import Field
 from micjax.physics.spectra.composed import SumOf
 from micjax.problems.peaks.number import NUMBER, PROBABILITY
-from micjax.problems.peaks.setting import Axis, Spectra
+from micjax.problems.peaks.setting import Axis
 from micjax.problems.peaks.stages import starts
 from micjax.problems.shared.map_conclusion import compare_map, conclude_map, map_axes
 from micjax.problems.shared.map_show import map_figures
@@ -37,14 +37,12 @@ def areas(model: SumOf) -> dict[str, Array]:
     return {f"{n}.area": p.area() for n, p in model.parts.items() if hasattr(p, "area")}
 
 
-def conclude(solution: Solution, x: Axis, y: Spectra) -> Solution:
+def conclude(solution: Solution, x: Axis, y: Any) -> Solution:
     """With the maps of all parameters and of the areas of the lines."""
     unit = solution.problem.forward.axis[1]
     names = ("centre", "fwhm", "fwhm_gaussian", "fwhm_lorentzian", "decay")
     solution = conclude_map(
         solution,
-        x,
-        y,
         units=dict.fromkeys(names, unit),
         derived=areas,
         first="peak_1.centre",

@@ -1,5 +1,6 @@
 """How many peaks a pixel has: each number is fitted, and the evidence chooses."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,8 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
 from micjax.core.problem import InverseProblem
-from micjax.inference.maps.blocks import Fits, Pursuit
+from micjax.inference.maps.blocks.block import Pursuit
+from micjax.inference.maps.blocks.fits import Fits
 from micjax.inference.maps.each import one_pixel, pixel_name
 from micjax.inference.maps.result import MapFit, most_likely
 from micjax.inference.maps.rows import inside
@@ -213,6 +215,8 @@ def _chosen(pixel: InverseProblem, fits: Mapping[int, MapFit]) -> _Chosen:
         named("bound", False),
         named("identified", True),
         of_each(lambda f: f.steps),
+        of_each(lambda f: f.correlated),
+        of_each(lambda f: f.excess),
         of_each(covariance),
     )
     return _Chosen(fit, number, probability)
@@ -238,18 +242,9 @@ def _in_places(pixel: InverseProblem, fit: MapFit) -> MapFit:
         return {n: every[..., i] for i, n in enumerate(names)}
 
     rows = np.take_along_axis(fit.covariance, index[..., None], axis=-2)
-    return MapFit(
-        moved(fit.values),
-        moved(fit.sd),
-        fit.status,
-        fit.loss,
-        fit.chi_squared,
-        fit.points,
-        moved(fit.bound),
-        moved(fit.identified),
-        fit.steps,
-        np.take_along_axis(rows, index[..., None, :], axis=-1),
-    )
+    named = {n: moved(getattr(fit, n)) for n in ("values", "sd", "bound", "identified")}
+    covariance = np.take_along_axis(rows, index[..., None, :], axis=-1)
+    return dataclasses.replace(fit, **named, covariance=covariance)
 
 
 def _places(centres: Float[np.ndarray, "pixels k"]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """How `micjax.problems.peaks` is solved: all spectra at once."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpyro.distributions as dist
@@ -10,7 +11,7 @@ from micjax.inference.maps.each import one_pixel
 from micjax.inference.maps.stage import fit_each_pixel
 from micjax.physics.spectra import guesses
 from micjax.problems.peaks.number import choose_number
-from micjax.problems.peaks.setting import BACKGROUND_LEVEL, Axis, Spectra
+from micjax.problems.peaks.setting import BACKGROUND_LEVEL, Axis
 from micjax.problems.shared.spectrum_images import noise_sd
 
 
@@ -55,7 +56,7 @@ def _window(prior: dist.Distribution | None) -> tuple[float, float]:
 def stages(
     problem: InverseProblem,
     x: Axis,
-    y: Spectra,
+    y: Any,
     *,
     steps: int = 200,
     neighbours: int = 1,

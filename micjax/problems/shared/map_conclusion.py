@@ -62,8 +62,6 @@ def quantities(
 
 def conclude_map(
     solution: Solution,
-    x: Any,
-    y: Any,
     *,
     units: Mapping[str, str] | None = None,
     derived: Derived | None = None,
@@ -94,7 +92,6 @@ def conclude_map(
     }
     if first in fields:
         fields = {first: fields[first]} | fields
-    left = left_of(solution.problem, x, y)
     counted = isinstance(one_pixel(solution.problem)[0].noise, Poisson)
     with np.errstate(invalid="ignore", divide="ignore"):
         per_datum = np.where(fit.usable(), fit.chi_squared / np.maximum(fit.points, 1), np.nan)
@@ -110,10 +107,10 @@ def conclude_map(
         statements=[
             *_how_they_ended(fit),
             *_together(fitted_together(solution)),
-            *_doubtful(fit, left, counted),
+            *_doubtful(fit, counted),
             *solution.statements,
         ],
-        extra={"fit": fit, "quantities": every, "correlated": left.correlated()},
+        extra={"fit": fit, "quantities": every},
     )
 
 
@@ -126,54 +123,6 @@ def map_axes(forward: EachPixel) -> tuple[FieldAxis, ...]:
         FieldAxis(n, edge * np.arange(k), unit)
         for n, k, edge in zip("yx", forward.shape, edges, strict=True)
     )
-
-
-class Left(NamedTuple):
-    """What a model leaves of the data: `[ny, nx, n]`, two channels one after the other.
-
-    - `residual`: data less prediction, NaN where there are no data.
-    - `variance`: as the law of the noise has it.
-    """
-
-    residual: Float[np.ndarray, "ny nx n"]
-    variance: Float[np.ndarray, "ny nx n"]
-
-    def correlated(self) -> Float[np.ndarray, "ny nx"]:
-        """The correlation of neighbours in the residual, in the standard deviations which it has
-        in independent noise: a model that describes the data leaves nothing that looks like a curve
-        (Durbin & Watson 1950)."""
-        product = self.residual[..., 1:] * self.residual[..., :-1]
-        both = np.isfinite(product)
-        spread = np.where(both, self.variance[..., 1:] * self.variance[..., :-1], 0.0).sum(axis=-1)
-        total = np.where(both, product, 0.0).sum(axis=-1)
-        return total / np.sqrt(np.where(spread > 0, spread, 1.0))
-
-    def excess_of_counts(self) -> Float[np.ndarray, "ny nx"]:
-        """chi^2 of counts above what it should be, in standard deviations: of rare counts it has a
-        variance of 2 + 1 / rate for each."""
-        seen = np.isfinite(self.residual)
-        rate = np.where(seen, self.variance, 1.0)
-        terms = np.where(seen, self.residual**2 / rate - 1.0, 0.0)
-        spread = np.where(seen, 2.0 + 1.0 / rate, 0.0).sum(axis=-1)
-        return terms.sum(axis=-1) / np.sqrt(np.maximum(spread, 1.0))
-
-
-def left_of(problem: InverseProblem, x, y) -> Left:
-    """What the model leaves of the data."""
-    mean, variance = (np.asarray(a, np.float64) for a in _moments(problem, x))
-    residual = np.asarray(y, np.float64) - mean
-    if residual.ndim == 4:
-        residual, variance = (
-            np.swapaxes(a, 2, 3).reshape(*a.shape[:2], -1)
-            for a in (residual, np.broadcast_to(variance, residual.shape))
-        )
-    return Left(residual, np.broadcast_to(variance, residual.shape))
-
-
-@eqx.filter_jit
-def _moments(problem: InverseProblem, x):
-    law = problem.noise(problem.forward(x))
-    return law.mean, law.variance
 
 
 def _row(name: str, q: Quantity, fit: MapFit) -> dict[str, Any]:
@@ -224,16 +173,16 @@ def _together(names: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} is the same all over {where}."
 
 
-def _doubtful(fit: MapFit, left: Left, counted: bool) -> Iterator[str]:
+def _doubtful(fit: MapFit, counted: bool) -> Iterator[str]:
     usable = fit.usable()
     total = int(usable.sum())
-    many = int(np.sum(usable & (left.excess_of_counts() > SURPRISING))) if counted else 0
+    many = int(np.sum(usable & (fit.excess > SURPRISING))) if counted else 0
     if many:
         yield (
             f"The model does not explain {many:,} of {total:,} pixels: chi^2 is more than "
             f"{SURPRISING:.0f} standard deviations too high, and their errors are too small."
         )
-    there = usable & (left.correlated() > CORRELATED)
+    there = usable & (fit.correlated > CORRELATED)
     alike = int(np.sum(there))
     if alike:
         # were it noise, the errors would be larger by this (Birge 1932, Phys. Rev. 40, 207)

@@ -1,12 +1,16 @@
 """Figures of a map of fits: maps with errors, spectra of some pixels, how the fits ended."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 
+from micjax.core.problem import InverseProblem
+from micjax.inference.maps.each import some_rows
 from micjax.inference.maps.status import STATUS
 from micjax.inference.solution import Solution
 from micjax.problems.shared.map_conclusion import Quantity, map_axes
@@ -23,6 +27,7 @@ from micjax.report.figures import (
 
 COLUMNS = 4
 SHOWN = 6  # spectra
+MEAN_NUMBERS, MEAN_PARTS = 1 << 22, 16  # in memory at a time, and how often, for a mean
 COLOURS = (SERIES[2], SERIES[4], SERIES[3], SERIES[1], "#7a1f1f", "#cccccc", "#eeeeee", "#ffffff")
 
 
@@ -99,7 +104,7 @@ def _vague(solution: Solution, name: str) -> np.ndarray:
 
 def _robust(array: np.ndarray) -> tuple[float, float]:
     finite = array[np.isfinite(array)]
-    return tuple(np.quantile(finite, [0.05, 0.95])) if finite.size else (0.0, 1.0)
+    return tuple(np.quantile(finite, [0.05, 0.95]).tolist()) if finite.size else (0.0, 1.0)
 
 
 def _pixel(solution: Solution) -> tuple[float, float] | None:
@@ -107,11 +112,11 @@ def _pixel(solution: Solution) -> tuple[float, float] | None:
 
 
 def _ended(solution: Solution) -> Figure:
-    fit, alike = solution.extra["fit"], solution.extra["correlated"]
+    fit = solution.extra["fit"]
     figure, axes = new_figure(1, 3, 11.0, 3.4)
     left = axes[0, 0]
     shown = image_panel(
-        left, fit.status, "status", pixel_nm=_pixel(solution), colour_bar=False, vmin=0, vmax=1
+        left, fit.status, "status", pixel_nm=_pixel(solution), colour_bar=False, vmin=0.0, vmax=1.0
     )
     shown.set_cmap(ListedColormap(COLOURS))
     shown.set_norm(BoundaryNorm(np.arange(len(STATUS) + 1) - 0.5, len(STATUS)))
@@ -124,7 +129,7 @@ def _ended(solution: Solution) -> Figure:
     per_datum = np.where(fit.usable(), per_datum, np.nan)
     for ax, array, title in (
         (axes[0, 1], per_datum, "chi^2 per datum"),
-        (axes[0, 2], np.where(fit.usable(), alike, np.nan), "likeness of neighbours (sd)"),
+        (axes[0, 2], np.where(fit.usable(), fit.correlated, np.nan), "likeness of neighbours (sd)"),
     ):
         low, high = _robust(array)
         image_panel(ax, array, title, pixel_nm=_pixel(solution), vmin=low, vmax=high)
@@ -153,19 +158,39 @@ def _line(solution: Solution, some: dict[str, Quantity]) -> Figure:
 def _mean(solution: Solution, x, y, y_label: str) -> Figure:
     """Of the pixels that have a fit: what no single spectrum shows; one spectrum as it is."""
     usable = solution.extra["fit"].usable()
-    seen = np.isfinite(y) & usable[..., None]
-    count = np.maximum(seen.sum(axis=(0, 1)), 1)
-    data, model = (
-        np.where(seen, a, 0.0).sum(axis=(0, 1)) / count
-        for a in (np.asarray(y, float), np.asarray(solution.problem.forward(x), float))
-    )
+    rows = max(MEAN_NUMBERS // math.prod(y.shape[1:]), 1)  # at a time
+    parts = -(-len(usable) // rows)
+    shown = np.unique(np.linspace(0, parts - 1, min(parts, MEAN_PARTS)).astype(int))
+    sums = np.zeros((3, y.shape[-1]))
+    for first in (rows * shown).tolist():
+        data, model = _some(solution, x, y, first, min(first + rows, len(usable)))
+        seen = np.isfinite(data) & usable[first : first + rows, :, None]
+        for total, array in zip(sums, (data, model, seen), strict=True):
+            total += np.where(seen, array, 0.0).sum(axis=(0, 1))
+    data, model = sums[:2] / np.maximum(sums[2], 1)
     alone = usable.size == 1
     label = y_label if alone else f"{y_label}, mean"
     figure = curve_with_residual(
         np.asarray(x), data, model, x_label=_axis_label(solution), label=label
     )
-    what = "The mean of all spectra, that of their fits, and what is left of it."
+    of = (
+        "all spectra"
+        if len(shown) == parts
+        else f"a share of {len(shown) / parts:.2g} of all spectra"
+    )
+    what = f"The mean of {of}, that of their fits, and what is left of it."
     return captioned(figure, "The spectrum, its fit, and what is left of it." if alone else what)
+
+
+def _some(solution: Solution, x, y, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+    """Data and fits of some rows."""
+    rows = some_rows(solution.problem, first, last)
+    return np.asarray(y[first:last], float), np.asarray(_predicted(rows, x), float)
+
+
+@eqx.filter_jit
+def _predicted(problem: InverseProblem, x):
+    return problem.forward(x)
 
 
 def _axis_label(solution: Solution) -> str:
@@ -175,14 +200,10 @@ def _axis_label(solution: Solution) -> str:
 def _spectra(solution: Solution, x, y, y_label: str) -> Figure:
     """Pixels from the best to the worst misfit, as they lie in its order."""
     fit = solution.extra["fit"]
-    y = np.asarray(y, float)
-    prediction = np.asarray(solution.problem.forward(x))
-    if y.ndim == fit.status.ndim + 2:  # two channels of one response: its size
-        y, prediction = (np.hypot(a[..., 0], a[..., 1]) for a in (y, prediction))
     usable = np.flatnonzero(fit.usable())
     if not usable.size:
         usable = np.arange(fit.status.size)
-    alike = np.ravel(solution.extra["correlated"])[usable]
+    alike = np.ravel(fit.correlated)[usable]
     ranked = usable[np.argsort(alike, kind="stable")]
     places = np.unique(np.linspace(0, len(ranked) - 1, min(SHOWN, len(ranked))).astype(int))
     columns = min(3, len(places))
@@ -190,13 +211,15 @@ def _spectra(solution: Solution, x, y, y_label: str) -> Figure:
     figure, axes = new_figure(rows, columns, 3.6 * columns, 2.6 * rows)
     for ax in axes.flat[len(places) :]:
         ax.set_axis_off()
-    flat, modelled = y.reshape(-1, y.shape[-1]), prediction.reshape(-1, y.shape[-1])
     for ax, place in zip(axes.flat, places, strict=False):
         i = ranked[place]
-        ax.plot(x, flat[i], ".", ms=3, color=FAINT)
-        ax.plot(x, modelled[i], "-", lw=1.4, color=SERIES[0])
-        ax.plot(x, flat[i] - modelled[i], "-", lw=0.7, color=SERIES[1])
         at = np.unravel_index(i, fit.status.shape)
+        data, model = (a[0, at[1]] for a in _some(solution, x, y, int(at[0]), int(at[0]) + 1))
+        if data.ndim == 2:  # two channels of one response: its size
+            data, model = (np.hypot(*a.T) for a in (data, model))
+        ax.plot(x, data, ".", ms=3, color=FAINT)
+        ax.plot(x, model, "-", lw=1.4, color=SERIES[0])
+        ax.plot(x, data - model, "-", lw=0.7, color=SERIES[1])
         status = STATUS[int(np.ravel(fit.status)[i])]
         ax.set_title(f"pixel {at[0]}, {at[1]}: {status}", fontsize=8)
     for ax in axes[-1]:

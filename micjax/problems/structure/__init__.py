@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from micjax.core.problem import InverseProblem
+from micjax.core.problem import InverseProblem, drawn_data
 from micjax.core.ranges import not_negative, positive
 from micjax.physics.electrons import optics
 from micjax.physics.electrons.grids import coarsest_A, shape_over
@@ -254,4 +254,4 @@ def example(key, kind: Literal["stem", "hrtem"] = "stem", dose: float = 2e4):
         y_A, x_A = (0.2 * np.arange(int(edge / 0.2)) for edge in box[1::-1])
         foci = jnp.asarray([-100.0, 0.0, 100.0])
         x = Series(foci, jnp.asarray(y_A, float), jnp.asarray(x_A, float))
-    return truth, x, truth.noise(truth.forward(x)).sample(key).astype(float)
+    return truth, x, drawn_data(truth, x, key).astype(float)

@@ -6,13 +6,14 @@ With a known tip the surface is the maximum a posteriori under a curvature prior
 tip comes first: the bluntest that the images admit (`micjax.physics.tips.blind.search`).
 """
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 
-from micjax.core.problem import InverseProblem
+from micjax.core.problem import InverseProblem, drawn_data
 from micjax.core.ranges import not_negative, positive
 from micjax.physics.noise import Gaussian
 from micjax.physics.regularisers import Curvature
@@ -96,6 +97,7 @@ def problem(
     return InverseProblem(forward, Gaussian(sigma_nm), priors)
 
 
+@eqx.filter_jit
 def particles(key, ny: int, nx: int, pixel_nm: float) -> Float[Array, "ny nx"]:
     """Heights (nm) of hemispheres of 4 to 11 nm on a self-affine ground (Hurst exponent 0.9)."""
     ground_key, place_key, size_key = jax.random.split(key, 3)
@@ -138,4 +140,4 @@ def example(
         }
     )
     x = jnp.arange(1)
-    return truth, x, truth.noise(truth.forward(x)).sample(noise_key)
+    return truth, x, drawn_data(truth, x, noise_key)

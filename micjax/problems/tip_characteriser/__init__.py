@@ -13,7 +13,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 
-from micjax.core.problem import InverseProblem
+from micjax.core.problem import InverseProblem, drawn_data
 from micjax.core.ranges import not_negative, positive
 from micjax.physics.noise import Gaussian
 from micjax.physics.tips.shapes import Double, size_pair
@@ -120,4 +120,4 @@ def example(
         }
     )
     x = jnp.arange(1)
-    return truth, x, truth.noise(truth.forward(x)).sample(key)
+    return truth, x, drawn_data(truth, x, key)

@@ -12,7 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Int
 
-from micjax.core.problem import InverseProblem
+from micjax.core.problem import InverseProblem, drawn_data
 from micjax.core.ranges import not_negative, positive
 from micjax.io import FieldAxis
 from micjax.physics.noise import Gaussian, Poisson
@@ -140,5 +140,5 @@ def example(
     spectrum /= spectrum.sum(axis=1, keepdims=True)
     truth = truth.at({"forward.abundance": abundance + 1e-3, "forward.spectrum": spectrum + 1e-9})
     pixel = jnp.arange(ny * nx)
-    drawn = truth.noise(truth.forward(pixel)).sample(jax.random.fold_in(key, 1))
+    drawn = drawn_data(truth, pixel, jax.random.fold_in(key, 1))
     return truth, pixel, jnp.asarray(drawn, float)

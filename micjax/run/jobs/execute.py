@@ -20,6 +20,7 @@ from micjax.io import write_nexus
 from micjax.problems.shared.comparison import comparison
 from micjax.report.default import default_figures
 from micjax.run.folder import RunFolder
+from micjax.run.jobs.dealt import streamed
 from micjax.run.jobs.job import Job, float_leaves
 from micjax.run.jobs.page import write_report
 from micjax.run.lifecycle import Facts, Outcome
@@ -53,7 +54,8 @@ def _solved(job: Job, folder: RunFolder, resume: bool) -> tuple[Solution | None,
     with interrupts() as watch, until_interrupted() as interruption:
         how = {"checkpoint": folder.checkpoint, "resume": resume}
         how |= {"key": job.key, "on_chunk": _recorder(folder, began)}
-        solution = solve(module, job.problem, job.x, job.y, **how, **job.engine)
+        by = streamed.solve if isinstance(job.y, streamed.LoadedRows) else solve
+        solution = by(module, job.problem, job.x, job.y, **how, **job.engine)
     if interruption.happened:
         log.warning("interrupted before there was a result")
         return None, True

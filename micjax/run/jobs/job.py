@@ -20,6 +20,7 @@ from micjax.core.ranges import check_ranges
 from micjax.core.tree import array_of, named_leaves
 from micjax.inference.runner import stages_of
 from micjax.run.folder import fingerprints
+from micjax.run.jobs.dealt import streamed
 from micjax.run.plans.priors import check_prior, parse_prior
 from micjax.run.plans.settings import NO_DEFAULT, Setting, checked, settings_of, takes_anything
 from micjax.run.plans.solve import PartPlan, SolvePlan
@@ -47,12 +48,13 @@ class Job:
     parts: dict[str, "Job"] = dataclasses.field(default_factory=dict)  # of a joint problem
 
 
-def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
+def prepare(plan: SolvePlan, trusted: Collection[str] | None = (), dealt_out: bool = False) -> Job:
     """Find the problem, check every name of the plan, read the data, build the problem.
 
     **Arguments:**
 
     - `trusted`: packages whose code the plan may name, see `micjax.run.registry.find`.
+    - `dealt_out`: whether other processes fit the blocks of a map, who read its file themselves.
 
     **Raises:** `ValueError`, `OSError` or `ImportError` with one line on what is wrong.
     """
@@ -75,12 +77,14 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = ()) -> Job:
     elif plan.file is None:
         options, problem_options, (truth, x, y) = _example(entry, plan, example_key)
     else:
-        options, problem_options, (truth, x, y) = _file(entry, plan)
+        options, problem_options, (truth, x, y) = _file(entry, plan, dealt_out)
     files, weights = fingerprints(options), fingerprints({"net": engine.get("net")})
     # a resolved plan is read from anywhere; the values of the problem keep what they were built of
     options = {n: v if n not in files else files[n]["path"] for n, v in options.items()}
     as_built = entry.module.problem(**problem_options)
     problem = _with_priors(_with_values(start or as_built, plan.values), priors)
+    if dealt_out and not streamed.is_map(problem):
+        raise ValueError(f"{plan.problem} is no map of fits, whose blocks could be dealt out")
     _check_start(problem, x, y)
     plan = plan.model_copy(
         update={
@@ -211,7 +215,7 @@ def _example(entry: RegistryEntry, plan: SolvePlan, key: Array):
     return _resolved(given, allowed), for_problem, entry.module.example(key, **for_example)
 
 
-def _file(entry: RegistryEntry, plan: SolvePlan):
+def _file(entry: RegistryEntry, plan: SolvePlan, dealt_out: bool):
     """The user's data; an option may be one of `load`, or of `problem` if `load` has it not."""
     load = entry.function("load")
     if load is None:
@@ -230,7 +234,13 @@ def _file(entry: RegistryEntry, plan: SolvePlan):
     for_load = {n: v for n, v in given.items() if n in of_load}
     for_problem = {n: v for n, v in given.items() if n not in of_load}
     try:
-        problem_options, x, y = load(plan.file, **for_load)
+        rows, channel = None, for_load.get("channel")
+        if plan.streamed or "smooth" in engine_settings(entry):  # which maps of fits have
+            rows = streamed.rows_of_file(plan.file, channel, plan.streamed, dealt_out)
+        if rows is None:
+            problem_options, x, y = load(plan.file, **for_load)
+        else:
+            problem_options, x, y = streamed.loaded(entry, rows, for_load)
     except ValueError as error:
         told = str(error)
         raise ValueError(told if entry.ours else f"load of {plan.file}: {told}") from error
@@ -287,6 +297,8 @@ def _check_start(problem: InverseProblem, x, y) -> None:
             )
     theta = problem.unconstrain(problem.values())
     try:
+        if isinstance(y, streamed.LoadedRows):
+            y = jax.ShapeDtypeStruct(y.shape, y.dtype)
         eqx.filter_eval_shape(neg_log_joint, theta, problem, x, y)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]

@@ -6,11 +6,13 @@ from typing import Any
 
 from micjax.core.foreign.modules import trusted_source
 from micjax.core.progress import until_interrupted
+from micjax.inference.maps.blocks.dealt import dealt_to
 from micjax.inference.solution import Solution
 from micjax.instruments import InDoubt
 from micjax.report.text import unknown_rows
 from micjax.run.folder import RunFolder, fingerprints
 from micjax.run.jobs import execute
+from micjax.run.jobs.dealt.elsewhere import workers_of
 from micjax.run.jobs.explore import (
     Exploration,
     check_code,
@@ -39,7 +41,8 @@ class SolveRun(Run):
         parts = [find(part.problem, asked.trust) for part in plan.parts.values()]
         for each in (entry, *parts):
             asked.kept.watch(each.reference.partition(".")[0])
-        self.job = prepare(plan, asked.trust)
+        self.workers = workers_of(asked.processes, asked.on)
+        self.job = prepare(plan, asked.trust, self.workers is not None)
         self.plan, self.inputs, self.name = self.job.plan, self.job.inputs, entry.short
         self.title = f"{plan.problem} on {plan.data if plan.file or plan.parts else 'its example'}"
         source = fingerprints({"problem": getattr(entry.module, "__file__", None)})
@@ -52,7 +55,8 @@ class SolveRun(Run):
         return f"{self.title}, {sum(v.size for v in values)} unknown numbers in {len(values)} names"
 
     def compute(self, folder: RunFolder, facts: Facts, resume: bool) -> Outcome:
-        return execute.run(self.job, folder, facts, resume=resume)
+        with dealt_to(self.workers):
+            return execute.run(self.job, folder, facts, resume=resume)
 
     def can_go_on(self, folder: RunFolder) -> bool:
         return folder.checkpoint.exists()

@@ -33,6 +33,8 @@ class SolvePlan(Plan):
     # of `problem: joint`: its data sets, and what is one unknown in several of them
     parts: dict[Name, PartPlan] = {}
     shared: dict[Name, list[str]] = {}
+    # of a map: whether its rows are read when they are fitted; null: if the file is large
+    streamed: bool | None = None
     # float32 is what JAX and its accelerators are made for; Laplace and NUTS use float64 anyway
     precision: Literal["float32", "float64"] = "float32"
 

@@ -18,7 +18,7 @@ from micjax.inference.maps.programs import compiled, pixels_first, side_by_side
 from micjax.inference.maps.result import MapFit
 from micjax.inference.maps.rows import Given, maps
 from micjax.inference.maps.rows import rows as in_rows
-from micjax.inference.maps.status import STATUS, at_bound, noise_scale
+from micjax.inference.maps.status import STATUS, at_bound, left_of, noise_scale
 from micjax.inference.solvers.laws import law_of
 
 CHUNK = 128
@@ -145,7 +145,7 @@ class Whole:
         lost = ~old.usable()
 
         def shaped(a):
-            a = np.array(a).reshape(*self.map, *a.shape[1:])
+            a = np.array(a)[: lost.size].reshape(*self.map, *a.shape[1:])
             a[lost] = np.nan
             return a
 
@@ -178,6 +178,9 @@ class Whole:
             bound,
             identified,
             old.steps,
+            *map(
+                shaped, _left_of(self.pixel, self.law, self.known, self.y, self._chunks(rows, jnp))
+            ),
             shaped(physical),
         )
 
@@ -194,6 +197,13 @@ def _each(pixel: Pixel, law, known, y, flat):
         return here.loss, here.chi_squared, here.slope, here.curvature
 
     return jax.lax.map(of, (known, y, flat))
+
+
+@eqx.filter_jit
+def _left_of(pixel: Pixel, law, known, y, flat):
+    """Of each pixel."""
+    left = jax.lax.map(lambda some: left_of(pixel, law, *some), (known, y, flat))
+    return jax.tree.map(jnp.ravel, left)
 
 
 @eqx.filter_jit

@@ -14,6 +14,7 @@ The wide Gaussians reach many slices, but have low frequencies only, and are sum
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import erf
@@ -109,7 +110,12 @@ def _reaching(atoms: Atoms, thickness_A, gaussian: ScatteringGaussian, farther_A
     """The atoms along z in order: which, at which height, how wide; the borders of the slices; and
     from which to which they reach each slice, or would if they reached so much farther."""
     own = np.flatnonzero(np.asarray(atoms.numbers) == gaussian.number)
-    z, u = atoms.position_A[own, 2], atoms.u_A2[own, 2]
+    return _in_order(own, atoms.position_A, atoms.u_A2, thickness_A, gaussian, farther_A)
+
+
+@jax.jit
+def _in_order(own, position_A, u_A2, thickness_A, gaussian: ScatteringGaussian, farther_A):
+    z, u = position_A[own, 2], u_A2[own, 2]
     deviation = jnp.sqrt(gaussian.b_A2 / (8.0 * np.pi**2) + u)
     reach = REACH * jnp.max(deviation) + farther_A
     order = jnp.argsort(z)

@@ -126,7 +126,12 @@ def _members(atoms: Atoms, slices: Layers, element: int):
     most, any_one = max(map(len, own)), atoms.numbers.index(element)
     atom = np.array([members + [any_one] * (most - len(members)) for members in own])
     there = np.arange(most) < np.array([[len(members)] for members in own])
-    return jnp.asarray(atom), jnp.where(there, atoms.occupancy[atom], 0.0)
+    return jnp.asarray(atom), _held(atoms.occupancy, atom, there)
+
+
+@jax.jit
+def _held(occupancy, atom, there):
+    return jnp.where(there, occupancy[atom], 0.0)
 
 
 def _whole(atoms: Atoms, thickness_A, slices: Layers) -> None:

@@ -51,6 +51,7 @@ def ways(count: int) -> list[tuple[int, ...]]:
     return [s for m, sets in enumerate(of, 1) for s in (2 if m == 2 else 1) * sets]
 
 
+@jax.jit
 def face_logs(
     mixing: Float[Array, "k k"], u: Float[Array, "p k"], information: Float[Array, "p k k"]
 ) -> Float[Array, "p s"]:
@@ -115,6 +116,7 @@ def _triangle(misfit, gram, slope):
     return [-jnp.logaddexp(0.5 * (misfit - fall) - mean, 0.5 * (misfit - largest))]
 
 
+@jax.jit
 def _parts(theta, held):
     """Rows that add up to one, with those that are held in their places, and log pi."""
     count = len(held)
@@ -175,14 +177,13 @@ def corners(
     theta = np.concatenate([np.where(held[:, None], 0.0, off).ravel(), np.zeros(sets)])
     outlier = _anywhere(u, information)
     with jax.enable_x64(True):
-        data = jnp.asarray(u, float), jnp.asarray(information, float)
-        args = *data, jnp.asarray(outlier), jnp.asarray(held)
-        blurred = data[0], BLUR * data[1], *args[2:]
+        args = jax.device_put((u, information, outlier, held))
+        blurred = args[0], jax.device_put(BLUR * information), *args[2:]
         tried = [_descent(t, args) for t in (theta, _descent(theta, blurred).x)]
         theta = min(tried, key=lambda b: b.fun).x
-        second = np.asarray(_curvature(jnp.asarray(theta), *args))
-        mixing = np.asarray(_parts(jnp.asarray(theta), args[3])[0])
-        logs = np.asarray(face_logs(jnp.asarray(mixing), *data))
+        second = np.asarray(_curvature(theta, *args))
+        mixing = np.asarray(_parts(theta, args[3])[0])
+        logs = np.asarray(face_logs(jax.device_put(mixing), *args[:2]))
     fixed = np.concatenate([np.repeat(held, count - 1), np.zeros(sets, bool)])
     covariance = _relative(mixing, _inverse(second, fixed)[:free, :free])
     return Corners(mixing, covariance, _alone(logs, outlier, count))

@@ -73,8 +73,8 @@ def _rows(sparse: scipy.sparse.csr_array) -> CountRows:
     column[at], count[at] = sparse.indices, sparse.data
     of = np.full(padded, len(each), np.int32)
     of[: rows.sum()] = np.repeat(np.arange(len(each)), rows)
-    blocked = (jnp.asarray(a.reshape(-1, block, *a.shape[1:])) for a in (column, count, of))
-    return CountRows(*blocked, jnp.asarray(len(each)))
+    blocked = [a.reshape(-1, block, *a.shape[1:]) for a in (column, count, of)]
+    return CountRows(*jax.device_put([*blocked, len(each)]))
 
 
 def _rounded(rows: int) -> tuple[int, int]:
@@ -123,6 +123,7 @@ def _size(h):
     return jnp.maximum(jnp.sum(h, axis=1), _tiny(h))
 
 
+@jax.jit
 def curvature(
     rows: CountRows, w: Float[Array, "p k"], h: Float[Array, "k f"]
 ) -> tuple[Float[Array, "p k"], Float[Array, "p k k"]]:

@@ -27,6 +27,7 @@ class Code(NamedTuple):
     weight: Float[Array, "p 2"]
 
 
+@jax.jit
 def correlations(
     patches: Float[Array, "p r t"], templates: Float[Array, "k r t"]
 ) -> Float[Array, "p k t"]:
@@ -121,6 +122,7 @@ def improved(
     return _unit(jnp.maximum(stepped, 0.0)), jnp.sqrt(jnp.sum(left**2)) / size
 
 
+@jax.jit
 def _unit(rings: Float[Array, "n r t"]) -> Float[Array, "n r t"]:
     size = jnp.sqrt(jnp.sum(rings**2, axis=(1, 2), keepdims=True))
     return rings / jnp.where(size > 0.0, size, 1.0)
@@ -134,23 +136,20 @@ def farthest_first(
     Of the worst twentieth the one that is most like the others in it, so that no outlier is taken.
     Templates of nothing follow, where there is `room` for more than `count`.
     """
-    chosen = jnp.zeros((max(count, room), *patches.shape[1:]), patches.dtype)
-    chosen = chosen.at[0].set(patches[int(rng.integers(len(patches)))])
+    every = np.asarray(patches)
+    chosen = np.zeros((max(count, room), *every.shape[1:]), every.dtype)
+    chosen[0] = every[int(rng.integers(len(every)))]
     for i in range(1, count):
-        alike = np.asarray(_likeness(patches, chosen))
-        worst = patches[np.argsort(alike)[: max(5, len(patches) // 20)]]
+        alike = np.asarray(_pairs(patches, chosen)).max(axis=-1)
+        worst = every[np.argsort(alike)[: max(5, len(every) // 20)]]
         common = np.asarray(_pairs(worst, worst[:40])).mean(axis=1)
-        chosen = chosen.at[i].set(worst[int(np.argmax(common))])
-    return chosen
+        chosen[i] = worst[int(np.argmax(common))]
+    return jnp.asarray(chosen)
 
 
 @jax.jit
 def _pairs(patches, templates) -> Float[Array, "p k"]:
     return correlations(patches, templates).max(axis=-1)
-
-
-def _likeness(patches, templates) -> Float[Array, "p"]:
-    return _pairs(patches, templates).max(axis=-1)
 
 
 class Dictionary(NamedTuple):

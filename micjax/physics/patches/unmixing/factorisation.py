@@ -140,6 +140,7 @@ def _leading(
     return left, rows
 
 
+@eqx.filter_jit
 def start(data: Float[Array, "p f"], count: int) -> tuple[Float[Array, "p k"], Float[Array, "k f"]]:
     """Positive parts of the leading singular vectors, zeros replaced by the mean (NNDSVDa:
     Boutsidis & Gallopoulos 2008).
@@ -176,7 +177,7 @@ def start(data: Float[Array, "p f"], count: int) -> tuple[Float[Array, "p k"], F
     return (h, w.T) if wide else (w, h.T)
 
 
-@eqx.filter_jit
+@jax.jit
 def factorise(
     data: Float[Array, "p f"],
     w: Float[Array, "p k"],
@@ -185,10 +186,10 @@ def factorise(
     *,
     held: Bool[Array, "k"] | None = None,
     l1: Float[Array, ""] | float = 0.0,
-    ramp: int = 0,
+    ramp: Int[Array, ""] | int = 0,
     tolerance: Float[Array, ""] | float = 1e-4,
-    steps: int = 1000,
-    between: int = 100,
+    steps: Int[Array, ""] | int = 1000,
+    between: Int[Array, ""] | int = 100,
 ) -> Factors:
     """From `w` and `h` until the optimality is below the tolerance, or so many steps.
 
@@ -200,7 +201,7 @@ def factorise(
 
     def step(v, h, products, of_v, done):
         """One step, what the next can begin with, and the residual of where each factor began."""
-        now = unit * l1 * jnp.minimum(1.0, (done + 1.0) / max(ramp, 1))
+        now = unit * l1 * jnp.minimum(1.0, (done + 1.0) / jnp.maximum(ramp, 1))
         gram = h @ h.T
         slope = gram @ v - products + now
         new_v = method.update(v, products - now, gram)

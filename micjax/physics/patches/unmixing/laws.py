@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Float, Int
@@ -146,9 +145,9 @@ class Counts(Law):
         return np.tile(self.data.sum(axis=1)[:, None] / count, (1, count)) + 1e-3
 
     def refined(self, w, h, held=None, steps=STEPS):
-        begun = (jnp.asarray(v, jnp.float32) for v in (w, h))
-        held = jnp.zeros(len(h), bool) if held is None else jnp.asarray(held)
-        factors = counts.factorise_counts(self._table, *begun, held, steps=steps)
+        held = np.zeros(len(h), bool) if held is None else held
+        begun = jax.device_put((*map(np.float32, (w, h)), held))
+        factors = counts.factorise_counts(self._table, *begun, steps=steps)
         return np.asarray(factors.abundance, float), np.asarray(factors.template, float)
 
     @functools.cached_property
@@ -206,7 +205,7 @@ class Counts(Law):
         return np.diagonal(np.linalg.pinv(information), axis1=1, axis2=2).T
 
     def abundance_sds(self, w, h):
-        w, h = jnp.asarray(w, jnp.float32), jnp.asarray(h, jnp.float32)
+        w, h = jax.device_put((np.float32(w), np.float32(h)))
         return _deviations(counts.curvature(self._table.by_spectrum, w, h)[1])
 
 
@@ -239,7 +238,7 @@ class Values(Law):
     def factors(self, count, steps=STEPS, known=None):
         unit = self._unit
         if known is None:
-            w, h = factorisation.start(jnp.asarray(np.maximum(self.data, 0.0) / unit), count)
+            w, h = factorisation.start(jax.device_put(np.maximum(self.data, 0.0) / unit), count)
             return self.refined(unit * np.asarray(w, float), np.asarray(h, float), steps=steps)
         pooled = np.maximum(self.pooled().data, 0.0)
         mean = pooled.mean(axis=0)
@@ -252,12 +251,13 @@ class Values(Law):
         return float(np.sqrt(np.mean(self.data**2)))
 
     def refined(self, w, h, held=None, steps=STEPS):
-        x, w, h = (jnp.asarray(v, jnp.float32) for v in (self.data / self._unit, w / self._unit, h))
-        held = None if held is None else jnp.asarray(held)
+        unit = self._unit
+        x, w, h = jax.device_put([np.float32(v) for v in (self.data / unit, w / unit, h)])
+        held = jax.device_put(np.zeros(len(h), bool) if held is None else held)
         factors = factorisation.factorise(x, w, h, held=held, tolerance=1e-5, steps=steps)
         h = np.asarray(factors.template, float)
         size = np.maximum(h.sum(axis=1), 1e-30)
-        return np.asarray(factors.abundance, float) * size * self._unit, h / size[:, None]
+        return np.asarray(factors.abundance, float) * size * unit, h / size[:, None]
 
     def losses(self, w, h):
         return 0.5 * np.sum((self.data - w @ h) ** 2, axis=1) / self.sigma**2
@@ -357,15 +357,16 @@ def _as_shares(information, pull) -> tuple[np.ndarray, np.ndarray]:
 
 def _deviations(information) -> np.ndarray:
     """Of the inverse of each matrix; what nothing is known of is infinite."""
-    scale = jnp.sqrt(jnp.maximum(jnp.diagonal(information, axis1=1, axis2=2), 0.0))
+    information = np.asarray(information, float)
+    scale = np.sqrt(np.maximum(np.diagonal(information, axis1=1, axis2=2), 0.0))
     known = scale > 0.0
-    safe = jnp.where(known, scale, 1.0)
+    safe = np.where(known, scale, 1.0)
     unit = information / safe[:, :, None] / safe[:, None, :]
-    eye = jnp.eye(scale.shape[1], dtype=unit.dtype)
-    unit = jnp.where(known[:, :, None] & known[:, None, :], unit, eye)
-    variance = jnp.diagonal(jnp.linalg.inv(unit + 1e-6 * eye), axis1=1, axis2=2)
-    deviation = jnp.sqrt(jnp.maximum(variance, 1.0)) / safe
-    return np.asarray(jax.device_get(jnp.where(known, deviation, jnp.inf)))
+    eye = np.eye(scale.shape[1])
+    unit = np.where(known[:, :, None] & known[:, None, :], unit, eye)
+    variance = np.diagonal(np.linalg.inv(unit + 1e-6 * eye), axis1=1, axis2=2)
+    deviation = np.sqrt(np.maximum(variance, 1.0)) / safe
+    return np.where(known, deviation, np.inf)
 
 
 class HeldOut(NamedTuple):

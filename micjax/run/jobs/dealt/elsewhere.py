@@ -1,0 +1,77 @@
+"""Who fits the blocks of a map: `--processes 4`, `--on dask://host:8786`."""
+
+import contextlib
+import importlib
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+
+from micjax.inference.maps.blocks.dealt import Workers
+
+DASK = "dask:"
+
+
+def workers_of(processes: int | None, on: str | None) -> Workers | None:
+    """As the command line says; None: the threads of this process.
+
+    **Raises:** `ValueError` for both of them, and what is neither; `ImportError` without Dask.
+    """
+    if processes is not None and on is not None:
+        raise ValueError("--processes and --on: one of them says who computes")
+    if processes is not None:
+        if not 1 <= processes <= 1024:
+            raise ValueError(f"--processes {processes}: 1 to 1024 are allowed")
+        return Workers(lambda: processes(processes), processes)
+    if on is None:
+        return None
+    if on.startswith(DASK):
+        return _dask(on.removeprefix(DASK))
+    return Workers.of(_named(on))
+
+
+def processes(count: int) -> ProcessPoolExecutor:
+    # JAX has threads, which a fork does not survive
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_leave_ctrl_c)
+
+
+def _leave_ctrl_c() -> None:
+    """It is for the process that deals out."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _dask(where: str) -> Workers:
+    """A scheduler by its address, or by the file that it has written."""
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError(f"--on {DASK}{where}: {error}: pip install 'micjax[dask]'") from error
+    if where.startswith("//"):
+        client = Client(f"tcp:{where}", timeout="10s")
+    else:
+        client = Client(scheduler_file=where, timeout="10s")
+    client.wait_for_workers(1, timeout=60)
+    threads = client.nthreads()
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Executor]:
+        # what is computed once for each block is not the same result again
+        yield client.get_executor(pure=False)
+
+    return Workers(opened, sum(threads.values()))
+
+
+def _named(address: str) -> Executor:
+    """`package.module:function`, which gives an executor."""
+    module, _, name = address.partition(":")
+    if not module or not name:
+        raise ValueError(
+            f"--on {address}: dask://HOST:PORT, dask:SCHEDULER_FILE or package.module:function, "
+            "which gives a concurrent.futures.Executor"
+        )
+    made = getattr(importlib.import_module(module), name)
+    executor = made() if callable(made) else made
+    if not isinstance(executor, Executor):
+        raise ValueError(f"--on {address} gave a {type(executor).__name__}, which is no Executor")
+    return executor
