@@ -78,8 +78,8 @@ def _numbers(number: np.ndarray, probability: np.ndarray) -> Iterator[str]:
     counted = listed([f"{k} in {many:,}" for k, many in zip(numbers, pixels, strict=True)])
     unsure = int(np.sum(probability < SURE))
     yield (
-        f"Peaks, by the evidence: {counted} pixels; "
-        f"{unsure:,} of these are ambiguous (a probability below {SURE})."
+        f"Peaks, by the evidence: {counted} pixels. Ambiguous (a probability below {SURE}): "
+        f"{unsure:,}."
     )
     yield "Values and errors are those of the likeliest number of peaks in each pixel."
 

@@ -182,12 +182,16 @@ def _doubtful(fit: MapFit, counted: bool) -> Iterator[str]:
             f"The model does not explain {many:,} of {total:,} pixels: chi^2 is more than "
             f"{SURPRISING:.0f} standard deviations too high, and their errors are too small."
         )
-    alike = int(np.sum(usable & (fit.correlated > CORRELATED)))
+    there = usable & (fit.correlated > CORRELATED)
+    alike = int(np.sum(there))
     if alike:
+        # were it noise, the errors would be larger by this (Birge 1932, Phys. Rev. 40, 207)
+        birge = float(np.median(np.sqrt(fit.chi_squared[there] / np.maximum(fit.points[there], 1))))
+        factor = f", by about {birge:.2g} times" if birge > 1.2 else ""
         yield (
             f"What is left of {alike:,} of {total:,} pixels is no noise: neighbours are alike by "
             f"more than {CORRELATED:.0f} standard deviations. There the model leaves something "
-            "out, and the errors are too small."
+            f"out, and the errors are too small{factor}."
         )
 
 
