@@ -4,11 +4,13 @@ All of them take images `[..., y, x, channels]`. Norms are over groups of channe
 that a prediction depends on nothing else, and stays the same under `jit` and inside a density.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 GROUP = 8  # channels that are normalised together
+BEGIN = jax.jit(nnx.initializers.lecun_normal(), static_argnums=(1, 2))  # LeCun et al. 1998
 
 
 def conv(cin: int, cout: int, rngs: nnx.Rngs, size: int = 3, circular: bool = False) -> nnx.Conv:
@@ -18,6 +20,7 @@ def conv(cin: int, cout: int, rngs: nnx.Rngs, size: int = 3, circular: bool = Fa
         cout,
         (size, size),
         padding="CIRCULAR" if circular else "SAME",
+        kernel_init=BEGIN,
         param_dtype=jnp.result_type(float),
         rngs=rngs,
     )

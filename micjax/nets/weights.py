@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import ArrayLike
@@ -125,7 +125,7 @@ def load_network(path: str | os.PathLike) -> Network:
             raise ValueError(f"{path}: {name} of shape {saved[name].shape}, not {array.shape}")
         if not np.isfinite(saved[name]).all():
             raise ValueError(f"{path}: weights {name} are not finite")
-    weights = {n: jnp.asarray(a, wanted[n].dtype) for n, a in saved.items()}
+    weights = {n: jax.device_put(a.astype(wanted[n].dtype)) for n, a in saved.items()}
     return Network(replace(network, weights), architecture, options, facts)
 
 

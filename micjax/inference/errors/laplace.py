@@ -44,7 +44,8 @@ class Laplace:
         with jax.enable_x64(True):
             variances, directions = np.linalg.eigh(self.covariance)
             root = directions * np.sqrt(np.maximum(variances, 0.0))
-            theta = self.mean + jax.random.normal(key, (n, len(self.mean))) @ root.T
+            unit = np.asarray(jax.random.normal(key, (n, len(self.mean))))
+            theta = jax.device_put(self.mean + unit @ root.T)
             return jax.device_get(_physical(self.problem, tuple(self.names), theta))
 
     def sd(self) -> dict[str, Float[np.ndarray, "..."]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -34,9 +35,14 @@ def _drawn(key: Array, problem: InverseProblem) -> Values:
 def prior_draws(prior: dist.Distribution, key: Array, shape: tuple[int, ...] = ()) -> Array | None:
     """`shape` draws of `prior`, or None for an improper one, which has only a density."""
     try:
-        return prior.sample(key, shape)
+        return _sampled(prior, key, shape)
     except NotImplementedError:
         return None
+
+
+@eqx.filter_jit
+def _sampled(prior: dist.Distribution, key: Array, shape: tuple[int, ...]) -> Array:
+    return prior.sample(key, shape)
 
 
 def stacked_starts(problem: InverseProblem, starts: Sequence[Mapping[str, ArrayLike]]) -> Theta:

@@ -3,6 +3,7 @@
 import inspect
 import re
 
+import equinox as eqx
 import numpy as np
 
 from micjax.core.problem import InverseProblem
@@ -15,13 +16,18 @@ _WITH_UNIT = re.compile(r"^(\w+?)_(pm|nm|um|A|mrad|deg|eV|keV|V|mV|nN|pN|Hz|kHz|
 def comparison(problem: InverseProblem, x, y) -> dict[str, Field]:
     """Fields `data`, `prediction`, `residual`; none when the prediction is not one array of the
     shape of the data."""
-    measured, predicted = np.asarray(y), problem.forward(x)
+    measured, predicted = np.asarray(y), _predicted(problem.forward, x)
     if not hasattr(predicted, "shape") or measured.shape != predicted.shape:
         return {}
     axes = _axes(problem, x, measured.shape)
     arrays = {"data": measured, "prediction": np.asarray(predicted)}
     arrays["residual"] = measured - arrays["prediction"]
     return {n: Field(a, axes, "", n) for n, a in arrays.items()}
+
+
+@eqx.filter_jit
+def _predicted(forward, x):
+    return forward(x)
 
 
 def _axes(problem: InverseProblem, x, shape: tuple[int, ...]) -> tuple[FieldAxis, ...]:

@@ -50,20 +50,29 @@ def parse_prior(text: str) -> dist.Distribution:
 
 def _has_density(prior: dist.Distribution) -> bool:
     try:
-        draw = prior.sample(jax.random.key(0))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a draw may lie beside a support without an inside
-            density = prior.log_prob(draw)
-        inside = prior.support(draw)
+            draw, density, inside = _at_a_draw(prior)
     except Exception:  # such as counts of 1.5 trials, or a distribution that states no support
         return False
     return bool(np.isfinite(draw).all() and np.isfinite(density).all() and np.all(inside))
 
 
+def _at_a_draw(prior: dist.Distribution) -> tuple:
+    def drawn(prior):
+        draw = prior.sample(jax.random.key(0))
+        return draw, prior.log_prob(draw), prior.support(draw)
+
+    try:
+        return jax.jit(drawn)(prior)
+    except Exception:  # one of another kind, whose numbers have to be known
+        return drawn(prior)
+
+
 def check_prior(name: str, prior: dist.Distribution, ours: bool) -> None:
     """**Raises:** `ValueError` when the middle of the prior is no value that `name` may have."""
     try:
-        middle = prior.icdf(0.5)
+        middle = jax.jit(lambda prior: prior.icdf(0.5))(prior)
     except (NotImplementedError, ImportError):  # some need another package for their quantiles
         try:
             middle = prior.mean
