@@ -40,7 +40,7 @@ def frequencies_inv_A(
     return (jnp.fft.fftfreq(ny) / dy)[:, None], (jnp.fft.fftfreq(nx) / dx)[None, :]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
 def band_limit(
     shape: tuple[int, int], sampling_A: Sampling, cutoff: float = CUTOFF, taper: float = TAPER
 ) -> Float[Array, "ny nx"]:
