@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -27,6 +28,8 @@ from micjax.run.plans.solve import PartPlan, SolvePlan
 from micjax.run.registry import RegistryEntry, find
 
 JOINT = "micjax.problems.joint"  # by its name: a plan of another problem need not import it
+log = logging.getLogger("micjax")
+
 _ANY = Setting("", None, NO_DEFAULT, "")  # what `**options` of a load takes
 
 
@@ -86,6 +89,12 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = (), dealt_out: bo
     if dealt_out and not streamed.is_map(problem):
         raise ValueError(f"{plan.problem} is no map of fits, whose blocks could be dealt out")
     _check_start(problem, x, y)
+    if streamed.is_map(problem) and (begun := sorted(set(plan.values) & set(problem.priors))):
+        log.warning(
+            "values of %s do not count: fits of a map begin where the data of each pixel say; what "
+            "is known has no prior (priors.NAME=null)",
+            ", ".join(begun),
+        )
     plan = plan.model_copy(
         update={
             "file": None if plan.file is None else str(pathlib.Path(plan.file).absolute()),
