@@ -9,6 +9,8 @@ from micjax.core.problem import InverseProblem as InverseProblem
 from micjax.core.problem import free as free
 from micjax.core.problem import neg_log_joint as neg_log_joint
 from micjax.core.problem import parameter as parameter
+from micjax.inference.calibration.certificate import Certificate as Certificate
+from micjax.inference.calibration.certificate import certify as certify
 from micjax.inference.check import check as check
 from micjax.inference.errors.estimates import NUTS as NUTS
 from micjax.inference.errors.estimates import SVI as SVI

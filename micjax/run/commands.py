@@ -6,8 +6,10 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import yaml
 
+from micjax.inference.calibration.certificate import certify
 from micjax.instruments import consolidate
 from micjax.report.text import plain_table
 from micjax.run.info import about_network, info
@@ -109,6 +111,25 @@ def init(arguments: argparse.Namespace, asked: Asked) -> int:
 
 
 # --- what there is -----------------------------------------------------------------------------
+
+
+def certify_problem(arguments: argparse.Namespace, asked: Asked) -> int:
+    """how often the errors of a problem hold the truth, on made-up data"""
+    entry = find(arguments.problem)
+    path = pathlib.Path(arguments.out or f"{entry.short}-certificate.json")
+    if path.exists() and not asked.resume:
+        raise ValueError(f"{path} is there already: --resume goes on with it, --out names another")
+    certificate = certify(
+        entry.module,
+        arguments.draws,
+        key=jax.random.key(arguments.seed),
+        seconds=arguments.seconds,
+        path=path,
+        resume=asked.resume,
+    )
+    print(plain_table(certificate.rows()))
+    print("\n".join(["", *certificate.sentences(), f"certificate: {path}"]))
+    return 0
 
 
 def list_problems(arguments: argparse.Namespace, asked: Asked) -> int:

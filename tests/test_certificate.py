@@ -1,0 +1,95 @@
+"""Whether intervals hold the truth as often as they say: certificates."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+from micjax.__main__ import main
+from micjax.inference.calibration.certificate import Certificate, certify
+from micjax.inference.calibration.ranks import claim
+from micjax.problems import edge
+
+
+def normal_ranks(runs, numbers=1, wider=1.0, seed=0):
+    z = np.random.default_rng(seed).normal(size=(runs, numbers)) * wider
+    return list(scipy.stats.norm.cdf(z))
+
+
+def test_a_true_claim():
+    c = claim(normal_ranks(400))
+    assert c.holds() and abs(c.half - 0.5) < 0.08 and c.p_value > 0.01
+    assert c.widening == pytest.approx(1.0, abs=0.12)
+
+
+def test_errors_too_small_are_found():
+    """By 1.5, in nine of ten certificates of 200 runs."""
+    told = [not claim(normal_ranks(200, wider=1.5, seed=s)).holds() for s in range(50)]
+    assert np.mean(told) > 0.9
+    alarms = [not claim(normal_ranks(200, seed=s)).holds() for s in range(50)]
+    assert np.mean(alarms) < 0.05
+    assert claim(normal_ranks(2000, wider=1.5)).widening == pytest.approx(1.5, abs=0.1)
+
+
+def test_numbers_of_a_run_need_not_be_independent():
+    rng = np.random.default_rng(0)
+    alike = [np.full(50, u) for u in rng.uniform(size=40)]
+    apart = normal_ranks(40, 50)
+    assert claim(alike).ninety_sd > 5.0 * claim(apart).ninety_sd
+    assert claim([np.empty(0)]) is None
+
+
+@pytest.fixture(scope="module")
+def of_edge():
+    return certify(edge, 24, engine={"steps": 400})
+
+
+def test_a_problem(of_edge, tmp_path):
+    claims = of_edge.claims()
+    assert set(claims) == set(edge.problem().unknowns())
+    assert all(c.runs == 24 for c in claims.values())
+    assert len(of_edge.rows()) == 3 and of_edge.sentences()
+    of_edge.save(tmp_path / "c.json")
+    again = Certificate.load(tmp_path / "c.json")
+    assert again.sentences() == of_edge.sentences()
+    (tmp_path / "c.json").write_text("{}")
+    with pytest.raises(ValueError, match="no certificate"):
+        Certificate.load(tmp_path / "c.json")
+
+
+def test_going_on(of_edge, tmp_path):
+    path = tmp_path / "c.json"
+    certify(edge, 3, path=path, engine={"steps": 400})
+    gone_on = certify(edge, 5, path=path, resume=True, engine={"steps": 400})
+    for name, u in gone_on.ranks["clean"].items():
+        np.testing.assert_allclose(u, of_edge.ranks["clean"][name][:5], atol=1e-5)
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["certify", "edge", "--draws", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "forward.edge_nm" in out and "edge-certificate.json" in out
+    assert main(["certify", "edge", "--draws", "2"]) == 2
+    assert main(["certify", "edge", "--draws", "3", "--resume"]) == 0
+    assert Certificate.load(tmp_path / "edge-certificate.json").runs == {"clean": 3}
+    assert main(["certify", "resonance", "--out", "edge-certificate.json", "--resume"]) == 2
+    assert "the certificate of" in capsys.readouterr().err
+    assert main(["certify", "edge", "--draws", "0", "--out", "b.json"]) == 2
+
+
+def test_stress_and_no_errors():
+    def stress(key, truth, x):
+        y = truth.forward(x)
+        return {"five times the noise": y + 0.25 * jax.random.normal(key, y.shape)}
+
+    module = types.ModuleType("stressed")
+    module.problem, module.example, module.stress = edge.problem, edge.example, stress
+    of = certify(module, 2, engine={"steps": 100})
+    assert set(of.runs) == {"clean", "five times the noise"}
+    assert "too few" in of.sentences()[0]
+    module.stages = lambda problem, x, y: []
+    with pytest.raises(ValueError, match="states the errors"):
+        certify(module, 1)
