@@ -62,7 +62,7 @@ class FileRows:
     def thinned(self, most: int) -> Field:
         """Evenly spaced rows, so that there are at most so many numbers, next to each other: what
         can be said of all without reading all."""
-        rows = max(min(self.count, most // max(math.prod(self.first.data.shape), 1)), 1)
+        rows = min(self.count, max(most // max(math.prod(self.first.data.shape), 1), 2))
         if rows == self.count:
             return self[:]
         pieces = min(rows, 32)

@@ -25,8 +25,8 @@ Ranks = dict[str, Float[np.ndarray, "n"]]  # 0 to 1, of each number of an unknow
 
 def ranks_of(solution: Solution, truth: InverseProblem) -> Ranks:
     """Of the unknowns that the solution states errors of: from draws if there are any, else from
-    the Gaussian of each pixel of a map, else from that of Laplace. What is told to be not identified,
-    or not converged, has no rank."""
+    the Gaussian of each pixel of a map, else from that of Laplace. What is told to be not
+    identified, or not converged, has no rank."""
     if isinstance(fit := solution.extra.get("fit"), MapFit):
         return _of_map(fit, truth)
     if solution.posterior is not None:
