@@ -49,7 +49,8 @@ def of_edge():
 def test_a_problem(of_edge, tmp_path):
     claims = of_edge.claims()
     assert set(claims) == set(edge.problem().unknowns())
-    assert all(c.runs == 24 for c in claims.values())
+    # what is not identified is no claim
+    assert all(0 < c.runs <= 24 for c in claims.values()), claims
     assert len(of_edge.rows()) == 3 and of_edge.sentences()
     of_edge.save(tmp_path / "c.json")
     again = Certificate.load(tmp_path / "c.json")
@@ -59,12 +60,15 @@ def test_a_problem(of_edge, tmp_path):
         Certificate.load(tmp_path / "c.json")
 
 
-def test_going_on(of_edge, tmp_path):
+def test_going_on(tmp_path):
     path = tmp_path / "c.json"
     certify(edge, 3, path=path, engine={"steps": 400})
     gone_on = certify(edge, 5, path=path, resume=True, engine={"steps": 400})
+    at_once = certify(edge, 5, engine={"steps": 400})
     for name, u in gone_on.ranks["clean"].items():
-        np.testing.assert_allclose(u, of_edge.ranks["clean"][name][:5], atol=1e-5)
+        np.testing.assert_allclose(
+            np.concatenate(u), np.concatenate(at_once.ranks["clean"][name]), atol=1e-5
+        )
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):

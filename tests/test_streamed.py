@@ -17,9 +17,11 @@ from rsciio import hspy
 from micjax.__main__ import main
 from micjax.inference.maps.blocks import block
 from micjax.inference.maps.blocks.fits import Fits
+from micjax.inference.maps.status import STATUS
 from micjax.io import Field, FieldAxis, channels, read, write_nexus
 from micjax.io.rows import FileRows
 from micjax.run.jobs.dealt import streamed
+from micjax.run.jobs.dealt.elsewhere import workers_of
 
 NY, NX, N = 6, 5, 24
 ENERGY = np.linspace(1.0, 2.0, N)
@@ -42,6 +44,14 @@ def axes(ny=NY, nx=NX):
 
 def nxs(path, ny=NY, nx=NX):
     write_nexus(path, {"counts": Field(spectra(ny, nx), axes(ny, nx), "", "counts")})
+    return path
+
+
+def x_first(path):
+    """NeXus with x before y, as some scan."""
+    y, x, energy = axes()
+    data = spectra().transpose(1, 0, 2)
+    write_nexus(path, {"counts": Field(data, (x, y, energy), "", "counts")})
     return path
 
 
@@ -121,6 +131,7 @@ def zarr_by_xarray(path):
     "name, make",
     [
         ("a.nxs", nxs),
+        ("x.nxs", x_first),
         ("a.npy", npy),
         ("a.h5", nsid),
         ("a.hspy", by_rosettasciio),
@@ -188,6 +199,23 @@ def test_row_by_row_is_the_same(whole, tmp_path, monkeypatch):
     assert main([*command, "--out", str(tmp_path / "run")]) == 0
     same(whole / "run", tmp_path / "run")
     assert (tmp_path / "run" / "report.html").exists() and most
+
+
+def test_rows_without_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(block, "BLOCK", 128)
+    data = spectra(12, 24)
+    data[:7] = np.nan
+    np.save(tmp_path / "a.npy", data)
+    command = ["fit", "peaks", str(tmp_path / "a.npy"), "--set", "streamed=true"]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
+    status = read(tmp_path / "run" / "result.nxs", "status").data
+    assert (status[:7] == STATUS.index("no data")).all() and (status[7:] == 0).all()
+
+
+def test_who_computes():
+    assert workers_of(3, None).count == 3
+    with workers_of(1, None).opened() as executor:
+        assert executor.submit(abs, -2).result() == 2
 
 
 def test_large_files_are_read_row_by_row(whole, tmp_path, monkeypatch, caplog):

@@ -11,6 +11,7 @@ silx, h5web and hyperspy (`hs.load(path, nxdata_only=True)`) open it and find th
 """
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -27,7 +28,7 @@ import numpy as np
 from micjax.core.files import replaced
 from micjax.core.foreign.hdf5 import MOST_STEPS, File, Node, opened
 from micjax.core.names import unknown_name
-from micjax.io.fields import PIXELS, Field, FieldAxis, by_name, cut_rows, unpacked
+from micjax.io.fields import PIXELS, Field, FieldAxis, by_name, cut_rows, rows_first, unpacked
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +255,10 @@ def _nexus_field(
     if (title := file.get("title", group)) is not None and title.kind == "text":
         metadata["title"] = file.read(title)
     name = f"{group.name} {signal}" if which else group.name
-    return Field(values, axes, data.text("units"), name, metadata)
+    field = Field(values, axes, data.text("units"), name, metadata)
+    if "errors" in metadata and np.shape(metadata["errors"]) == values.shape:
+        metadata["errors"] = rows_first(dataclasses.replace(field, data=metadata["errors"])).data
+    return rows_first(field)
 
 
 def _values(

@@ -46,6 +46,8 @@ class FileRows:
         field = fields[name]
         if ROWS not in field.metadata:
             return None
+        if not field.metadata[ROWS]:
+            raise ValueError(f"{path}: {name} has no rows")
         return cls(Path(path).absolute(), name, field, field.metadata[ROWS])
 
     @property

@@ -84,7 +84,8 @@ def _run(
     if getattr(arguments, "sweep", None):
         trust = asked.trust or [str(given.get("problem", "micjax")).partition(".")[0]]
         workers, settings = workers_of(asked.processes, asked.on), settings_of(arguments.sweep)
-        how = arguments.out, workers, asked.resume, trust
+        out = given.pop("out", None)
+        how = arguments.out or out, workers, asked.resume, trust
         return sweep(given, settings, *how, lambda plan: RUNS[plan.kind](plan, asked))
     given |= {} if arguments.out is None else {"out": arguments.out}
     plan = make_plan(given, getattr(arguments, "plan", "command line"))

@@ -146,7 +146,7 @@ def _how_they_ended(fit: MapFit) -> Iterator[str]:
     ended = sum(counts[s] for s in ("converged", "at a bound", "not identified"))
     yield f"{ended:,} of {total:,} fits converged, " + (
         "all of their unknowns identified."
-        if ended == all_well
+        if ended == all_well > 0
         else f"{all_well:,} of them with all unknowns identified and within their priors."
     )
     why = {"at a bound": fit.bound, "not identified": {n: ~a for n, a in fit.identified.items()}}

@@ -136,7 +136,9 @@ class BlockFits:
             if "rate" in law.parameters and (y < 0).any():
                 raise ValueError(f"{int((y < 0).sum())} negative counts: a Poisson law has none")
             if callable(starts):
-                starts = starts_of(problem, starts(problem, np.asarray(self.pixel.x), y), (count,))
+                seen = np.isfinite(y).any()  # else there is nothing to begin from
+                given = starts(problem, np.asarray(self.pixel.x), y) if seen else {}
+                starts = starts_of(problem, given, (count,))
             return self._fitted(law, y.reshape(count, -1), known, starts)
 
     def _fitted(self, law, y: np.ndarray, known: Rows, starts: Sequence[Rows]):

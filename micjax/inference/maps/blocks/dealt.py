@@ -106,7 +106,9 @@ def dealt(
                     todo.extendleft(reversed(lost))
                     running.clear()
                     stack.close()
-                    executor = stack.enter_context(workers.opened())
+                    broke, executor = executor, stack.enter_context(workers.opened())
+                    if executor is broke:
+                        raise RuntimeError("a worker died, and has broken the executor with it")
         finally:
             for future in running:
                 future.cancel()

@@ -12,17 +12,17 @@ from micjax.inference.maps.blocks.dealt import Workers
 DASK = "dask:"
 
 
-def workers_of(processes: int | None, on: str | None) -> Workers | None:
+def workers_of(count: int | None, on: str | None) -> Workers | None:
     """As the command line says; None: the threads of this process.
 
     **Raises:** `ValueError` for both of them, and what is neither; `ImportError` without Dask.
     """
-    if processes is not None and on is not None:
+    if count is not None and on is not None:
         raise ValueError("--processes and --on: one of them says who computes")
-    if processes is not None:
-        if not 1 <= processes <= 1024:
-            raise ValueError(f"--processes {processes}: 1 to 1024 are allowed")
-        return Workers(lambda: processes(processes), processes)
+    if count is not None:
+        if not 1 <= count <= 1024:
+            raise ValueError(f"--processes {count}: 1 to 1024 are allowed")
+        return Workers(lambda: processes(count), count)
     if on is None:
         return None
     if on.startswith(DASK):

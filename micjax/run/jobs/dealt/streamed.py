@@ -56,7 +56,10 @@ class LoadedRows:
         return np.dtype(jnp.result_type(float))
 
     def __getitem__(self, rows: slice) -> np.ndarray:
-        *_, y = find(self.reference).module.load(self.rows[rows], **self.options)
+        field = self.rows[rows]
+        if not np.isfinite(field.data).any():  # which `load` refuses of a whole file
+            return np.full((len(field.data), *self.shape[1:]), np.nan, self.dtype)
+        *_, y = find(self.reference).module.load(field, **self.options)
         return np.asarray(y)
 
 
