@@ -34,10 +34,11 @@ def rows(folder):
 
 def test_every_combination(tmp_path, capsys):
     command = ["demo", "edge", "--set", "engine.steps=20", "--sweep", "seed=[3,4]"]
-    command += ["--sweep", "options.sigma=[0.1]", "--out", "all"]
+    command += ["--sweep", "precision=[float32]", "--out", "all"]
     assert main(command) == 0
     table = rows(tmp_path / "all")
     assert [r["seed"] for r in table] == ["3", "4"]
+    assert {r["precision"] for r in table} == {"float32"}
     assert {r["status"] for r in table} == {"finished"}
     for row in table:
         facts = json.loads((tmp_path / "all" / row["run"] / "provenance.json").read_text())

@@ -175,11 +175,18 @@ def _known(path: pathlib.Path) -> dict[str, Any]:
     return known
 
 
+def _plain(text: str) -> str:
+    """Text without the quotes that --set may need."""
+    return json.loads(text) if text.startswith('"') else text
+
+
 def _write_table(
     folder: pathlib.Path, settings: Sequence[Mapping[str, str]], ended: Mapping[int, Mapping]
 ) -> None:
     rows = [
-        {"run": f"{i:04d}"} | dict(some) | dict(ended.get(i, {"status": "not begun"}))
+        {"run": f"{i:04d}"}
+        | {n: _plain(v) for n, v in some.items()}
+        | dict(ended.get(i, {"status": "not begun"}))
         for i, some in enumerate(settings)
     ]
     columns = list(dict.fromkeys(name for row in rows for name in row))
