@@ -8,7 +8,7 @@ from typing import Any
 from micjax.core.problem import InverseProblem
 from micjax.core.progress import progress, until_interrupted
 from micjax.inference.maps.blocks.block import Pursuit, Starts
-from micjax.inference.maps.blocks.dealt import Workers
+from micjax.inference.maps.blocks.dealt import Workers, WorkersDied
 from micjax.inference.maps.blocks.fits import Fits
 from micjax.inference.maps.result import MapFit
 from micjax.inference.maps.rows import Given
@@ -54,17 +54,23 @@ def fit_map(
     - `executor`: fits blocks of the map, on any `concurrent.futures.Executor` such as that of Dask;
         threads of this process without one.
 
-    **Returns:** after Ctrl-C the fits so far; status "not fitted" says which pixels lack.
+    **Returns:** after Ctrl-C, or when all workers died, the fits so far; status "not fitted" says
+    which pixels lack.
 
     **Raises:** `ValueError` for data of another shape, data that no law has, unknown names, starts
-    outside of their prior.
+    outside of their prior, an executor that forks.
     """
     how = Pursuit(tuple(linear), neighbours, steps, tolerance, covariance)
     workers = None if executor is None else Workers.of(executor)
     fits = Fits(problem, x, y, starts, known, how, workers)
     with progress("map", fits.fits) as show, until_interrupted() as interruption:
-        for done in fits.run():
-            show(done)
+        try:
+            for done in fits.run():
+                show(done)
+        except WorkersDied as error:
+            if not fits.arrays:
+                raise
+            log.error("%s; what there is: %s", error, fits.result().counts())
     if interruption.happened:
         if not fits.arrays:
             raise KeyboardInterrupt

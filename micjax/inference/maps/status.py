@@ -1,6 +1,6 @@
 """What can be said of the fit of each pixel: values, errors, and a status."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,26 @@ STATUS = (
 UNUSABLE = ("no data", "not finite", "not fitted")  # there are no values
 NOTHING = (dist.HalfNormal, dist.Exponential)  # priors of what may be nothing
 QUICK = 7  # unknowns, with more of which the last look takes longer to compile than to make
+WITHIN = 4  # looks from within a bound: each halves what the error lacks on a scale of logarithms
 FLAT = 1e4  # times that the variance grows by what else is unknown: single precision sees no more
+
+
+class Look(NamedTuple):
+    """How b pixels look: at the values `flat`, `scale` and `growth` as of the equations there, and
+    errors from those made at the last `at`, which is where they are made next."""
+
+    i: Int[Array, ""]
+    flat: Float[Array, "d b"]
+    at: Float[Array, "d b"]
+    little: Bool[Array, " b"]
+    loss: Float[Array, " b"]
+    chi_squared: Float[Array, " b"]
+    scale: Float[Array, "d b"]
+    growth: Float[Array, "d b"]
+    values: Any = None
+    sd: Any = None
+    covariance: Any = None
+    near: Any = None
 
 
 class Told(NamedTuple):
@@ -63,56 +82,62 @@ def told(
     """The Gaussian with the expected curvature of the posterior (Laplace), pixel by pixel.
 
     An unknown is at a bound when it is closer to an end of what its prior allows than its standard
-    deviation: the Gaussian would reach beyond. It is not identified when its standard deviation is
-    above 0.9 of the prior's, or when others can make up for all of a change of it.
+    deviation: the Gaussian would reach beyond. There the curvature is that from one standard
+    deviation within the bound: of counts that lack it is infinite at the bound itself, and says
+    nothing of how far the rate may be from it. An unknown is not identified when its standard
+    deviation is above 0.9 of the prior's, or when others can make up for all of a change of it.
     """
     d = len(pace.flat)
     points = jnp.isfinite(y).sum(axis=0)
     noise = noise_scale(pixel, law)
+    rounds = 1 if noise is None else 2
+    coordinates, unknowns = pixel.coordinates({}), pixel.problem.unknowns()
 
-    def looked(i, carried):
-        """At the end of the descent, and again with the noise corrected."""
-        flat, little, _ = carried
-        here = equations(pixel, law, known, y, flat, stored=d > QUICK)
+    def looked(last: Look) -> Look:
+        """At the end of the descent, again with the noise corrected, and where values are at a
+        bound again from one standard deviation within it."""
+        here = equations(pixel, law, known, y, last.at, stored=d > QUICK)
         matrix, scale = scaled(here.curvature, d)
         # where rounding kept the descent from its end there may be nothing left to gain
         low = factor_by_column(matrix, d)
-        little = jnp.where(i == 0, 0.5 * solved(low, scale * here.slope)[1] < tolerance, little)
+        gain = 0.5 * solved(low, scale * here.slope)[1]
+        little = jnp.where(last.i == 0, gain < tolerance, last.little)
+        spread = inverse(low)
+        flat, moves = last.flat, last.i >= rounds
         if noise is not None:
-            variances = jnp.einsum("iib->ib", inverse(low)) * scale**2
+            variances = jnp.einsum("iib->ib", spread) * scale**2
             more = _freedom(here, noise, variances, points)
-            flat = flat.at[noise].add(jnp.where(i == 0, more, 0.0))
-        return flat, little, here
+            flat = flat.at[noise].add(jnp.where(last.i == 0, more, 0.0))
+        growth = jnp.einsum("iib->ib", spread)
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(moves, old, new),
+            (here.loss, here.chi_squared, scale, growth),
+            (last.loss, last.chi_squared, last.scale, last.growth),
+        )
+        values, sd, covariance = _physical(
+            pixel, known, flat, last.at, spread * scale[:, None] * scale
+        )
+        near, within = _within(pixel, known, flat, values, sd)
+        at = jnp.where(last.i + 1 < rounds, flat, within)
+        return Look(last.i + 1, flat, at, little, *kept, values, sd, covariance, near)
+
+    def on(look: Look) -> Bool[Array, ""]:
+        return (look.i < rounds) | ((look.i < rounds + WITHIN) & look.near)
 
     def nothing(shape):
         return jnp.zeros(shape.shape, shape.dtype)
 
-    shapes = jax.eval_shape(lambda q: equations(pixel, law, known, y, q), pace.flat)
-    begin = pace.flat, jnp.zeros(points.shape, bool), jax.tree.map(nothing, shapes)
-    rounds = 1 if noise is None else 2
-    flat, little, here = jax.lax.fori_loop(0, rounds, looked, begin)
-    matrix, scale = scaled(here.curvature, d)
-    low = factor_by_column(matrix, d)
-    settled = (pace.ended == CONVERGED) | little
-    spread = inverse(low)
-    covariance = spread * scale[:, None] * scale
-    variances = jnp.stack([covariance[i, i] for i in range(d)])
-    growth = jnp.stack([spread[i, i] for i in range(d)])
-
-    def of_one(known, flat, covariance):
-        coordinates = pixel.coordinates(known)
-        values = coordinates.values(flat)
-        slopes = jax.jacfwd(coordinates.values)(flat)
-        every = jnp.concatenate([slopes[n].reshape(-1, d) for n in coordinates.names])
-        physical = every @ covariance @ every.T
-        sd = jnp.sqrt(jnp.einsum("ii->i", physical))
-        parts = jnp.split(sd, np.cumsum([values[n].size for n in coordinates.names])[:-1])
-        named = zip(coordinates.names, parts, strict=True)
-        sd = {n: part.reshape(values[n].shape) for n, part in named}
-        return {n: values[n] for n in sd}, sd, physical
-
-    values, sd, covariance = jax.vmap(of_one, in_axes=-1, out_axes=-1)(known, flat, covariance)
-    coordinates, unknowns = pixel.coordinates({}), pixel.problem.unknowns()
+    zero = jnp.zeros(points.shape, pace.flat.dtype)
+    none = jnp.zeros(points.shape, bool)
+    zeros = zero, zero, jnp.zeros_like(pace.flat), jnp.zeros_like(pace.flat)
+    begin = Look(jnp.asarray(0), pace.flat, pace.flat, none, *zeros)
+    shapes = jax.eval_shape(looked, begin)
+    begin = Look(*begin[:8], *jax.tree.map(nothing, tuple(shapes)[8:]))
+    look = jax.lax.while_loop(on, looked, begin)
+    flat, scale, growth = look.flat, look.scale, look.growth
+    values, sd, covariance = look.values, look.sd, look.covariance
+    settled = (pace.ended == CONVERGED) | look.little
+    variances = growth * scale**2
     owner = coordinates.owner
     learnt = jnp.sqrt(variances) <= PRIOR_RULES * prior_sd[:, None]
     # of what may be nothing at all its logarithm is nobody's question
@@ -146,8 +171,8 @@ def told(
         values,
         sd,
         covariance,
-        here.loss,
-        here.chi_squared,
+        look.loss,
+        look.chi_squared,
         points,
         status,
         bound,
@@ -224,10 +249,62 @@ def _freedom(here: NormalEquations, noise: int, variances, points) -> Float[Arra
     return 0.5 * jnp.log(jnp.maximum(points, 1.0) / left)
 
 
-def at_bound(prior: dist.Distribution, value, sd) -> Bool[Array, " b"]:
+def _physical(pixel: Pixel, known: Values, flat, at, covariance) -> tuple[Values, Values, Array]:
+    """Values at `flat`, their standard deviations, and the covariance of all of them, of a
+    covariance of coordinates about `at`."""
+    d = len(flat)
+
+    def of_one(known, flat, at):
+        coordinates = pixel.coordinates(known)
+        values, slopes = coordinates.values(flat), jax.jacfwd(coordinates.values)(at)
+        names = coordinates.names
+        return {n: values[n] for n in names}, jnp.concatenate(
+            [slopes[n].reshape(-1, d) for n in names]
+        )
+
+    values, slopes = jax.vmap(of_one, in_axes=-1, out_axes=-1)(known, flat, at)
+    # sums of products: as products of matrices they would be made pixel by pixel
+    half = (slopes[:, :, None] * covariance).sum(axis=1)
+    physical = (half[:, None] * slopes).sum(axis=2)
+    sd = jnp.sqrt(jnp.einsum("iib->ib", physical))
+    parts = jnp.split(sd, np.cumsum([v[..., 0].size for v in values.values()])[:-1])
+    sd = {n: part.reshape(values[n].shape) for n, part in zip(values, parts, strict=True)}
+    return values, sd, physical
+
+
+def _within(pixel: Pixel, known: Values, flat, values: Values, sd: Values):
+    """Whether a value is at a bound, and `flat` with those that are moved from it by a standard
+    deviation, halfway to the other end at most."""
+    unknowns = pixel.problem.unknowns()
+
+    def of_one(known, flat, values, sd):
+        coordinates = pixel.coordinates(known)
+        theta, near = coordinates.theta(flat), jnp.asarray(False)
+        for name in coordinates.names:
+            if support_of(unknowns[name]) is dist.constraints.real:
+                continue
+            low, high = ends_of(unknowns[name])
+            value, step = values[name], sd[name]
+            at_low, at_high = value - low < step, high - value < step
+            away = jnp.where(at_low, jnp.minimum(step, (high - value) / 2.0), 0.0)
+            away = jnp.where(at_high & ~at_low, -jnp.minimum(step, (value - low) / 2.0), away)
+            inverse = dist.biject_to(unknowns[name].support).inv
+            theta[name] = jnp.where(at_low | at_high, inverse(value + away), theta[name])
+            near |= (at_low | at_high).any()
+        return near, coordinates.vector(theta)
+
+    near, within = jax.vmap(of_one, -1, -1)(known, flat, values, sd)
+    return near.any(), within
+
+
+def ends_of(prior: dist.Distribution) -> tuple[Array, Array]:
+    """Of what each element may be."""
     support = support_of(prior)
     low = getattr(support, "lower_bound", -jnp.inf)
-    high = getattr(support, "upper_bound", jnp.inf)
-    low, high = (jnp.asarray(e)[..., None] for e in (low, high))
+    return jnp.asarray(low, float), jnp.asarray(getattr(support, "upper_bound", jnp.inf), float)
+
+
+def at_bound(prior: dist.Distribution, value, sd) -> Bool[Array, " b"]:
+    low, high = (e[..., None] for e in ends_of(prior))
     near = (value - low < sd) | (high - value < sd)
     return near.reshape(-1, near.shape[-1]).any(axis=0)

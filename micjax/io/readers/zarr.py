@@ -23,7 +23,7 @@ def read_zarr(path: Path, rows: slice | None = None) -> dict[str, Field]:
     with third_party("zarr", ".zarr", "zarr") as zarr:
         stored = zarr.open(str(path), mode="r")
         single = isinstance(stored, zarr.Array)
-        arrays = {path.stem: stored} if single else dict(stored.arrays())
+        arrays = {path.stem: stored} if single else dict(sorted(stored.arrays()))
     numbers = {n: a for n, a in arrays.items() if a.dtype.kind in "biufc"}
     fields = [
         _field(name, array, {} if single else numbers, path, rows)

@@ -123,7 +123,12 @@ def problem(
     """
     numbers = () if isinstance(peaks, int) else tuple(sorted(set(peaks)))
     if not isinstance(peaks, int):
-        if len(numbers) < 2 or numbers[0] < 0 or (numbers[0] == 0 and background == "none"):
+        if (
+            any(isinstance(k, bool) for k in peaks)
+            or len(numbers) < 2
+            or numbers[0] < 0
+            or (numbers[0] == 0 and background == "none")
+        ):
             raise ValueError(
                 f"peaks = {list(peaks)}: two numbers or more are needed to choose from, such as "
                 "[1, 2, 3]; 0 only on a background"

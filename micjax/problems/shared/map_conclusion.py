@@ -21,6 +21,7 @@ from micjax.io.fields import PIXELS
 from micjax.physics.noise import Poisson
 
 CORRELATED = 4.0  # standard deviations of the correlation of neighbours in white noise
+BIAS = 0.5  # standard deviations, below which nobody is misled
 SURPRISING = 5.0  # standard deviations of chi^2
 
 Derived = Callable[[Any], dict[str, jax.Array]]  # of the forward model of a pixel
@@ -193,6 +194,26 @@ def _doubtful(fit: MapFit, counted: bool) -> Iterator[str]:
             f"more than {CORRELATED:.0f} standard deviations. There the model leaves something "
             f"out, and the errors are too small{factor}."
         )
+    if total and not alike and (bias := _common_bias(fit)):
+        yield (
+            "What is left of all pixels together is no noise, though no single one shows it: the "
+            f"model leaves something out that they have in common, by which values may be off by "
+            f"up to {bias:.2g} of their errors, and a number of peaks be wrong."
+        )
+
+
+def _common_bias(fit: MapFit) -> float | None:
+    """By how many of their standard deviations values may be off, where the residuals of all pixels
+    have something in common; None where they have not.
+
+    m standard deviations of noise at each of n data leave a correlation of neighbours of m^2
+    sqrt(n), and shift a value that looks like them by m sqrt(n) of its standard deviations.
+    """
+    there = fit.usable()
+    common = float(np.mean(fit.correlated[there]))
+    bias = np.sqrt(max(common, 0.0) * np.sqrt(np.median(fit.points[there])))
+    sure = common * np.sqrt(there.sum()) > CORRELATED
+    return float(bias) if sure and bias > BIAS else None
 
 
 def compare_map(

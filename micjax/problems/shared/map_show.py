@@ -45,12 +45,15 @@ def map_figures(solution: Solution, x, y, names: Sequence[str], y_label: str) ->
     some = {n: every[n] for n in names if n in every}
     shape = solution.problem.forward.shape
     drawn: dict[str, Any] = {}
-    if min(shape) > 1:
+    if not some:  # as where no pixel has a line
+        pass
+    elif min(shape) > 1:
         drawn["Maps"] = lambda: _maps(solution, {n: q.value for n, q in some.items()}, every)
         drawn["Errors"] = lambda: _maps(solution, {n: q.sd for n, q in some.items()}, every, True)
-        drawn["How the fits ended"] = lambda: _ended(solution)
     elif max(shape) > 1:
         drawn["Along the line"] = lambda: _line(solution, some)
+    if min(shape) > 1:
+        drawn["How the fits ended"] = lambda: _ended(solution)
     as_curve = np.ndim(y) == 3 and (np.diff(x) > 0).all()
     if max(shape) > 1 or not as_curve:
         drawn["Spectra"] = lambda: _spectra(solution, x, y, y_label)

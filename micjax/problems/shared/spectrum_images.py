@@ -1,5 +1,6 @@
 """Spectrum images of files: spectra at the pixels of a map, `[y, x, channel]`."""
 
+import dataclasses
 import logging
 from typing import Literal, NamedTuple
 
@@ -8,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from micjax.core.ranges import HUGE
 from micjax.io import Field, FieldAxis
-from micjax.io.fields import PIXELS, nm_per
+from micjax.io.fields import PIXELS, ROWS, nm_per
 
 log = logging.getLogger("micjax")
 
@@ -50,6 +51,7 @@ def spectrum_image(
     **Raises:** `ValueError` for other shapes, complex values, no finite value, fewer than two
     channels in the part.
     """
+    field = _channels_last(field)
     data, axes = field.data, field.axes
     if data.dtype.kind == "c" or data.ndim not in (1, 2, 3) or data.shape[-1] < 2:
         raise ValueError(
@@ -67,6 +69,24 @@ def spectrum_image(
     cube = cube.reshape((1,) * (3 - cube.ndim) + cube.shape)
     axis = FieldAxis(axes[-1].name, axes[-1].values[inside], axes[-1].unit)
     return SpectrumImage(cube, axis, _pixel_nm(axes[:-1]))
+
+
+def _channels_last(field: Field) -> Field:
+    """`[channel, y, x]` as `[y, x, channel]`.
+
+    **Raises:** `ValueError` where it is read by rows, which its first axis has not.
+    """
+    names = [a.name for a in field.axes]
+    if field.data.ndim != 3 or names[1:] != ["y", "x"] or names[0].startswith("axis"):
+        return field
+    if ROWS in field.metadata:
+        raise ValueError(
+            f"streamed: {field.name} has axes {', '.join(names)}; y, x, {names[0]} are needed to "
+            "read it row by row; streamed: false reads all of it"
+        )
+    log.info("%s: axes %s are taken as y, x, %s", field.name, ", ".join(names), names[0])
+    data = np.moveaxis(field.data, 0, -1)
+    return dataclasses.replace(field, data=data, axes=(*field.axes[1:], field.axes[0]))
 
 
 def channels_between(

@@ -95,6 +95,8 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = (), dealt_out: bo
             "is known has no prior (priors.NAME=null)",
             ", ".join(begun),
         )
+    if isinstance(y, streamed.LoadedRows):
+        streamed.search_of(entry.module, problem, x, y, engine)
     plan = plan.model_copy(
         update={
             "file": None if plan.file is None else str(pathlib.Path(plan.file).absolute()),

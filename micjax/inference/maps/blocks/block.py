@@ -24,6 +24,7 @@ SIDE_BY_SIDE = 128  # pixels, at most
 SUMS = 5000  # of them, which stay in the first cache of a CPU
 BLOCK = 1 << 14  # pixels between two looks of Python
 NUMBERS = 1 << 25  # of a block, at most: 128 MB of data
+NUMBERS_CPU = 1 << 22  # likewise: Ctrl-C waits for the blocks that threads are at
 NUMBERS_STORED = 1 << 19  # of slopes, where they are: half of the second cache
 FIRST_STEPS = 8  # after which those that have not ended are brought together
 
@@ -66,12 +67,17 @@ class BlockFits:
 
     **Arguments:**
 
+    - `law`: of the data, `datum` the shape of those of a pixel.
+    - `widths`: of the prior, of each coordinate.
     - `size`: of a block, a multiple of `chunk`, the pixels side by side.
     - `double`: whether in double precision.
     """
 
     pixel: Pixel
     how: Pursuit
+    law: DataLaw
+    datum: tuple[int, ...]
+    widths: np.ndarray
     size: int
     chunk: int
     double: bool
@@ -83,19 +89,21 @@ class BlockFits:
         **Raises:** `ValueError` for a problem without unknowns, and data that no law has.
         """
         pixel = Pixel(problem, jax.tree.map(jnp.asarray, x), how.linear)
-        law = _law(pixel)
-        law_of(law)
+        of_data = eqx.filter_eval_shape(lambda p: p.problem.noise(p.problem.forward(p.x)), pixel)
+        law, datum = law_of(of_data), tuple(of_data.batch_shape)
         if not problem.unknowns():
             raise ValueError("the problem has no unknowns: nothing is to be fitted")
-        numbers = math.prod(law.batch_shape)
-        size = chunk = max(min(BLOCK, NUMBERS // numbers), SIDE_BY_SIDE)
+        numbers = math.prod(datum)
+        most = NUMBERS_CPU if jax.default_backend() == "cpu" else NUMBERS
+        size = chunk = max(min(BLOCK, most // numbers), SIDE_BY_SIDE)
         if jax.default_backend() == "cpu":
             unknowns = len(Coordinates(problem).owner)
             most = SUMS // (2 + unknowns * (unknowns + 3) // 2)
             most = NUMBERS_STORED // (unknowns * numbers) if unknowns > FEW else most
             chunk = int(np.clip(1 << (max(most, 1).bit_length() - 1), 16, SIDE_BY_SIDE))
         double = jnp.result_type(float) == jnp.float64
-        return cls(pixel, how, size // chunk * chunk, chunk, double)
+        widths = np.asarray(prior_sd(problem))
+        return cls(pixel, how, law, datum, widths, size // chunk * chunk, chunk, double)
 
     def for_map(self, pixels: int, workers: int | None) -> "BlockFits":
         """With blocks no larger than a map of so many pixels, and so small that all of the workers
@@ -106,15 +114,6 @@ class BlockFits:
         if jax.default_backend() != "cpu":
             return dataclasses.replace(self, size=size, chunk=size)
         return dataclasses.replace(self, size=size // self.chunk * self.chunk)
-
-    @property
-    def law(self) -> DataLaw:
-        return law_of(_law(self.pixel))
-
-    @property
-    def datum(self) -> tuple[int, ...]:
-        """The shape of the data of a pixel."""
-        return tuple(_law(self.pixel).batch_shape)
 
     def __call__(
         self,
@@ -149,8 +148,8 @@ class BlockFits:
             flat = functions.flat(pixel, known, self._side_by_side(start))
             pace = self._descended(functions, law, known, y, flat, -(-count // self.chunk))
             best = pace if best is None else functions.better(best, pace)
-        widths, tolerance = prior_sd(pixel.problem), jnp.asarray(self.how.tolerance, float)
-        told = functions.told(pixel, law, known, y, best, widths, tolerance)
+        limits = jnp.asarray(self.widths, float), jnp.asarray(self.how.tolerance, float)
+        told = functions.told(pixel, law, known, y, best, *limits)
         named = _named(jax.device_get((told, best.steps)), count)
         return {n: a for n, a in named.items() if self.how.covariance or n != "covariance"}
 
@@ -184,11 +183,6 @@ class BlockFits:
             return side_by_side(a, self.chunk, np)
 
         return jax.tree.map(laid, tree)
-
-
-def _law(pixel: Pixel):
-    """The distribution of the data of a pixel, without its numbers."""
-    return eqx.filter_eval_shape(lambda p: p.problem.noise(p.problem.forward(p.x)), pixel)
 
 
 def prior_sd(problem: InverseProblem):

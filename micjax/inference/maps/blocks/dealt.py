@@ -14,6 +14,10 @@ log = logging.getLogger("micjax")
 MOST_DEATHS = 3  # of workers at one task, or all of them together
 
 
+class WorkersDied(RuntimeError):
+    """There is nobody left to carry tasks out."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Workers:
     """Who carries tasks out.
@@ -30,7 +34,16 @@ class Workers:
 
     @classmethod
     def of(cls, executor: Executor) -> "Workers":
-        """Those of an executor that stays open."""
+        """Those of an executor that stays open.
+
+        **Raises:** `ValueError` for processes that are forked, which hang: JAX has threads.
+        """
+        context = getattr(executor, "_mp_context", None)
+        if context is not None and context.get_start_method() == "fork":
+            raise ValueError(
+                "an executor that forks: JAX does not survive that; ProcessPoolExecutor(..., "
+                'mp_context=multiprocessing.get_context("spawn")) is needed'
+            )
         count = getattr(executor, "_max_workers", None) or 1
         return cls(lambda: contextlib.nullcontext(executor), count)
 
@@ -69,7 +82,7 @@ def dealt(
     - `arguments`: are made when a worker is about to be free.
     - `first_alone`: the first task ends before others begin: it compiles for all.
 
-    **Raises:** what the function raises; `RuntimeError` when workers die again and again.
+    **Raises:** what the function raises; `WorkersDied` when workers die again and again.
     """
     todo = collections.deque(keys)
     running: dict[Any, int] = {}
@@ -99,7 +112,7 @@ def dealt(
                     deaths, lost = deaths + 1, sorted([*lost, *running.values()])
                     log.warning("a worker died: %d tasks are begun again", len(lost))
                     if deaths == MOST_DEATHS:
-                        raise RuntimeError(
+                        raise WorkersDied(
                             f"workers died {deaths} times in a row, at tasks {lost[:5]}: "
                             "is there enough memory for each of them?"
                         )
@@ -108,7 +121,8 @@ def dealt(
                     stack.close()
                     broke, executor = executor, stack.enter_context(workers.opened())
                     if executor is broke:
-                        raise RuntimeError("a worker died, and has broken the executor with it")
+                        raise WorkersDied("a worker died, and has broken the executor with it")
         finally:
-            for future in running:
-                future.cancel()
+            begun = sum(not future.cancel() for future in running)
+            if begun:
+                log.warning("broken off: what %d workers are at is given up", begun)

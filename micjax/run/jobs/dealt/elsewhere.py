@@ -3,7 +3,9 @@
 import contextlib
 import importlib
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 
@@ -30,15 +32,32 @@ def workers_of(count: int | None, on: str | None) -> Workers | None:
     return Workers.of(_named(on))
 
 
-def processes(count: int) -> ProcessPoolExecutor:
+@contextlib.contextmanager
+def processes(count: int) -> Iterator[Executor]:
+    """They end with what they were made for, also in the middle of a task."""
     # JAX has threads, which a fork does not survive
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(count, mp_context=context, initializer=_leave_ctrl_c)
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin)
+    try:
+        yield pool
+    except BaseException:
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _leave_ctrl_c() -> None:
-    """It is for the process that deals out."""
+def _begin() -> None:
+    """Ctrl-C is for the process that deals out, and when that dies nobody waits for a result."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    above = multiprocessing.parent_process()
+
+    def end_with_it() -> None:
+        above.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_it, daemon=True).start()
 
 
 def _dask(where: str) -> Workers:

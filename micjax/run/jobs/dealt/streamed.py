@@ -29,6 +29,7 @@ from micjax.inference.solve import Fit
 from micjax.inference.stage import Search
 from micjax.io.registry import formats
 from micjax.io.rows import FileRows
+from micjax.run.jobs.dealt.quiet import QUIET
 from micjax.run.registry import RegistryEntry, find
 
 log = logging.getLogger("micjax")
@@ -59,7 +60,11 @@ class LoadedRows:
         field = self.rows[rows]
         if not np.isfinite(field.data).any():  # which `load` refuses of a whole file
             return np.full((len(field.data), *self.shape[1:]), np.nan, self.dtype)
-        *_, y = find(self.reference).module.load(field, **self.options)
+        try:
+            with QUIET:  # what is to be said has been said of the rows that the priors are of
+                *_, y = find(self.reference).module.load(field, **self.options)
+        except ValueError as error:
+            raise ValueError(f"rows {rows.start} to {rows.stop}: {error}") from error
         return np.asarray(y)
 
 
@@ -128,18 +133,12 @@ def solve(
     on_chunk: Callable[..., Any],
     **engine: Any,
 ) -> Solution:
-    """As `micjax.inference.runner.solve`, of a map whose data are never in memory together.
+    """As `micjax.inference.runner.solve`, of a map whose data are never in memory together; its
+    loss lacks a constant, and is not told.
 
-    **Raises:** `ValueError` for a problem that is not solved pixel by pixel.
+    **Raises:** as `search_of`.
     """
-    stages = stages_of(module)(problem, x, y, **engine)
-    [search, *others] = stages
-    if others or not isinstance(search, Search) or not search.by_rows:
-        raise ValueError(
-            "streamed: pixels that have to do with each other (engine.smooth, engine.shared), a "
-            "number of peaks that is chosen, and other stages need all data at once; "
-            "streamed: false reads them so"
-        )
+    search = search_of(module, problem, x, y, engine)
     of = digest((x, problem, key), f"{y.rows.path} {y.rows.channel}")
     state = Snapshot([Candidate({"map": jnp.zeros(1)})])  # its values are in its arrays
     if resume:
@@ -159,6 +158,23 @@ def solve(
     return _solution(module, search, problem, x, y, state, interruption.happened)
 
 
+def search_of(
+    module: ModuleType, problem: InverseProblem, x: Any, y: LoadedRows, engine: Mapping[str, Any]
+) -> Search:
+    """What fits a map row by row.
+
+    **Raises:** `ValueError` for a problem that is not solved pixel by pixel.
+    """
+    [search, *others] = stages_of(module)(problem, x, y, **engine)
+    if others or not isinstance(search, Search) or not search.by_rows:
+        raise ValueError(
+            "streamed: pixels that have to do with each other (engine.smooth, engine.shared), a "
+            "number of peaks that is chosen, and other stages need all data at once; "
+            "streamed: false reads them so"
+        )
+    return search
+
+
 def _solution(
     module: ModuleType, search: Search, problem: InverseProblem, x, y, state: Snapshot, broken: bool
 ) -> Solution:
@@ -168,10 +184,7 @@ def _solution(
     ended = StopReason.INTERRUPTED if broken else StopReason.STEPS
     fit = Fit(at, loss, np.empty(0), 0, ended, np.array([loss]), [], arrays=arrays)
     points = max(int(arrays["points"].sum()), 1)
-    metrics = {
-        "loss": loss,
-        "chi_squared_per_datum": float(np.nansum(arrays["chi_squared"])) / points,
-    }
+    metrics = {"chi_squared_per_datum": float(np.nansum(arrays["chi_squared"])) / points}
     solution = Solution(at, fit, metrics=metrics)
     conclude = getattr(module, "conclude", None)
     if conclude is None:

@@ -17,10 +17,11 @@ import yaml
 from micjax.core.files import replaced
 from micjax.core.progress import progress, until_interrupted
 from micjax.inference.maps.blocks.dealt import Workers, dealt
-from micjax.run.folder import new_path
+from micjax.run.folder import fingerprint, new_path
 from micjax.run.jobs.dealt.elsewhere import processes
 from micjax.run.plans.base import Plan
 from micjax.run.plans.plan import make_plan, with_settings
+from micjax.run.plans.yamls import parse
 
 log = logging.getLogger("micjax")
 
@@ -54,7 +55,7 @@ def settings_of(texts: Sequence[str]) -> list[dict[str, str]]:
 def _values(name: str, given: str) -> list[str]:
     if name == "file" and glob.has_magic(given) and not given.startswith("["):
         return [os.path.abspath(path) for path in sorted(glob.glob(given))]
-    values = yaml.safe_load(given)
+    values = parse(given, f"--sweep {name}")
     values = values if isinstance(values, list) else [values]
     return [json.dumps(v) for v in values]
 
@@ -73,29 +74,23 @@ def sweep(
     **Arguments:**
 
     - `plan`: what all runs have; `settings`: what each of them has besides.
-    - `check`: raises for what is wrong with the first of the plans and its data.
+    - `check`: raises for what is wrong with a plan and its data.
 
     **Raises:** `ValueError` for a plan that is wrong with any of the settings, before the first of
     them runs, and a folder that holds another sweep.
     """
     plans = []
-    for some in settings:
-        if "out" in some:
-            raise ValueError("--sweep out: each run has a folder of its own in --out")
-        given = with_settings(plan, [f"{n}={v}" for n, v in some.items()])
-        made = make_plan(given, f"--sweep {some}")
-        if made.kind == "explore":
-            raise ValueError("--sweep: an exploration has an instrument, which is there once")
-        if not plans:
-            check(made)
-        if isinstance(given.get("file"), str):  # a worker may be in another folder
-            given["file"] = os.path.abspath(given["file"])
-        plans.append(given)
+    with progress("checking", len(settings)) as show:
+        for some in settings:
+            plans.append(_checked(plan, some, check if _new(settings, len(plans)) else None))
+            show(len(plans))
     folder = new_path(f"sweep-{plan.get('problem', plan.get('kind', ''))}")
     folder = folder if out is None else pathlib.Path(out)
     _open(folder, plans, resume)
     log.info("sweep of %d runs in %s", len(plans), folder)
     ended = {i: known for i in range(len(plans)) if (known := _known(folder / f"{i:04d}"))}
+    for i, known in ended.items():
+        _check_file(folder / f"{i:04d}", plans[i].get("file"), known)
     todo = [i for i in range(len(plans)) if ended.get(i, {}).get("status") != "finished"]
 
     def arguments(i: int) -> tuple:
@@ -117,6 +112,39 @@ def sweep(
         log.warning("interrupted; to go on: the same command with --out %s --resume", folder)
         return 130
     return BROKEN if failed else 0
+
+
+def _new(settings: Sequence[Mapping[str, str]], i: int) -> bool:
+    """Whether it differs from those before it in more than a seed."""
+    seedless = [{n: v for n, v in some.items() if n != "seed"} for some in settings[: i + 1]]
+    return seedless[i] not in seedless[:i]
+
+
+def _checked(
+    plan: Mapping[str, Any], some: Mapping[str, str], check: Callable[[Plan], Any] | None
+) -> dict[str, Any]:
+    """The plan with some settings."""
+    if "out" in some:
+        raise ValueError("--sweep out: each run has a folder of its own in --out")
+    given = with_settings(plan, [f"{n}={v}" for n, v in some.items()])
+    made = make_plan(given, f"--sweep {some}")
+    if made.kind == "explore":
+        raise ValueError("--sweep: an exploration has an instrument, which is there once")
+    try:
+        if check is not None:
+            check(made)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"--sweep {dict(some)}: {error}") from error
+    if isinstance(given.get("file"), str):  # a worker may be in another folder
+        given["file"] = os.path.abspath(given["file"])
+    return given
+
+
+def _check_file(path: pathlib.Path, file: str | None, known: Mapping[str, Any]) -> None:
+    """**Raises:** `ValueError` for a run that has ended, of a file that is another one now."""
+    before = known.get("inputs", {}).get("file", {}).get("sha256")
+    if file and before and fingerprint(pathlib.Path(file))["sha256"] != before:
+        raise ValueError(f"{file} has changed since the run in {path}: give another --out")
 
 
 def _open(folder: pathlib.Path, plans: Sequence[Mapping[str, Any]], resume: bool) -> None:
@@ -168,7 +196,7 @@ def _known(path: pathlib.Path) -> dict[str, Any]:
         facts = json.loads((path / "provenance.json").read_text())
     except (OSError, ValueError):
         return {}
-    known = {n: facts[n] for n in ("status", "wall_s", "error") if n in facts}
+    known = {n: facts[n] for n in ("status", "wall_s", "error", "inputs") if n in facts}
     with contextlib.suppress(OSError, KeyError, ValueError):
         with h5py.File(path / "result.nxs") as file:
             known |= json.loads(file["entry/process/configuration/metrics"][()])
@@ -186,7 +214,7 @@ def _write_table(
     rows = [
         {"run": f"{i:04d}"}
         | {n: _plain(v) for n, v in some.items()}
-        | dict(ended.get(i, {"status": "not begun"}))
+        | {n: v for n, v in ended.get(i, {"status": "not begun"}).items() if n != "inputs"}
         for i, some in enumerate(settings)
     ]
     columns = list(dict.fromkeys(name for row in rows for name in row))
