@@ -1,5 +1,7 @@
 """Maps as inverse problems: that of a pixel at each pixel, and the problems made of it."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,10 +22,12 @@ from micjax.inference.maps.stage import fit_each_pixel, map_fit
 from micjax.inference.maps.status import STATUS, excess, likeness
 from micjax.inference.runner import run
 from micjax.io import Field, FieldAxis, read, write_nexus
+from micjax.io.fields import ROWS
 from micjax.physics.noise import Gaussian, Poisson
 from micjax.physics.spectra.plural import plural_scattering
 from micjax.problems import edx, eels, loop, peaks, sho
 from micjax.problems.eels.thickness import thickness
+from micjax.problems.shared.map_conclusion import _common_bias
 from micjax.problems.shared.spectrum_images import gain_of, in_unit, spectrum_image
 from micjax.run.jobs.explore import source_of
 from micjax.run.plans.plan import make_plan
@@ -156,6 +160,28 @@ def test_a_map_goes_on_where_it_was(monkeypatch):
     list(again.run())
     for a, b in zip(*map(jax.tree.leaves, (again.result(), whole.result())), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_what_all_pixels_leave_out_is_told(fitted):
+    """Too little to be seen in one of them."""
+    fit = fitted
+    many = dataclasses.replace(fit, correlated=np.full(fit.status.shape, 0.0))
+    assert _common_bias(many) is None
+    few = dataclasses.replace(fit, correlated=np.full(fit.status.shape, 3.0))
+    n = float(np.median(fit.points))
+    assert _common_bias(few) == pytest.approx(np.sqrt(3.0 * np.sqrt(n)))
+
+
+def test_channels_that_come_first_are_put_last(caplog):
+    axes = [FieldAxis("energy", np.arange(3.0), "eV")]
+    axes += [FieldAxis(n, np.arange(k) * 1.0, "nm") for n, k in (("y", 4), ("x", 5))]
+    data = np.arange(60.0).reshape(3, 4, 5)
+    with caplog.at_level("INFO"):
+        image = spectrum_image(Field(data, tuple(axes), "", "counts"))
+    np.testing.assert_array_equal(image.y, np.moveaxis(data, 0, -1))
+    assert image.axis.name == "energy" and "are taken as y, x, energy" in caplog.text
+    with pytest.raises(ValueError, match="streamed: counts has axes energy, y, x"):
+        spectrum_image(Field(data, tuple(axes), "", "counts", {ROWS: 3}))
 
 
 def test_what_is_left_of_a_wrong_model_looks_like_a_curve():

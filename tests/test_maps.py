@@ -1,7 +1,8 @@
 """Fits of whole maps: the same as one by one, and true to what they say."""
 
+import multiprocessing
 import pickle
-from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 
 import equinox as eqx
 import jax
@@ -104,6 +105,34 @@ def test_intervals_of_counts_hold(counted):
     held = np.abs(columns(fit) - truth) < 1.645 * errors(fit)
     np.testing.assert_allclose(held.mean(axis=0), 0.9, atol=0.04)  # three of their errors
     assert np.mean(fit.chi_squared / (fit.points - 4)) == pytest.approx(1.0, abs=0.05)
+
+
+class Level(eqx.Module):
+    rate: jax.Array = parameter(default=1.0)
+
+    def __call__(self, x):
+        return self.rate + 0.0 * x
+
+
+def test_errors_of_rates_near_nothing():
+    """A rate of n data that are k counts together has the density of a gamma distribution, with a
+    standard deviation of sqrt(k) / n by its curvature, and of 1 / n where there is no count."""
+    of = InverseProblem(Level(), Poisson(1.0), {"forward.rate": dist.HalfNormal(30.0)})
+    n = len(X)
+    y = np.random.default_rng(8).poisson(0.02, (400, n)).astype(float)
+    begin = {"forward.rate": np.maximum(y.mean(axis=-1), 1e-3)}
+    fit = fit_map(of, X, y, starts=begin)
+    value, sd = fit.values["forward.rate"], fit.sd["forward.rate"]
+    counts = y.sum(axis=-1)
+    np.testing.assert_allclose(value[counts > 0], counts[counts > 0] / n, rtol=0.1)
+    assert (value[counts == 0] < 0.1 / n).all()
+    none, some = counts == 0, counts > 1
+    assert none.sum() > 100 and some.sum() > 50
+    assert {STATUS[i] for i in fit.status[none]} == {"at a bound"}
+    assert {STATUS[i] for i in fit.status[some]} == {"converged"}
+    np.testing.assert_allclose(sd[none], 1.0 / n, rtol=0.2)
+    np.testing.assert_allclose(sd[some], np.sqrt(counts[some]) / n, rtol=0.1)
+    assert np.mean(np.abs(value - 0.02) < 1.645 * sd) > 0.85
 
 
 @pytest.mark.parametrize("scale", [1e-9, 1e9])
@@ -382,8 +411,19 @@ def test_workers_that_always_die():
         def submit(self, function, *arguments):
             raise BrokenExecutor
 
+    forking = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork"))
+    with pytest.raises(ValueError, match="an executor that forks"):
+        Workers.of(forking)
     with pytest.raises(RuntimeError, match="workers died 3 times in a row"):
         list(dealt(abs, range(3), lambda i: (i,), Workers(lambda: Dead(1), 1)))
+
+
+def test_what_a_broken_executor_has_done_is_kept(counted, caplog):
+    _, y, whole = counted
+    fit = fit_map(problem(Poisson(1.0)), X, y, starts=starts(y), executor=Fragile(2))
+    done = fit.status != STATUS.index("not fitted")
+    assert 0 < done.sum() < len(y) and "has broken the executor" in caplog.text
+    np.testing.assert_allclose(columns(fit)[done], columns(whole)[done], rtol=1e-9)
 
 
 def test_starts_block_by_block(counted):

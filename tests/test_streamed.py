@@ -218,6 +218,27 @@ def test_who_computes():
         assert executor.submit(abs, -2).result() == 2
 
 
+def _sleep_after(path: str) -> None:
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(600.0)
+
+
+@pytest.mark.slow
+def test_processes_end_with_what_they_were_made_for(tmp_path):
+    """In the middle of a task too: nobody waits for it."""
+    path = tmp_path / "pid"
+    with pytest.raises(KeyboardInterrupt), workers_of(1, None).opened() as executor:
+        executor.submit(_sleep_after, str(path))
+        while not path.exists() or not path.read_text():
+            time.sleep(0.1)
+        began = time.monotonic()
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 10.0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(path.read_text()), 0)
+
+
 def test_large_files_are_read_row_by_row(whole, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(streamed, "memory_bytes", lambda: 1000)
     monkeypatch.setattr(streamed, "SAMPLE", 2 * NX * N)

@@ -59,6 +59,19 @@ def test_files_by_a_pattern(tmp_path):
     assert first["file"].endswith("a.npy") and second["file"].endswith("b.npy")
 
 
+def test_files_that_change_and_all_that_is_wrong_are_told_beforehand(tmp_path, capsys):
+    counts = np.random.default_rng(0).poisson(9.0, (2, 2, 2, 24))
+    np.save(tmp_path / "a.npy", counts[0])
+    command = ["fit", "peaks", "a.npy", "--set", "engine.steps=20", "--out", "all"]
+    seeds = ["--sweep", "seed=[1,2]"]
+    assert main([*command, *seeds, "--sweep", "shape=[gaussian,square]"]) == 2
+    assert not (tmp_path / "all").exists() and "'square'" in capsys.readouterr().err
+    assert main([*command, *seeds]) == 0
+    np.save(tmp_path / "a.npy", counts[1])
+    assert main([*command, *seeds, "--resume"]) == 2
+    assert "a.npy has changed since the run" in capsys.readouterr().err
+
+
 def test_one_that_fails_costs_itself(tmp_path, capsys, monkeypatch):
     carried_out = sweep.carried_out
 

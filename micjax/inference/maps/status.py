@@ -34,7 +34,7 @@ WITHIN = 4  # looks from within a bound: each halves what the error lacks on a s
 FLAT = 1e4  # times that the variance grows by what else is unknown: single precision sees no more
 
 
-class Look(NamedTuple):
+class LastLook(NamedTuple):
     """How b pixels look: at the values `flat`, `scale` and `growth` as of the equations there, and
     errors from those made at the last `at`, which is where they are made next."""
 
@@ -93,7 +93,7 @@ def told(
     rounds = 1 if noise is None else 2
     coordinates, unknowns = pixel.coordinates({}), pixel.problem.unknowns()
 
-    def looked(last: Look) -> Look:
+    def looked(last: LastLook) -> LastLook:
         """At the end of the descent, again with the noise corrected, and where values are at a
         bound again from one standard deviation within it."""
         here = equations(pixel, law, known, y, last.at, stored=d > QUICK)
@@ -119,9 +119,9 @@ def told(
         )
         near, within = _within(pixel, known, flat, values, sd)
         at = jnp.where(last.i + 1 < rounds, flat, within)
-        return Look(last.i + 1, flat, at, little, *kept, values, sd, covariance, near)
+        return LastLook(last.i + 1, flat, at, little, *kept, values, sd, covariance, near)
 
-    def on(look: Look) -> Bool[Array, ""]:
+    def on(look: LastLook) -> Bool[Array, ""]:
         return (look.i < rounds) | ((look.i < rounds + WITHIN) & look.near)
 
     def nothing(shape):
@@ -130,9 +130,9 @@ def told(
     zero = jnp.zeros(points.shape, pace.flat.dtype)
     none = jnp.zeros(points.shape, bool)
     zeros = zero, zero, jnp.zeros_like(pace.flat), jnp.zeros_like(pace.flat)
-    begin = Look(jnp.asarray(0), pace.flat, pace.flat, none, *zeros)
+    begin = LastLook(jnp.asarray(0), pace.flat, pace.flat, none, *zeros)
     shapes = jax.eval_shape(looked, begin)
-    begin = Look(*begin[:8], *jax.tree.map(nothing, tuple(shapes)[8:]))
+    begin = LastLook(*begin[:8], *jax.tree.map(nothing, tuple(shapes)[8:]))
     look = jax.lax.while_loop(on, looked, begin)
     flat, scale, growth = look.flat, look.scale, look.growth
     values, sd, covariance = look.values, look.sd, look.covariance

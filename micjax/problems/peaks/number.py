@@ -66,7 +66,7 @@ def choose_number(
                 last = -np.inf
                 for done in run.run():
                     share = (numbers.index(k) + min(done / run.fits, 1.0)) / len(numbers)
-                    report(share, f"{k} peaks: {done} of {run.fits} fits")
+                    report(share, f"{k} peak{'s' * (k != 1)}: {done} of {run.fits} fits")
                     if time.monotonic() - last > EVERY_S:
                         last = time.monotonic()
                         yield kept | run.state()

@@ -148,7 +148,8 @@ def _how_they_ended(fit: MapFit) -> Iterator[str]:
     yield f"{ended:,} of {total:,} fits converged, " + (
         "all of their unknowns identified."
         if ended == all_well > 0
-        else f"{all_well:,} of them with all unknowns identified and within their priors."
+        else f"{all_well:,} of them with all unknowns identified and within their priors; in the "
+        "others some are not (below), which says nothing against the rest."
     )
     why = {"at a bound": fit.bound, "not identified": {n: ~a for n, a in fit.identified.items()}}
     for status, count in counts.items():
