@@ -30,7 +30,8 @@ STATUS = (
 UNUSABLE = ("no data", "not finite", "not fitted")  # there are no values
 NOTHING = (dist.HalfNormal, dist.Exponential)  # priors of what may be nothing
 QUICK = 7  # unknowns, with more of which the last look takes longer to compile than to make
-WITHIN = 4  # looks from within a bound: each halves what the error lacks on a scale of logarithms
+WITHIN = 3  # looks from within a bound
+FARTHEST = 1e6  # standard deviations at the bound, that the first of them may be away
 FLAT = 1e4  # times that the variance grows by what else is unknown: single precision sees no more
 
 
@@ -117,7 +118,7 @@ def told(
         values, sd, covariance = _physical(
             pixel, known, flat, last.at, spread * scale[:, None] * scale
         )
-        near, within = _within(pixel, known, flat, values, sd)
+        near, within = _within(pixel, known, flat, values, sd, last.i + 1 == rounds)
         at = jnp.where(last.i + 1 < rounds, flat, within)
         return LastLook(last.i + 1, flat, at, little, *kept, values, sd, covariance, near)
 
@@ -272,9 +273,10 @@ def _physical(pixel: Pixel, known: Values, flat, at, covariance) -> tuple[Values
     return values, sd, physical
 
 
-def _within(pixel: Pixel, known: Values, flat, values: Values, sd: Values):
+def _within(pixel: Pixel, known: Values, flat, values: Values, sd: Values, first):
     """Whether a value is at a bound, and `flat` with those that are moved from it by a standard
-    deviation, halfway to the other end at most."""
+    deviation, halfway to the other end at most. The `first` time by that which counts would have,
+    whose curvature goes as one over the distance from the bound."""
     unknowns = pixel.problem.unknowns()
 
     def of_one(known, flat, values, sd):
@@ -286,6 +288,9 @@ def _within(pixel: Pixel, known: Values, flat, values: Values, sd: Values):
             low, high = ends_of(unknowns[name])
             value, step = values[name], sd[name]
             at_low, at_high = value - low < step, high - value < step
+            gap = jnp.where(at_low, value - low, high - value)
+            ratio = jnp.minimum(step / jnp.maximum(gap, step / FARTHEST), FARTHEST)
+            step = jnp.where(first, jnp.sqrt(1.0 + ratio**2), 1.0) * step
             away = jnp.where(at_low, jnp.minimum(step, (high - value) / 2.0), 0.0)
             away = jnp.where(at_high & ~at_low, -jnp.minimum(step, (value - low) / 2.0), away)
             inverse = dist.biject_to(unknowns[name].support).inv
