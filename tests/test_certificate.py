@@ -10,6 +10,7 @@ import scipy.stats
 from micjax.__main__ import main
 from micjax.inference.calibration.certificate import Certificate, certify
 from micjax.inference.calibration.ranks import claim
+from micjax.inference.calibration.stored import place_of, quoted, store
 from micjax.problems import edge
 
 
@@ -97,3 +98,27 @@ def test_stress_and_no_errors():
     module.stages = lambda problem, x, y: []
     with pytest.raises(ValueError, match="states the errors"):
         certify(module, 1)
+
+
+def test_what_a_report_quotes(of_edge, tmp_path, monkeypatch):
+    module = types.ModuleType("mine")
+    module.__file__ = str(tmp_path / "mine.py")
+    names = set(edge.problem().unknowns())
+    assert quoted(module, names) is None
+    assert store(of_edge, module, "micjax certify mine").name == "mine.certificate.json"
+    text = quoted(module, names)
+    assert "24 runs" in text and "90 % intervals held it in" in text
+    assert quoted(module, {"forward.else"}) is None
+    # errors too small by 1.5 are named, with the factor
+    wrong = Certificate(facts=of_edge.facts)
+    for u in normal_ranks(200, wider=1.5):
+        wrong.add("clean", {"forward.a": u, "forward.b": u * 0.0 + 0.5})
+    store(wrong, module, "")
+    told = quoted(module, {"forward.a"})
+    factor = wrong.claims()["forward.a"].widening
+    assert f"of forward.a ({factor:.2g} times as wide would be right)" in told
+    place_of(module).write_text("{}")
+    assert quoted(module, names) is None
+    package = types.ModuleType("mine")
+    package.__file__ = str(tmp_path / "__init__.py")
+    assert place_of(package).name == "certificate.json"

@@ -20,12 +20,14 @@ from micjax.core.precision import in_float64
 from micjax.core.problem import InverseProblem
 from micjax.inference.attempt import attempt
 from micjax.inference.checkpoint import StopReason
+from micjax.inference.convergence import how_it_ended
 from micjax.inference.errors.estimates import NUTS, Estimate, LaplaceErrors
 from micjax.inference.errors.laplace import Laplace
 from micjax.inference.errors.nuts import Posterior
 from micjax.inference.solution import Solution
-from micjax.inference.solve import Fit, fit_stages
+from micjax.inference.solve import fit_stages
 from micjax.inference.solvers.first_order import Adam
+from micjax.inference.solvers.lbfgs import LBFGS
 from micjax.inference.stage import Search, Stage
 from micjax.inference.starts.draw import draw_starts
 
@@ -116,8 +118,9 @@ def run(
     posterior = next((e for e in errors if isinstance(e, Posterior)), None)
     compared = attempt("comparison with the data", _compared, fit.problem, x, y)
     misfit, unexplained = compared or ({}, [])
+    ended = how_it_ended(fit, fits[-1], laplace)
     sentences = [
-        *_how_it_ended(fit, fits[-1]),
+        *filter(None, [ended.sentence]),
         *_identified(fit.problem, laplace),
         *_sampled(posterior),
         *unexplained,
@@ -129,6 +132,7 @@ def run(
         laplace=laplace,
         metrics={"loss": fit.loss, "steps": float(fit.steps)} | misfit,
         statements=sentences,
+        converged=ended.converged,
     )
     if conclude is None:
         return solution
@@ -175,7 +179,7 @@ def default_stages(
     y,
     *,
     steps: int = 3000,
-    learning_rate: float = 2e-2,
+    learning_rate: float | None = None,
     tolerance: float = SETTLED,
     starts: int = 1,
     sampler: Literal["none", "nuts"] = "none",
@@ -183,12 +187,12 @@ def default_stages(
     warmup: int = 500,
     chains: int = 2,
 ) -> list[Entry]:
-    """Maximum a posteriori by Adam, Laplace errors around it, and NUTS when it is asked for.
+    """Maximum a posteriori by L-BFGS, Laplace errors around it, and NUTS when it is asked for.
 
     **Arguments:**
 
-    - `steps`: of Adam, at most.
-    - `learning_rate`: of Adam, in unconstrained coordinates.
+    - `steps`: at most.
+    - `learning_rate`: of Adam, in unconstrained coordinates, in place of L-BFGS.
     - `tolerance`: stop when 100 steps improve the loss by less than this (nats); 0 never stops.
     - `starts`: how many fits side by side: from the given values and from draws of the priors.
     - `sampler`: `none`, or `nuts` to sample the posterior from the best values on.
@@ -202,7 +206,7 @@ def default_stages(
 
     several = starts > 1
     fit = Stage(
-        Adam(learning_rate),
+        LBFGS() if learning_rate is None else Adam(learning_rate),
         steps,
         starts=drawn if several else None,
         together=several,
@@ -289,24 +293,6 @@ def _surprise(problem: InverseProblem, x, y) -> Array:
     drawn = jax.lax.map(of_drawn, keys)
     lost = jnp.mean(drawn) - jnp.sum(law.log_prob(y))
     return lost / jnp.maximum(jnp.std(drawn, ddof=1), 1.0)
-
-
-def _how_it_ended(fit: Fit, last: Stage | Search) -> Iterator[str]:
-    steps = f"after {fit.steps} steps"
-    if fit.stop_reason in (StopReason.TOLERANCE, StopReason.CONVERGED):
-        yield f"The fit converged {steps}."
-    elif fit.stop_reason is StopReason.STALLED:
-        yield f"The fit stopped {steps}: no step lowers the loss, which need not be its minimum."
-    elif fit.stop_reason is not StopReason.STEPS:
-        yield f"The fit stopped {steps}: {fit.stop_reason}{fit.fault and ', '}{fit.fault}."
-    elif isinstance(last, Stage) and _slows_down(last):
-        yield f"The fit made its {fit.steps} steps, which became ever smaller."
-    elif isinstance(last, Stage):
-        yield f"The fit used all of its {fit.steps} steps and may not have converged."
-
-
-def _slows_down(stage: Stage) -> bool:
-    return isinstance(stage.solver, Adam) and float(stage.solver.decay_steps) <= stage.steps
 
 
 def _identified(problem: InverseProblem, laplace: Laplace | None) -> Iterator[str]:

@@ -31,7 +31,9 @@ def ranks_of(solution: Solution, truth: InverseProblem) -> Ranks:
         return _of_map(fit, truth)
     if solution.posterior is not None:
         return _of_draws(solution.posterior, truth)
-    return {} if solution.laplace is None else _of_laplace(solution.laplace, truth)
+    if solution.laplace is None or solution.converged is False:
+        return {}
+    return _of_laplace(solution.laplace, truth)
 
 
 def _of_draws(posterior: Posterior, truth: InverseProblem) -> Ranks:
