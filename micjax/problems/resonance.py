@@ -16,7 +16,7 @@ from micjax.core.problem import InverseProblem, Values, drawn_data
 from micjax.core.ranges import positive
 from micjax.inference.errors.estimates import LaplaceErrors
 from micjax.inference.solution import Solution
-from micjax.inference.solvers.first_order import Adam
+from micjax.inference.solvers.lbfgs import LBFGS
 from micjax.inference.stage import Stage
 from micjax.physics.noise import Gaussian
 from micjax.physics.probes.oscillator import Oscillator
@@ -124,13 +124,13 @@ def stages(problem: InverseProblem, x: Frequencies, y: Response, *, steps: int =
 
     **Arguments:**
 
-    - `steps`: of Adam, at most.
+    - `steps`: of L-BFGS, at most.
     """
 
     def starts(problem, x, y, candidates, key):
         return [problem.values(), largest(problem, x, y)]
 
-    return [Stage(Adam(), steps, starts=starts, together=True, tolerance=1e-3), LaplaceErrors()]
+    return [Stage(LBFGS(), steps, starts=starts, together=True, tolerance=1e-3), LaplaceErrors()]
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:
