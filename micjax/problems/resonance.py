@@ -20,6 +20,7 @@ from micjax.inference.solvers.lbfgs import LBFGS
 from micjax.inference.stage import Stage
 from micjax.physics.noise import Gaussian
 from micjax.physics.probes.oscillator import Oscillator
+from micjax.problems.shared.stress import of_curves
 from micjax.report.figures import captioned, curve_with_residual
 
 Frequencies = Float[Array, " n"]
@@ -61,6 +62,9 @@ def problem(
             "noise.sigma": dist.LogNormal(np.log(sigma), 0.5),
         },
     )
+
+
+stress = of_curves(axis=0)
 
 
 def example(key) -> tuple[InverseProblem, Frequencies, Response]:

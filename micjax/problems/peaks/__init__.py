@@ -14,3 +14,4 @@ from micjax.problems.peaks.setting import example as example
 from micjax.problems.peaks.setting import problem as problem
 from micjax.problems.peaks.stages import stages as stages
 from micjax.problems.peaks.stages import starts as starts
+from micjax.problems.shared.stress import stress as stress

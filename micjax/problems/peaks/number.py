@@ -19,7 +19,7 @@ from micjax.inference.maps.blocks.block import Pursuit
 from micjax.inference.maps.blocks.fits import Fits
 from micjax.inference.maps.each import one_pixel, pixel_name
 from micjax.inference.maps.result import MapFit, most_likely
-from micjax.inference.maps.rows import inside
+from micjax.inference.maps.rows import inside, moved_inside
 from micjax.inference.maps.stage import EVERY_S
 from micjax.inference.maps.status import STATUS, UNUSABLE
 from micjax.inference.stage import Arrays, Search
@@ -54,7 +54,7 @@ def choose_number(
             own, of = with_lines(pixel, k), f"{k} lines: "
             stored = {n.removeprefix(of): a for n, a in before.items() if n.startswith(of)}
             if not stored:
-                given = [starts(own, x, y)]
+                given = [moved_inside(own, starts(own, x, y))]
                 if fits:
                     given.append(_one_more(own, x, y, fits[max(fits)], k - max(fits)))
                 heights = tuple(n for n in own.priors if n.endswith(".height"))
