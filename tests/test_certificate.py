@@ -1,16 +1,24 @@
 """Whether intervals hold the truth as often as they say: certificates."""
 
+import functools
 import types
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 import scipy.stats
 
+import micjax
 from micjax.__main__ import main
+from micjax.core.problem import InverseProblem, drawn_data, parameter
+from micjax.inference import check
 from micjax.inference.calibration.certificate import Certificate, certify
 from micjax.inference.calibration.ranks import claim
 from micjax.inference.calibration.stored import place_of, quoted, store
+from micjax.physics.noise import Gaussian
 from micjax.problems import edge
 
 
@@ -52,7 +60,7 @@ def test_a_problem(of_edge, tmp_path):
     assert set(claims) == set(edge.problem().unknowns())
     # what is not identified is no claim
     assert all(0 < c.runs <= 24 for c in claims.values()), claims
-    assert len(of_edge.rows()) == 3 and of_edge.sentences()
+    assert len(of_edge.rows()) == 9 and of_edge.sentences()
     of_edge.save(tmp_path / "c.json")
     again = Certificate.load(tmp_path / "c.json")
     assert again.sentences() == of_edge.sentences()
@@ -79,7 +87,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "forward.edge_nm" in out and "edge-certificate.json" in out
     assert main(["certify", "edge", "--draws", "2"]) == 2
     assert main(["certify", "edge", "--draws", "3", "--resume"]) == 0
-    assert Certificate.load(tmp_path / "edge-certificate.json").runs == {"clean": 3}
+    assert Certificate.load(tmp_path / "edge-certificate.json").runs["clean"] == 3
     assert main(["certify", "resonance", "--out", "edge-certificate.json", "--resume"]) == 2
     assert "the certificate of" in capsys.readouterr().err
     assert main(["certify", "edge", "--draws", "0", "--out", "b.json"]) == 2
@@ -122,3 +130,47 @@ def test_what_a_report_quotes(of_edge, tmp_path, monkeypatch):
     package = types.ModuleType("mine")
     package.__file__ = str(tmp_path / "__init__.py")
     assert place_of(package).name == "certificate.json"
+
+
+class Line(eqx.Module):
+    slope: jax.Array = parameter(default=0.0)
+
+    def __call__(self, x):
+        return self.slope * x
+
+
+def straight(wrong=1.0):
+    """A module whose data have a noise that is larger than it says."""
+    module = types.ModuleType("straight")
+
+    def problem(sigma=0.3):
+        priors = {"forward.slope": dist.Normal(0.0, 1.0)}
+        return InverseProblem(Line(), Gaussian(sigma), priors)
+
+    def example(key):
+        truth, x = problem(0.3 * wrong), jnp.linspace(-1.0, 1.0, 9)
+        return truth, x, drawn_data(truth, x, key)
+
+    module.problem, module.example = problem, example
+    return module
+
+
+def test_check_finds_noise_that_is_wrong(monkeypatch):
+    monkeypatch.setattr(check, "certify", functools.partial(certify, draws=24))
+    told = str(micjax.check(straight(), calibrate=True))
+    assert "errors hold the truth as often as they say  holds" in told
+    with pytest.raises(check.ContractError, match="90 % intervals of forward.slope hold it in"):
+        micjax.check(straight(4.0), calibrate=True)
+
+
+@pytest.mark.slow
+def test_check_finds_it_nine_times_in_ten():
+    """Noise that is 1.5 times as large as it is said to be."""
+    told = []
+    for seed in range(10):
+        try:
+            micjax.check(straight(1.5), jax.random.key(seed), calibrate=True)
+            told.append(False)
+        except check.ContractError:
+            told.append(True)
+    assert np.mean(told) >= 0.9
