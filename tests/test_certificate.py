@@ -15,6 +15,7 @@ import micjax
 from micjax.__main__ import main
 from micjax.core.problem import InverseProblem, drawn_data, parameter
 from micjax.inference import check
+from micjax.inference.calibration import ranks
 from micjax.inference.calibration.certificate import Certificate, certify
 from micjax.inference.calibration.ranks import claim
 from micjax.inference.calibration.stored import place_of, quoted, store
@@ -174,3 +175,11 @@ def test_check_finds_it_nine_times_in_ten():
         except check.ContractError:
             told.append(True)
     assert np.mean(told) >= 0.9
+
+
+def test_angles_are_the_same_a_turn_further():
+    difference = np.array([6.2, -6.3, 0.1, 3.0, 12.6])
+    turned = ranks._apart("forward.phase_rad", difference)
+    np.testing.assert_allclose(turned, difference - 2.0 * np.pi * np.array([1, -1, 0, 0, 2]))
+    np.testing.assert_array_equal(ranks._apart("forward.f0_kHz", difference), difference)
+    assert ranks._apart("forward.tip.turn_deg", np.array([361.0])) == pytest.approx(1.0)

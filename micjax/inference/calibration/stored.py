@@ -44,6 +44,8 @@ def store(certificate: Certificate, module: ModuleType, command: str) -> pathlib
 
 def quoted(module: ModuleType, unknowns: Collection[str]) -> str | None:
     """The certificate of a problem in a sentence or two, of these unknowns; None without one."""
+    if getattr(module, "__file__", None) is None:  # made in memory
+        return None
     path = place_of(module)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
