@@ -143,3 +143,19 @@ def test_data_of_any_size_have_the_same_number(solution):
         )
     ratio = tiny.results["peak_1.area"].data / solution.results["peak_1.area"].data
     np.testing.assert_allclose(ratio[COUNT > 0][np.isfinite(ratio[COUNT > 0])], scale, rtol=1e-3)
+
+
+def test_lines_of_a_truth_are_called_as_those_of_an_estimate():
+    truth, _, _ = peaks.example(jax.random.key(0), ny=2, nx=3)
+    of = "forward.pixel.peak_{}.{}"
+    values = truth.values()
+    swapped = {
+        of.format(i, k): values[of.format(3 - i, k)]
+        for i in (1, 2)
+        for k in ("centre", "fwhm", "height")
+    }
+    again = peaks.renamed(truth.at(swapped), truth).values()
+    for name, value in values.items():
+        np.testing.assert_array_equal(again[name], value)
+    apart = peaks.problem(ny=2, nx=3, centres=[1.9, 2.1])
+    assert peaks.renamed(apart, apart) is apart

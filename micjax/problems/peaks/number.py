@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -42,7 +42,8 @@ def choose_number(
     def work(problem: InverseProblem, x, y, key, report, before: Arrays) -> Iterator[Arrays]:
         pixel, _ = one_pixel(problem)
         numbers = pixel.forward.numbers
-        if apart := _told_apart(pixel):
+        priors = {n.removeprefix("forward."): p for n, p in pixel.priors.items()}
+        if apart := told_apart(pixel.forward.names(), priors):
             raise ValueError(
                 f"{apart} has another prior than the others: the number can be chosen of peaks "
                 "that may change places"
@@ -81,19 +82,19 @@ def choose_number(
     return Search(work, _with_fits, "map", goes_on=True)
 
 
-def _told_apart(pixel: InverseProblem) -> str | None:
-    """The first line whose priors are not those of the first one."""
+def told_apart(lines: Sequence[str], priors: Mapping[str, dist.Distribution]) -> str | None:
+    """The first line whose priors, called `peak_2.centre` and so on, are not those of the first."""
 
-    def priors(line: str) -> dict[str, dist.Distribution]:
-        of = f"forward.{line}."
-        return {n.removeprefix(of): p for n, p in pixel.priors.items() if n.startswith(of)}
+    def own(line: str) -> dict[str, dist.Distribution]:
+        of = f"{line}."
+        return {n.removeprefix(of): p for n, p in priors.items() if n.startswith(of)}
 
     def alike(a: dist.Distribution | None, b: dist.Distribution | None) -> bool:
         return type(a) is type(b) and all(map(np.array_equal, *map(jax.tree.leaves, (a, b))))
 
-    first, *others = pixel.forward.names()
+    first, *others = lines
     for line in others:
-        ours, theirs = priors(first), priors(line)
+        ours, theirs = own(first), own(line)
         if not all(alike(ours.get(n), theirs.get(n)) for n in ours | theirs):
             return line
     return None
