@@ -23,11 +23,11 @@ from micjax.inference.maps.rows import inside, moved_inside
 from micjax.inference.maps.stage import EVERY_S
 from micjax.inference.maps.status import STATUS, UNUSABLE
 from micjax.inference.stage import Arrays, Search
+from micjax.problems.peaks.pursuit import pursued
 from micjax.problems.peaks.setting import with_lines
 
 NUMBER, PROBABILITY = "number of peaks", "probability of the number"
 NOTHING = 1e-9  # of the level: the height of a line that is not there
-WIDTHS = 5  # of the filter that looks for a line in a residual
 
 
 def choose_number(
@@ -109,19 +109,9 @@ def _one_more(
     seen = np.isfinite(y) & np.isfinite(mean)
     rest = np.where(seen, y - mean, 0.0)
     variance = np.where(seen, variance, 0.0)
-    span, step = float(np.ptp(x)), float(np.median(np.abs(np.diff(x))))
-    widths = np.geomspace(3.0 * step, max(span / 4.0, 4.0 * step), WIDTHS)
-    filters = np.exp(-4.0 * np.log(2.0) * ((x - x[:, None]) / widths[:, None, None]) ** 2)
     out = dict(fit.values)
     least = 1e-3 * float(np.nanpercentile(np.abs(y), 99.9)) or 1.0
-    for line in pixel.forward.names()[-more:]:
-        place = _largest(rest, variance, filters)
-        height = np.maximum(place.height, least)
-        fwhm, centre = widths[place.width], x[place.centre]
-        rest = rest - height[..., None] * filters[place.width, place.centre]
-        guess = {"height": height, "centre": centre, "fwhm": fwhm}
-        guess |= {"fwhm_gaussian": fwhm / 2.0, "fwhm_lorentzian": fwhm / 2.0}
-        out |= {f"forward.{line}.{n}": v for n, v in guess.items()}
+    out |= pursued(rest, variance, pixel.forward.names()[-more:], x, least)
     own, unknowns = pixel.values(), pixel.unknowns()
     given = {}
     for name, prior in unknowns.items():
@@ -130,36 +120,6 @@ def _one_more(
             allowed = np.asarray(inside(prior, jnp.asarray(value)))
             given[name] = np.where(allowed, value, np.asarray(own[name])).reshape(y.shape[:-1])
     return given
-
-
-class _Place(NamedTuple):
-    """Indices of the filter and of the channel, and the height of the line there."""
-
-    width: np.ndarray
-    centre: np.ndarray
-    height: np.ndarray
-
-
-def _largest(
-    rest: Float[np.ndarray, "*map n"],
-    variance: Float[np.ndarray, "*map n"],
-    filters: Float[np.ndarray, "k n n"],
-) -> _Place:
-    """Where a line of one of the widths stands out most, in standard deviations."""
-    best = np.full(rest.shape[:-1], -np.inf)
-    place = _Place(np.zeros(best.shape, int), np.zeros(best.shape, int), np.zeros(best.shape))
-    for i, kernel in enumerate(filters):
-        signal = rest @ kernel.T
-        spread = np.sqrt(np.maximum(variance @ (kernel**2).T, 0.0))
-        score = np.where(spread > 0, signal / np.where(spread > 0, spread, 1.0), -np.inf)
-        at = score.argmax(axis=-1)
-        largest = np.take_along_axis(score, at[..., None], axis=-1)[..., 0]
-        size = np.take_along_axis(signal, at[..., None], axis=-1)[..., 0]
-        better = largest > best
-        best = np.where(better, largest, best)
-        new = i, at, size / np.sum(kernel**2, axis=-1)[at]
-        place = _Place(*(np.where(better, n, o) for n, o in zip(new, place, strict=True)))
-    return place
 
 
 @eqx.filter_jit
