@@ -62,16 +62,16 @@ class Mixture(NamedTuple):
         """What was measured there."""
         return np.asarray(self.parts[0].y)[0, : self.observed.measured]
 
-    def member(self, index: int) -> gp.Conditioned:
-        """One state."""
-        for part in self.parts:
-            size = len(part.y)
-            if index < size:
-                return jax.tree.map(
-                    lambda leaf, i=index: leaf[i] if eqx.is_array(leaf) else leaf, part
-                )
-            index -= size
-        raise IndexError(f"{index} more states than there are")
+
+@double
+def member(mixture: Mixture, index: int) -> gp.Conditioned:
+    """One state of a mixture."""
+    for part in mixture.parts:
+        if index < len(part.y):
+            arrays, rest = eqx.partition(part, eqx.is_array)
+            return eqx.combine(jax.tree.map(lambda leaf, i=index: leaf[i], arrays), rest)
+        index -= len(part.y)
+    raise IndexError(f"{index} more states than there are")
 
 
 @double
@@ -117,9 +117,10 @@ def _stacked(states: tuple[gp.Conditioned, ...]):
     return jax.tree.map(stack, *states)
 
 
+@double
 def with_room(mixture: Mixture, extra: int) -> Mixture:
     """The same mixture in buffers for `extra` more points."""
-    observed, y = mixture.observed, np.asarray(mixture.parts[0].y)[0]
+    observed, y = mixture.observed, mixture.parts[0].y[0]
     needed = observed.measured + extra
     if needed <= len(y):
         return mixture

@@ -29,7 +29,7 @@ from micjax.active.learner.cost import Cost, tour
 from micjax.active.learner.predictive import Prediction
 from micjax.active.learner.settings import Settings, number_at, point_count
 from micjax.active.learner.signals import SD
-from micjax.active.learner.space import Number, Space
+from micjax.active.learner.space import RETURNED, Number, Space
 from micjax.active.learner.suggesting import Outlook
 from micjax.core.names import unknown_name
 from micjax.core.plain import scalar
@@ -99,6 +99,7 @@ class Learner:
 
     def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
         """Take in measured points: the axes (or the id of a suggestion) and the outcome of each.
+        One without an id is the pending suggestion of the same settings, if there is one.
 
         An outcome that is NaN or infinite is a failure of that point and not a datum. Beside it,
         under the name of the outcome and `_sd`, may stand its standard deviation: data count as
@@ -108,9 +109,9 @@ class Learner:
         **Raises:** `ValueError` for a point off the axes, without its outcome, or with something
         else in it; then none of the batch is taken.
         """
-        batch = [self._read(point) for point in points]
-        for identity, *_ in batch:
-            self._pending.pop(identity, None)
+        waiting = dict(self._pending)
+        batch = [self._read(point, waiting) for point in points]
+        self._pending = waiting
         bad = [numbers for _, numbers, y, _ in batch if not math.isfinite(y)]
         if bad:
             message = "%d of %d outcomes are not finite: counted as failures"
@@ -118,7 +119,8 @@ class Learner:
             self._failures += bad
         self._take([entry for entry in batch if math.isfinite(entry[2])])
 
-    def _read(self, point: Mapping[str, Any]) -> Measured:
+    def _read(self, point: Mapping[str, Any], waiting: dict[Any, tuple[float, ...]]) -> Measured:
+        """One point, which is taken from those `waiting`."""
         identity, outcome = scalar(point.get(ID)), self.settings.outcome
         if outcome not in point:
             raise ValueError(f"the point {dict(point)} has no outcome {outcome!r}")
@@ -128,6 +130,8 @@ class Learner:
         if wrong := [name for name in point if name not in known]:
             raise ValueError(unknown_name("part of a point", wrong[0], known - {ID}))
         numbers = self.space.numbers(self._readbacks(identity, point))
+        identity = self._waiting_at(numbers, waiting) if identity is None else identity
+        waiting.pop(identity, None)
         y, sd = (number_at(point, n) for n in (outcome, outcome + SD))
         if math.isfinite(y) and outcome + SD in point and not 0.0 < sd < math.inf:
             raise ValueError(f"{outcome + SD} is {sd:g}; a standard deviation above 0 is needed")
@@ -145,6 +149,17 @@ class Learner:
                 near = axis.lower - beyond <= value <= axis.upper + beyond
                 readback[axis.name] = min(max(value, axis.lower), axis.upper) if near else value
         return readback
+
+    def _waiting_at(
+        self, numbers: tuple[float, ...], waiting: Mapping[Any, tuple[float, ...]]
+    ) -> Any:
+        """Which suggestion somebody means who does not say so: the one of these settings, but for
+        rounding to float32."""
+        near = RETURNED * np.maximum(np.abs(self.space.lower), np.abs(self.space.upper))
+        for identity, suggested in waiting.items():
+            if np.all(np.abs(np.subtract(suggested, numbers)) <= near):
+                return identity
+        return None
 
     def _take(self, batch: list[Measured]) -> None:
         if batch:
@@ -191,12 +206,17 @@ class Learner:
 
         **Raises:** `ValueError` for an id that is not pending and a point without its axes.
         """
-        known = [(scalar(s.get(ID)), s) for s in suggestions]
-        failed = [
-            self._pending[i] if i in self._pending else self.space.numbers(s) for i, s in known
-        ]
-        for identity, _ in known:
-            self._pending.pop(identity, None)
+        waiting, failed = dict(self._pending), []
+        for suggestion in suggestions:
+            identity = scalar(suggestion.get(ID))
+            if identity in self._pending:
+                numbers = self._pending[identity]
+            else:
+                numbers = self.space.numbers(suggestion)
+                identity = self._waiting_at(numbers, waiting)
+            waiting.pop(identity, None)
+            failed.append(numbers)
+        self._pending = waiting
         self._failures += failed
 
     # --- suggestions out -----------------------------------------------------------------------

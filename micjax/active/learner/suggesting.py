@@ -144,11 +144,11 @@ class Outlook:
         weights = np.asarray(self.mixture.log_weight)
         if self.settings.acquisition == "thompson":
             row = int(jax.random.categorical(which, weights))
-            return draw_paths(self.mixture.member(row), first, 1), np.zeros(1)
+            return draw_paths(mixtures.member(self.mixture, row), first, 1), np.zeros(1)
         rows = np.asarray(jax.random.categorical(which, weights, shape=(MEMBERS,)))
         some, keys = self._some(second), jax.random.split(first, MEMBERS)
         drawn = [
-            np.asarray(paths_at(draw_paths(self.mixture.member(int(i)), k, MAXIMA), some))
+            np.asarray(paths_at(draw_paths(mixtures.member(self.mixture, int(i)), k, MAXIMA), some))
             for i, k in zip(rows, keys, strict=True)
         ]
         return None, np.max(self.settings.sign * np.concatenate(drawn), axis=1)
