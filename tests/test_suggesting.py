@@ -176,17 +176,17 @@ def test_improvement_over_several_states_is_that_of_their_mixture():
     learner = Learner(BOX, initial=3)
     data = [{"u": u, "v": v, "y": z} for u, v, z in np.column_stack([points, y]).tolist()]
     learner.ingest(data)
-    outlook, where = learner._outlook(), points + 0.3
-    context = outlook._context(jax.random.key(0))
+    choice, where = learner._choice(), points + 0.3
+    context = choice._context(jax.random.key(0))
     each = []
-    for i in range(len(outlook.mixture.log_weight)):
-        state = mixture.member(outlook.mixture, i)
+    for i in range(len(choice.mixture.log_weight)):
+        state = mixture.member(choice.mixture, i)
         mean, variance = gp.predict(state, where)
         best = gp.predict(state, points)[0].max()
         noise = float(state.problem.values()["noise.sigma"]) ** 2
         told = np.asarray(sd_of_next_mean(np.sqrt(variance), noise))
         each.append(log_expected_improvement(mean, told, best))
-    weight = np.asarray(outlook.mixture.log_weight)[:, None]
-    found = scores(SCORES["log_ei"], where, outlook.mixture, context)
+    weight = np.asarray(choice.mixture.log_weight)[:, None]
+    found = scores(SCORES["log_ei"], where, choice.mixture, context)
     np.testing.assert_allclose(found, logsumexp(each + weight, axis=0), rtol=1e-5)
     assert len(np.unique(weight)) == 2

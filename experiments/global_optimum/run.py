@@ -6,12 +6,12 @@
     python experiments/global_optimum/run.py random --seeds 100 102
     python experiments/global_optimum/run.py table
 
-Every method begins with the same 2 d + 1 (at least 5) points of a scrambled Sobol sequence and makes
+Every method begins with the same 2 d + 1 (at least 5) points of a scrambled Sobol sequence and has
 the same number of measurements, whose noise is the same at the same number.
 
     micjax   `Learner`, as it is
     botorch  SingleTaskGP, log-EI over the best outcome, 8 restarts of 256 samples
-    sklearn  a process with a Matérn 5/2 kernel of one length an axis, white noise, outcomes to mean 0
+    sklearn  a process, Matérn 5/2 with one length an axis, white noise, outcomes to mean 0
              and standard deviation 1; EI over the best outcome at 4,096 random points
     random   uniform points
 

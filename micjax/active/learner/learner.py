@@ -30,7 +30,7 @@ from micjax.active.learner.predictive import Prediction
 from micjax.active.learner.settings import Settings, number_at, point_count
 from micjax.active.learner.signals import SD
 from micjax.active.learner.space import RETURNED, Number, Space
-from micjax.active.learner.suggesting import Outlook
+from micjax.active.learner.suggesting import Choice
 from micjax.core.names import unknown_name
 from micjax.core.plain import scalar
 
@@ -235,7 +235,7 @@ class Learner:
                 chosen.append(self._spread(self._suggested + len(chosen), chosen))
             else:
                 key, now = jax.random.split(key)
-                chosen.append(self._outlook(chosen).best(now))
+                chosen.append(self._choice(chosen).best(now))
         if self.cost is not None and len(chosen) > 1:
             order = tour(np.asarray(chosen), self._position(), np.asarray(self.cost.rates))
             chosen = [chosen[i] for i in order]
@@ -262,8 +262,8 @@ class Learner:
         free = self._free(chosen)
         return tuple(self.space.candidates[acquisition.best_allowed(-distance, free)[0]].tolist())
 
-    def _outlook(self, chosen: Sequence[tuple[float, ...]] = ()) -> Outlook:
-        return Outlook(
+    def _choice(self, chosen: Sequence[tuple[float, ...]] = ()) -> Choice:
+        return Choice(
             self.space,
             self.settings,
             self.cost,
@@ -316,7 +316,7 @@ class Learner:
 
     def acquisition_at(self, points: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m"]:
         """What the next measurement would be worth at these points."""
-        return self._outlook().worth(points)
+        return self._choice().worth(points)
 
     def get_best_points(self) -> list[tuple[Any, dict[str, Any], dict[str, float]]]:
         """The best measured point: its id, its settings, its outcome."""
@@ -335,7 +335,7 @@ class Learner:
         tolerance, goal = self.settings.tolerance, self.settings.goal
         if tolerance is None or goal not in ("maximise", "minimise") or self._belief is None:
             return False, None
-        if measured >= self.settings.initial and (gain := self._outlook().gain()) < tolerance:
+        if measured >= self.settings.initial and (gain := self._choice().gain()) < tolerance:
             return True, f"an improvement of {gain:.2g} standard deviations is expected at best"
         return False, None
 

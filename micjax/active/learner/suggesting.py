@@ -32,7 +32,7 @@ Numbers = tuple[float, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Outlook:
+class Choice:
     """What is believed, what is known and what is on its way, when a point is suggested.
 
     **Arguments:**
