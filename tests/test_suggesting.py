@@ -160,6 +160,9 @@ def test_a_mixture_is_the_weighted_sum_of_its_states():
     np.testing.assert_allclose(found[0], mean, atol=1e-6)
     spread = [0.2, 0.8] @ (variances + (means - mean) ** 2)
     np.testing.assert_allclose(found[1], spread, atol=1e-6)
+    many = np.tile(points + 1.0, (mixture.TOGETHER // 12 + 1, 1))  # more than one block
+    several = mixture.mean_and_variance(both, many)[0]
+    np.testing.assert_allclose(several, np.resize(found[0], len(many)), rtol=1e-9)
     expected = gp.append(states[1], [1.0, 2.0], 0.7)
     told = mixture.imagined(mixture.with_room(both, 60), (1.0, 2.0), 0.7)
     assert len(told.parts[0].y[0]) > len(both.parts[0].y[0])

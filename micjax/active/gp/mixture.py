@@ -1,7 +1,7 @@
 """Several processes as one: weighted states, those of one kind side by side."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,6 +16,7 @@ from micjax.core.precision import double
 from micjax.core.problem import InverseProblem, Values
 from micjax.core.tree import replace
 
+TOGETHER = 4096  # points at a time: each takes the memory of all data for every state
 OVER_STATES = eqx.if_array(0)
 
 
@@ -157,7 +158,20 @@ def mean_and_variance(
     mixture: Mixture, points: Float[ArrayLike, "m d"], noisy: bool = False
 ) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
     """Of the function, or with `noisy` of a measurement."""
-    return jax.device_get(_mean_and_variance(mixture, jnp.asarray(points), noisy))
+    return in_blocks(lambda block: _mean_and_variance(mixture, block, noisy), points)
+
+
+def in_blocks(function: Callable[[Array], Any], points: Float[ArrayLike, "m d"]) -> Any:
+    """`function` of the points, in blocks of one size where there are many, on the host."""
+    points = np.asarray(points)
+    count = len(points)
+    if count <= TOGETHER:
+        return jax.device_get(function(jnp.asarray(points)))
+    padded = np.resize(np.arange(count), -(-count // TOGETHER) * TOGETHER)
+    each = [
+        jax.device_get(function(jnp.asarray(points[rows]))) for rows in padded.reshape(-1, TOGETHER)
+    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *each)
 
 
 @eqx.filter_jit

@@ -272,7 +272,6 @@ class Learner:
             waiting=(*self._pending.values(), *chosen),
             failures=tuple(self._failures),
             position=self._position(),
-            round=self._suggested,
         )
 
     def _free(self, chosen: Sequence[tuple[float, ...]] = ()) -> np.ndarray:

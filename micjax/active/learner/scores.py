@@ -9,7 +9,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from micjax.active.acquire import values as acquisition
-from micjax.active.gp.mixture import Mixture
+from micjax.active.gp.mixture import Mixture, in_blocks
 from micjax.active.learner.cost import travel
 from micjax.core.precision import double
 
@@ -144,7 +144,7 @@ SCORES = {
 @double
 def scores(score, points, mixture, context: Context) -> Float[np.ndarray, "m"]:
     """An acquisition at all candidates."""
-    return np.asarray(_scores(score, jnp.asarray(points), mixture, context))
+    return in_blocks(lambda block: _scores(score, block, mixture, context), points)
 
 
 @eqx.filter_jit

@@ -41,7 +41,6 @@ class Choice:
     - `waiting`: what will be.
     - `failures`: what could not be.
     - `position`: where the instrument is.
-    - `round`: how many points were suggested before.
     """
 
     space: Space
@@ -53,7 +52,6 @@ class Choice:
     waiting: tuple[Numbers, ...]
     failures: tuple[Numbers, ...]
     position: Float[np.ndarray, "d"]
-    round: int
 
     def best(self, key: Array) -> Numbers:
         """The point to measure next.
