@@ -134,3 +134,16 @@ def test_noise_that_is_coloured(correlation):
     assert factor == pytest.approx(np.std(means) * np.sqrt(n), rel=0.25)
     y[::2] = np.nan  # no two neighbours are left
     assert compared(level(), x, y)[1] == []
+
+
+def test_an_edge_beyond_the_scan_has_a_wide_posterior():
+    """To one side the data say nothing more: the curvature where they begin to say something is no
+    measure of it."""
+    x = jnp.linspace(-5.0, 5.0, 64)
+    y = 0.05 * jnp.asarray(np.random.default_rng(3).normal(size=64))
+    solution = solve(edge, edge.problem(), x, y, key=KEY)
+    assert solution.laplace.widened["forward.edge_nm"] > 1.5
+    assert any("posterior of forward.edge_nm is wider" in s for s in solution.statements)
+    # about what the prior leaves of what is not seen: beyond 5 nm, of a normal law of 5 nm
+    sd = float(solution.laplace.sd()["forward.edge_nm"])
+    assert 1.5 < sd < 5.0

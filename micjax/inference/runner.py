@@ -227,6 +227,11 @@ def _concluded(conclude, solution: Solution, x, y) -> Solution:
 def _identified(problem: InverseProblem, laplace: Laplace | None) -> Iterator[str]:
     if laplace is None:
         return
+    for name, factor in laplace.widened.items():
+        yield (
+            f"The posterior of {name} is wider than its curvature says: its error is {factor:.2g} "
+            "times that of the curvature."
+        )
     vague = [n for n, ok in laplace.identified.items() if not ok]
     yield from (f"{n} is not identified by these data." for n in vague)
     if not vague and set(laplace.names) == set(problem.unknowns()):

@@ -122,7 +122,9 @@ def laplace(
         factors = np.ones(mean.size)
         if left < NEAR:  # elsewhere the slope says which way is down, not how wide a minimum is
             factors = _stretch(mean, covariance, problem, tuple(names), x, y)
-    factors = np.minimum(factors, np.maximum(prior_sd / np.sqrt(np.diag(covariance)), 1.0))
+    sd = np.sqrt(np.diag(covariance))  # no wider than the prior; 0 where that is improper
+    most = np.divide(prior_sd, sd, out=np.ones_like(sd), where=sd > 0)
+    factors = np.minimum(factors, np.maximum(most, 1.0))
     covariance = covariance * factors[:, None] * factors
     wide = np.sqrt(np.diag(covariance)) > PRIOR_RULES * prior_sd
     parts = [{n: float(np.sqrt(np.sum(v[owner == n] ** 2))) for n in names} for v in flat.T]
