@@ -116,7 +116,8 @@ def test_what_a_report_quotes(of_edge, tmp_path, monkeypatch):
     assert quoted(module, names) is None
     assert store(of_edge, module, "micjax certify mine").name == "mine.certificate.json"
     text = quoted(module, names)
-    assert "24 runs" in text and "90 % intervals held it in" in text
+    assert "of 24 runs" in text and "90 % intervals held it in" in text
+    assert "; with a drift in" in text
     assert quoted(module, {"forward.else"}) is None
     # errors too small by 1.5 are named, with the factor
     wrong = Certificate(facts=of_edge.facts)
@@ -125,7 +126,8 @@ def test_what_a_report_quotes(of_edge, tmp_path, monkeypatch):
     store(wrong, module, "")
     told = quoted(module, {"forward.a"})
     factor = wrong.claims()["forward.a"].widening
-    assert f"of forward.a ({factor:.2g} times as wide would be right)" in told
+    assert f"least a {100 * wrong.claims()['forward.a'].ninety:.0f} % (should be" in told
+    assert f"{factor:.2g} times as wide" in told
     place_of(module).write_text("{}")
     assert quoted(module, names) is None
     package = types.ModuleType("mine")

@@ -21,7 +21,7 @@ def rows(name: str) -> list[str]:
     """Of a problem: a line for each kind of data."""
     path = place_of(importlib.import_module(f"micjax.problems.{name}"))
     if not path.exists():
-        return [f"| `{name}` | | none yet | | |"]
+        return []
     stored = json.loads(path.read_text(encoding="utf-8"))
     out = []
     for condition, runs in stored["runs"].items():
@@ -51,15 +51,16 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in asked.make:
         module = importlib.import_module(f"micjax.problems.{name}")
-        made = certify(module, asked.draws, seconds=asked.seconds)
-        store(made, module, f"python experiments/certificates/run.py --make {name}")
+        certificate = certify(module, asked.draws, seconds=asked.seconds)
+        store(certificate, module, f"python experiments/certificates/run.py --make {name}")
     print(
         "| problem | data | runs | unknowns | 50 % intervals hold (%) | 90 % intervals hold (%) |"
     )
     print("|---|---|---|---|---|---|")
-    for entry in listed():
-        if "." not in entry.name:
-            print("\n".join(rows(entry.name)))
+    names = [entry.name for entry in listed() if "." not in entry.name]
+    made = {name: rows(name) for name in names}
+    print("\n".join(line for lines in made.values() for line in lines))
+    print(f"\nNone yet: {', '.join(name for name, lines in made.items() if not lines)}.")
 
 
 if __name__ == "__main__":

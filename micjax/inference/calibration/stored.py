@@ -68,20 +68,22 @@ def _parts(content: dict[str, Any], unknowns: Collection[str]) -> Iterator[str]:
         claims = {n: Claim(**c) for n, c in content["claims"][condition].items() if n in unknowns}
         if not claims:
             continue
+        shares = [c.ninety for c in claims.values()]
+        low, high = _percent(min(shares)), _percent(max(shares))
+        held = low if low == high else f"{low.removesuffix(' %')} to {high}"
         wrong = {n: c for n, c in claims.items() if not c.holds()}
-        good = [c.ninety for n, c in claims.items() if n not in wrong]
-        told = [_range(good)] if good else []
-        told += [
-            f"{_percent(c.ninety)} of {n} ({c.widening:.2g} times as wide would be right)"
+        if condition != CLEAN:
+            factor = max(c.widening for c in claims.values())
+            wider = f" ({factor:.2g} times as wide they would all hold it)" if wrong else ""
+            yield f"with {condition} in {held}{wider}"
+            continue
+        named = [
+            f"{n.removeprefix('forward.')} {_percent(c.ninety)} (should be {c.widening:.2g} times "
+            "as wide)"
             for n, c in wrong.items()
         ]
-        of = f"{runs} runs" + ("" if condition == CLEAN else f" with {condition}")
-        yield f"90 % intervals held it in {listed(told)} ({of})"
-
-
-def _range(shares: list[float]) -> str:
-    low, high = _percent(min(shares)), _percent(max(shares))
-    return low if low == high else f"{low.removesuffix(' %')} to {high}"
+        least = f", least {listed(named)}" if named else ""
+        yield f"90 % intervals held it in {held} of {runs} runs{least}"
 
 
 def _percent(share: float) -> str:
