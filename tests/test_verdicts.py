@@ -147,3 +147,14 @@ def test_an_edge_beyond_the_scan_has_a_wide_posterior():
     # about what the prior leaves of what is not seen: beyond 5 nm, of a normal law of 5 nm
     sd = float(solution.laplace.sd()["forward.edge_nm"])
     assert 1.5 < sd < 5.0
+
+
+def test_errors_of_some_unknowns_speak_of_these(scan):
+    """The others were fitted, these were held: no error says how far off they are."""
+    _, x, y = scan
+    held = Stage(LBFGS(), 100, free=("forward.width_nm", "noise.sigma"))
+    some = LaplaceErrors(names=["forward.edge_nm"])
+    solution = run(edge.problem(edge_nm=1.5), x, y, [held, some], key=KEY)
+    assert solution.converged is False
+    [told] = [s for s in solution.statements if "has not converged" in s]
+    assert "in the unknowns that errors are stated of" in told

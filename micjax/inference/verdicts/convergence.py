@@ -32,14 +32,16 @@ def how_it_ended(fit: Fit, last: Stage | Search, laplace: Laplace | None) -> End
         return Ended(False, told)
     if isinstance(last, Search):
         return Ended(None, "")
+    every = laplace is not None and set(laplace.names) == set(fit.problem.unknowns())
     if laplace is not None and laplace.left > LEFT:
         off = np.sqrt(2.0 * laplace.left)
+        of = "" if every else " in the unknowns that errors are stated of"
         return Ended(
             False,
-            f"The fit stopped {steps} and has not converged: its curvature promises "
+            f"The fit stopped {steps} and has not converged{of}: the curvature promises "
             f"{laplace.left:.2g} nats more, and values may be off by {off:.2g} of their errors.",
         )
-    if laplace is not None and set(laplace.names) == set(fit.problem.unknowns()):
+    if every:
         return Ended(True, f"The fit converged {steps}.")
     if (swing := _swing(fit)) > SWING:
         return Ended(
