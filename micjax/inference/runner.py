@@ -18,6 +18,8 @@ from micjax.core.problem import InverseProblem
 from micjax.inference.attempt import attempt
 from micjax.inference.checkpoint import StopReason
 from micjax.inference.errors.estimates import NUTS, Estimate, LaplaceErrors
+from micjax.inference.errors.importance import FEWEST
+from micjax.inference.errors.incomplete import widened
 from micjax.inference.errors.laplace import Laplace
 from micjax.inference.errors.nuts import Posterior
 from micjax.inference.solution import Solution
@@ -27,7 +29,7 @@ from micjax.inference.solvers.lbfgs import LBFGS
 from micjax.inference.stage import Search, Stage
 from micjax.inference.starts.draw import draw_starts
 from micjax.inference.verdicts.convergence import how_it_ended
-from micjax.inference.verdicts.residual import compared
+from micjax.inference.verdicts.residual import Residual, compared
 
 SETTLED = 1e-3  # nats in 100 steps
 AGREE = 1.01  # r_hat, above which chains do not agree
@@ -105,21 +107,24 @@ def run(
     ]
     laplace = next((e for e in errors if isinstance(e, Laplace)), None)
     posterior = next((e for e in errors if isinstance(e, Posterior)), None)
-    judged = attempt("comparison with the data", compared, fit.problem, x, y)
-    misfit, unexplained = judged or ({}, [])
+    left = attempt("comparison with the data", compared, fit.problem, x, y) or Residual()
+    if laplace is not None and left.correlations is not None and not left.is_noise():
+        covariance, seen = left.correlations.covariance, left.seen
+        larger = attempt("errors for the residual", widened, laplace, x, covariance, seen)
+        laplace = larger or laplace
     ended = how_it_ended(fit, fits[-1], laplace)
     sentences = [
         *filter(None, [ended.sentence]),
         *_identified(fit.problem, laplace),
         *_sampled(posterior),
-        *unexplained,
+        *left.sentences(None if posterior is not None or laplace is None else laplace.grown),
     ]
     solution = Solution(
         problem=fit.problem,
         fit=fit,
         posterior=posterior,
         laplace=laplace,
-        metrics={"loss": fit.loss, "steps": float(fit.steps)} | misfit,
+        metrics={"loss": fit.loss, "steps": float(fit.steps)} | left.measures,
         statements=sentences,
         converged=ended.converged,
     )
@@ -231,6 +236,12 @@ def _identified(problem: InverseProblem, laplace: Laplace | None) -> Iterator[st
         yield (
             f"The posterior of {name} is wider than its curvature says: its error is {factor:.2g} "
             "times that of the curvature."
+        )
+    if laplace.effective < FEWEST:
+        yield (
+            "The posterior is unlike a Gaussian about the best values, and draws about these do "
+            "not reach it: errors are those of the curvature, and no more than a guess. NUTS "
+            "draws from it."
         )
     vague = [n for n, ok in laplace.identified.items() if not ok]
     yield from (f"{n} is not identified by these data." for n in vague)

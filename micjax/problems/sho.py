@@ -190,9 +190,9 @@ def stages(
     - `smooth`: unknowns of which neighbouring pixels are alike, as far as the data show it.
     - `shared`: unknowns that are the same for the `map`, each `row` or each `column`, by name.
     """
-    return [
-        fit_each_pixel(starts, steps=steps, neighbours=neighbours, smooth=smooth, shared=shared)
-    ]
+    sizes = ["forward.amplitude"] if "forward.amplitude" in one_pixel(problem)[0].priors else []
+    how = {"steps": steps, "neighbours": neighbours, "sizes": sizes}
+    return [fit_each_pixel(starts, smooth=smooth, shared=shared, **how)]
 
 
 def largest(model: Oscillator) -> dict[str, Array]:

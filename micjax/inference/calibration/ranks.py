@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from micjax.core.coordinates import Coordinates
 from micjax.core.problem import InverseProblem
+from micjax.inference.errors.importance import FEWEST
 from micjax.inference.errors.laplace import Laplace
 from micjax.inference.errors.nuts import Posterior
 from micjax.inference.maps.each import pixel_name
@@ -32,7 +33,8 @@ def ranks_of(solution: Solution, truth: InverseProblem) -> Ranks:
         return _of_map(fit, truth)
     if solution.posterior is not None:
         return _of_draws(solution.posterior, truth)
-    if solution.laplace is None or solution.converged is False:
+    few = solution.laplace is not None and solution.laplace.effective < FEWEST
+    if solution.laplace is None or solution.converged is False or few:
         return {}
     return _of_laplace(solution.laplace, truth)
 
@@ -64,6 +66,10 @@ def _of_laplace(laplace: Laplace, truth: InverseProblem) -> Ranks:
         coordinates = Coordinates(laplace.problem, laplace.names)
         at = laplace.problem.at({n: truth.values()[n] for n in laplace.names})
         there = np.asarray(coordinates.vector(at.unconstrain(at.values())))
+    if laplace.draws is not None:
+        below = np.mean(laplace.draws < there, axis=0)
+        named = [n for n in laplace.names if laplace.identified[n]]
+        return {n: below[coordinates.owner == n] for n in named}
     sd = np.sqrt(np.diag(laplace.covariance))
     owner, apart = coordinates.owner, there - laplace.mean
     unknowns = laplace.problem.unknowns()

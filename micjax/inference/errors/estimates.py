@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, ArrayLike
 
+from micjax.inference.errors.importance import weighed
 from micjax.inference.errors.laplace import Laplace, laplace
 from micjax.inference.errors.nuts import Posterior, nuts
 from micjax.inference.errors.svi import svi
@@ -46,7 +47,7 @@ def _held(fit: Fit, names: Sequence[str]):
 
 @dataclasses.dataclass(frozen=True)
 class LaplaceErrors:
-    """`laplace` at the best values.
+    """`laplace` at the best values, with draws of the posterior where few are unknown.
 
     **Arguments:**
 
@@ -69,11 +70,11 @@ class LaplaceErrors:
         if self.expected:
             held = _held(fit, names)
             hessian = expected_hessian(held, x, y)
-            return laplace(fit.problem, x, y, list(held.unknowns()), hessian)
+            return weighed(laplace(fit.problem, x, y, list(held.unknowns()), hessian), x, y)
         if numbers > MAX_DENSE:
             log.info("no Laplace errors: %d unknown numbers, %d at most", numbers, MAX_DENSE)
             return None
-        return laplace(fit.problem, x, y, names)
+        return weighed(laplace(fit.problem, x, y, names), x, y)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,14 +48,19 @@ class Pixel(eqx.Module):
     **Arguments:**
 
     - `linear`: names of unknowns that the prediction is proportional to, or that are added to it.
+    - `sizes`: names of unknowns that say how large a part of the model is.
     """
 
     problem: InverseProblem
     x: Any
     linear: tuple[str, ...] = eqx.field(default=(), static=True)
+    sizes: tuple[str, ...] = eqx.field(default=(), static=True)
 
     def __check_init__(self):
         unknowns = self.problem.unknowns()
+        for name in self.sizes:
+            if name not in unknowns:
+                raise ValueError("sizes: " + unknown_name("unknown", name, unknowns))
         for name in self.linear:
             if name not in unknowns:
                 raise ValueError("linear: " + unknown_name("unknown", name, unknowns))

@@ -28,6 +28,7 @@ def fit_map(
     steps: int = 100,
     tolerance: float = 1e-3,
     covariance: bool = False,
+    sizes: Sequence[str] = (),
     executor: Executor | None = None,
 ) -> MapFit:
     """The best values of `problem` for each pixel of `y`, with error bars and a status.
@@ -51,6 +52,9 @@ def fit_map(
         map whose fit is best; the better fit is kept.
     - `steps`: at most.
     - `covariance`: whether that of all values of a pixel is kept.
+    - `sizes`: names of unknowns that say how large a part of the model is: where one is below four
+        of its standard deviations, neither it nor the other unknowns of this part are identified.
+        What has a half-normal or exponential prior, and may be nothing, is one of them.
     - `executor`: fits blocks of the map, on any `concurrent.futures.Executor` such as that of Dask;
         threads of this process without one.
 
@@ -60,7 +64,7 @@ def fit_map(
     **Raises:** `ValueError` for data of another shape, data that no law has, unknown names, starts
     outside of their prior, an executor that forks.
     """
-    how = Pursuit(tuple(linear), neighbours, steps, tolerance, covariance)
+    how = Pursuit(tuple(linear), neighbours, steps, tolerance, covariance, tuple(sizes))
     workers = None if executor is None else Workers.of(executor)
     fits = Fits(problem, x, y, starts, known, how, workers)
     with progress("map", fits.fits) as show, until_interrupted() as interruption:

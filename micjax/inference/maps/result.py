@@ -29,6 +29,8 @@ class MapFit:
         the model leaves something out. `excess`: of chi^2, in its standard deviations.
     - `covariance`: `[*map, k, k]` of all physical values, in the order of `values`, where it was
         asked for.
+    - `grown`: by how much the error of one of the values was made larger at most, because the
+        residuals of all pixels together are not the noise that the model says. None: they are.
     """
 
     values: dict[str, np.ndarray]
@@ -43,6 +45,7 @@ class MapFit:
     correlated: Float[np.ndarray, "..."]
     excess: Float[np.ndarray, "..."]
     covariance: Float[np.ndarray, "... k k"] | None = None
+    grown: Float[np.ndarray, "..."] | None = None
 
     @classmethod
     def of_rows(cls, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> "MapFit":

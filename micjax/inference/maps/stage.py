@@ -15,6 +15,7 @@ from micjax.inference.maps.spatial.shared import share_map
 from micjax.inference.maps.spatial.smooth import smooth_map
 from micjax.inference.solution import Solution
 from micjax.inference.stage import Arrays, Search
+from micjax.inference.verdicts.map_residual import widened_map
 
 TOGETHER = "together"  # beginning of an array that says what was fitted so
 EVERY_S = 5.0  # between two checkpoints, or so many times as long as one takes
@@ -28,6 +29,7 @@ def fit_each_pixel(
     neighbours: int = 0,
     steps: int = 100,
     tolerance: float = 1e-3,
+    sizes: Sequence[str] = (),
     smooth: Sequence[str] = (),
     shared: Mapping[str, str] | None = None,
 ) -> Search:
@@ -63,7 +65,7 @@ def fit_each_pixel(
         named = {full(n): over for n, over in shared.items()}
         return share_map(pixel, x, y, fit, named, known=known, report=told)
 
-    how = Pursuit(tuple(linear), neighbours, steps, tolerance, covariance=True)
+    how = Pursuit(tuple(linear), neighbours, steps, tolerance, True, tuple(sizes))
 
     def work(problem: InverseProblem, x, y, key, report, before: Arrays) -> Iterator[Arrays]:
         pixel, known = one_pixel(problem)
@@ -78,6 +80,9 @@ def fit_each_pixel(
                 after = time.monotonic()
                 wanted = after + max(EVERY_S, MOST_TIMES * (after - now))
         yield fits.state()
+        if not smooth and not shared and fits.result().grown is None:  # nor before a resume
+            report(1.0, "errors")
+            yield fits.state() | widened_map(pixel, x, fits.y, fits.result(), known).rows()
         if smooth or shared:
             fit = together(pixel, x, y, fits.result(), known, report)
             which = dict.fromkeys(smooth, "smooth") if smooth else dict(shared)

@@ -90,7 +90,8 @@ def told(
     deviation within the bound: of counts that lack it is infinite at the bound itself, and says
     nothing of how far the rate may be from it. An unknown is not identified when its standard
     deviation is above 0.9 of the prior's, or when others can make up for all of a change of it;
-    nor are place and width of a part that is no larger than `THERE` of its standard deviations.
+    nor are place and width of a part that is no larger than `THERE` of its standard deviations, nor
+    its size where that cannot be nothing.
     """
     d = len(pace.flat)
     points = jnp.isfinite(y).sum(axis=0)
@@ -155,10 +156,11 @@ def told(
     bound = {n: at_bound(unknowns[n], values[n], sd[n]) for n in coordinates.names}
     identified = {n: clear[owner == n].all(axis=0) for n in coordinates.names}
     for name in coordinates.names:
-        if isinstance(base_of(unknowns[name]), NOTHING):
+        if isinstance(base_of(unknowns[name]), NOTHING) or name in pixel.sizes:
             enough = (values[name] > THERE * sd[name]).reshape(-1, points.size).all(axis=0)
             for other in coordinates.names:
-                if other != name and other.rpartition(".")[0] == name.rpartition(".")[0]:
+                own = other == name and name not in pixel.sizes
+                if not own and other.rpartition(".")[0] == name.rpartition(".")[0]:
                     identified[other] &= enough
     status = jnp.select(
         [

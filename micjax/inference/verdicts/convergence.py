@@ -11,6 +11,7 @@ from micjax.inference.solvers.first_order import Adam
 from micjax.inference.stage import Search, Stage
 
 LEFT = 0.05  # nats that may be left: values are then off by a third of their errors at most
+BETTER = 2.0  # nats: what random points gain within one minimum is less
 SWING = 1.0  # nats by which the last losses may lie above the best
 RECENT = 50  # of them
 
@@ -32,6 +33,12 @@ def how_it_ended(fit: Fit, last: Stage | Search, laplace: Laplace | None) -> End
         return Ended(False, told)
     if isinstance(last, Search):
         return Ended(None, "")
+    if laplace is not None and laplace.better > BETTER:
+        return Ended(
+            False,
+            f"The fit stopped {steps} in a minimum that is not the lowest: elsewhere values are "
+            f"more likely by {laplace.better:.2g} nats. More starts may find it.",
+        )
     every = laplace is not None and set(laplace.names) == set(fit.problem.unknowns())
     if laplace is not None and laplace.left > LEFT:
         off = np.sqrt(2.0 * laplace.left)

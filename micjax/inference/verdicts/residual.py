@@ -1,44 +1,86 @@
 """What is left of the data: whether it is as large as the noise, and as white."""
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from micjax.core.joint import JointForward, JointLaw
 from micjax.core.precision import in_float64
 from micjax.core.problem import InverseProblem
 from micjax.inference.maps.each import EachPixel
+from micjax.inference.verdicts.correlation import Correlations, correlations
 
 # chi^2 of a datum, and by how many standard deviations the data are less likely than draws of
 # their own law: beyond both is a misfit
 EXPLAINED, CERTAIN = 1.1, 5.0
 DRAWS = 8
 LEAST = 1e-9  # of the largest variance: below are no data, such as blind pixels
-SHORTEST = 8  # axis along which neighbours are compared
-ALIKE = 0.1  # correlation of neighbours, which changes errors by a tenth
 UNEXPLAINED = (
     "The model does not explain the data (chi^2 per datum {:.3g}, {:.0f} standard deviations off): "
-    "the errors are too small, and the values may be off by more. The residual shows where."
+    "{}, and the values may be off by more. The residual shows where."
 )
 COLOURED = (
-    "Neighbouring residuals are alike (a correlation of {:.2f}, {:.0f} standard deviations): the "
-    "noise is correlated, or the model leaves something out. The errors count data as "
-    "independent, and of what changes slowly they are too small by about {:.2g}."
+    "Neighbouring residuals are alike (a correlation of {:.2f} up to the {}, {:.0f} standard "
+    "deviations): the noise is correlated, or the model leaves something out. {}."
+)
+INDEPENDENT = (
+    "The errors count data as independent, and of what changes slowly they are too small by about "
+    "{:.2g}"
 )
 
 
-def compared(problem: InverseProblem, x, y) -> tuple[dict[str, float], list[str]]:
-    """The rms of the residual and chi^2 of a datum, where the law of the data has a mean and a
-    variance; and a sentence if that is no chance."""
+class Residual(NamedTuple):
+    """What is left of the data.
+
+    - `measures`: its rms, and chi^2 of a datum.
+    - `surprise`: by how many standard deviations it is no draw of its law, 0 where it may be.
+    - `correlations`: of what there is, in standard deviations of the noise; `seen` where there are
+        data. None of a map, each of whose pixels is judged by itself.
+    """
+
+    measures: dict[str, float] = {}
+    surprise: float = 0.0
+    correlations: Correlations | None = None
+    seen: np.ndarray | None = None
+
+    def is_noise(self) -> bool:
+        """As the model says."""
+        return not self.surprise and (self.correlations is None or not self.correlations.reach)
+
+    def sentences(self, grown: Mapping[str, float] | None = None) -> list[str]:
+        """What of it is no chance.
+
+        **Arguments:**
+
+        - `grown`: by what errors have been made larger for it.
+        """
+        most, out = max((grown or {}).values(), default=1.0), []
+        larger = f"errors have been made up to {most:.2g} times as large for it"
+        if self.surprise:
+            chi2 = self.measures["chi_squared_per_datum"]
+            does = larger if grown else "the errors are too small"
+            out.append(UNEXPLAINED.format(chi2, self.surprise, does))
+        if (of := self.correlations) is not None and of.reach:
+            does = f"The {larger}" if grown else INDEPENDENT.format(of.factor())
+            up_to = "next datum" if of.reach == 1 else f"{of.reach}th"
+            out.append(COLOURED.format(of.likeness, up_to, of.surprise, does))
+        return out
+
+
+def compared(problem: InverseProblem, x, y) -> Residual:
+    """The data with what the problem makes of them, where their law has a mean and a variance."""
     try:
         mean, variance, largest = map(np.asarray, _moments(problem, x))
     except (AttributeError, NotImplementedError, TypeError):
-        return {}, []
+        return Residual()
     there = ~np.isnan(y)  # of a law that leaves out what is not
     if mean.shape != np.shape(y) or not there.any():
-        return {}, []
+        return Residual()
     residual = (np.asarray(y) - mean).astype(complex if np.iscomplexobj(mean) else float)
     squares = np.abs(residual[there]) ** 2
     variance = np.broadcast_to(variance, mean.shape)
@@ -47,34 +89,14 @@ def compared(problem: InverseProblem, x, y) -> tuple[dict[str, float], list[str]
     measures = {"residual_rms": float(np.sqrt(np.mean(squares)))} if of_one else {}
     seen = there & np.isfinite(variance) & (variance > LEAST * largest)
     if not seen.any():
-        return measures, []
+        return Residual(measures)
     unit = np.where(seen, residual, 0.0) / np.sqrt(np.where(seen, variance, 1.0))
     measures["chi_squared_per_datum"] = chi2 = float(np.mean(np.abs(unit[seen]) ** 2))
-    told = []
-    if chi2 > EXPLAINED and (surprise := _surprise_or(np.inf, problem, x, y)) > CERTAIN:
-        told.append(UNEXPLAINED.format(chi2, surprise))
-    if not isinstance(problem.forward, EachPixel):  # each of whose pixels is judged by itself
-        told += _coloured(unit, seen)
-    return measures, told
-
-
-def _coloured(unit: Float[np.ndarray, "..."], seen: np.ndarray) -> list[str]:
-    """Of residuals in standard deviations: a sentence where neighbours along an axis are alike.
-
-    A sum of n numbers with a correlation r of neighbours, as of an autoregression, has a variance
-    of n (1 + r) / (1 - r) (Bartlett 1946, J. R. Stat. Soc. 8, 27)."""
-    size, factor, most = float(np.mean(np.abs(unit[seen]) ** 2)), 1.0, (0.0, 0.0)
-    for axis in range(unit.ndim):
-        if unit.shape[axis] < SHORTEST or not size > 0:
-            continue
-        first, second = (np.moveaxis(unit, axis, 0)[s] for s in (slice(None, -1), slice(1, None)))
-        both = np.moveaxis(seen, axis, 0)
-        pairs = int(np.sum(both[:-1] & both[1:]))
-        likeness = float(np.real(np.vdot(first, second))) / (max(pairs, 1) * size)
-        if likeness > ALIKE and likeness * np.sqrt(pairs) > CERTAIN:
-            factor *= np.sqrt((1.0 + likeness) / (1.0 - min(likeness, 0.99)))
-            most = max(most, (likeness, likeness * np.sqrt(pairs)))
-    return [COLOURED.format(*most, factor)] if factor > 1.0 else []
+    surprise = _surprise_or(np.inf, problem, x, y) if chi2 > EXPLAINED else 0.0
+    surprise = surprise if surprise > CERTAIN else 0.0
+    if isinstance(problem.forward, EachPixel) or np.iscomplexobj(unit):
+        return Residual(measures, surprise)
+    return Residual(measures, surprise, correlations(unit[None], seen[None]), seen)
 
 
 @eqx.filter_jit

@@ -182,7 +182,8 @@ def _doubtful(fit: MapFit, counted: bool) -> Iterator[str]:
     if many:
         yield (
             f"The model does not explain {many:,} of {total:,} pixels: chi^2 is more than "
-            f"{SURPRISING:.0f} standard deviations too high, and their errors are too small."
+            f"{SURPRISING:.0f} standard deviations too high, and their errors "
+            f"{'have been made larger for it' if fit.grown is not None else 'are too small'}."
         )
     there = usable & (fit.correlated > CORRELATED)
     alike = int(np.sum(there))
@@ -190,17 +191,28 @@ def _doubtful(fit: MapFit, counted: bool) -> Iterator[str]:
         # were it noise, the errors would be larger by this (Birge 1932, Phys. Rev. 40, 207)
         birge = float(np.median(np.sqrt(fit.chi_squared[there] / np.maximum(fit.points[there], 1))))
         factor = f", by about {birge:.2g} times" if birge > 1.2 else ""
+        does = f"the errors are too small{factor}" if fit.grown is None else _larger(fit)
         yield (
             f"What is left of {alike:,} of {total:,} pixels is no noise: neighbours are alike by "
-            f"more than {CORRELATED:.0f} standard deviations. There the model leaves something "
-            f"out, and the errors are too small{factor}."
+            f"more than {CORRELATED:.0f} standard deviations. There the noise is correlated, or "
+            f"the model leaves something out: {does}."
         )
-    if total and not alike and (bias := _common_bias(fit)):
+    elif fit.grown is not None:
+        yield f"What is left of all pixels together is not the noise of the model: {_larger(fit)}."
+    if total and fit.grown is None and not alike and (bias := _common_bias(fit)):
         yield (
             "What is left of all pixels together is no noise, though no single one shows it: the "
             f"model leaves something out that they have in common, by which values may be off by "
             f"up to {bias:.2g} of their errors, and a number of peaks be wrong."
         )
+
+
+def _larger(fit: MapFit) -> str:
+    grown = fit.grown[fit.usable()]
+    return (
+        f"errors have been made larger for it, by {np.median(grown):.2g} in most and up to "
+        f"{np.max(grown):.2g} in some pixels, and values may be off by more"
+    )
 
 
 def _common_bias(fit: MapFit) -> float | None:

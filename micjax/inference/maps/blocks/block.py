@@ -40,6 +40,7 @@ class Pursuit:
     steps: int = 100
     tolerance: float = 1e-3
     covariance: bool = False
+    sizes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ class BlockFits:
 
         **Raises:** `ValueError` for a problem without unknowns, and data that no law has.
         """
-        pixel = Pixel(problem, jax.tree.map(jnp.asarray, x), how.linear)
+        pixel = Pixel(problem, jax.tree.map(jnp.asarray, x), how.linear, how.sizes)
         of_data = eqx.filter_eval_shape(lambda p: p.problem.noise(p.problem.forward(p.x)), pixel)
         law, datum = law_of(of_data), tuple(of_data.batch_shape)
         if not problem.unknowns():

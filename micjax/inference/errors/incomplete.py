@@ -1,0 +1,142 @@
+"""Errors where the residual is not the noise that the model says: larger, or not white.
+
+With the curvature H of the posterior, the slopes J of the predictions in standard deviations and
+the covariance R that the residual itself shows, estimates scatter by
+
+    H^-1 (J^T R J + H - J^T J) H^-1
+
+instead of H^-1 (the sandwich of Huber 1967 and White 1982, Econometrica 50, 1, of noise that is
+stationary along the axes of the data: Newey and West 1987, Econometrica 55, 703).
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jaxtyping import Array, Bool, Float
+
+from micjax.core.coordinates import Coordinates
+from micjax.core.joint import JointLaw
+from micjax.core.problem import InverseProblem
+from micjax.inference.errors.laplace import PRIOR_RULES, Laplace
+
+NORMAL, COUNTS = "normal", "counts"
+LARGEST = 30_000_000  # slopes, 0.25 GB of them
+
+Data = Float[np.ndarray, "..."]
+Seen = Bool[np.ndarray, "..."]
+
+
+def widened(gaussian: Laplace, x, covariance: Data, seen: Seen) -> Laplace:
+    """The errors of the sandwich, where they are larger; `grown` says by how much.
+
+    Of normal noise and counts, and as many data and unknowns as have room; else as it was.
+
+    **Arguments:**
+
+    - `x`: where the data were measured.
+    - `covariance`: of the residual, in variances of the noise of the model, see `Correlations`.
+    - `seen`: where there are data.
+    """
+    size = len(gaussian.mean)
+    if not size or size * seen.size > LARGEST:
+        return gaussian
+    with jax.enable_x64(True):
+        names = tuple(gaussian.names)
+        if (slopes := _slopes(gaussian.problem, names, jnp.asarray(gaussian.mean), x)) is None:
+            return gaussian
+        of_mean, of_scale = (np.where(seen, np.asarray(s, float), 0.0) for s in slopes)
+    covariance = covariance * (seen.sum() / max(seen.sum() - size, 1))  # fitted to them
+    extra = between(of_mean, covariance) + 2.0 * between(of_scale, covariance**2)
+    return _times(gaussian, growth(gaussian.covariance, extra))
+
+
+def growth(
+    covariance: Float[np.ndarray, "*some d d"], extra: Float[np.ndarray, "*some d d"]
+) -> Float[np.ndarray, "*some d"]:
+    """By how much errors grow, of a covariance H^-1 and `extra` = J^T (R - 1) J; 1 where they
+    would not."""
+    variance = np.einsum("...ii->...i", covariance)
+    more = np.einsum("...ij,...jk,...ki->...i", covariance, extra, covariance)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        factors = np.sqrt((variance + more) / variance)
+    return np.where(factors > 1.0, factors, 1.0)
+
+
+def between(slopes: Float[np.ndarray, "..."], covariance: Data) -> np.ndarray:
+    """J^T (R - 1) J, `[..., d, d]`, of slopes J and R by its values at all lags, `[2 n]` along an
+    axis of n: of squares of normal numbers, whose covariance is 2 R^2, half of what it is."""
+    rank = covariance.ndim
+    axes, datum = tuple(range(-rank, 0)), slopes.shape[-rank:]
+    spectrum = np.maximum(np.fft.fftn(covariance).real, 0.0)
+    there = np.fft.ifftn(spectrum * np.fft.fftn(slopes, covariance.shape, axes), axes=axes).real
+    there = there[(..., *(slice(n) for n in datum))]
+    flat, there = (a.reshape(*a.shape[:-rank], -1) for a in (slopes, there))
+    return flat @ np.swapaxes(there - flat, -1, -2)
+
+
+def _times(gaussian: Laplace, factors: Float[np.ndarray, "d"]) -> Laplace:
+    """With errors that are so much larger."""
+    owner = Coordinates(gaussian.problem, gaussian.names).owner
+    covariance = gaussian.covariance * np.outer(factors, factors)
+    draws = gaussian.draws
+    if draws is not None:
+        middle = draws.mean(axis=0)
+        draws = middle + factors * (draws - middle)
+    vague = np.sqrt(np.diag(covariance)) > PRIOR_RULES * gaussian.prior_sd
+    return dataclasses.replace(
+        gaussian,
+        covariance=covariance,
+        draws=draws,
+        grown={n: float(factors[owner == n].max()) for n in gaussian.names},
+        identified={n: ok and not vague[owner == n].any() for n, ok in gaussian.identified.items()},
+    )
+
+
+def _slopes(problem: InverseProblem, names, mean: Array, x):
+    """Of the mean, in standard deviations, and of the logarithm of a normal law's, `[d, *data]`;
+    None for laws of which these are not all that the data tell."""
+    kind = told_by_moments(problem, x)
+    return None if kind is None else _moments(problem, names, mean, x, kind == NORMAL)
+
+
+def told_by_moments(problem: InverseProblem, x) -> str | None:
+    """Whether data are normal or counts; None for other laws."""
+    law = eqx.filter_eval_shape(lambda p: p.noise(p.forward(x)), problem)
+    return NORMAL if _is(law, dist.Normal) else COUNTS if _is(law, dist.Poisson) else None
+
+
+def _is(law: dist.Distribution, kind: type) -> bool:
+    """Also of all parts of joint data."""
+    if isinstance(law, JointLaw):
+        return all(_is(part, kind) for part in law.laws.values())
+    return isinstance(getattr(law, "base_dist", law), kind)
+
+
+@eqx.filter_jit
+def _moments(problem: InverseProblem, names, mean: Array, x, normal: bool):
+    coordinates = Coordinates(problem, names)
+    return slopes_of(lambda m: coordinates.at(m), mean, x, normal)
+
+
+def slopes_of(at: Callable[[Array], InverseProblem], mean: Array, x, normal: bool):
+    """Of the mean of the data, in their standard deviations, and of the logarithm of these if they
+    are `normal`, `[d, *data]`."""
+
+    def moments(m):
+        problem = at(m)
+        law = problem.noise(problem.forward(x))
+        return tuple(jnp.broadcast_to(a, law.shape()) for a in (law.mean, jnp.sqrt(law.variance)))
+
+    _, sd = moments(mean)
+    scale = jnp.where(sd > 0, sd, jnp.inf)
+
+    def along(direction):
+        _, (of_mean, of_sd) = jax.jvp(moments, (mean,), (direction,))
+        return of_mean / scale, of_sd / scale if normal else jnp.zeros_like(of_sd)
+
+    return jax.lax.map(along, jnp.eye(mean.size, dtype=mean.dtype))

@@ -1,0 +1,137 @@
+"""Errors of a map where the residuals of its pixels together are not the noise of the model."""
+
+import dataclasses
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from micjax.core.problem import InverseProblem, Values
+from micjax.inference.errors.incomplete import (
+    NORMAL,
+    between,
+    growth,
+    slopes_of,
+    told_by_moments,
+)
+from micjax.inference.maps.result import MapFit
+from micjax.inference.maps.rows import Given, Rows, maps, rows
+from micjax.inference.verdicts.correlation import correlations
+
+CERTAIN = 5.0  # standard deviations of all pixels together
+EXPLAINED = 1.1  # chi^2 of a datum
+TOGETHER = 256  # pixels at a time
+SAMPLED = 8  # times so many tell the covariance
+
+
+def widened_map(pixel: InverseProblem, x: Any, y: Any, fit: MapFit, known: Given) -> MapFit:
+    """With the errors of the sandwich (see `micjax.inference.errors.incomplete`) where they are
+    larger, of the covariance that the residuals of all pixels show together.
+
+    **Arguments:**
+
+    - `pixel`: the problem of a pixel; `x`, `y`, `known` as of `fit_map`.
+    - `fit`: with covariance.
+    """
+    kind = None if fit.covariance is None or _is_noise(fit) else told_by_moments(pixel, x)
+    if kind is None:
+        return fit
+    shape, pixels = fit.status.shape, fit.status.size
+    usable = fit.usable().ravel()
+    own = maps(pixel, dict(known), shape, "known")
+    every = {n: v.reshape(pixels, *v.shape[len(shape) :]) for n, v in fit.values.items()}
+    every = own | {n: _filled(v, pixel.values()[n], usable) for n, v in every.items()}
+
+    def some(first: int) -> tuple[slice, Rows]:
+        part = slice(first, min(first + TOGETHER, pixels))
+        # as many each time, for one program
+        index = np.minimum(np.arange(first, first + TOGETHER), pixels - 1)
+        return part, {n: v[index] for n, v in every.items()}
+
+    def residuals(first: int) -> tuple[np.ndarray, np.ndarray]:
+        part, values = some(first)
+        data = rows(y, shape, part.start, part.stop).astype(float)
+        mean, sd = (np.asarray(a)[: len(data)] for a in _moments(pixel, values, x))
+        seen = np.isfinite(data) & usable[part][(..., *[None] * (data.ndim - 1))] & (sd > 0)
+        return np.where(seen, (data - mean) / np.where(sd > 0, sd, 1.0), 0.0), seen
+
+    firsts = np.arange(0, pixels, TOGETHER)
+    chosen = firsts[np.unique(np.linspace(0, len(firsts) - 1, SAMPLED).astype(int))]
+    unit, seen = (np.concatenate(a) for a in zip(*map(residuals, chosen), strict=True))
+    if not seen.any():
+        return fit
+    covariance = correlations(unit, seen).covariance
+    numbers = fit.covariance.shape[-1]
+    count = float(np.median(fit.points.ravel()[usable]))
+    covariance = covariance * (count / max(count - numbers, 1.0))  # fitted to them
+    factors = np.ones((pixels, numbers))
+    flat = fit.covariance.reshape(pixels, numbers, numbers).astype(float)
+    for first in firsts:
+        part, values = some(first)
+        slopes = (
+            np.asarray(a, float)[: part.stop - first] for a in _slopes(pixel, values, x, kind)
+        )
+        of_mean, of_scale = slopes
+        extra = between(of_mean, covariance) + 2.0 * between(of_scale, covariance**2)
+        factors[part] = growth(flat[part], extra)
+    return _times(fit, np.where(np.isfinite(factors), factors, 1.0))
+
+
+def _is_noise(fit: MapFit) -> bool:
+    """All pixels together."""
+    there = fit.usable()
+    if not there.any():
+        return True
+    root = np.sqrt(there.sum())
+    per_datum = np.sum(fit.chi_squared[there]) / max(np.sum(fit.points[there]), 1)
+    larger = np.mean(fit.excess[there]) * root > CERTAIN and per_datum > EXPLAINED
+    return not larger and np.mean(fit.correlated[there]) * root < CERTAIN
+
+
+def _filled(values: np.ndarray, own: Array, usable: np.ndarray) -> np.ndarray:
+    return np.where(usable[(..., *[None] * (values.ndim - 1))], values, np.asarray(own))
+
+
+def _times(fit: MapFit, factors: Float[np.ndarray, "pixel k"]) -> MapFit:
+    shape, sd, first = fit.status.shape, {}, 0
+    for name, old in fit.sd.items():
+        size = math.prod(old.shape[len(shape) :])
+        sd[name] = (old * factors[:, first : first + size].reshape(old.shape)).astype(old.dtype)
+        first += size
+    outer = (factors[:, :, None] * factors[:, None, :]).reshape(fit.covariance.shape)
+    covariance = (fit.covariance * outer).astype(fit.covariance.dtype)
+    grown = factors.max(axis=1).reshape(shape).astype(fit.loss.dtype)
+    return dataclasses.replace(fit, sd=sd, covariance=covariance, grown=grown)
+
+
+@eqx.filter_jit
+def _moments(pixel: InverseProblem, values: Rows, x):
+    def of_one(values):
+        at = pixel.at(values)
+        law = at.noise(at.forward(x))
+        return tuple(jnp.broadcast_to(a, law.shape()) for a in (law.mean, jnp.sqrt(law.variance)))
+
+    return jax.vmap(of_one)(values)
+
+
+@eqx.filter_jit
+def _slopes(pixel: InverseProblem, values: Rows, x, kind: str):
+    names = list(pixel.unknowns())
+    return jax.vmap(lambda own: _slopes_of_one(pixel, names, own, x, kind))(values)
+
+
+def _slopes_of_one(pixel: InverseProblem, names: list[str], values: Values, x, kind: str):
+    """By the physical values, in the order of the names."""
+    shapes = [jnp.shape(values[n]) for n in names]
+    ends = np.cumsum([math.prod(s) for s in shapes])[:-1]
+
+    def at(flat: Array) -> InverseProblem:
+        parts = zip(names, jnp.split(flat, ends), shapes, strict=True)
+        return pixel.at(values | {n: part.reshape(s) for n, part, s in parts})
+
+    mean = jnp.concatenate([jnp.ravel(values[n]) for n in names])
+    return slopes_of(at, mean, x, kind == NORMAL)
