@@ -162,7 +162,8 @@ def test_check_finds_noise_that_is_wrong(monkeypatch):
     monkeypatch.setattr(check, "certify", functools.partial(certify, draws=24))
     told = str(micjax.check(straight(), calibrate=True))
     assert "errors hold the truth as often as they say  holds" in told
-    with pytest.raises(check.ContractError, match="90 % intervals of forward.slope hold it in"):
+    # errors grow for it, and that they do says so
+    with pytest.raises(check.ContractError, match="was not its noise"):
         micjax.check(straight(4.0), calibrate=True)
 
 

@@ -115,10 +115,11 @@ def test_the_default_way_down_is_the_same_in_any_unit(scan):
 def test_noise_that_is_white_and_as_large_as_it_should_be(unit):
     x = np.zeros((60, 500))
     y = np.random.default_rng(1).normal(size=x.shape) * unit
-    measures, told = compared(level(unit), x, y)
-    assert told == [] and measures["chi_squared_per_datum"] == pytest.approx(1.0, abs=0.03)
+    left = compared(level(unit), x, y)
+    assert left.is_noise() and left.sentences() == []
+    assert left.measures["chi_squared_per_datum"] == pytest.approx(1.0, abs=0.03)
     # 1.24 over 30,000 data is 29 standard deviations
-    _, told = compared(level(unit), x, np.sqrt(1.24) * y)
+    told = compared(level(unit), x, np.sqrt(1.24) * y).sentences()
     assert len(told) == 1 and "(chi^2 per datum 1.2" in told[0]
 
 
@@ -127,13 +128,13 @@ def test_noise_that_is_coloured(correlation):
     """The factor is the true one: that of the mean of many such series."""
     n = 400
     x, y = np.zeros(n), coloured(n, correlation, seed=2)[0]
-    _, told = compared(level(), x, y)
+    told = compared(level(), x, y).sentences()
     [sentence] = [s for s in told if "Neighbouring residuals" in s]
     factor = float(sentence.split("by about ")[1].rstrip("."))
     means = coloured(n, correlation, seed=3, rows=2000).mean(axis=1)
     assert factor == pytest.approx(np.std(means) * np.sqrt(n), rel=0.25)
     y[::2] = np.nan  # no two neighbours are left
-    assert compared(level(), x, y)[1] == []
+    assert compared(level(), x, y).is_noise()
 
 
 def test_an_edge_beyond_the_scan_has_a_wide_posterior():

@@ -127,7 +127,8 @@ def _rows(module: ModuleType, key: Array | None) -> Iterator[tuple[str, str]]:
 def _calibration(module: ModuleType, key: Array | None) -> str:
     certificate = certify(module, key=key)
     wrong = {n: c for n, c in certificate.claims().items() if not c.holds()}
-    return "; ".join(
+    unlike = certificate.unlike()
+    return (unlike and unlike + " ") + "; ".join(
         f"90 % intervals of {n} hold it in {100.0 * c.ninety:.0f} % of {c.runs} runs: is its noise "
         f"what it is said to be? {c.widening:.2g} times as wide they would be right"
         for n, c in wrong.items()

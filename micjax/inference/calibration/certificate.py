@@ -26,6 +26,7 @@ from micjax.inference.starts.draw import prior_draws
 log = logging.getLogger("micjax")
 
 CLEAN = "clean"  # data of the model itself
+UNLIKE = 0.1  # of the runs on clean data: of white noise it is 1 in 500
 FEWEST = 20  # runs, of fewer of which nothing is said
 
 Stress = Mapping[str, Callable[..., Any]]
@@ -33,16 +34,19 @@ Stress = Mapping[str, Callable[..., Any]]
 
 @dataclasses.dataclass
 class Certificate:
-    """Ranks of the truth in each run, `{condition: {unknown: [array of a run, ...]}}`, and how many
-    runs gave no answer."""
+    """Ranks of the truth in each run, `{condition: {unknown: [array of a run, ...]}}`, how many
+    runs gave no answer, and in how many errors were made larger because of what was left of the
+    data."""
 
     ranks: dict[str, dict[str, list[np.ndarray]]] = dataclasses.field(default_factory=dict)
     runs: dict[str, int] = dataclasses.field(default_factory=dict)
     failures: dict[str, int] = dataclasses.field(default_factory=dict)
+    grown: dict[str, int] = dataclasses.field(default_factory=dict)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def add(self, condition: str, ranks: Ranks | None) -> None:
+    def add(self, condition: str, ranks: Ranks | None, grown: bool = False) -> None:
         """A run, or None for one without an answer."""
+        self.grown[condition] = self.grown.get(condition, 0) + grown
         self.runs[condition] = self.runs.get(condition, 0) + 1
         self.failures[condition] = self.failures.get(condition, 0) + (ranks is None)
         of = self.ranks.setdefault(condition, {})
@@ -92,9 +96,23 @@ class Certificate:
                     f"90 % intervals hold the truth in {100 * low:.0f} to {100 * high:.0f} % of "
                     f"{runs} runs on data {of}."
                 )
+            if condition == CLEAN and (unlike := self.unlike()):
+                out.append(unlike)
             if self.failures[condition]:
                 out.append(f"{self.failures[condition]} of {runs} runs {of} gave no answer.")
         return out
+
+    def unlike(self) -> str:
+        """A sentence where data that the model itself made up are not what the solutions take them
+        for."""
+        runs, grown = self.runs.get(CLEAN, 0), self.grown.get(CLEAN, 0)
+        if runs < FEWEST or grown <= UNLIKE * runs:
+            return ""
+        return (
+            f"In {grown} of {runs} runs on data made up by the model itself what was left of them "
+            "was not its noise: `problem` and `example` are not of one model, or the fits are no "
+            "good."
+        )
 
     def save(self, path: pathlib.Path) -> None:
         """As JSON, all of it or none."""
@@ -115,7 +133,9 @@ class Certificate:
                 c: {n: [np.asarray(u, float) for u in every] for n, every in of.items()}
                 for c, of in content["ranks"].items()
             }
-            return cls(ranks, content["runs"], content["failures"], content["facts"])
+            return cls(
+                ranks, content["runs"], content["failures"], content["grown"], content["facts"]
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no certificate: {error}") from error
 
@@ -173,7 +193,7 @@ def certify(
             for condition, (truth, x, y) in _made_up(
                 module, start, jax.random.fold_in(key, i), options
             ):
-                certificate.add(condition, _solved(module, start, truth, x, y, key, engine))
+                certificate.add(condition, *_solved(module, start, truth, x, y, key, engine))
             if path is not None:
                 certificate.save(path)
             show(i + 1)
@@ -206,11 +226,14 @@ def _made_up(module: ModuleType, start: InverseProblem, key: Array, options):
             yield condition, (truth, x, y)
 
 
-def _solved(module, start, truth, x, y, key: Array, engine) -> Ranks | None:
+def _solved(module, start, truth, x, y, key: Array, engine) -> tuple[Ranks | None, bool]:
+    """The ranks of a run, and whether errors grew for what was left of the data."""
     try:
         solution = solve(module, start, x, y, key=key, **(engine or {}))
     except (ValueError, ArithmeticError) as error:
         log.info("a run without an answer: %s", error)
-        return None
+        return None, False
     renamed = getattr(module, "renamed", None)
-    return ranks_of(solution, truth if renamed is None else renamed(truth, solution.problem))
+    ranks = ranks_of(solution, truth if renamed is None else renamed(truth, solution.problem))
+    laplace, arrays = solution.laplace, solution.fit.arrays if solution.fit else {}
+    return ranks, bool(laplace is not None and laplace.grown) or "grown" in arrays

@@ -68,7 +68,7 @@ class Laplace:
         with jax.enable_x64(True):
             if self.draws is not None:
                 draws = _physical(self.problem, tuple(self.names), jax.device_put(self.draws))
-                return {n: np.std(v, axis=0) for n, v in jax.device_get(draws).items()}
+                return {n: np.asarray(np.std(v, axis=0)) for n, v in jax.device_get(draws).items()}
             slope = jax.device_get(_slopes(self.problem, tuple(self.names), self.mean))
         return {
             n: np.where(

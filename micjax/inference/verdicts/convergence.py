@@ -33,12 +33,6 @@ def how_it_ended(fit: Fit, last: Stage | Search, laplace: Laplace | None) -> End
         return Ended(False, told)
     if isinstance(last, Search):
         return Ended(None, "")
-    if laplace is not None and laplace.better > BETTER:
-        return Ended(
-            False,
-            f"The fit stopped {steps} in a minimum that is not the lowest: elsewhere values are "
-            f"more likely by {laplace.better:.2g} nats. More starts may find it.",
-        )
     every = laplace is not None and set(laplace.names) == set(fit.problem.unknowns())
     if laplace is not None and laplace.left > LEFT:
         off = np.sqrt(2.0 * laplace.left)
@@ -47,6 +41,12 @@ def how_it_ended(fit: Fit, last: Stage | Search, laplace: Laplace | None) -> End
             False,
             f"The fit stopped {steps} and has not converged{of}: the curvature promises "
             f"{laplace.left:.2g} nats more, and values may be off by {off:.2g} of their errors.",
+        )
+    if laplace is not None and laplace.better > BETTER:
+        return Ended(
+            False,
+            f"The fit stopped {steps} in a minimum that is not the lowest: elsewhere values are "
+            f"more likely by {laplace.better:.2g} nats. More starts may find it.",
         )
     if every:
         return Ended(True, f"The fit converged {steps}.")

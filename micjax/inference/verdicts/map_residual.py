@@ -89,7 +89,7 @@ def _is_noise(fit: MapFit) -> bool:
     root = np.sqrt(there.sum())
     per_datum = np.sum(fit.chi_squared[there]) / max(np.sum(fit.points[there]), 1)
     larger = np.mean(fit.excess[there]) * root > CERTAIN and per_datum > EXPLAINED
-    return not larger and np.mean(fit.correlated[there]) * root < CERTAIN
+    return bool(not larger and np.mean(fit.correlated[there]) * root < CERTAIN)
 
 
 def _filled(values: np.ndarray, own: Array, usable: np.ndarray) -> np.ndarray:
