@@ -21,6 +21,7 @@ from micjax.inference.solution import Solution
 from micjax.instruments import records
 from micjax.io import Field, FieldAxis, write_nexus
 from micjax.problems import edge
+from micjax.run.jobs import explore_report
 from micjax.run.jobs.explore import Exploration, check_code, source_of
 from micjax.run.jobs.explore_report import _along
 from micjax.run.plans.plan import make_plan, with_settings
@@ -224,6 +225,19 @@ def test_a_line_is_explored_and_reported(folder, capsys, monkeypatch):
     page = (folder / "run" / "report.html").read_text()
     assert page.count("data:image/png") >= 2 and ">nan<" not in page
     assert (folder / "run" / "measurements.csv").read_text().startswith("u,height,")
+
+
+def test_of_a_large_image_some_places_are_mapped(seen_before, folder, capsys, monkeypatch):
+    few = functools.partial(streaming.begin, particles=16)
+    monkeypatch.setattr(streaming, "begin", few)
+    monkeypatch.setattr(explore_report, "MOST", 40)
+    plan = {"measure": "sample.nxs", "channel": "now", "outcome": "now", "budget": 5}
+    assert main(["explore", written(plan), "--out", "run"]) == 0
+    assert "one of 2 x 2 places of the file" in capsys.readouterr().out
+    with h5py.File(folder / "run" / "result.nxs") as file:
+        shapes = []
+        file.visititems(lambda _, item: shapes.append(getattr(item, "shape", ())))
+    assert (5, 6) in shapes and (10, 12) not in shapes
 
 
 def test_status_while_it_runs_and_a_stop_on_request(folder, capsys, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from micjax.active.acquire.scalarise import scale_of
+from micjax.active.gp import mixture
 from micjax.active.identity import told_apart
 from micjax.active.learner.belief import physical_model, plain_model
 from micjax.active.learner.cost import Cost
@@ -442,6 +443,21 @@ def test_a_physical_model_learns_its_unknowns():
         learner.ingest([{**point, "s": signal + 0.02 * rng.normal()}])
     mean = learner.belief.states[0].problem.forward.mean.forward
     assert abs(float(mean.edge_nm) - 1.2) < 0.1
+
+
+def test_many_points_are_predicted_in_blocks_and_by_some_draws(monkeypatch):
+    learner = Learner(BOX, outcome="signal")
+    points = np.random.default_rng(0).uniform(size=(9, 2))
+    learner.ingest([{"u": u, "v": v, "signal": u - v**2} for u, v in points.tolist()])
+    whole = learner.predict(GRID)
+    monkeypatch.setattr(mixture, "TOGETHER", len(GRID) // 2 - 3)
+    blocks = learner.predict(GRID)
+    for all_at_once, one_by_one in zip(whole, blocks, strict=True):
+        np.testing.assert_allclose(one_by_one, all_at_once, atol=1e-7)
+    fewer = learner.predict(GRID, draws=32)
+    width = whole.upper - whole.lower
+    assert np.all(np.abs(fewer.median - whole.median) < 0.2 * width)
+    assert 0.8 < np.mean(fewer.upper - fewer.lower) / np.mean(width) < 1.25
 
 
 def test_few_data_are_no_model():

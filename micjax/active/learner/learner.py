@@ -291,13 +291,19 @@ class Learner:
             raise ValueError(f"{len(self.data[1])} data are too few for a model; two are needed")
         return self._belief
 
-    def predict(self, points: Sequence[Mapping[str, Any]] | np.ndarray) -> Prediction:
-        """What a measurement at these points would give; points as settings or `[m, d]` numbers."""
+    def predict(
+        self, points: Sequence[Mapping[str, Any]] | np.ndarray, draws: int | None = None
+    ) -> Prediction:
+        """What a measurement at these points would give; points as settings or `[m, d]` numbers.
+
+        **Arguments:**
+
+        - `draws`: of models and hyper-parameters at most so many, by their weights: quicker, where
+            points are many.
+        """
         if not isinstance(points, np.ndarray):
             points = np.asarray([self.space.numbers(point) for point in points])
-        parts = self.belief.predicts(points)
-        lower, median, upper = predictive.quantiles(parts, (0.05, 0.5, 0.95))
-        return Prediction(median, lower, upper, predictive.uncertainty(parts))
+        return predictive.prediction(self.belief.predictive(draws), points)
 
     def reckoned(self, points: Float[np.ndarray, "m d"]) -> Prediction:
         """What a suggestion reckons with at these points: quicker than `predict`, with fewer draws
