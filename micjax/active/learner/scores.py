@@ -8,8 +8,9 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
+from micjax.active.acquire import noisy
 from micjax.active.acquire import values as acquisition
-from micjax.active.gp.mixture import Mixture, in_blocks
+from micjax.active.gp.mixture import OVER_STATES, Mixture, in_blocks
 from micjax.active.learner.cost import travel
 from micjax.core.precision import double
 
@@ -24,6 +25,8 @@ class Context(NamedTuple):
     level: Float[Array, ""]  # to straddle, or above which outcomes are among the best
     paths: Any  # posterior draws, for Thompson and the maxima
     maxima: Float[Array, "draws"]
+    truths: Any  # what the function may be at the data by each part, for the noisy improvement
+    among: Float[Array, "k d"]  # points of which the best is chosen in the end
     position: Float[Array, "d"]
     rates: Float[Array, "d"]
     fixed_s: Float[Array, ""]  # settling and dwell; 1 where time does not count
@@ -58,6 +61,21 @@ def _log_ei(points, mixture, context):
     told = acquisition.sd_of_next_mean(sd, noise)
     each = acquisition.log_expected_improvement(mean, told, context.best)
     return _over_states(each, points, mixture, context)
+
+
+def _noisy_ei(points, mixture, context):
+    over = eqx.filter_vmap(noisy.log_noisy_improvement, in_axes=(None, OVER_STATES, 0, None))
+    each = [
+        over(points, part, drawn, context.sign)
+        for part, drawn in zip(mixture.parts, context.truths, strict=True)
+    ]
+    return _over_states(jnp.concatenate(each), points, mixture, context)
+
+
+def _knowledge_gradient(points, mixture, context):
+    over = eqx.filter_vmap(noisy.log_knowledge, in_axes=(None, OVER_STATES, None, None))
+    each = [over(points, part, context.among, context.sign) for part in mixture.parts]
+    return _over_states(jnp.concatenate(each), points, mixture, context)
 
 
 def _log_pi(points, mixture, context):
@@ -129,6 +147,8 @@ SCORES = {
     name: _elsewhere(score)
     for name, score in {
         "log_ei": _log_ei,
+        "noisy_ei": _noisy_ei,
+        "knowledge_gradient": _knowledge_gradient,
         "ucb": _ucb,
         "pi": _log_pi,
         "among_best": _among_best,
@@ -150,6 +170,14 @@ def scores(score, points, mixture, context: Context) -> Float[np.ndarray, "m"]:
 @eqx.filter_jit
 def _scores(score, points, mixture, context):
     return score(points, mixture, context)
+
+
+@double
+@eqx.filter_jit
+def truths(mixture: Mixture, z, sign) -> tuple[noisy.Truths, ...]:
+    """What the function may be at the data, by each state of each part."""
+    over = eqx.filter_vmap(noisy.truths, in_axes=(OVER_STATES, None, None))
+    return tuple(over(part, jnp.asarray(z), jnp.asarray(sign)) for part in mixture.parts)
 
 
 @double
