@@ -48,6 +48,29 @@ def counted(u, v=0.2):
         raise KeyboardInterrupt
     return hill(u, v)
 """
+POLICY = """
+class Halves:  # somebody's optimiser: halves the interval again and again
+    def __init__(self, space, *, outcome, goal, seed, first=0.5):
+        self.names, self.outcome, self.goal = space.names, outcome, goal
+        self.told, self.next = [], first
+
+    def suggest(self, num_points=None):
+        return [{n: self.next for n in self.names} for _ in range(num_points or 1)]
+
+    def ingest(self, points):
+        self.told += [p[self.outcome] for p in points]
+        self.next *= 0.5
+
+    def should_stop(self):
+        return len(self.told) == 4, "it is halved enough"
+
+def Outside(space, **_):
+    policy = Halves(space, outcome="height", goal="maximise", seed=0, first=1.5)
+    return policy
+
+def Nothing(space, **_):
+    return space
+"""
 AXES = {"u": {"lower": 0.0, "upper": 1.0}, "v": {"lower": 0.0, "upper": 1.0, "unit": "V"}}
 PLAN = {"measure": "hilly:hill", "axes": AXES, "budget": 9, "initial": 6, "outcome": "height"}
 LINE = {**PLAN, "axes": {"u": AXES["u"]}}  # what it compiles, the tests share
@@ -57,9 +80,10 @@ LINE = {**PLAN, "axes": {"u": AXES["u"]}}  # what it compiles, the tests share
 def folder(tmp_path, monkeypatch):
     (tmp_path / "hilly.py").write_text(HILL)
     (tmp_path / "device.py").write_text(DEVICE)
+    (tmp_path / "policies.py").write_text(POLICY)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("hilly", "device"):
+    for name in ("hilly", "device", "policies"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
@@ -147,6 +171,41 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(folder, unreported):
     assert main(["explore", written(whole), "--out", "broken", "--resume"]) == 0
     first, second = ([record.at for _, record in records(n)] for n in ("whole", "broken"))
     assert first == second and len(first) == 7
+
+
+def test_the_optimiser_of_somebody_else_suggests(folder, capsys, monkeypatch):
+    def conclude(exploration, *_):
+        statements = explore_report._statements(exploration, None, None)
+        return Solution(edge.problem(), statements=statements)
+
+    monkeypatch.setattr("micjax.run.jobs.kinds.conclude", conclude)
+    halved = {**LINE, "policy": "policies:Halves", "policy_options": {"first": 0.8}}
+    assert main(["explore", written({**halved, "budget": 3}), "--out", "run"]) == 0
+    assert "policies:Halves suggested what to measure" in capsys.readouterr().out
+    assert main(["explore", written(halved), "--out", "run", "--resume"]) == 0
+    assert "stopped: it is halved enough" in capsys.readouterr().out
+    places = [record.at["u"] for _, record in records("run")]
+    np.testing.assert_allclose(places, [0.8, 0.4, 0.2, 0.1])
+    with np.load(folder / "run" / "state.npz") as believed:
+        np.testing.assert_allclose(believed["points"][:, 0], places)
+    other = {**halved, "policy_options": {"first": 0.6}}
+    assert main(["explore", written(other), "--out", "run", "--resume"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy": "os:system"}, "os"),
+        ({"policy": "policies:Halved"}, "defines no 'Halved'"),
+        ({"policy": "policies:Nothing"}, "gave a Space, which has not both suggest"),
+        ({"policy_options": {"first": 0.5}}, "are for a `policy`"),
+        ({"policy": "policies:Outside"}, "the policy suggests {'u': 1.5}: axis u: 1.5"),
+    ],
+)
+def test_bad_policies_are_told(folder, capsys, change, message):
+    assert main(["explore", written(LINE | change), "--out", "run"]) != 0
+    said = capsys.readouterr().err.strip()
+    assert message in said and "Traceback" not in said
 
 
 def test_another_plan_or_a_changed_journal_is_refused(folder, capsys, unreported):

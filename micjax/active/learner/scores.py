@@ -22,6 +22,7 @@ class Context(NamedTuple):
 
     sign: Float[Array, ""]  # -1 to minimise
     best: Float[Array, "states 1"]  # the best value so far by each state
+    repeats: Float[Array, ""]  # 0 where nothing can be measured twice, else 1
     level: Float[Array, ""]  # to straddle, or above which outcomes are among the best
     paths: Any  # posterior draws, for Thompson and the maxima
     maxima: Float[Array, "draws"]
@@ -57,8 +58,9 @@ def _over_states(each, points, mixture: Mixture, context: Context):
 def _log_ei(points, mixture, context):
     mean, sd, noise = _each(points, mixture, context)
     # of the mean that there will be after a datum with its noise: a better outcome is worth
-    # nothing where the function cannot be told to be better
-    told = acquisition.sd_of_next_mean(sd, noise)
+    # nothing where the function cannot be told to be better. Where every candidate is measured
+    # once the outcome is all that there will ever be of it
+    told = acquisition.sd_of_next_mean(sd, context.repeats * noise)
     each = acquisition.log_expected_improvement(mean, told, context.best)
     return _over_states(each, points, mixture, context)
 

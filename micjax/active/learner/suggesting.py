@@ -126,6 +126,7 @@ class Choice:
             return Context(
                 sign=jnp.asarray(sign),
                 best=mixtures.best_known(self.mixture, sign),
+                repeats=jnp.asarray(float(space.candidates is None)),
                 level=jnp.asarray(self._level()),
                 paths=paths,
                 maxima=jnp.asarray(maxima, float),

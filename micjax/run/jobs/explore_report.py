@@ -226,6 +226,11 @@ def _statements(exploration: Exploration, errors: Laplace | None, maps: Maps | N
     learner, lines = exploration.learner, []
     _, outcomes = learner.data
     lines.append(f"{len(outcomes)} measurements; stopped: {exploration.stop_reason}.")
+    if exploration.plan.policy is not None:
+        lines.append(
+            f"{exploration.plan.policy} suggested what to measure; what is believed, and the "
+            "acquisition, are those of the learner, who was told the same."
+        )
     best = learner.get_best_points()
     if best and exploration.plan.goal in ("maximise", "minimise", "find"):
         _, settings, outcome = best[0]
