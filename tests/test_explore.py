@@ -11,6 +11,8 @@ import h5py
 import numpy as np
 import pytest
 import yaml
+from bokeh.document import Document
+from bokeh.plotting import figure as bokeh_figure
 
 from micjax.__main__ import main
 from micjax.active import streaming
@@ -19,12 +21,16 @@ from micjax.active.learner.signals import SIGNALS, signal
 from micjax.active.learner.space import SearchAxis
 from micjax.inference.solution import Solution
 from micjax.instruments import records
+from micjax.instruments.journal_reader import journal_lines
 from micjax.io import Field, FieldAxis, write_nexus
 from micjax.problems import edge
+from micjax.report import exploration as report_figures
+from micjax.report.live import fill
 from micjax.run.jobs import explore_report
 from micjax.run.jobs.explore import Exploration, check_code, source_of
 from micjax.run.jobs.explore_report import _along
 from micjax.run.plans.plan import make_plan, with_settings
+from micjax.run.watch import view_of
 
 HILL = """
 import pathlib
@@ -326,6 +332,43 @@ def test_status_while_it_runs_and_a_stop_on_request(folder, capsys, monkeypatch)
     assert "nothing is being measured" in capsys.readouterr().out
     with pytest.raises(ValueError, match="nothing is being measured"):
         request_stop("run")
+
+
+def test_categories_have_their_names(folder, capsys, unreported):
+    axes = {"u": AXES["u"], "v": {"categories": [0.3, 0.2]}}
+    plan = {**PLAN, "axes": axes, "initial": 5, "budget": 4}
+    assert main(["explore", written(plan), "--out", "run"]) == 0
+    capsys.readouterr()
+    assert main(["status", "run"]) == 0
+    (*_, (_, last)) = records("run")
+    name = [0.3, 0.2][round(last.at["v"])]
+    assert re.search(rf"Last: measure at u = 0\.\d+, v = {name}\.", capsys.readouterr().out)
+    with np.load(folder / "run" / "state.npz") as believed:
+        assert set(believed["along1"].tolist()) == {0.0, 1.0}  # between them there is nothing
+    view = view_of(folder / "run")
+    assert view.categories == {"v": ["0.3", "0.2"]}
+    document = Document()
+    fill(document, lambda: view, lambda: None)
+    plots = [p for p in document.select({"type": bokeh_figure}) if "median" in p.title.text]
+    assert plots[0].xaxis[0].major_label_overrides == {0: "0.3", 1: "0.2"}
+    lines = journal_lines(folder / "run")
+    named = [p for line in lines if line["kind"] == "suggested" for p in line["points"]]
+    assert {p["v"] for p in named} <= {0.3, 0.2}
+
+
+def test_categories_stand_at_the_axes_of_figures():
+    x = np.arange(3.0)
+    profile = {n: x for n in ("x", "median", "lower", "upper", "points", "outcomes")}
+    named = {**profile, "categories": ["dart", "be", "ac"]}
+    figure = report_figures.slices([profile, named], ["u", "mode"], "height")
+    first, second = figure.axes[:2]
+    assert [t.get_text() for t in second.get_xticklabels()] == ["dart", "be", "ac"]
+    assert "dart" not in [t.get_text() for t in first.get_xticklabels()]
+    panels, ends = {"height": np.zeros((2, 3))}, (-0.5, 2.5, 1.5, -0.5)
+    where = np.zeros((1, 2))
+    names = (("off", "on"), ())
+    figure = report_figures.maps(panels, ends, ("v", "u"), where, categories=names)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["off", "on"]
 
 
 def until(true, seconds=60.0):

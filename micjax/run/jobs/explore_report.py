@@ -269,6 +269,10 @@ def _readable(axis: SearchAxis) -> tuple[float, str]:
     return scale, f"{axis.name} ({unit})" if unit else axis.name
 
 
+def _category_names(axis: SearchAxis) -> list[str]:
+    return [str(name) for name in axis.categories]
+
+
 def _map_figure(exploration: Exploration, maps: Maps) -> Figure:
     scales, labels = zip(*map(_readable, exploration.source.space.axes), strict=True)
     y, x = (v * scale for v, scale in zip(maps.axes, scales, strict=True))
@@ -288,7 +292,8 @@ def _map_figure(exploration: Exploration, maps: Maps) -> Figure:
     points, _ = exploration.learner.data
     following = np.unravel_index(int(np.nanargmax(maps.acquisition)), maps.acquisition.shape)
     where = np.asarray([y[following[0]], x[following[1]]])
-    return figures.maps(panels, extent, labels, points * scales, where)
+    named = tuple(map(_category_names, exploration.source.space.axes))
+    return figures.maps(panels, extent, labels, points * scales, where, named)
 
 
 def _slice_figure(exploration: Exploration) -> Figure:
@@ -302,6 +307,7 @@ def _slice_figure(exploration: Exploration) -> Figure:
         line = np.repeat(best[None], len(along), axis=0)
         line[:, i] = along
         measured = {"points": points[:, i] * scale, "outcomes": outcomes}
+        measured["categories"] = _category_names(space.axes[i])
         profiles.append({"x": along * scale, **learner.predict(line)._asdict(), **measured})
     return figures.slices(profiles, labels, exploration.plan.outcome)
 
