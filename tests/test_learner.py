@@ -375,6 +375,26 @@ def test_waiting_and_failed_points_compile_nothing():
     assert compilations(later) == 0
 
 
+def test_a_candidate_is_used_up_wherever_it_was_measured(tmp_path):
+    """By its `_id`; the model learns where the instrument was."""
+    options = {"initial": 3, "outcome": "signal", "file": tmp_path / "learner.json"}
+    learner = Learner(Space(BOX.axes, GRID), **options)
+    suggested, learnt = [], []
+    for shift in (0.004, -0.003, 0.002, 0.001):
+        (point,) = learner.suggest()
+        suggested.append(BOX.numbers(point))
+        there = {**point, "u": point["u"] + shift}
+        learnt.append([min(max(there["u"], 0.0), 1.0), there["v"]])
+        learner.ingest([{**there, "signal": there["u"] - there["v"] ** 2}])
+    np.testing.assert_array_equal(learner.data[0], learnt)
+    assert len(set(suggested)) == 4
+    assert learner._free().sum() == len(GRID) - 4
+    learner.checkpoint()
+    again = Learner(Space(BOX.axes, GRID), **options)
+    again.restore()
+    assert again._free().sum() == len(GRID) - 4 and again.suggest() == learner.suggest()
+
+
 def test_a_candidate_that_comes_back_in_float32_is_measured():
     space = Space([SearchAxis("u", 0.0, 1.0)], np.linspace(0.0, 1.0, 11)[:, None])
     learner = Learner(space, initial=12)

@@ -44,6 +44,7 @@ class Choice:
     - `points`, `y`: what has been measured.
     - `waiting`: what will be.
     - `failures`: what could not be.
+    - `used`: suggestions that were measured, somewhere near.
     - `position`: where the instrument is.
     """
 
@@ -55,6 +56,7 @@ class Choice:
     y: Float[np.ndarray, "n"]
     waiting: tuple[Numbers, ...]
     failures: tuple[Numbers, ...]
+    used: frozenset[Numbers]
     position: Float[np.ndarray, "d"]
 
     def best(self, key: Array) -> Numbers:
@@ -95,7 +97,8 @@ class Choice:
     @functools.cached_property
     def free(self) -> np.ndarray:
         """Which candidates are neither measured, nor pending, nor failed."""
-        return self.space.free({*self.waiting, *self.failures, *map(tuple, self.points.tolist())})
+        measured = {*self.used, *map(tuple, self.points.tolist())}
+        return self.space.free({*self.waiting, *self.failures, *measured})
 
     @functools.cached_property
     def mixture(self) -> Mixture:
