@@ -23,7 +23,7 @@ from micjax.active.gp.draws import plausible
 from micjax.active.gp.evidence import Evidence, fit_evidence
 from micjax.active.gp.kernels import RBF, Categorical, Kernel, Matern, Over
 from micjax.active.gp.mixture import Mixture
-from micjax.active.learner.predictive import Draws, thinned
+from micjax.active.learner.predictive import Predictor, thinned
 from micjax.active.learner.space import Space
 from micjax.core.problem import InverseProblem
 from micjax.inference.errors.laplace import laplace
@@ -56,7 +56,7 @@ class Belief:
     mixture: Mixture
     scale: Scale
     memory: Any
-    predictive: Callable[[int | None], list[Draws]]
+    predictive: Callable[[int | None], list[Predictor]]
 
     @property
     def singular(self) -> bool:
@@ -148,10 +148,10 @@ class _Prediction:
     y: Outcomes
     few: bool
 
-    def __call__(self, draws: int | None = None) -> list[Draws]:
+    def __call__(self, draws: int | None = None) -> list[Predictor]:
         kept = thinned([(log_weight, values) for _, log_weight, values in self.draws], draws)
         return [
-            Draws.of(fit.scale, log_weight, fit.evidence.problem, values, fit.observed, fit.z)
+            Predictor.of(fit.scale, log_weight, fit.evidence.problem, values, fit.observed, fit.z)
             for (fit, *_), (log_weight, values) in zip(self.draws, kept, strict=True)
             if len(log_weight)
         ]

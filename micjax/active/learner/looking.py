@@ -19,7 +19,7 @@ from micjax.active.gp import deep as deep_kernel
 from micjax.active.gp import process as gp
 from micjax.active.gp.mixture import Mixture, of_states
 from micjax.active.learner.belief import Belief, Outcomes, Points
-from micjax.active.learner.predictive import Draws
+from micjax.active.learner.predictive import Predictor
 from micjax.active.learner.space import Space
 from micjax.core.problem import InverseProblem
 
@@ -121,7 +121,7 @@ class Looking:
         )
 
 
-def _predictive(states: Mixture, scale: Scale, _=None) -> list[Draws]:
+def _predictive(states: Mixture, scale: Scale, _=None) -> list[Predictor]:
     """All of the networks, which are few however many draws are asked for."""
     (part,) = states.parts
-    return [Draws(scale, np.asarray(states.log_weight), part)]
+    return [Predictor(scale, np.asarray(states.log_weight), part)]

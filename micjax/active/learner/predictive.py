@@ -47,7 +47,7 @@ class Part(NamedTuple):
     noise: Float[np.ndarray, "k m"]  # variance of a measurement beside it
 
 
-def prediction(models: Sequence["Draws"], points: Float[ArrayLike, "m d"]) -> Prediction:
+def prediction(models: Sequence["Predictor"], points: Float[ArrayLike, "m d"]) -> Prediction:
     """What all models together predict."""
 
     def block(some: Float[ArrayLike, "k d"]) -> Prediction:
@@ -140,7 +140,7 @@ def uncertainty(parts: Sequence[Part]) -> Float[np.ndarray, "m"]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Draws:
+class Predictor:
     """One process at `k` draws of its unknowns, conditioned on the data: a `Part` of any points."""
 
     scale: Scale
