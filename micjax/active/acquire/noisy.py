@@ -37,10 +37,13 @@ def truths(state: State, z: Float[Array, "draws capacity"], sign: Float[Array, "
     forward, points, present = state.problem.forward, state.observed.points, state.observed.present
     variance, none = forward.variance(points), jnp.zeros(len(present))
     mean, covariance = joint(state, points)
-    spread, _ = jittered_cholesky(masked(covariance, none, present), variance)
-    values = mean + present * (z @ spread.T)
     factor, _ = jittered_cholesky(masked(forward.covariance(points, points), none, present))
     root = inverse_lower(factor)
+    # a zero, for which the second loop of factorisations has to wait: two at once can block each
+    # other on a CPU
+    covariance = covariance + 0.0 * root[0, 0]
+    spread, _ = jittered_cholesky(masked(covariance, none, present), variance)
+    values = mean + present * (z @ spread.T)
     white = (present * (values - forward.mean(points))) @ root.T
     best = jnp.max(jnp.where(present > 0.0, sign * values, -jnp.inf), axis=1)
     return Truths(root, white, best)

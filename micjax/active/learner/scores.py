@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
@@ -175,11 +176,17 @@ def _scores(score, points, mixture, context):
 
 
 @double
-@eqx.filter_jit
 def truths(mixture: Mixture, z, sign) -> tuple[noisy.Truths, ...]:
     """What the function may be at the data, by each state of each part."""
-    over = eqx.filter_vmap(noisy.truths, in_axes=(OVER_STATES, None, None))
-    return tuple(over(part, jnp.asarray(z), jnp.asarray(sign)) for part in mixture.parts)
+    z, sign = jnp.asarray(z), jnp.asarray(sign)
+    # one part after the other, see `noisy.truths`
+    return tuple(jax.block_until_ready(_truths(part, z, sign)) for part in mixture.parts)
+
+
+@eqx.filter_jit
+def _truths(part, z, sign) -> noisy.Truths:
+    arrays, rest = eqx.partition(part, eqx.is_array)
+    return jax.lax.map(lambda some: noisy.truths(eqx.combine(some, rest), z, sign), arrays)
 
 
 @double
