@@ -11,6 +11,8 @@ import h5py
 import numpy as np
 import pytest
 import yaml
+from bokeh.document import Document
+from bokeh.plotting import figure as bokeh_figure
 
 from micjax.__main__ import main
 from micjax.active import streaming
@@ -19,11 +21,16 @@ from micjax.active.learner.signals import SIGNALS, signal
 from micjax.active.learner.space import SearchAxis
 from micjax.inference.solution import Solution
 from micjax.instruments import records
+from micjax.instruments.journal_reader import journal_lines
 from micjax.io import Field, FieldAxis, write_nexus
 from micjax.problems import edge
+from micjax.report import exploration as report_figures
+from micjax.report.live import fill
+from micjax.run.jobs import explore_report
 from micjax.run.jobs.explore import Exploration, check_code, source_of
 from micjax.run.jobs.explore_report import _along
 from micjax.run.plans.plan import make_plan, with_settings
+from micjax.run.watch import view_of
 
 HILL = """
 import pathlib
@@ -47,6 +54,29 @@ def counted(u, v=0.2):
         raise KeyboardInterrupt
     return hill(u, v)
 """
+POLICY = """
+class Halves:  # somebody's optimiser: halves the interval again and again
+    def __init__(self, space, *, outcome, goal, seed, first=0.5):
+        self.names, self.outcome, self.goal = space.names, outcome, goal
+        self.told, self.next = [], first
+
+    def suggest(self, num_points=None):
+        return [{n: self.next for n in self.names} for _ in range(num_points or 1)]
+
+    def ingest(self, points):
+        self.told += [p[self.outcome] for p in points]
+        self.next *= 0.5
+
+    def should_stop(self):
+        return len(self.told) == 4, "it is halved enough"
+
+def Outside(space, **_):
+    policy = Halves(space, outcome="height", goal="maximise", seed=0, first=1.5)
+    return policy
+
+def Nothing(space, **_):
+    return space
+"""
 AXES = {"u": {"lower": 0.0, "upper": 1.0}, "v": {"lower": 0.0, "upper": 1.0, "unit": "V"}}
 PLAN = {"measure": "hilly:hill", "axes": AXES, "budget": 9, "initial": 6, "outcome": "height"}
 LINE = {**PLAN, "axes": {"u": AXES["u"]}}  # what it compiles, the tests share
@@ -56,9 +86,10 @@ LINE = {**PLAN, "axes": {"u": AXES["u"]}}  # what it compiles, the tests share
 def folder(tmp_path, monkeypatch):
     (tmp_path / "hilly.py").write_text(HILL)
     (tmp_path / "device.py").write_text(DEVICE)
+    (tmp_path / "policies.py").write_text(POLICY)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in ("hilly", "device"):
+    for name in ("hilly", "device", "policies"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return tmp_path
 
@@ -148,6 +179,41 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(folder, unreported):
     assert first == second and len(first) == 7
 
 
+def test_the_optimiser_of_somebody_else_suggests(folder, capsys, monkeypatch):
+    def conclude(exploration, *_):
+        statements = explore_report._statements(exploration, None, None)
+        return Solution(edge.problem(), statements=statements)
+
+    monkeypatch.setattr("micjax.run.jobs.kinds.conclude", conclude)
+    halved = {**LINE, "policy": "policies:Halves", "policy_options": {"first": 0.8}}
+    assert main(["explore", written({**halved, "budget": 3}), "--out", "run"]) == 0
+    assert "policies:Halves suggested what to measure" in capsys.readouterr().out
+    assert main(["explore", written(halved), "--out", "run", "--resume"]) == 0
+    assert "stopped: it is halved enough" in capsys.readouterr().out
+    places = [record.at["u"] for _, record in records("run")]
+    np.testing.assert_allclose(places, [0.8, 0.4, 0.2, 0.1])
+    with np.load(folder / "run" / "state.npz") as believed:
+        np.testing.assert_allclose(believed["points"][:, 0], places)
+    other = {**halved, "policy_options": {"first": 0.6}}
+    assert main(["explore", written(other), "--out", "run", "--resume"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"policy": "os:system"}, "os"),
+        ({"policy": "policies:Halved"}, "defines no 'Halved'"),
+        ({"policy": "policies:Nothing"}, "gave a Space, which has not both suggest"),
+        ({"policy_options": {"first": 0.5}}, "are for a `policy`"),
+        ({"policy": "policies:Outside"}, "the policy suggests {'u': 1.5}: axis u: 1.5"),
+    ],
+)
+def test_bad_policies_are_told(folder, capsys, change, message):
+    assert main(["explore", written(LINE | change), "--out", "run"]) != 0
+    said = capsys.readouterr().err.strip()
+    assert message in said and "Traceback" not in said
+
+
 def test_another_plan_or_a_changed_journal_is_refused(folder, capsys, unreported):
     plan = written({**PLAN, "budget": 6})
     assert main(["explore", plan, "--out", "run"]) == 0
@@ -226,6 +292,19 @@ def test_a_line_is_explored_and_reported(folder, capsys, monkeypatch):
     assert (folder / "run" / "measurements.csv").read_text().startswith("u,height,")
 
 
+def test_of_a_large_image_some_places_are_mapped(seen_before, folder, capsys, monkeypatch):
+    few = functools.partial(streaming.begin, particles=16)
+    monkeypatch.setattr(streaming, "begin", few)
+    monkeypatch.setattr(explore_report, "MOST", 40)
+    plan = {"measure": "sample.nxs", "channel": "now", "outcome": "now", "budget": 5}
+    assert main(["explore", written(plan), "--out", "run"]) == 0
+    assert "one of 2 x 2 places of the file" in capsys.readouterr().out
+    with h5py.File(folder / "run" / "result.nxs") as file:
+        shapes = []
+        file.visititems(lambda _, item: shapes.append(getattr(item, "shape", ())))
+    assert (5, 6) in shapes and (10, 12) not in shapes
+
+
 def test_status_while_it_runs_and_a_stop_on_request(folder, capsys, monkeypatch):
     reasons, empty = [], Solution(edge.problem())
 
@@ -253,6 +332,43 @@ def test_status_while_it_runs_and_a_stop_on_request(folder, capsys, monkeypatch)
     assert "nothing is being measured" in capsys.readouterr().out
     with pytest.raises(ValueError, match="nothing is being measured"):
         request_stop("run")
+
+
+def test_categories_have_their_names(folder, capsys, unreported):
+    axes = {"u": AXES["u"], "v": {"categories": [0.3, 0.2]}}
+    plan = {**PLAN, "axes": axes, "initial": 5, "budget": 4}
+    assert main(["explore", written(plan), "--out", "run"]) == 0
+    capsys.readouterr()
+    assert main(["status", "run"]) == 0
+    (*_, (_, last)) = records("run")
+    name = [0.3, 0.2][round(last.at["v"])]
+    assert re.search(rf"Last: measure at u = 0\.\d+, v = {name}\.", capsys.readouterr().out)
+    with np.load(folder / "run" / "state.npz") as believed:
+        assert set(believed["along1"].tolist()) == {0.0, 1.0}  # between them there is nothing
+    view = view_of(folder / "run")
+    assert view.categories == {"v": ["0.3", "0.2"]}
+    document = Document()
+    fill(document, lambda: view, lambda: None)
+    plots = [p for p in document.select({"type": bokeh_figure}) if "median" in p.title.text]
+    assert plots[0].xaxis[0].major_label_overrides == {0: "0.3", 1: "0.2"}
+    lines = journal_lines(folder / "run")
+    named = [p for line in lines if line["kind"] == "suggested" for p in line["points"]]
+    assert {p["v"] for p in named} <= {0.3, 0.2}
+
+
+def test_categories_stand_at_the_axes_of_figures():
+    x = np.arange(3.0)
+    profile = {n: x for n in ("x", "median", "lower", "upper", "points", "outcomes")}
+    named = {**profile, "categories": ["dart", "be", "ac"]}
+    figure = report_figures.slices([profile, named], ["u", "mode"], "height")
+    first, second = figure.axes[:2]
+    assert [t.get_text() for t in second.get_xticklabels()] == ["dart", "be", "ac"]
+    assert "dart" not in [t.get_text() for t in first.get_xticklabels()]
+    panels, ends = {"height": np.zeros((2, 3))}, (-0.5, 2.5, 1.5, -0.5)
+    where = np.zeros((1, 2))
+    names = (("off", "on"), ())
+    figure = report_figures.maps(panels, ends, ("v", "u"), where, categories=names)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["off", "on"]
 
 
 def until(true, seconds=60.0):

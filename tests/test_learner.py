@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from micjax.active.acquire.scalarise import scale_of
+from micjax.active.gp import mixture
 from micjax.active.identity import told_apart
 from micjax.active.learner.belief import physical_model, plain_model
 from micjax.active.learner.cost import Cost
@@ -374,6 +375,26 @@ def test_waiting_and_failed_points_compile_nothing():
     assert compilations(later) == 0
 
 
+def test_a_candidate_is_used_up_wherever_it_was_measured(tmp_path):
+    """By its `_id`; the model learns where the instrument was."""
+    options = {"initial": 3, "outcome": "signal", "file": tmp_path / "learner.json"}
+    learner = Learner(Space(BOX.axes, GRID), **options)
+    suggested, learnt = [], []
+    for shift in (0.004, -0.003, 0.002, 0.001):
+        (point,) = learner.suggest()
+        suggested.append(BOX.numbers(point))
+        there = {**point, "u": point["u"] + shift}
+        learnt.append([min(max(there["u"], 0.0), 1.0), there["v"]])
+        learner.ingest([{**there, "signal": there["u"] - there["v"] ** 2}])
+    np.testing.assert_array_equal(learner.data[0], learnt)
+    assert len(set(suggested)) == 4
+    assert learner._free().sum() == len(GRID) - 4
+    learner.checkpoint()
+    again = Learner(Space(BOX.axes, GRID), **options)
+    again.restore()
+    assert again._free().sum() == len(GRID) - 4 and again.suggest() == learner.suggest()
+
+
 def test_a_candidate_that_comes_back_in_float32_is_measured():
     space = Space([SearchAxis("u", 0.0, 1.0)], np.linspace(0.0, 1.0, 11)[:, None])
     learner = Learner(space, initial=12)
@@ -442,6 +463,21 @@ def test_a_physical_model_learns_its_unknowns():
         learner.ingest([{**point, "s": signal + 0.02 * rng.normal()}])
     mean = learner.belief.states[0].problem.forward.mean.forward
     assert abs(float(mean.edge_nm) - 1.2) < 0.1
+
+
+def test_many_points_are_predicted_in_blocks_and_by_some_draws(monkeypatch):
+    learner = Learner(BOX, outcome="signal")
+    points = np.random.default_rng(0).uniform(size=(9, 2))
+    learner.ingest([{"u": u, "v": v, "signal": u - v**2} for u, v in points.tolist()])
+    whole = learner.predict(GRID)
+    monkeypatch.setattr(mixture, "TOGETHER", len(GRID) // 2 - 3)
+    blocks = learner.predict(GRID)
+    for all_at_once, one_by_one in zip(whole, blocks, strict=True):
+        np.testing.assert_allclose(one_by_one, all_at_once, atol=1e-7)
+    fewer = learner.predict(GRID, draws=32)
+    width = whole.upper - whole.lower
+    assert np.all(np.abs(fewer.median - whole.median) < 0.2 * width)
+    assert 0.8 < np.mean(fewer.upper - fewer.lower) / np.mean(width) < 1.25
 
 
 def test_few_data_are_no_model():

@@ -4,7 +4,7 @@ from scipy.stats import norm
 
 from micjax.active.acquire.scalarise import scale_of
 from micjax.active.acquire.values import level_of_best
-from micjax.active.learner.predictive import Part, quantiles, uncertainty
+from micjax.active.learner.predictive import Part, quantiles, thinned, uncertainty
 
 CHANCES = (0.05, 0.5, 0.95)
 
@@ -67,3 +67,15 @@ def test_the_level_of_the_best():
     mean, sd = np.random.default_rng(0).normal(size=400), np.full(400, 0.7)
     level = level_of_best(mean, sd, known, 50)
     assert np.sum(known > level) + norm.sf((level - mean) / sd).sum() == pytest.approx(50)
+
+
+def test_some_draws_stand_for_all_by_their_weights():
+    rng = np.random.default_rng(0)
+    models = [(np.log(0.6), rng.normal(size=100)), (np.log(0.4), rng.normal(3.0, 1.0, size=50))]
+    drawn = [(weight - np.log(len(a)), {"a": a}) for weight, a in models]
+    (few, first), (others, second) = thinned(drawn, 40)
+    assert len(few) == len(first["a"]) == 24 and len(others) == len(second["a"]) == 16
+    assert set(first["a"]) <= set(models[0][1]) and not np.any(few)
+    for (log_weight, kept), (given, values) in zip(thinned(drawn, None), drawn, strict=True):
+        np.testing.assert_array_equal(kept["a"], values["a"])
+        np.testing.assert_array_equal(log_weight, given)

@@ -61,9 +61,9 @@ def believed(learner: Learner) -> dict[str, Any]:
         "points": points,
         "outcomes": outcomes,
     }
-    along = np.stack(
-        [np.linspace(lo, hi, ACROSS) for lo, hi in zip(space.lower, space.upper, strict=True)]
-    )
+    along = np.stack([np.linspace(axis.lower, axis.upper, ACROSS) for axis in space.axes])
+    whole = np.asarray([axis.whole for axis in space.axes])[:, None]
+    along = np.where(whole, np.round(along), along)  # between two categories there is nothing
     return snapshot | (_maps(learner, along) if len(along) == 2 else _profiles(learner, along))
 
 

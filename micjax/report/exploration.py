@@ -1,6 +1,6 @@
 """Figures of an exploration: what is believed, where it was measured, how it went."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,6 +14,7 @@ def maps(
     labels: tuple[str, str],
     points: np.ndarray,
     following: np.ndarray | None = None,
+    categories: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> Figure:
     """Maps `[iy, ix]` over two axes, with the measured points `[n, 2]` as (y, x) in their order.
 
@@ -22,6 +23,7 @@ def maps(
     - `extent`: left, right, bottom and top of the maps, in the units of the axes.
     - `labels`: of the y axis and the x axis.
     - `following`: the point that would be measured next, `[2]`.
+    - `categories`: the names along the y axis and the x axis, if they have no order.
     """
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
@@ -38,6 +40,8 @@ def maps(
             ax.plot(following[1], following[0], "x", ms=8, mew=2.2, color=ALERT)
         ax.set_ylabel(labels[0], fontsize=8)
         ax.set_xlabel(labels[1], fontsize=8)
+        _name_ticks(ax.set_yticks, categories[0])
+        _name_ticks(ax.set_xticks, categories[1])
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
     return captioned(
@@ -45,6 +49,11 @@ def maps(
         "White: measured points. Red cross: the next one. Each panel shows 99 % of its values "
         "in a range of its own.",
     )
+
+
+def _name_ticks(set_ticks: Callable[..., object], names: Sequence[str]) -> None:
+    if names:
+        set_ticks(np.arange(len(names)), names, fontsize=8)
 
 
 def slices(
@@ -55,7 +64,7 @@ def slices(
     **Arguments:**
 
     - `profiles`: for each axis `x`, `median`, `lower`, `upper` of one length, and `points`,
-        `outcomes` of the measurements.
+        `outcomes` of the measurements; `categories`, the names along an axis without an order.
     """
     columns = min(3, len(profiles))
     rows = -(-len(profiles) // columns)
@@ -68,6 +77,7 @@ def slices(
         ax.plot(profile["x"], profile["median"], color=SERIES[0], lw=1.8)
         ax.plot(profile["points"], profile["outcomes"], "o", ms=3.5, color=INK if alone else FAINT)
         ax.set_xlabel(label, fontsize=8.5)
+        _name_ticks(ax.set_xticks, profile.get("categories", ()))
         ax.set_ylabel(outcome, fontsize=8.5)
         ax.grid(alpha=0.25, lw=0.6)
     for ax in axes.flat[len(profiles) :]:

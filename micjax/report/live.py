@@ -41,7 +41,7 @@ class View:
     - `believed`: the arrays of a snapshot (`micjax.active.snapshot`), or none yet.
     - `names`, `units`: of the axes. `points`: where it was measured, `[n, d]`.
     - `following`: the points that are suggested and not measured, `[k, d]`.
-    - `last`: what was measured last.
+    - `last`: what was measured last. `categories`: the names along axes which have no order.
     """
 
     title: str
@@ -53,6 +53,7 @@ class View:
     points: np.ndarray
     following: np.ndarray
     last: Sequence[Curve]
+    categories: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
 
 def fill(document: Document, look: Callable[[], View | None], stop: Callable[[], None]) -> None:
@@ -151,12 +152,22 @@ def _scale(view: View, i: int, far: float) -> tuple[float, str]:
     return scale, f"{view.names[i]} ({unit})" if unit else view.names[i]
 
 
+def _name_ticks(axis: Any, view: View, i: int) -> None:
+    """The names of the categories along the i-th axis, if it has some."""
+    names = view.categories.get(view.names[i], ())
+    if names:
+        axis.ticker = list(range(len(names)))
+        axis.major_label_overrides = dict(enumerate(names))
+
+
 def _places(view: View) -> Panel:
     """Where it was measured, over the first two axes, while nothing is believed."""
     reach = np.max(np.abs(np.concatenate([view.points, view.following])), axis=0, initial=0.0)
     (down, y_label), (across, x_label) = (_scale(view, i, float(reach[i])) for i in range(2))
     plot = _figure("measured points", x_label, y_label)
     plot.y_range.flipped = True
+    _name_ticks(plot.xaxis, view, 1)
+    _name_ticks(plot.yaxis, view, 0)
     points, following = _scattered(plot)
 
     def fill_places(now: View) -> None:
@@ -188,6 +199,8 @@ def _map(view: View, name: str) -> Panel:
         y_range=Range1d(y[-1], y[0]),
     )
     plot.grid.visible = False
+    _name_ticks(plot.xaxis, view, 1)
+    _name_ticks(plot.yaxis, view, 0)
     image = ColumnDataSource({"z": [view.believed[name]]}, name=name)
     place = {"x": x[0], "y": y[0], "dw": x[-1] - x[0], "dh": y[-1] - y[0]}
     plot.image("z", source=image, palette="Viridis256", **place)
@@ -209,6 +222,7 @@ def _profile(view: View, i: int) -> Panel:
     outcome = str(view.believed["outcome"])
     through = "" if len(view.names) == 1 else " through the best point"
     plot = _figure(f"prediction{through}, 90 %", label, outcome)
+    _name_ticks(plot.xaxis, view, i)
     band = ColumnDataSource({n: [] for n in ("x", "median", "lower", "upper")}, name="band")
     plot.varea("x", "lower", "upper", source=band, fill_color=SERIES[0], fill_alpha=0.2)
     plot.line("x", "median", source=band, color=SERIES[0], line_width=2)

@@ -7,7 +7,8 @@ import os
 import pathlib
 import tempfile
 import webbrowser
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from micjax.instruments.journal_reader import (
 )
 from micjax.report.access import address_of, protected_server
 from micjax.report.live import Curve, View, fill
-from micjax.run.status import status
+from micjax.run.status import categories_of, status
 
 MOST = 3  # curves of the last measurement
 
@@ -57,6 +58,8 @@ def view_of(path: pathlib.Path) -> View:
         known = steps[-1].intent.get("axis_units", {}) if steps else {}
         units = [known.get(n, "") for n in names]
     done = len(steps) + sum(line["kind"] == "unreachable" for line in lines)
+    categories = categories_of(lines)
+    suggested = [_numbered(point, categories) for point in suggested]
     numeric = all(isinstance(p.get(n), int | float) for p in suggested for n in names)
     return View(
         title=str(path),
@@ -68,6 +71,7 @@ def view_of(path: pathlib.Path) -> View:
         points=_numbers([s.result["at"] for s in steps], names),
         following=_numbers(suggested[done:] if numeric else [], names),
         last=_curves(record_of(path, steps[-1])) if steps else [],
+        categories={n: [str(name) for name in given] for n, given in categories.items()},
     )
 
 
@@ -110,6 +114,12 @@ def _believed(path: pathlib.Path) -> Mapping[str, np.ndarray]:
         return {}
     with np.load(path) as arrays:
         return dict(arrays)
+
+
+def _numbered(point: Mapping[str, Any], categories: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """The point as the instrument has it, with the number of each category."""
+    of = {n: categories[n].index(point[n]) for n in set(categories) & set(point)}
+    return dict(point) | of
 
 
 def _numbers(points: list[Mapping[str, float]], names: list[str]) -> np.ndarray:

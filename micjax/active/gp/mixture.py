@@ -16,7 +16,7 @@ from micjax.core.precision import double
 from micjax.core.problem import InverseProblem, Values
 from micjax.core.tree import replace
 
-TOGETHER = 4096  # points at a time: each takes the memory of all data for every state
+TOGETHER = 2048  # points at a time: each takes the memory of all data for every state
 OVER_STATES = eqx.if_array(0)
 
 

@@ -23,7 +23,7 @@ from micjax.active.gp.draws import plausible
 from micjax.active.gp.evidence import Evidence, fit_evidence
 from micjax.active.gp.kernels import RBF, Categorical, Kernel, Matern, Over
 from micjax.active.gp.mixture import Mixture
-from micjax.active.learner.predictive import Part, over_draws
+from micjax.active.learner.predictive import Predictor, thinned
 from micjax.active.learner.space import Space
 from micjax.core.problem import InverseProblem
 from micjax.inference.errors.laplace import laplace
@@ -49,14 +49,14 @@ class Belief:
     - `mixture`: what points are suggested by, on `scale`: with few data every process and all of
         its hyper-parameters that are plausible.
     - `memory`: whatever the model begins with when there are more data.
-    - `predicts`: what a measurement at points `[m, d]` would give.
+    - `predictive`: what predicts, with all draws of the hyper-parameters or at most so many.
     """
 
     states: tuple[gp.Conditioned, ...]
     mixture: Mixture
     scale: Scale
     memory: Any
-    predicts: Callable[[Points], list[Part]]
+    predictive: Callable[[int | None], list[Predictor]]
 
     @property
     def singular(self) -> bool:
@@ -148,12 +148,13 @@ class _Prediction:
     y: Outcomes
     few: bool
 
-    def __call__(self, points: Points) -> list[Part]:
-        parts = []
-        for fit, log_weight, values in self.draws:
-            predicted = over_draws(values, fit.evidence.problem, fit.observed, fit.z, points)
-            parts.append(Part(fit.scale, np.full(len(predicted[0]), log_weight), *predicted))
-        return parts
+    def __call__(self, draws: int | None = None) -> list[Predictor]:
+        kept = thinned([(log_weight, values) for _, log_weight, values in self.draws], draws)
+        return [
+            Predictor.of(fit.scale, log_weight, fit.evidence.problem, values, fit.observed, fit.z)
+            for (fit, *_), (log_weight, values) in zip(self.draws, kept, strict=True)
+            if len(log_weight)
+        ]
 
     @functools.cached_property
     def draws(self) -> list[tuple[Fitted, float, dict[str, np.ndarray]]]:

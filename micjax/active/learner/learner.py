@@ -92,6 +92,7 @@ class Learner:
         self._batches: list[list[Measured]] = []
         self._pending: dict[Any, tuple[float, ...]] = {}
         self._failures: list[tuple[float, ...]] = []
+        self._used: set[tuple[float, ...]] = set()  # suggestions that were measured, somewhere near
         self._suggested = 0
         self._belief: Belief | None = None
 
@@ -111,6 +112,7 @@ class Learner:
         """
         waiting = dict(self._pending)
         batch = [self._read(point, waiting) for point in points]
+        self._used |= {self._pending[identity] for identity in {*self._pending} - {*waiting}}
         self._pending = waiting
         bad = [numbers for _, numbers, y, _ in batch if not math.isfinite(y)]
         if bad:
@@ -138,12 +140,13 @@ class Learner:
         return identity, numbers, y, sd
 
     def _readbacks(self, identity: Any, point: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Where a suggestion was measured: what can only be chosen is as it was suggested, and an
-        instrument that arrives a little beyond an end of an axis is at that end."""
+        """Where a suggestion was measured, which is what the model learns; the suggestion is used
+        up wherever that was. What can only be chosen is as it was suggested, and an instrument that
+        arrives a little beyond an end of an axis is at that end."""
         if identity not in self._pending:
             return point
         readback = self.space.settings(self._pending[identity])
-        if self.space.candidates is None and set(self.space.names) <= set(point):
+        if set(self.space.names) <= set(point):
             for axis in (a for a in self.space.axes if not a.whole):
                 value, beyond = float(point[axis.name]), BEYOND * (axis.upper - axis.lower)
                 near = axis.lower - beyond <= value <= axis.upper + beyond
@@ -271,12 +274,13 @@ class Learner:
             *self.data,
             waiting=(*self._pending.values(), *chosen),
             failures=tuple(self._failures),
+            used=frozenset(self._used),
             position=self._position(),
         )
 
     def _free(self, chosen: Sequence[tuple[float, ...]] = ()) -> np.ndarray:
         """Which candidates are neither measured, nor pending, nor failed."""
-        taken = {*self._pending.values(), *self._failures, *chosen}
+        taken = {*self._pending.values(), *self._failures, *self._used, *chosen}
         return self.space.free(taken | {tuple(row) for row in self.data[0].tolist()})
 
     # --- what is known -------------------------------------------------------------------------
@@ -291,13 +295,19 @@ class Learner:
             raise ValueError(f"{len(self.data[1])} data are too few for a model; two are needed")
         return self._belief
 
-    def predict(self, points: Sequence[Mapping[str, Any]] | np.ndarray) -> Prediction:
-        """What a measurement at these points would give; points as settings or `[m, d]` numbers."""
+    def predict(
+        self, points: Sequence[Mapping[str, Any]] | np.ndarray, draws: int | None = None
+    ) -> Prediction:
+        """What a measurement at these points would give; points as settings or `[m, d]` numbers.
+
+        **Arguments:**
+
+        - `draws`: of models and hyper-parameters at most so many, by their weights: quicker, where
+            points are many.
+        """
         if not isinstance(points, np.ndarray):
             points = np.asarray([self.space.numbers(point) for point in points])
-        parts = self.belief.predicts(points)
-        lower, median, upper = predictive.quantiles(parts, (0.05, 0.5, 0.95))
-        return Prediction(median, lower, upper, predictive.uncertainty(parts))
+        return predictive.prediction(self.belief.predictive(draws), points)
 
     def reckoned(self, points: Float[np.ndarray, "m d"]) -> Prediction:
         """What a suggestion reckons with at these points: quicker than `predict`, with fewer draws
@@ -352,6 +362,7 @@ class Learner:
             "batches": self._batches,
             "pending": list(self._pending.items()),
             "failures": self._failures,
+            "used": sorted(self._used),
         }
         checkpoint.write(self.file, self._identity(), content)
 
@@ -365,6 +376,7 @@ class Learner:
         self._batches, self._belief = [], None
         self._failures = [tuple(row) for row in content["failures"]]
         self._pending = {identity: tuple(row) for identity, row in content["pending"]}
+        self._used = {tuple(row) for row in content.get("used", ())}
         self._suggested = content["suggested"]
         for batch in content["batches"]:  # one by one: each belief starts from the last
             self._take([(i, tuple(numbers), y, sd) for i, numbers, y, sd in batch])

@@ -17,9 +17,9 @@ from jaxtyping import Array, ArrayLike, Float
 from micjax.active.acquire.scalarise import Scale, scale_of, spread
 from micjax.active.gp import deep as deep_kernel
 from micjax.active.gp import process as gp
-from micjax.active.gp.mixture import of_states
+from micjax.active.gp.mixture import Mixture, of_states
 from micjax.active.learner.belief import Belief, Outcomes, Points
-from micjax.active.learner.predictive import Part, over_draws
+from micjax.active.learner.predictive import Predictor
 from micjax.active.learner.space import Space
 from micjax.core.problem import InverseProblem
 
@@ -115,11 +115,13 @@ class Looking:
             steps = deep_kernel.STEPS * (len(y) - last.states[0].count)
         ensemble = deep_kernel.train(ensemble, observed, z, steps)
         states = deep_kernel.conditioned(ensemble, observed, z)
-        predicts = functools.partial(_predict, ensemble, scale, observed, z)
-        return Belief(states, of_states(states), scale, ensemble, predicts)
+        mixture = of_states(states)
+        return Belief(
+            states, mixture, scale, ensemble, functools.partial(_predictive, mixture, scale)
+        )
 
 
-def _predict(ensemble: deep_kernel.Ensemble, scale: Scale, observed, z, points) -> list[Part]:
-    draws = deep_kernel.values(ensemble)
-    predicted = over_draws(draws, ensemble.problem, observed, z, points)
-    return [Part(scale, np.zeros(len(predicted[0])), *predicted)]
+def _predictive(states: Mixture, scale: Scale, _=None) -> list[Predictor]:
+    """All of the networks, which are few however many draws are asked for."""
+    (part,) = states.parts
+    return [Predictor(scale, np.asarray(states.log_weight), part)]

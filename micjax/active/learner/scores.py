@@ -3,13 +3,15 @@
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
+from micjax.active.acquire import noisy
 from micjax.active.acquire import values as acquisition
-from micjax.active.gp.mixture import Mixture, in_blocks
+from micjax.active.gp.mixture import OVER_STATES, Mixture, in_blocks
 from micjax.active.learner.cost import travel
 from micjax.core.precision import double
 
@@ -21,9 +23,12 @@ class Context(NamedTuple):
 
     sign: Float[Array, ""]  # -1 to minimise
     best: Float[Array, "states 1"]  # the best value so far by each state
+    repeats: Float[Array, ""]  # 0 where nothing can be measured twice, else 1
     level: Float[Array, ""]  # to straddle, or above which outcomes are among the best
     paths: Any  # posterior draws, for Thompson and the maxima
     maxima: Float[Array, "draws"]
+    truths: Any  # what the function may be at the data by each part, for the noisy improvement
+    among: Float[Array, "k d"]  # points of which the best is chosen in the end
     position: Float[Array, "d"]
     rates: Float[Array, "d"]
     fixed_s: Float[Array, ""]  # settling and dwell; 1 where time does not count
@@ -54,10 +59,26 @@ def _over_states(each, points, mixture: Mixture, context: Context):
 def _log_ei(points, mixture, context):
     mean, sd, noise = _each(points, mixture, context)
     # of the mean that there will be after a datum with its noise: a better outcome is worth
-    # nothing where the function cannot be told to be better
-    told = acquisition.sd_of_next_mean(sd, noise)
+    # nothing where the function cannot be told to be better. Where every candidate is measured
+    # once the outcome is all that there will ever be of it
+    told = acquisition.sd_of_next_mean(sd, context.repeats * noise)
     each = acquisition.log_expected_improvement(mean, told, context.best)
     return _over_states(each, points, mixture, context)
+
+
+def _noisy_ei(points, mixture, context):
+    over = eqx.filter_vmap(noisy.log_noisy_improvement, in_axes=(None, OVER_STATES, 0, None))
+    each = [
+        over(points, part, drawn, context.sign)
+        for part, drawn in zip(mixture.parts, context.truths, strict=True)
+    ]
+    return _over_states(jnp.concatenate(each), points, mixture, context)
+
+
+def _knowledge_gradient(points, mixture, context):
+    over = eqx.filter_vmap(noisy.log_knowledge, in_axes=(None, OVER_STATES, None, None))
+    each = [over(points, part, context.among, context.sign) for part in mixture.parts]
+    return _over_states(jnp.concatenate(each), points, mixture, context)
 
 
 def _log_pi(points, mixture, context):
@@ -129,6 +150,8 @@ SCORES = {
     name: _elsewhere(score)
     for name, score in {
         "log_ei": _log_ei,
+        "noisy_ei": _noisy_ei,
+        "knowledge_gradient": _knowledge_gradient,
         "ucb": _ucb,
         "pi": _log_pi,
         "among_best": _among_best,
@@ -150,6 +173,20 @@ def scores(score, points, mixture, context: Context) -> Float[np.ndarray, "m"]:
 @eqx.filter_jit
 def _scores(score, points, mixture, context):
     return score(points, mixture, context)
+
+
+@double
+def truths(mixture: Mixture, z, sign) -> tuple[noisy.Truths, ...]:
+    """What the function may be at the data, by each state of each part."""
+    z, sign = jnp.asarray(z), jnp.asarray(sign)
+    # one part after the other, see `noisy.truths`
+    return tuple(jax.block_until_ready(_truths(part, z, sign)) for part in mixture.parts)
+
+
+@eqx.filter_jit
+def _truths(part, z, sign) -> noisy.Truths:
+    arrays, rest = eqx.partition(part, eqx.is_array)
+    return jax.lax.map(lambda some: noisy.truths(eqx.combine(some, rest), z, sign), arrays)
 
 
 @double

@@ -16,7 +16,15 @@ GOALS = {
     "map": "uncertainty",
     "level": "straddle",
 }
-LOGARITHMIC = ("log_ei", "pi", "among_best", "uncertainty", "mes")
+LOGARITHMIC = (
+    "log_ei",
+    "noisy_ei",
+    "knowledge_gradient",
+    "pi",
+    "among_best",
+    "uncertainty",
+    "mes",
+)
 ACQUISITIONS = (*LOGARITHMIC, "ucb", "thompson", "straddle")
 
 

@@ -1,12 +1,13 @@
 """What a learner may set: named axes with units, whole numbers and categories among them."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from micjax.active.acquire.search import Box
 from micjax.core.plain import scalar
@@ -161,7 +162,25 @@ class Space:
 
     def free(self, taken: Collection[tuple[float, ...]]) -> Bool[np.ndarray, "m"]:
         """Which candidates are not among these."""
-        return np.asarray([tuple(row) not in taken for row in self.candidates.tolist()])
+        free = np.ones(len(self.candidates), bool)
+        for numbers in taken:
+            free[self.rows(numbers)] = False
+        return free
+
+    def rows(self, numbers: Sequence[float]) -> Int[np.ndarray, "k"]:
+        """Which candidates are at these numbers, exactly."""
+        order, sorted_first = self._by_first
+        low = np.searchsorted(sorted_first, numbers[0], "left")
+        high = np.searchsorted(sorted_first, numbers[0], "right")
+        near = order[low:high]
+        return near[np.all(self.candidates[near] == numbers, axis=1)]
+
+    @functools.cached_property
+    def _by_first(self) -> tuple[Int[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+        """The order of the candidates along the first axis, and where they are there: of a million
+        of them not each is looked at."""
+        order = np.argsort(self.candidates[:, 0], kind="stable")
+        return order, self.candidates[order, 0]
 
     def _candidate(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
         if self.candidates is None:

@@ -10,21 +10,25 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from micjax.active.acquire import values as acquisition
+from micjax.active.acquire.noisy import normals
 from micjax.active.acquire.paths import draw_paths
 from micjax.active.acquire.scalarise import spread
 from micjax.active.acquire.search import maximise
 from micjax.active.gp import mixture as mixtures
 from micjax.active.gp.mixture import Mixture, mean_and_variance
 from micjax.active.gp.observed import capacity_for
+from micjax.active.gp.process import State
 from micjax.active.learner.belief import Belief
 from micjax.active.learner.cost import Cost
-from micjax.active.learner.scores import SCORES, Context, paths_at, scores
+from micjax.active.learner.scores import SCORES, Context, paths_at, scores, truths
 from micjax.active.learner.settings import Settings
 from micjax.active.learner.space import Space
 
 SPREAD = 512  # points over which the maxima of draws are looked for
 MEMBERS = 4  # states of which the maxima are drawn
 MAXIMA = 16  # draws of the maximum of each, for the max-value entropy
+TRUTHS = 16  # draws of the function at the data by each state, for the noisy improvement
+FINAL = 16  # points of the highest means, among which the knowledge gradient chooses in the end
 NEARBY = 0.1  # of the gap between as many evenly spread points: what a failure bars
 NOWHERE = 1e3  # in boxes, where free rows of a buffer are
 
@@ -40,6 +44,7 @@ class Choice:
     - `points`, `y`: what has been measured.
     - `waiting`: what will be.
     - `failures`: what could not be.
+    - `used`: suggestions that were measured, somewhere near.
     - `position`: where the instrument is.
     """
 
@@ -51,6 +56,7 @@ class Choice:
     y: Float[np.ndarray, "n"]
     waiting: tuple[Numbers, ...]
     failures: tuple[Numbers, ...]
+    used: frozenset[Numbers]
     position: Float[np.ndarray, "d"]
 
     def best(self, key: Array) -> Numbers:
@@ -91,7 +97,8 @@ class Choice:
     @functools.cached_property
     def free(self) -> np.ndarray:
         """Which candidates are neither measured, nor pending, nor failed."""
-        return self.space.free({*self.waiting, *self.failures, *map(tuple, self.points.tolist())})
+        measured = {*self.used, *map(tuple, self.points.tolist())}
+        return self.space.free({*self.waiting, *self.failures, *measured})
 
     @functools.cached_property
     def mixture(self) -> Mixture:
@@ -122,9 +129,12 @@ class Choice:
             return Context(
                 sign=jnp.asarray(sign),
                 best=mixtures.best_known(self.mixture, sign),
+                repeats=jnp.asarray(float(space.candidates is None)),
                 level=jnp.asarray(self._level()),
                 paths=paths,
                 maxima=jnp.asarray(maxima, float),
+                truths=self._truths(),
+                among=jnp.asarray(self._final()),
                 position=jnp.asarray(self.position),
                 rates=jnp.asarray(np.full(len(space.axes), np.inf) if free else self.cost.rates),
                 fixed_s=jnp.asarray(1.0 if free else self.cost.settle_s + self.cost.dwell_s),
@@ -150,6 +160,29 @@ class Choice:
             for i, k in zip(rows, keys, strict=True)
         ]
         return None, np.max(self.settings.sign * np.concatenate(drawn), axis=1)
+
+    def _truths(self):
+        """Draws of the function at the data, for the noisy improvement.
+
+        **Raises:** `ValueError` for processes that are not solved exactly.
+        """
+        chosen = self.settings.acquisition
+        if chosen not in ("noisy_ei", "knowledge_gradient"):
+            return None
+        if not all(isinstance(part, State) for part in self.mixture.parts):
+            raise ValueError(f"acquisition {chosen!r} wants processes that are solved exactly")
+        if chosen == "knowledge_gradient":
+            return None
+        z = normals(TRUTHS, self.mixture.parts[0].y.shape[-1])
+        return truths(self.mixture, z, self.settings.sign)
+
+    def _final(self) -> Float[np.ndarray, "k d"]:
+        """Known points of the highest means, of few of them some more than once."""
+        if self.settings.acquisition != "knowledge_gradient":
+            return self.points[:1]
+        known = np.asarray(self.mixture.observed.points)[: self.mixture.observed.measured]
+        mean, _ = mean_and_variance(self.mixture, known)
+        return known[np.resize(np.argsort(-self.settings.sign * mean), FINAL)]
 
     def _some(self, key: Array) -> Float[np.ndarray, "m d"]:
         """Points over which the maxima of draws are looked for."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from micjax.active.campaign import STOPPED, Campaign
+from micjax.active.campaign import STOPPED, Campaign, Policy
 from micjax.active.learner.belief import Model, physical_model, plain_model
 from micjax.active.learner.cost import Cost
 from micjax.active.learner.learner import ID, Learner
@@ -19,6 +19,7 @@ from micjax.active.learner.looking import looking_model
 from micjax.active.snapshot import Snapshots
 from micjax.core.foreign.modules import trusted_function
 from micjax.core.names import unknown_name
+from micjax.core.plain import scalar
 from micjax.instruments import Guard, Instrument, Journal
 from micjax.instruments.journal_reader import spent_of
 from micjax.run.folder import fingerprints
@@ -51,10 +52,14 @@ def check_code(plan: ExplorePlan, trusted: Collection[str] | None = ()) -> None:
         find(plan.mean.problem, trusted)
     if isinstance(plan.signal, FittedSignal):
         find(plan.signal.fit, trusted)
-    if not _is_code(plan):
+    if plan.policy is None and not _is_code(plan):
         return
     if str(pathlib.Path.cwd()) not in sys.path:
         sys.path.append(str(pathlib.Path.cwd()))
+    if plan.policy is not None:
+        trusted_function(plan.policy, trusted)
+    if not _is_code(plan):
+        return
     module = trusted_function(plan.measure, trusted)
     if module.partition(".")[0] == "micjax" and not hasattr(imported(plan.measure), "acquire"):
         raise ValueError(f"{plan.measure} is no instrument, and of micjax nothing else is measured")
@@ -86,6 +91,8 @@ def identity_of(plan: ExplorePlan) -> dict[str, Any]:
     files = measured_files(plan)
     others = {"kind", "budget", "tolerance", "out", "guard", "seed"}
     same = plan.model_dump(mode="json", exclude=others)
+    if plan.policy is None:  # as in journals from before there were others
+        del same["policy"], same["policy_options"]
     same["measure"] = None if "measure" in files else plan.measure  # wherever the file lies
     if plan.look is not None:
         same["look"]["file"] = None
@@ -123,6 +130,28 @@ def learner_of(plan: ExplorePlan, source: Source) -> Learner:
         budget=plan.budget,
         tolerance=plan.tolerance,
     )
+
+
+def policy_of(plan: ExplorePlan, learner: Learner) -> Policy:
+    """What suggests: the learner, or what `policy` names, made with the keywords of a learner
+    `(space, outcome=, goal=, seed=)` and its own options.
+
+    **Raises:** `ValueError` for what is no policy; whatever making it raises.
+    """
+    if plan.policy is None:
+        if plan.policy_options:
+            raise ValueError("`policy_options` are for a `policy`, and none is named")
+        return learner
+    kind, same = imported(plan.policy), {n: getattr(plan, n) for n in ("outcome", "goal", "seed")}
+    if not callable(kind):
+        raise ValueError(f"{plan.policy} is neither a class nor a function that makes a policy")
+    policy = kind(learner.space, **same, **plan.policy_options)
+    if not isinstance(policy, Policy):
+        raise ValueError(
+            f"{plan.policy} gave a {type(policy).__name__}, which has not both suggest(num_points) "
+            "and ingest(points)"
+        )
+    return policy
 
 
 def _model(plan: ExplorePlan, source: Source) -> Model:
@@ -164,23 +193,42 @@ def _cost(plan: ExplorePlan, source: Source) -> Cost:
 
 
 class _Noted:
-    """A learner; beside each point, the doubt there was about it and what it has cost by then."""
+    """A policy, and a learner that is told the same; beside each point, the doubt there was about
+    it and what it has cost by then."""
 
-    def __init__(self, learner: Learner):
-        self.learner = learner
+    def __init__(self, policy: Policy, learner: Learner):
+        self.policy, self.learner = policy, learner
         self.budget = learner.settings.budget
         self.surprise: list[float] = []  # predicted sd of each point before it was measured
         self.seconds: list[float] = []  # spent after each measurement
         self._waiting: dict[Any, tuple[float, float]] = {}
+        self._suggested = 0
 
     def suggest(self, num_points: int | None = None) -> list[dict[str, Any]]:
-        points = self.learner.suggest(num_points)
+        points = self.policy.suggest(num_points)
+        if self.policy is not self.learner:
+            points = self._checked(points)
         doubt_and_cost = zip(self._doubt(points), self._spent(points), strict=True)
         self._waiting = {p[ID]: both for p, both in zip(points, doubt_and_cost, strict=True)}
         return points
 
+    def _checked(self, points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Points of somebody else's policy, each with an id and on the axes."""
+        space, checked = self.learner.space, []
+        for point in points:
+            try:
+                settings = space.settings(space.numbers(point))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"the policy suggests {point}: {error}") from error
+            checked.append({ID: scalar(point.get(ID, self._suggested)), **settings})
+            self._suggested += 1
+        if not checked or len({p[ID] for p in checked}) != len(checked):
+            raise ValueError(f"the policy suggests {checked}; points with ids of their own are due")
+        return checked
+
     def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
-        self.learner.ingest(points)
+        for each in self._each:
+            each.ingest(points)
         for point in points:
             if math.isfinite(point[self.learner.settings.outcome]):
                 doubt, spent = self._waiting[point[ID]]
@@ -188,10 +236,21 @@ class _Noted:
                 self.seconds.append(spent)
 
     def register_failures(self, suggestions: Sequence[Mapping[str, Any]]) -> None:
-        self.learner.register_failures(suggestions)
+        for each in self._each:
+            if hasattr(each, "register_failures"):
+                each.register_failures(suggestions)
 
     def should_stop(self) -> tuple[bool, str | None]:
-        return self.learner.should_stop()
+        for each in self._each:
+            stop, reason = getattr(each, "should_stop", lambda: (False, None))()
+            if stop:
+                return stop, reason
+        return False, None
+
+    @property
+    def _each(self) -> tuple[Policy, ...]:
+        same = self.policy is self.learner
+        return (self.learner,) if same else (self.learner, self.policy)
 
     def _doubt(self, points: list[dict[str, Any]]) -> list[float]:
         try:
@@ -240,7 +299,7 @@ class Exploration:
             device = self._device()
             self.source = source_of(plan, device)
             self.learner = learner_of(plan, self.source)
-            self.noted = _Noted(self.learner)
+            self.noted = _Noted(policy_of(plan, self.learner), self.learner)
             self.journal = self._open.enter_context(
                 Journal(folder, identity_of(plan), seed=plan.seed, resume=resume)
             )

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import micjax.io as io
+from micjax.active.learner.predictive import Prediction
 from micjax.active.learner.signals import SD
 from micjax.active.learner.space import SearchAxis
 from micjax.inference.errors.laplace import Laplace, laplace
@@ -27,12 +28,15 @@ from micjax.run.jobs.page import write_report
 log = logging.getLogger("micjax")
 
 ACROSS = 64  # points of a map or a profile along an axis
+MANY, DRAWS = 16_384, 32  # points, from which on they are predicted by so many draws of the models
+MOST = 262_144  # points of a map; of a larger file every second place, or third, ... is shown
 
 
 class Maps(NamedTuple):
     """What is believed on a grid over two axes."""
 
     axes: tuple[np.ndarray, np.ndarray]
+    step: int  # from one place of the candidates to the next one shown
     believed: dict[str, np.ndarray]  # as it stands in result.nxs
     acquisition: np.ndarray
 
@@ -96,15 +100,16 @@ def write_measurements(exploration: Exploration, path: pathlib.Path) -> None:
 
 
 def _maps(exploration: Exploration) -> Maps:
-    source = exploration.source
+    source, step = exploration.source, 1
     if source.shape is not None and len(source.shape) == 2:
-        grid, shape = source.space.candidates, source.shape
-        axes = (grid[:: shape[1], 0], grid[: shape[1], 1])
+        step = int(np.ceil(np.sqrt(max(np.prod(source.shape) / MOST, 1.0))))
+        grid = source.space.candidates.reshape(*source.shape, 2)[::step, ::step]
+        axes = grid[:, 0, 0], grid[0, :, 1]
     else:
         axes = tuple(_along(axis) for axis in source.space.axes[:2])
-        shape = tuple(len(a) for a in axes)
-        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
-    prediction = exploration.learner.predict(grid)
+        grid = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    shape, grid = grid.shape[:2], grid.reshape(-1, 2)
+    prediction = _predicted(exploration, grid)
     believed = {
         "median": prediction.median,
         "uncertainty": prediction.uncertainty,
@@ -112,7 +117,11 @@ def _maps(exploration: Exploration) -> Maps:
         "upper_95_percent": prediction.upper,
     }
     worth = exploration.learner.acquisition_at(grid).reshape(shape)
-    return Maps(axes, {n: v.reshape(shape) for n, v in believed.items()}, worth)
+    return Maps(axes, step, {n: v.reshape(shape) for n, v in believed.items()}, worth)
+
+
+def _predicted(exploration: Exploration, points: np.ndarray) -> Prediction:
+    return exploration.learner.predict(points, DRAWS if len(points) > MANY else None)
 
 
 def _along(axis: SearchAxis) -> np.ndarray:
@@ -133,7 +142,7 @@ def _solution(exploration: Exploration, maps: Maps | None) -> Solution:
     metrics = {"measurements": float(len(learner.data[1]))}
     if learner.get_best_points():
         metrics["best"] = learner.get_best_points()[0][2][plan.outcome]
-    metrics |= _against_truth(exploration)
+    metrics |= _against_truth(exploration, maps)
     if np.isfinite(exploration.noted.seconds).any():
         metrics["time_s"] = float(np.nanmax(exploration.noted.seconds))
     return Solution(
@@ -142,7 +151,7 @@ def _solution(exploration: Exploration, maps: Maps | None) -> Solution:
         results={} if maps is None else _fields(exploration, maps),
         metrics=metrics,
         table=_table(exploration),
-        statements=_statements(exploration, errors),
+        statements=_statements(exploration, errors, maps),
     )
 
 
@@ -165,13 +174,18 @@ def _fields(exploration: Exploration, maps: Maps) -> dict[str, Field]:
     return {n: Field(v, axes, "", f"{outcome}: {n}") for n, v in maps.believed.items()}
 
 
-def _against_truth(exploration: Exploration) -> dict[str, float]:
+def _against_truth(exploration: Exploration, maps: Maps | None) -> dict[str, float]:
     truth = exploration.source.truth
     if truth is None:
         return {}
-    prediction = exploration.learner.predict(exploration.source.space.candidates)
-    known = np.isfinite(truth)  # of a curve that cannot be fitted there is none
-    inside = np.mean(((prediction.lower <= truth) & (truth <= prediction.upper))[known])
+    if maps is None:
+        _, lower, upper, _ = _predicted(exploration, exploration.source.space.candidates)
+        shown = truth
+    else:
+        lower, upper = (maps.believed[n] for n in ("lower_5_percent", "upper_95_percent"))
+        shown = _shown(exploration, maps)
+    known = np.isfinite(shown)  # of a curve that cannot be fitted there is none
+    inside = np.mean(((lower <= shown) & (shown <= upper))[known])
     _, outcomes = exploration.learner.data
     metrics = {"coverage_of_90_percent": float(inside)}
     if exploration.plan.goal in ("maximise", "minimise"):
@@ -180,6 +194,12 @@ def _against_truth(exploration: Exploration) -> dict[str, float]:
     if exploration.plan.goal == "find":
         metrics["found_of_wanted"] = float(np.sum(_wanted(exploration)))
     return metrics
+
+
+def _shown(exploration: Exploration, maps: Maps) -> np.ndarray:
+    """The truth where the maps are drawn."""
+    source = exploration.source
+    return source.truth.reshape(source.shape)[:: maps.step, :: maps.step]
 
 
 def _wanted(exploration: Exploration) -> np.ndarray:
@@ -202,15 +222,22 @@ def _table(exploration: Exploration) -> list[dict[str, Any]]:
     ]
 
 
-def _statements(exploration: Exploration, errors: Laplace | None) -> list[str]:
+def _statements(exploration: Exploration, errors: Laplace | None, maps: Maps | None) -> list[str]:
     learner, lines = exploration.learner, []
     _, outcomes = learner.data
     lines.append(f"{len(outcomes)} measurements; stopped: {exploration.stop_reason}.")
+    if exploration.plan.policy is not None:
+        lines.append(
+            f"{exploration.plan.policy} suggested what to measure; what is believed, and the "
+            "acquisition, are those of the learner, who was told the same."
+        )
     best = learner.get_best_points()
     if best and exploration.plan.goal in ("maximise", "minimise", "find"):
         _, settings, outcome = best[0]
         where = ", ".join(f"{n} = {_short(v)}" for n, v in settings.items())
         lines.append(f"Best {exploration.plan.outcome}: {_short(*outcome.values())} at {where}.")
+    if maps is not None and maps.step > 1:
+        lines.append(f"The maps hold one of {maps.step} x {maps.step} places of the file.")
     belief = learner.belief
     if belief.singular:
         lines.append("The kernel matrix was nearly singular: distrust the smallest uncertainties.")
@@ -242,6 +269,10 @@ def _readable(axis: SearchAxis) -> tuple[float, str]:
     return scale, f"{axis.name} ({unit})" if unit else axis.name
 
 
+def _category_names(axis: SearchAxis) -> list[str]:
+    return [str(name) for name in axis.categories]
+
+
 def _map_figure(exploration: Exploration, maps: Maps) -> Figure:
     scales, labels = zip(*map(_readable, exploration.source.space.axes), strict=True)
     y, x = (v * scale for v, scale in zip(maps.axes, scales, strict=True))
@@ -257,13 +288,12 @@ def _map_figure(exploration: Exploration, maps: Maps) -> Figure:
         ),
     }
     if exploration.source.truth is not None:
-        panels[f"{outcome}: all of the file"] = exploration.source.truth.reshape(
-            maps.acquisition.shape
-        )
+        panels[f"{outcome}: all of the file"] = _shown(exploration, maps)
     points, _ = exploration.learner.data
     following = np.unravel_index(int(np.nanargmax(maps.acquisition)), maps.acquisition.shape)
     where = np.asarray([y[following[0]], x[following[1]]])
-    return figures.maps(panels, extent, labels, points * scales, where)
+    named = tuple(map(_category_names, exploration.source.space.axes))
+    return figures.maps(panels, extent, labels, points * scales, where, named)
 
 
 def _slice_figure(exploration: Exploration) -> Figure:
@@ -277,6 +307,7 @@ def _slice_figure(exploration: Exploration) -> Figure:
         line = np.repeat(best[None], len(along), axis=0)
         line[:, i] = along
         measured = {"points": points[:, i] * scale, "outcomes": outcomes}
+        measured["categories"] = _category_names(space.axes[i])
         profiles.append({"x": along * scale, **learner.predict(line)._asdict(), **measured})
     return figures.slices(profiles, labels, exploration.plan.outcome)
 

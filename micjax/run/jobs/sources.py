@@ -54,12 +54,11 @@ def open_file(file: str, channel: str | None, signal: Signal) -> Source:
     truth, axes = _reduced(field, signal), field.axes[:2]
     named = [SearchAxis(a.name, a.values.min(), a.values.max(), a.unit) for a in axes]
     grid = np.stack(np.meshgrid(*(a.values for a in axes), indexing="ij"), axis=-1)
-    candidates = grid.reshape(-1, len(axes))
-    rows = {tuple(row): i for i, row in enumerate(candidates.tolist())}
-    data = field.data.reshape(len(candidates), *field.data.shape[2:])
+    space = Space(named, grid.reshape(-1, len(axes)))
+    data = field.data.reshape(len(space.candidates), *field.data.shape[2:])
 
     def measure(**place: float):
-        return data[rows[tuple(place[a.name] for a in axes)]]
+        return data[space.rows([place[a.name] for a in axes])[0]]
 
     instrument = Function(
         measure,
@@ -69,7 +68,7 @@ def open_file(file: str, channel: str | None, signal: Signal) -> Source:
         unit=field.unit,
     )
     return Source(
-        Space(named, candidates),
+        space,
         instrument,
         "measure",
         reduced(signal),

@@ -66,7 +66,7 @@ class ExplorePlan(Plan):
     """What to measure, in search of what, and how long."""
 
     CHECKED_LATER = {"mean": {"options"}, "signal": {"options"}}
-    OF_USER = ("axes", "at", "options")
+    OF_USER = ("axes", "at", "options", "policy_options")
     MARK = "journal.jsonl"  # which is compared with the plan when it is taken up
 
     kind: Literal["explore"] = "explore"
@@ -90,3 +90,6 @@ class ExplorePlan(Plan):
     mean: MeanPlan | None = None
     look: LookPlan | None = None
     cost: CostPlan | None = None
+    # package.module:Class of somebody's optimiser, which suggests in place of the learner
+    policy: str | None = None
+    policy_options: dict[str, Any] = {}
