@@ -1,0 +1,167 @@
+"""The forty scans of a fold, with the tip known and unknown.
+
+    python experiments/tip_removal/folds.py --data ../shared/data/afm [--fold held] [--cases blunt]
+    python experiments/tip_removal/folds.py --fold held --table
+
+Prints one JSON line a case and appends it to FOLD.jsonl beside this file.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from cases import PIXEL_NM, WINDOW_PX, Case, cases
+
+import micjax
+from micjax.problems import tip as problem_tip
+from micjax.physics.tips.dilation import erode
+
+HERE = pathlib.Path(__file__).parent
+MARGIN = 12  # pixels left out at the border
+REACH = 8  # pixels, the largest shift of the alignment
+SIGMAS = 3.0  # a certain pixel is right within that many
+
+
+def aligned(estimate: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """The error within the margin at the best shift by whole pixels, without its mean; the shift."""
+    m, (ny, nx) = MARGIN, truth.shape
+    inner = truth[m:-m, m:-m]
+    errors = {
+        (dy, dx): estimate[m + dy : ny - m + dy, m + dx : nx - m + dx] - inner
+        for dy in range(-REACH, REACH + 1)
+        for dx in range(-REACH, REACH + 1)
+    }
+    shift = min(errors, key=lambda s: np.var(errors[s]))
+    return errors[shift] - errors[shift].mean(), shift
+
+
+def psnr(estimate: np.ndarray, truth: np.ndarray) -> float:
+    error, _ = aligned(np.asarray(estimate), truth)
+    return float(10 * np.log10(np.ptp(truth) ** 2 / np.mean(error**2)))
+
+
+def certain(solution, truth: np.ndarray, sigma_nm: float) -> dict[str, float]:
+    """How many pixels are called certain, and which part of them is right within 3 sigma at the
+    shift of the whole surface and the median height of the certain ones."""
+    surface, mask = (np.asarray(solution.results[n].data) for n in ("surface", "certain"))
+    error, (dy, dx) = aligned(surface, truth)
+    m, (ny, nx) = MARGIN, truth.shape
+    sure = error[mask[m + dy : ny - m + dy, m + dx : nx - m + dx].astype(bool)]
+    right = np.abs(sure - np.median(sure)) < SIGMAS * sigma_nm if sure.size else sure
+    return {"pixels": int(sure.size), "right": int(np.sum(right))}
+
+
+def loaded(case: Case, folder: pathlib.Path, **options):
+    """As from a file."""
+    file = folder / "scan.npz"
+    np.savez(file, height=case.image, pixel_nm=PIXEL_NM)
+    if options.pop("known", False):
+        np.savez(folder / "tip.npz", tip=case.tip, pixel_nm=PIXEL_NM)
+        options["known_tip"] = str(folder / "tip.npz")
+    else:
+        options["tip_size"] = WINDOW_PX
+    return problem_tip.load(str(file), **options)
+
+
+def solve(case: Case, folder: pathlib.Path, key, **options):
+    given, x, y = loaded(case, folder, **options)
+    problem = problem_tip.problem(**given)
+    return micjax.solve(problem_tip, problem, x, y, key=key, posterior="none")
+
+
+def row(case: Case, folder: pathlib.Path, key) -> dict:
+    began = time.monotonic()
+    known_key, blind_key, stated_key = jax.random.split(key, 3)
+    tip = jnp.asarray(case.tip, case.image.dtype)
+    known = solve(case, folder, known_key, known=True)
+    blind = solve(case, folder, blind_key)
+    stated = solve(case, folder, stated_key, sigma_nm=case.sigma_nm)
+    truth = case.surface
+    return {
+        "case": case.name,
+        "image": psnr(case.image, truth),
+        "villarrubia": psnr(blind.results["classical_surface"].data, truth),
+        "oracle": psnr(erode(jnp.asarray(case.image), tip), truth),
+        "known": psnr(known.results["surface"].data, truth),
+        "blind": psnr(blind.results["surface"].data, truth),
+        "stated": psnr(stated.results["surface"].data, truth),
+        "known_certain": certain(known, truth, case.sigma_nm),
+        "blind_certain": certain(blind, truth, case.sigma_nm),
+        "stated_certain": certain(stated, truth, case.sigma_nm),
+        "noise_over_true": blind.metrics["noise_nm"] / case.sigma_nm,
+        "admissible": blind.extra["found"].passes,
+        "first": blind.statements[0],
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def table(rows: list[dict]) -> str:
+    """As Markdown, a line for each shape of the tip and noise, with what is true of them all."""
+    columns = ("image", "villarrubia", "oracle", "known", "blind", "stated")
+    sure = ("known_certain", "blind_certain", "stated_certain")
+    lines = [
+        "| tip, noise | image | classical blind | oracle | known | blind | blind, noise stated "
+        "| known: certain (right) | blind: certain (right) | stated: certain (right) |",
+        "|---|" + "---|" * 9,
+    ]
+    kinds = sorted({(r["case"].split("/")[0], r["case"].split("/")[2]) for r in rows})
+    groups = {
+        f"{shape}, {noise}": [
+            r for r in rows if r["case"].startswith(shape) and r["case"].endswith(noise)
+        ]
+        for shape, noise in kinds
+    }
+    for name, group in (groups | {"all": rows}).items():
+        means = [f"{np.mean([r[c] for r in group]):.1f}" for c in columns]
+        lines.append(f"| {name} | " + " | ".join(means + [share(group, s) for s in sure]) + " |")
+    for name, better, worse in (
+        ("known - oracle", "known", "oracle"),
+        ("blind - image", "blind", "image"),
+        ("oracle - image", "oracle", "image"),
+        ("noise stated - image", "stated", "image"),
+        ("noise stated - blind", "stated", "blind"),
+    ):
+        gains = np.array([r[better] - r[worse] for r in rows])
+        lines.append(f"\n{name}: mean {gains.mean():+.2f} dB, worst {gains.min():+.2f} dB")
+        if (gains < -0.2).any():
+            below = [f"{r['case']} {g:+.1f}" for r, g in zip(rows, gains, strict=True) if g < -0.2]
+            lines[-1] += f", below -0.2 dB: {len(below)} of {len(rows)} ({', '.join(below)})"
+    return "\n".join(lines)
+
+
+def share(rows: list[dict], name: str) -> str:
+    pixels, right = (sum(r[name][n] for r in rows) for n in ("pixels", "right"))
+    inside = 72 * 72 * len(rows)
+    return f"{pixels / inside:.3f} ({right / pixels:.3f})" if pixels else "0"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=pathlib.Path, help="folder of the AFM scans")
+    parser.add_argument("--fold", choices=("tune", "held"), default="tune")
+    parser.add_argument("--cases", default="", help="those whose name contains this")
+    parser.add_argument("--every", type=int, default=1, help="only each n-th of them")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--out", type=pathlib.Path)
+    arguments = parser.parse_args()
+    out = arguments.out or HERE / f"{arguments.fold}.jsonl"
+    if arguments.table:
+        print(table([json.loads(line) for line in out.read_text().splitlines()]))
+        return
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = [c for c in cases(arguments.fold, arguments.data) if arguments.cases in c.name]
+        for n, case in enumerate(chosen[:: arguments.every]):
+            line = row(case, pathlib.Path(folder), jax.random.key(n))
+            print(json.dumps(line), flush=True)
+            with out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
