@@ -9,6 +9,7 @@ Prints one JSON line a case and appends it to FOLD.jsonl beside this file.
 import argparse
 import json
 import pathlib
+import tempfile
 import time
 
 import jax
@@ -26,33 +27,45 @@ REACH = 8  # pixels, the largest shift of the alignment
 SIGMAS = 3.0  # a certain pixel is right within that many
 
 
-def aligned(estimate: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """The error within the margin at the best shift by whole pixels, without its mean; the shift."""
+def aligned(estimate: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """The error within the margin at the best shift by whole pixels, without its mean."""
     m, (ny, nx) = MARGIN, truth.shape
     inner = truth[m:-m, m:-m]
-    errors = {
-        (dy, dx): estimate[m + dy : ny - m + dy, m + dx : nx - m + dx] - inner
+    errors = [
+        estimate[m + dy : ny - m + dy, m + dx : nx - m + dx] - inner
         for dy in range(-REACH, REACH + 1)
         for dx in range(-REACH, REACH + 1)
-    }
-    shift = min(errors, key=lambda s: np.var(errors[s]))
-    return errors[shift] - errors[shift].mean(), shift
+    ]
+    return min((e - e.mean() for e in errors), key=np.var)
 
 
 def psnr(estimate: np.ndarray, truth: np.ndarray) -> float:
-    error, _ = aligned(np.asarray(estimate), truth)
+    error = aligned(np.asarray(estimate), truth)
     return float(10 * np.log10(np.ptp(truth) ** 2 / np.mean(error**2)))
 
 
-def certain(solution, truth: np.ndarray, sigma_nm: float) -> dict[str, float]:
-    """How many pixels are called certain, and which part of them is right within 3 sigma at the
-    shift of the whole surface and the median height of the certain ones."""
+def certain(solution, truth: np.ndarray, sigma_nm: float) -> dict[str, int]:
+    """How many pixels are called certain, and how many of them are right within 3 sigma.
+
+    At the shift by whole pixels that makes most of the whole surface right, and the median height
+    of what is certain: a blind method can know neither. (The shift of the least mean square would
+    be that of the trenches that no tip has reached.)
+    """
     surface, mask = (np.asarray(solution.results[n].data) for n in ("surface", "certain"))
-    error, (dy, dx) = aligned(surface, truth)
     m, (ny, nx) = MARGIN, truth.shape
-    sure = error[mask[m + dy : ny - m + dy, m + dx : nx - m + dx].astype(bool)]
-    right = np.abs(sure - np.median(sure)) < SIGMAS * sigma_nm if sure.size else sure
-    return {"pixels": int(sure.size), "right": int(np.sum(right))}
+    inner = truth[m:-m, m:-m]
+
+    def within(error):
+        return np.abs(error - np.median(error)) < SIGMAS * sigma_nm if error.size else error
+
+    def at(image, shift):
+        dy, dx = shift
+        return image[m + dy : ny - m + dy, m + dx : nx - m + dx]
+
+    shifts = [(y, x) for y in range(-REACH, REACH + 1) for x in range(-REACH, REACH + 1)]
+    best = max(shifts, key=lambda s: within(at(surface, s) - inner).sum())
+    sure = (at(surface, best) - inner)[at(mask, best).astype(bool)]
+    return {"pixels": int(sure.size), "right": int(within(sure).sum())}
 
 
 def loaded(case: Case, folder: pathlib.Path, **options):
@@ -152,8 +165,6 @@ def main() -> None:
     if arguments.table:
         print(table([json.loads(line) for line in out.read_text().splitlines()]))
         return
-    import tempfile
-
     with tempfile.TemporaryDirectory() as folder:
         chosen = [c for c in cases(arguments.fold, arguments.data) if arguments.cases in c.name]
         for n, case in enumerate(chosen[:: arguments.every]):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from micjax.inference.solution import Solution
 from micjax.io import Field, FieldAxis
+from micjax.physics.tips.blind.bound import apex_alone
 from micjax.physics.tips.dilation import certain, dilate, erode, touching_tip_pixels
 from micjax.physics.tips.evidence import admissible, misfit
 from micjax.problems.tip.fill import levelled
@@ -17,6 +18,7 @@ from micjax.problems.tip.model import Reshaped, TipScan
 from micjax.problems.tip.network import LEVEL
 from micjax.problems.tip.stages import LINES, describe, found_in
 
+APEX_SIGMAS = 3.0  # by which the apex of an unknown tip must stand out of all other contacts
 CERTAIN_SIGMAS = 2.0  # two contacts closer than this are not told apart
 
 
@@ -30,9 +32,10 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]
     upper = jax.vmap(lambda i: erode(i, tip))(clean)
     sure, contacts = jax.vmap(lambda i: certain(i, tip, CERTAIN_SIGMAS * sigma))(clean)
     if estimate is not None:
-        # The true tip lies between the estimate and a needle, and so does its surface: a point is
-        # certain only where the two agree.
-        sure = sure & (_below_needle(clean, tip) - upper <= sigma)
+        # only where the estimate and a needle agree, and no tip below the outer bound, whatever
+        # its shape, can have touched with anything but its apex
+        alone = jax.vmap(lambda i: apex_alone(i, estimate.bound_nm, APEX_SIGMAS * sigma))(clean)
+        sure = sure & alone & (_below_needle(clean, tip) - upper <= sigma)
     touching = jnp.any(jax.vmap(lambda i: touching_tip_pixels(i, tip))(clean), axis=0)
     classical = tip  # with a known tip the classical answer is its erosion
     if estimate is not None:

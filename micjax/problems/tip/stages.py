@@ -26,7 +26,7 @@ log = logging.getLogger("micjax")
 LINES = "forward.line_offsets_nm"
 SHAPE = ("radius_nm", "half_angle_deg", "offset_nm", "drop_nm", "origin_nm", "pixel_nm")
 FILLS = ("prior", "network")
-NUMBERS = ("heights_nm", "classical_nm", "double", "free_form", "passes", "bluntness")
+NUMBERS = ("heights_nm", "classical_nm", "double", "free_form", "passes", "bluntness", "bound_nm")
 
 
 class Found(NamedTuple):
@@ -39,6 +39,7 @@ class Found(NamedTuple):
     free_form: bool
     passes: bool
     bluntness: float
+    bound_nm: Float[Array, "ly lx"]
 
 
 def stages(
@@ -122,9 +123,11 @@ def found_in(arrays: Arrays) -> Found | None:
     if "shape_radius_nm" not in arrays:
         return None
     shape = {n: arrays[f"shape_{n}"] for n in SHAPE}
-    heights, classical = (jnp.asarray(arrays[n]) for n in NUMBERS[:2])
-    numbers = [arrays[n].item() for n in NUMBERS[2:]]
-    return Found(Double(**shape, size=heights.shape), heights, classical, *numbers)
+    heights, classical, bound = (
+        jnp.asarray(arrays[n]) for n in ("heights_nm", "classical_nm", "bound_nm")
+    )
+    numbers = [arrays[n].item() for n in ("double", "free_form", "passes", "bluntness")]
+    return Found(Double(**shape, size=heights.shape), heights, classical, *numbers, bound)
 
 
 def _with_tip(problem: InverseProblem, arrays: Arrays) -> InverseProblem:

@@ -15,6 +15,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Key
 
+from micjax.physics.tips.blind.bound import bound, deepened, safe_threshold
 from micjax.physics.tips.blind.candidates import (
     Candidates,
     finer,
@@ -42,6 +43,7 @@ _STRICT = 1.05  # of a single tip: seeking the bluntest would use up any allowan
 _LENIENT = 1.4  # of the tip from which a second apex is sought
 _WORTHWHILE = 1.25  # how much blunter a reshaped tip must be to give up the one it started from
 _WORTH_FREEDOM = 3.0  # the same after a blunter start, of which untouched pixels stay as blunt
+_SHAPING = 4.0  # threshold in sigma of the classical bound that a free form starts from
 _NO_TRACE = 0.1  # sigma taken off the image, below which the tip left no trace
 _HOPELESS = 6.0  # misfit / floor from which a descent that is a quarter through will not arrive
 
@@ -59,6 +61,7 @@ class BlindTip(NamedTuple):
     bluntness: float
     singles: Candidates
     classical_nm: Kernel  # Villarrubia's estimate with the threshold asked for
+    bound_nm: Kernel  # no tip that can have taken the images exceeds it, apex in the middle
 
 
 def blind(
@@ -120,16 +123,29 @@ def blind(
         bluntness,
         singles,
         classical,
+        bound(images, size, float(_SHAPING * sigma_nm)),
     )
-    if steps == 0:
-        return estimate
+    if steps > 0:
+        estimate = _reshaped(estimate, starts, images, sigma_nm, size, key, steps, report)
+    sigmas = safe_threshold(images, estimate.heights_nm, sigma_nm, jax.random.fold_in(key, 2))
+    return estimate._replace(bound_nm=bound(images, size, float(sigmas * sigma_nm)))
+
+
+def _reshaped(
+    estimate: BlindTip, starts: list[Kernel], images, sigma_nm, size, key, steps: int, report
+) -> BlindTip:
+    """The estimate, or a tip that is no sphere-cone where that is worth it."""
+    classical, depth_nm = estimate.classical_nm, 1.05 * float(jnp.max(jnp.ptp(images, axis=(1, 2))))
     estimate = _blunter(estimate, classical, images, sigma_nm, key)
     if estimate.bluntness < _NO_TRACE:  # computed images are exact, where no shape of ours fits
         everywhere = 4 * size[0] * size[1] * images.size < 1e8
         exact, _ = villarrubia(images, size, 1e-6 * depth_nm, everywhere=everywhere)
         estimate = _blunter(estimate, exact, images, sigma_nm, key)
-    # from blunter starts too, so that flanks that are no cones and unequal sides come out as well
-    descents = [(start, flatter) for start in starts for flatter in (1.0, 0.5, 0.15)]
+    # of any shape, as blunt as the images allow: deeper until it passes, or pixel by pixel
+    outer = jnp.maximum(estimate.bound_nm, -depth_nm)
+    deeper = deepened(images, outer, sigma_nm, key, ALLOWANCE)
+    estimate = _blunter(estimate, deeper, images, sigma_nm, key)
+    descents = [(outer, 1.0), *((start, 0.5) for start in starts)]
     for n, (start, flatter) in enumerate(descents):
         heights, _ = free_form(
             images,
