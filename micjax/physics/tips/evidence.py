@@ -20,17 +20,51 @@ Kernel = Float[Array, "ky kx"]
 Scalar = Float[ArrayLike, ""]
 
 ALLOWANCE = 1.1  # misfit / floor of an admissible tip; 1 without any error of the tip model
+_CHANCE = 15.0  # over sqrt(pixels): differences of masks below that are none
 RESOLUTION = 0.01  # misfits below this fraction of the noise variance are no evidence
 
 
 def noise_sigma_nm(images: Frames) -> Scalar:
-    """Noise level by the mask [1 -4 6 -4 1] x [1 -4 6 -4 1] and the median of its modulus.
+    """Noise level, of white noise or of noise that went through the loop of the scanner.
 
-    The mask of Immerkaer 1996, Comput. Vis. Image Underst. 64, 300, squared: texture of the surface
-    at the scale of two pixels still counts as noise, but less. White noise is assumed.
+    The mask [1 -4 6 -4 1] x [1 -4 6 -4 1] and the median of its modulus: the mask of Immerkaer
+    1996, Comput. Vis. Image Underst. 64, 300, squared, so that texture of the surface at the scale
+    of two pixels still counts as noise, but less. A loop smooths noise along the line,
+    n[i+1] = rho n[i] + white (an integral gain of 1 - rho), and a mask along the line misses most
+    of that. The same mask at every other pixel sees more of it, and more of the surface; by how
+    much more the surface alone shows, at every other pixel across the lines, where noise is white.
     """
-    fourth = jnp.diff(jnp.diff(images, n=4, axis=1), n=4, axis=2)
-    return jnp.median(jnp.abs(fourth)) / (70 * 0.6744897501960817)
+    return _rms(images, 1, 1) / 70 * jnp.sqrt(70 / _response(noise_along_line(images)))
+
+
+def noise_along_line(images: Frames) -> Scalar:
+    """Correlation rho of the noise of neighbouring pixels of a line; 0 where what the masks of
+    `noise_sigma_nm` differ by may be chance."""
+    if min(images.shape[1:]) < 9:  # no room for every other pixel
+        return jnp.zeros((), images.dtype)
+    fine = _rms(images, 1, 1)
+    scale = jnp.where(fine > 0, fine, 1.0)
+    more = (_rms(images, 1, 2) / scale) ** 2 - (_rms(images, 2, 1) / scale) ** 2
+    rho = jnp.linspace(0.0, 0.8, 81)  # beyond, the ratio hardly tells
+    ratio = _response(rho**2) / _response(rho) - 1
+    found = jnp.interp(more, ratio, rho)
+    return jnp.where(more > _CHANCE / jnp.sqrt(images.size), found, 0.0)
+
+
+def _response(rho: Float[ArrayLike, "..."]) -> Float[ArrayLike, "..."]:
+    """Variance of [1 -4 6 -4 1] on noise of unit variance whose neighbours correlate by rho."""
+    return 70 - 112 * rho + 56 * rho**2 - 16 * rho**3 + 2 * rho**4
+
+
+def _rms(images: Frames, every_y: int, every_x: int) -> Scalar:
+    """Of the images below [1 -4 6 -4 1] along both axes, of every so many pixels, from the median
+    of its modulus."""
+    masked = images
+    for axis, every in ((1, every_y), (2, every_x)):
+        n = masked.shape[axis] - 4 * every
+        parts = [lax.slice_in_dim(masked, k * every, k * every + n, axis=axis) for k in range(5)]
+        masked = sum(w * part for w, part in zip((1, -4, 6, -4, 1), parts, strict=True))
+    return jnp.median(jnp.abs(masked)) / 0.6744897501960817
 
 
 @jax.jit
