@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.signal import lfilter
 
+from micjax.physics.tips.blind.bound import apex_alone, bound
 from micjax.physics.tips.blind.candidates import finer, single_tips, tried
 from micjax.physics.tips.blind.search import blind, free_form
 from micjax.physics.tips.dilation import dilate
-from micjax.physics.tips.evidence import admissible, misfit, noise_sigma_nm
+from micjax.physics.tips.evidence import admissible, misfit, noise_along_line, noise_sigma_nm
 from micjax.physics.tips.shapes import Double, SphereCone
 from micjax.problems.tip import example, particles
 
@@ -27,6 +29,43 @@ def scan():
 def test_the_noise_is_estimated(scan):
     _, _, images = scan
     assert abs(noise_sigma_nm(images) - SIGMA) < 0.03
+
+
+@pytest.mark.parametrize("gain, within", [(1.0, 0.05), (0.7, 0.1), (0.5, 0.1)])
+def test_noise_that_went_through_a_loop_is_estimated(gain, within):
+    white = np.random.default_rng(100).standard_normal((1, 160, 260))
+    noise = lfilter([gain], [1.0, gain - 1.0], white)[..., -160:]
+    for scale in (1e-9, 1.0, 1e9):
+        estimate = float(noise_sigma_nm(jnp.asarray(scale * noise)))
+        assert abs(estimate / (scale * noise.std()) - 1) < within
+
+
+def test_a_rough_surface_is_not_taken_for_the_noise_of_a_loop(scan):
+    surface, _, _ = scan
+    assert noise_along_line(scan[2]) < 0.2
+    assert noise_along_line(surface[None]) < 0.2
+
+
+def test_the_apex_alone_has_touched():
+    image = jnp.asarray(SphereCone(4.0, 25.0, 1.0, 21)())  # a needle, as this tip sees it
+    sharp, flat = SphereCone(1.0, 12.0, 1.0, 5)(), jnp.zeros((5, 5))
+    alone = apex_alone(image, sharp, 0.05)
+    assert alone[10, 10] and not apex_alone(image, sharp, 5.0).any()
+    assert not apex_alone(image, flat, 0.01)[:, :10].any()
+    assert not alone[:2].any() and not alone[:, -2:].any()
+
+
+def test_the_bound_is_above_tips_of_any_shape_and_where_it_is_certain_the_surface_is(scan):
+    surface = scan[0]
+    y, x = np.meshgrid(*2 * [np.arange(-5, 6) * 2.0], indexing="ij")
+    noise = SIGMA * jax.random.normal(jax.random.key(100), surface.shape)
+    for tip in (-(y**2 + x**2 / 4) / 6, -np.maximum(abs(y) / 0.4, abs(x) / 1.0)):
+        image = dilate(surface, jnp.asarray(tip)) + noise
+        outer = bound(image[None], (11, 11), 5 * SIGMA)
+        assert bool(jnp.all(outer >= tip - SIGMA))
+        sure = apex_alone(image, outer, 3 * SIGMA)
+        assert bool(jnp.all(jnp.abs(image - surface)[sure] < 4 * SIGMA))
+    assert sure.any()  # below the sharp one
 
 
 @pytest.mark.parametrize("radius_nm, passes", [(8.0, True), (12.0, False)])

@@ -27,8 +27,8 @@ def villarrubia(
     d being possible where the apex itself stays out of the surface. Repeated from a flat tip until
     nothing changes.
 
-    `everywhere` takes all image points, which needs 4 * tip.size * images.size numbers of memory, or
-    the `most` of them where the image is bent downwards most, which bound a tip most.
+    `everywhere` takes all image points, or the `most` of them where the image is bent downwards
+    most, which bound a tip most. Each point takes 4 * tip.size numbers of memory.
 
     **Returns:** `(tip in the frame of T, rounds used)`.
     """

@@ -16,9 +16,11 @@ from micjax.physics.tips.evidence import admissible, misfit
 from micjax.problems.tip.fill import levelled
 from micjax.problems.tip.model import Reshaped, TipScan
 from micjax.problems.tip.network import LEVEL
-from micjax.problems.tip.stages import LINES, describe, found_in
+from micjax.problems.tip.stages import LINES, Found, describe, found_in
 
 APEX_SIGMAS = 3.0  # by which the apex of an unknown tip must stand out of all other contacts
+ALL_IDENTIFIED = "All unknowns are identified by these data."  # of the runner
+NO_TRACE = 0.1  # sigma that the tip takes off the image, on average, below which it left no trace
 CERTAIN_SIGMAS = 2.0  # two contacts closer than this are not told apart
 
 
@@ -36,6 +38,7 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]
         # its shape, can have touched with anything but its apex
         alone = jax.vmap(lambda i: apex_alone(i, estimate.bound_nm, APEX_SIGMAS * sigma))(clean)
         sure = sure & alone & (_below_needle(clean, tip) - upper <= sigma)
+        sure = sure & identified(estimate)
     touching = jnp.any(jax.vmap(lambda i: touching_tip_pixels(i, tip))(clean), axis=0)
     classical = tip  # with a known tip the classical answer is its erosion
     if estimate is not None:
@@ -76,6 +79,10 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]
         "taken_off_nm": float(jnp.mean(flat - forward.surface_nm[x])),
     }
     statements = _statements(estimate, share, float(jnp.mean(touching)))
+    of_the_fit = solution.statements
+    if estimate is not None:
+        # of the errors given this tip; the tip itself is bounded from one side only
+        of_the_fit = [s for s in of_the_fit if s != ALL_IDENTIFIED]
     if half is not None:
         metrics["mean_half_width_nm"] = float(half.mean())
         statements.append(
@@ -88,7 +95,8 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]
         results=results,
         metrics=metrics,
         table=_table(flat, sigma, tip, classical, estimate),
-        statements=[*statements, *solution.statements],
+        statements=[*statements, *of_the_fit],
+        laplace=solution.laplace if estimate is None or identified(estimate) else None,
         extra={"found": estimate, "tip": np.asarray(tip), "classical_tip": np.asarray(classical)},
     )
 
@@ -140,15 +148,38 @@ def _table(flat, sigma, tip, classical, estimate) -> list[dict[str, Any]]:
     return rows
 
 
+def identified(estimate: Found) -> bool:
+    """Whether the images say anything of the tip: if not, nothing is called measured."""
+    return estimate.passes and estimate.bluntness >= NO_TRACE
+
+
+def _not_identified(estimate: Found) -> str:
+    if not estimate.passes:
+        return (
+            "NOT IDENTIFIED: no tip of this size and kind is admissible within the noise, and "
+            "nothing is called measured. The tip may have changed during the scan, be larger than "
+            "the window (tip_size), or the noise be larger than assumed (sigma_nm)."
+        )
+    return (
+        "NOT IDENTIFIED: within the noise assumed the image shows no trace of the tip, which is "
+        "then sharper than a pixel; nothing is called measured. Where lag of the feedback or "
+        "drift between lines move the heights by more than that noise, state it as sigma_nm."
+    )
+
+
 def _statements(estimate, share: float, touching: float) -> list[str]:
-    for_any_tip = "" if estimate is None else " and the same for every admissible tip"
+    if estimate is not None and not identified(estimate):
+        return [_not_identified(estimate), f"The tip nearest to it: {describe(estimate)}."]
+    how = "touched at one point only"
+    if estimate is not None:
+        how += ", that of every admissible tip's apex, whatever its shape"
     statements = [
-        f"{100 * share:.0f} % of the surface is measured (touched at one point only, nothing else "
-        f"within {CERTAIN_SIGMAS:.0f} sigma{for_any_tip}); elsewhere the surface is an estimate "
-        "below the upper bound.",
+        f"{100 * share:.0f} % of the surface is measured ({how}, nothing else within "
+        f"{CERTAIN_SIGMAS if estimate is None else APEX_SIGMAS:.0f} sigma); elsewhere the surface "
+        "is an estimate below the upper bound.",
         "There is no lower bound where the tip did not touch: pits may be deeper than shown.",
-        f"{100 * touching:.0f} % of the tip's pixels touched the surface; the others are not "
-        "identified by this scan.",
+        f"{100 * touching:.0f} % of the tip's pixels touched the surface; the others are only "
+        "known to be low enough.",
     ]
     if estimate is None:
         return statements
@@ -156,23 +187,9 @@ def _statements(estimate, share: float, touching: float) -> list[str]:
     statements.insert(
         1,
         "A blind estimate is the bluntest tip that the image admits. Sharper ones, down to a "
-        "needle, may have taken the image as well: the scan alone does not identify the tip from "
-        "below, nor its place below the image.",
+        "needle, may have taken the image as well: a scan bounds the tip from the blunt side only, "
+        "and tells nothing of its place below the image.",
     )
-    if not estimate.passes:
-        statements.insert(
-            0,
-            "NOT IDENTIFIED: no tip of this size and kind is admissible within the noise. The tip "
-            "may have changed during the scan, be larger than the window (tip_size), or the noise "
-            "be larger than assumed (sigma_nm).",
-        )
-    elif estimate.bluntness < 0.1:
-        statements.insert(
-            0,
-            "NOT IDENTIFIED: within the noise assumed the image shows no trace of the tip, which "
-            "is then sharper than a pixel. Where lag of the feedback or drift between lines move "
-            "the heights by more than that noise, state it as sigma_nm.",
-        )
     if not estimate.free_form:
         statements.append(
             "Errors of the tip's parameters are those of the noise alone, with the surface as "
