@@ -9,8 +9,15 @@ from scipy.signal import lfilter
 from micjax.physics.tips.blind.bound import apex_alone, bound
 from micjax.physics.tips.blind.candidates import finer, single_tips, tried
 from micjax.physics.tips.blind.search import blind, free_form
-from micjax.physics.tips.dilation import dilate
-from micjax.physics.tips.evidence import admissible, misfit, noise_along_line, noise_sigma_nm
+from micjax.physics.tips.dilation import dilate, erode
+from micjax.physics.tips.evidence import (
+    CREASED,
+    admissible,
+    creases,
+    misfit,
+    noise_along_line,
+    noise_sigma_nm,
+)
 from micjax.physics.tips.shapes import Double, SphereCone
 from micjax.problems.tip import example, particles
 
@@ -118,6 +125,18 @@ def test_a_second_apex_as_sharp_as_a_pixel_is_found():
     found = blind(images, noise_sigma_nm(images), 10.0, (25, 25), jax.random.key(3), steps=0)
     assert found.double
     np.testing.assert_allclose(found.shape.offset_nm, (-10.0, 60.0), atol=5.0)
+
+
+def test_a_smooth_image_is_left_as_it_is(scan):
+    y, x = np.meshgrid(*2 * [np.arange(48.0)], indexing="ij")
+    noise = SIGMA * np.random.default_rng(100).standard_normal((48, 48))
+    for scale in (1e-6, 1.0):
+        smooth = jnp.asarray(scale * (4 * np.sin(x / 9) * np.cos(y / 7) + noise))[None]
+        assert creases(smooth, scale * SIGMA) < CREASED
+        estimate = blind(smooth, scale * SIGMA, 2.0, (9, 9), jax.random.key(0))
+        assert estimate.bluntness == 0.0
+        np.testing.assert_array_equal(erode(smooth[0], estimate.heights_nm), smooth[0])
+    assert creases(scan[2], SIGMA) > CREASED
 
 
 def test_candidates_fall_back_to_the_nearest_when_none_passes(scan):

@@ -86,27 +86,22 @@ def solve(case: Case, folder: pathlib.Path, key, **options):
     return micjax.solve(problem_tip, problem, x, y, key=key, posterior="none")
 
 
-def row(case: Case, folder: pathlib.Path, key) -> dict:
+def row(case: Case, folder: pathlib.Path, key, only_blind: bool) -> dict:
     began = time.monotonic()
     known_key, blind_key, stated_key = jax.random.split(key, 3)
-    tip = jnp.asarray(case.tip, case.image.dtype)
-    known = solve(case, folder, known_key, known=True)
-    blind = solve(case, folder, blind_key)
-    # of white noise the estimate is near to the truth
-    real = case.name.endswith("real")
-    stated = solve(case, folder, stated_key, sigma_nm=case.sigma_nm) if real else blind
-    truth = case.surface
+    tip, truth = jnp.asarray(case.tip, case.image.dtype), case.surface
+    solutions = {"blind": solve(case, folder, blind_key)}
+    if not only_blind:
+        solutions["known"] = solve(case, folder, known_key, known=True)
+        solutions["stated"] = solve(case, folder, stated_key, sigma_nm=case.sigma_nm)
+    blind = solutions["blind"]
     return {
         "case": case.name,
         "image": psnr(case.image, truth),
         "villarrubia": psnr(blind.results["classical_surface"].data, truth),
         "oracle": psnr(erode(jnp.asarray(case.image), tip), truth),
-        "known": psnr(known.results["surface"].data, truth),
-        "blind": psnr(blind.results["surface"].data, truth),
-        "stated": psnr(stated.results["surface"].data, truth),
-        "known_certain": certain(known, truth, case.sigma_nm),
-        "blind_certain": certain(blind, truth, case.sigma_nm),
-        "stated_certain": certain(stated, truth, case.sigma_nm),
+        **{n: psnr(s.results["surface"].data, truth) for n, s in solutions.items()},
+        **{f"{n}_certain": certain(s, truth, case.sigma_nm) for n, s in solutions.items()},
         "noise_over_true": blind.metrics["noise_nm"] / case.sigma_nm,
         "admissible": blind.extra["found"].passes,
         "first": blind.statements[0],
@@ -115,36 +110,28 @@ def row(case: Case, folder: pathlib.Path, key) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """As Markdown, a line for each shape of the tip and noise, with what is true of them all."""
-    columns = ("image", "villarrubia", "oracle", "known", "blind", "stated")
-    sure = ("known_certain", "blind_certain", "stated_certain")
-    lines = [
-        "| tip, noise | image | classical blind | oracle | known | blind | blind, noise stated "
-        "| known: certain (right) | blind: certain (right) | stated: certain (right) |",
-        "|---|" + "---|" * 9,
-    ]
-    kinds = sorted({(r["case"].split("/")[0], r["case"].split("/")[2]) for r in rows})
-    groups = {
-        f"{shape}, {noise}": [
-            r for r in rows if r["case"].startswith(shape) and r["case"].endswith(noise)
-        ]
-        for shape, noise in kinds
-    }
-    for name, group in (groups | {"all": rows}).items():
+    """As Markdown, a line for each case, with what is true of them all."""
+    order = ("image", "villarrubia", "oracle", "known", "blind", "stated")
+    columns = [c for c in order if c in rows[0]]
+    sure = [f"{c}_certain" for c in ("known", "blind", "stated") if c in rows[0]]
+    heads = ["tip/surface/noise", *columns, *(f"{s.split('_')[0]}: certain (right)" for s in sure)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, group in [(r["case"], [r]) for r in rows] + [("all", rows)]:
         means = [f"{np.mean([r[c] for r in group]):.1f}" for c in columns]
-        lines.append(f"| {name} | " + " | ".join(means + [share(group, s) for s in sure]) + " |")
-    for name, better, worse in (
-        ("known - oracle", "known", "oracle"),
-        ("blind - image", "blind", "image"),
-        ("oracle - image", "oracle", "image"),
-        ("noise stated - image", "stated", "image"),
-        ("noise stated - blind", "stated", "blind"),
+        lines.append("| " + " | ".join([name, *means, *(share(group, s) for s in sure)]) + " |")
+    for better, worse in (
+        ("oracle", "image"),
+        ("blind", "image"),
+        ("villarrubia", "image"),
+        ("known", "oracle"),
+        ("stated", "image"),
     ):
-        gains = np.array([r[better] - r[worse] for r in rows])
-        lines.append(f"\n{name}: mean {gains.mean():+.2f} dB, worst {gains.min():+.2f} dB")
-        if (gains < -0.2).any():
-            below = [f"{r['case']} {g:+.1f}" for r, g in zip(rows, gains, strict=True) if g < -0.2]
-            lines[-1] += f", below -0.2 dB: {len(below)} of {len(rows)} ({', '.join(below)})"
+        if better in rows[0]:
+            gains = np.array([r[better] - r[worse] for r in rows])
+            lines.append(
+                f"\n{better} - {worse}: mean {gains.mean():+.2f} dB, worst {gains.min():+.2f} dB, "
+                f"below -0.2 dB: {(gains < -0.2).sum()} of {len(rows)}"
+            )
     return "\n".join(lines)
 
 
@@ -161,6 +148,7 @@ def main() -> None:
     parser.add_argument("--cases", default="", help="those whose name contains this")
     parser.add_argument("--every", type=int, default=1, help="only each n-th of them")
     parser.add_argument("--first", type=int, default=0, help="the first one of these")
+    parser.add_argument("--blind", action="store_true", help="not with the known tip or noise")
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
@@ -171,7 +159,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         chosen = [c for c in cases(arguments.fold, arguments.data) if arguments.cases in c.name]
         for n, case in enumerate(chosen[arguments.first :: arguments.every]):
-            line = row(case, pathlib.Path(folder), jax.random.key(n))
+            line = row(case, pathlib.Path(folder), jax.random.key(n), arguments.blind)
             print(json.dumps(line), flush=True)
             with out.open("a") as file:
                 file.write(json.dumps(line) + "\n")

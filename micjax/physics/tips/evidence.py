@@ -10,8 +10,10 @@ Images are `[frames, iy, ix]` in nm, one tip for all frames.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
+from scipy import ndimage
 
 from micjax.physics.tips.dilation import dilate, erode, opening
 
@@ -20,6 +22,8 @@ Kernel = Float[Array, "ky kx"]
 Scalar = Float[ArrayLike, ""]
 
 ALLOWANCE = 1.1  # misfit / floor of an admissible tip; 1 without any error of the tip model
+CREASED = 9.0  # sigma of an image that has creases
+_LAPLACIAN = 0.4009  # of the Gaussian Laplacian of one pixel on noise of unit variance
 _CHANCE = 15.0  # over sqrt(pixels): differences of masks below that are none
 RESOLUTION = 0.01  # misfits below this fraction of the noise variance are no evidence
 
@@ -65,6 +69,17 @@ def _rms(images: Frames, every_y: int, every_x: int) -> Scalar:
         parts = [lax.slice_in_dim(masked, k * every, k * every + n, axis=axis) for k in range(5)]
         masked = sum(w * part for w, part in zip((1, -4, 6, -4, 1), parts, strict=True))
     return jnp.median(jnp.abs(masked)) / 0.6744897501960817
+
+
+def creases(images: Frames, sigma_nm: Scalar) -> float:
+    """How far the sharpest upward bends of the images stand out of the noise, in its sigma.
+
+    Where a tip goes over from one contact to the next its image has a crease, however blunt the
+    tip. A smooth image has none: it may be that of a smooth surface under any tip, and tells
+    nothing of it. The Laplacian at the scale of a pixel, the value that a thousandth exceeds.
+    """
+    bent = ndimage.gaussian_laplace(np.asarray(images, float), 1.0, axes=(1, 2))
+    return float(np.quantile(bent, 0.999) / (_LAPLACIAN * sigma_nm))
 
 
 @jax.jit

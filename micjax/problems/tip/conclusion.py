@@ -161,9 +161,10 @@ def _not_identified(estimate: Found) -> str:
             "the window (tip_size), or the noise be larger than assumed (sigma_nm)."
         )
     return (
-        "NOT IDENTIFIED: within the noise assumed the image shows no trace of the tip, which is "
-        "then sharper than a pixel; nothing is called measured. Where lag of the feedback or "
-        "drift between lines move the heights by more than that noise, state it as sigma_nm."
+        "NOT IDENTIFIED: within the noise assumed the image shows no trace of the tip. Either it "
+        "is sharper than a pixel, or the image too smooth to have the creases that a tip leaves "
+        "between two contacts; nothing is called measured. Where lag of the feedback or drift "
+        "between lines move the heights by more than that noise, state it as sigma_nm."
     )
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Key
 from micjax.physics.tips.blind.bound import bound, deepened, safe_threshold
 from micjax.physics.tips.blind.candidates import (
     Candidates,
+    chosen,
     finer,
     heights_of_one,
     single_tips,
@@ -27,11 +28,13 @@ from micjax.physics.tips.blind.second_apex import DOUBLE_ALLOWANCE, WORTH_RESHAP
 from micjax.physics.tips.dilation import opening
 from micjax.physics.tips.evidence import (
     ALLOWANCE,
+    CREASED,
     RESOLUTION,
     Frames,
     Kernel,
     Scalar,
     admissible,
+    creases,
     misfit,
     noise_residual,
     spread,
@@ -59,7 +62,7 @@ class BlindTip(NamedTuple):
     misfit: float
     floor: float
     bluntness: float
-    singles: Candidates
+    singles: Candidates | None  # what was tried, if the images say anything of a tip
     classical_nm: Kernel  # Villarrubia's estimate with the threshold asked for
     bound_nm: Kernel  # no tip that can have taken the images exceeds it, apex in the middle
 
@@ -89,6 +92,9 @@ def blind(
     """
     height_nm = float(jnp.max(jnp.ptp(images, axis=(1, 2))))
     depth_nm = 1.05 * height_nm
+    if creases(images, sigma_nm) < CREASED:
+        classical, _ = villarrubia(images, size, float(threshold_sigmas * sigma_nm))
+        return _needle(single_tips(height_nm, pixel_nm, size, radii), classical, depth_nm)
     coarse = tried(images, single_tips(height_nm, pixel_nm, size, radii), sigma_nm, key)
     singles = tried(images, finer(coarse.shape(coarse.best(_STRICT))), sigma_nm, key)
     best = singles.best(_STRICT)
@@ -129,6 +135,15 @@ def blind(
         estimate = _reshaped(estimate, starts, images, sigma_nm, size, key, steps, report)
     sigmas = safe_threshold(images, estimate.heights_nm, sigma_nm, jax.random.fold_in(key, 2))
     return estimate._replace(bound_nm=bound(images, size, float(sigmas * sigma_nm)))
+
+
+def _needle(singles: Double, classical: Kernel, depth_nm: float) -> BlindTip:
+    """What to take for the tip where the images tell nothing of it: it leaves them as they are."""
+    middle = tuple(n // 2 for n in classical.shape)
+    needle = jnp.full(classical.shape, -depth_nm, classical.dtype).at[middle].set(0.0)
+    sharpest = chosen(singles, int(jnp.argmin(singles.radius_nm)))
+    flat = jnp.zeros_like(classical)
+    return BlindTip(needle, sharpest, False, True, True, 0.0, 0.0, 0.0, None, classical, flat)
 
 
 def _reshaped(
