@@ -51,8 +51,8 @@ def noise_along_line(images: Frames) -> Scalar:
     more = (_rms(images, 1, 2) / scale) ** 2 - (_rms(images, 2, 1) / scale) ** 2
     rho = jnp.linspace(0.0, 0.8, 81)  # beyond, the ratio hardly tells
     ratio = _response(rho**2) / _response(rho) - 1
-    found = jnp.interp(more, ratio, rho)
-    return jnp.where(more > _CHANCE / jnp.sqrt(images.size), found, 0.0)
+    likely = jnp.interp(more, ratio, rho)
+    return jnp.where(more > _CHANCE / jnp.sqrt(images.size), likely, 0.0)
 
 
 def _response(rho: Float[ArrayLike, "..."]) -> Float[ArrayLike, "..."]:
