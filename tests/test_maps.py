@@ -426,6 +426,20 @@ def test_what_a_broken_executor_has_done_is_kept(counted, caplog):
     np.testing.assert_allclose(columns(fit)[done], columns(whole)[done], rtol=1e-9)
 
 
+def test_guesses_at_the_end_of_a_prior_are_moved_inside(counted):
+    """Of a whole map a pixel has its maximum in the last channel: no reason to fit nothing."""
+    _, y, whole = counted
+    guess = starts(y) | {
+        "forward.height": np.where(np.arange(len(y)) == 3, 0.0, np.ptp(y, axis=-1))
+    }
+    guess["forward.centre"] = np.where(np.arange(len(y)) == 5, X[-1], guess["forward.centre"])
+    with pytest.raises(ValueError, match="1 of 600 are not inside of what its prior allows"):
+        fit_map(problem(Poisson(1.0)), X, y, starts=guess)
+    fit = fit_map(problem(Poisson(1.0)), X, y, starts=lambda problem, x, y: guess)
+    others = np.delete(np.arange(len(y)), 5)
+    np.testing.assert_allclose(columns(fit)[others], columns(whole)[others], rtol=1e-2)
+
+
 def test_starts_block_by_block(counted):
     _, y, whole = counted
     fit = fit_map(problem(Poisson(1.0)), X, y, starts=lambda problem, x, y: starts(y))

@@ -6,10 +6,12 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
+from micjax.inference.maps.each import one_pixel
+from micjax.inference.maps.fit import fit_map
 from micjax.inference.runner import solve
 from micjax.problems import peaks
 from micjax.problems.peaks.number import _places
-from micjax.problems.peaks.stages import stages
+from micjax.problems.peaks.stages import several_starts, stages
 
 X = np.linspace(0.0, 10.0, 60)
 ENERGY = jnp.asarray(X)
@@ -143,3 +145,38 @@ def test_data_of_any_size_have_the_same_number(solution):
         )
     ratio = tiny.results["peak_1.area"].data / solution.results["peak_1.area"].data
     np.testing.assert_allclose(ratio[COUNT > 0][np.isfinite(ratio[COUNT > 0])], scale, rtol=1e-3)
+
+
+def test_lines_of_a_truth_are_called_as_those_of_an_estimate():
+    truth, _, _ = peaks.example(jax.random.key(0), ny=2, nx=3)
+    of = "forward.pixel.peak_{}.{}"
+    values = truth.values()
+    swapped = {
+        of.format(i, k): values[of.format(3 - i, k)]
+        for i in (1, 2)
+        for k in ("centre", "fwhm", "height")
+    }
+    again = peaks.renamed(truth.at(swapped), truth).values()
+    for name, value in values.items():
+        np.testing.assert_array_equal(again[name], value)
+    apart = peaks.problem(ny=2, nx=3, centres=[1.9, 2.1])
+    assert peaks.renamed(apart, apart) is apart
+
+
+def test_a_broad_line_beside_a_narrow_one_is_found():
+    """It is no maximum."""
+    rng = np.random.default_rng(6)
+    x = np.linspace(0.0, 10.0, 64)
+    centre, narrow = rng.uniform(3.0, 7.0, (2, 30, 1))
+    y = 60.0 * np.exp(-(((x - centre) / 2.5) ** 2)) + 150.0 * np.exp(-(((x - narrow) / 0.35) ** 2))
+    y = rng.poisson(y + 10.0).astype(float)
+    of = peaks.problem(
+        1, 30, peaks=2, level=200.0, signal_low=0.0, signal_high=10.0, signal_step=10 / 63
+    )
+    pixel, _ = one_pixel(of)
+    heights = [f"forward.peak_{i}.height" for i in (1, 2)]
+    maxima, both = (
+        fit_map(pixel, jnp.asarray(x), y, starts=guess, linear=heights).loss
+        for guess in (peaks.starts, several_starts)
+    )
+    assert (both < maxima + 0.01).all() and np.sum(both < maxima - 5.0) > 3

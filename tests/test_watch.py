@@ -21,8 +21,8 @@ from tornado.websocket import websocket_connect
 from micjax.__main__ import main
 from micjax.active.campaign import STOP, Campaign, RandomPolicy
 from micjax.active.learner.learner import Learner
-from micjax.active.learner.snapshot import Snapshots
 from micjax.active.learner.space import SearchAxis, Space
+from micjax.active.snapshot import Snapshots
 from micjax.instruments import Axis, Function, Guard, Journal, JournalError
 from micjax.report.access import address_of
 from micjax.report.live import fill

@@ -5,8 +5,8 @@ import os
 from micjax.active.campaign import Campaign, Policy
 from micjax.active.learner.learner import Learner
 from micjax.active.learner.signals import reduced
-from micjax.active.learner.snapshot import Snapshots
 from micjax.active.learner.space import SearchAxis, Space
+from micjax.active.snapshot import Snapshots
 from micjax.instruments import Guard, Instrument, Journal
 
 

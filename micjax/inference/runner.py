@@ -9,14 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, Literal
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from micjax.core.joint import JointForward, JointLaw
-from micjax.core.precision import in_float64
 from micjax.core.problem import InverseProblem
 from micjax.inference.attempt import attempt
 from micjax.inference.checkpoint import StopReason
@@ -24,22 +21,16 @@ from micjax.inference.errors.estimates import NUTS, Estimate, LaplaceErrors
 from micjax.inference.errors.laplace import Laplace
 from micjax.inference.errors.nuts import Posterior
 from micjax.inference.solution import Solution
-from micjax.inference.solve import Fit, fit_stages
+from micjax.inference.solve import fit_stages
 from micjax.inference.solvers.first_order import Adam
+from micjax.inference.solvers.lbfgs import LBFGS
 from micjax.inference.stage import Search, Stage
 from micjax.inference.starts.draw import draw_starts
+from micjax.inference.verdicts.convergence import how_it_ended
+from micjax.inference.verdicts.residual import compared
 
 SETTLED = 1e-3  # nats in 100 steps
 AGREE = 1.01  # r_hat, above which chains do not agree
-# chi^2 of a datum, and by how many standard deviations the data are less likely than draws of
-# their own law: beyond both is a misfit
-EXPLAINED, CERTAIN = 1.5, 5.0
-DRAWS = 8
-LEAST = 1e-9  # of the largest variance: below are no data, such as blind pixels
-UNEXPLAINED = (
-    "The model does not explain the data (chi^2 per datum {:.3g}): the errors are too small, and "
-    "the values may be off by more. The residual shows where."
-)
 
 Entry = Stage | Search | Estimate
 
@@ -114,10 +105,11 @@ def run(
     ]
     laplace = next((e for e in errors if isinstance(e, Laplace)), None)
     posterior = next((e for e in errors if isinstance(e, Posterior)), None)
-    compared = attempt("comparison with the data", _compared, fit.problem, x, y)
-    misfit, unexplained = compared or ({}, [])
+    judged = attempt("comparison with the data", compared, fit.problem, x, y)
+    misfit, unexplained = judged or ({}, [])
+    ended = how_it_ended(fit, fits[-1], laplace)
     sentences = [
-        *_how_it_ended(fit, fits[-1]),
+        *filter(None, [ended.sentence]),
         *_identified(fit.problem, laplace),
         *_sampled(posterior),
         *unexplained,
@@ -129,6 +121,7 @@ def run(
         laplace=laplace,
         metrics={"loss": fit.loss, "steps": float(fit.steps)} | misfit,
         statements=sentences,
+        converged=ended.converged,
     )
     if conclude is None:
         return solution
@@ -175,7 +168,7 @@ def default_stages(
     y,
     *,
     steps: int = 3000,
-    learning_rate: float = 2e-2,
+    learning_rate: float | None = None,
     tolerance: float = SETTLED,
     starts: int = 1,
     sampler: Literal["none", "nuts"] = "none",
@@ -183,12 +176,12 @@ def default_stages(
     warmup: int = 500,
     chains: int = 2,
 ) -> list[Entry]:
-    """Maximum a posteriori by Adam, Laplace errors around it, and NUTS when it is asked for.
+    """Maximum a posteriori by L-BFGS, Laplace errors around it, and NUTS when it is asked for.
 
     **Arguments:**
 
-    - `steps`: of Adam, at most.
-    - `learning_rate`: of Adam, in unconstrained coordinates.
+    - `steps`: at most.
+    - `learning_rate`: of Adam, in unconstrained coordinates, in place of L-BFGS.
     - `tolerance`: stop when 100 steps improve the loss by less than this (nats); 0 never stops.
     - `starts`: how many fits side by side: from the given values and from draws of the priors.
     - `sampler`: `none`, or `nuts` to sample the posterior from the best values on.
@@ -202,7 +195,7 @@ def default_stages(
 
     several = starts > 1
     fit = Stage(
-        Adam(learning_rate),
+        LBFGS() if learning_rate is None else Adam(learning_rate),
         steps,
         starts=drawn if several else None,
         together=several,
@@ -231,87 +224,14 @@ def _concluded(conclude, solution: Solution, x, y) -> Solution:
     return solution
 
 
-def _compared(problem: InverseProblem, x, y) -> tuple[dict[str, float], list[str]]:
-    """The rms of the residual and chi^2 of a datum, where the law of the data has a mean and a
-    variance; and a sentence if that is no chance."""
-    try:
-        mean, variance, largest = map(np.asarray, _moments(problem, x))
-    except (AttributeError, NotImplementedError, TypeError):
-        return {}, []
-    there = ~np.isnan(y)  # of a law that leaves out what is not
-    if mean.shape != np.shape(y) or not there.any():
-        return {}, []
-    squares = np.abs(np.asarray(y) - mean).astype(float)[there] ** 2
-    variance = np.broadcast_to(variance, mean.shape)[there]
-    # the parts of a joint problem may have any units
-    of_one = not isinstance(problem.forward, JointForward)
-    measures = {"residual_rms": float(np.sqrt(np.mean(squares)))} if of_one else {}
-    seen = np.isfinite(variance) & (variance > LEAST * largest)
-    if not seen.any():
-        return measures, []
-    terms = squares[seen] / variance[seen]
-    measures["chi_squared_per_datum"] = chi2 = float(np.mean(terms))
-    if chi2 <= EXPLAINED or _surprise_or(np.inf, problem, x, y) <= CERTAIN:
-        return measures, []
-    return measures, [UNEXPLAINED.format(chi2)]
-
-
-@eqx.filter_jit
-def _moments(problem: InverseProblem, x) -> tuple[Array, Array, Array]:
-    """Mean, variance, and the largest variance of the data of one kind."""
-    law = problem.noise(problem.forward(x))
-    joint = isinstance(law, JointLaw)
-    return law.mean, law.variance, law.largest_variance if joint else jnp.max(law.variance)
-
-
-def _surprise_or(unknown: float, problem: InverseProblem, x, y) -> float:
-    try:
-        with jax.enable_x64(True):  # large counts: the likelihood is a difference of large numbers
-            return float(_surprise(*in_float64((problem, x, y))))
-    except (AttributeError, NotImplementedError, TypeError):  # a law that gives no draws
-        return unknown
-
-
-@eqx.filter_jit
-def _surprise(problem: InverseProblem, x, y) -> Array:
-    """How much less likely the data are than draws of their law, in standard deviations of these.
-
-    The likelihood has no heavy tails where chi^2 has, as that of rare counts and outliers has."""
-    law = problem.noise(problem.forward(x))
-    keys = jax.random.split(jax.random.key(0), DRAWS)
-
-    def of_drawn(key):
-        drawn = law.sample(key)
-        if jnp.issubdtype(y.dtype, jnp.floating):  # and no labels
-            drawn = jnp.where(jnp.isnan(y), jnp.nan, drawn)
-        return jnp.sum(law.log_prob(drawn))
-
-    drawn = jax.lax.map(of_drawn, keys)
-    lost = jnp.mean(drawn) - jnp.sum(law.log_prob(y))
-    return lost / jnp.maximum(jnp.std(drawn, ddof=1), 1.0)
-
-
-def _how_it_ended(fit: Fit, last: Stage | Search) -> Iterator[str]:
-    steps = f"after {fit.steps} steps"
-    if fit.stop_reason in (StopReason.TOLERANCE, StopReason.CONVERGED):
-        yield f"The fit converged {steps}."
-    elif fit.stop_reason is StopReason.STALLED:
-        yield f"The fit stopped {steps}: no step lowers the loss, which need not be its minimum."
-    elif fit.stop_reason is not StopReason.STEPS:
-        yield f"The fit stopped {steps}: {fit.stop_reason}{fit.fault and ', '}{fit.fault}."
-    elif isinstance(last, Stage) and _slows_down(last):
-        yield f"The fit made its {fit.steps} steps, which became ever smaller."
-    elif isinstance(last, Stage):
-        yield f"The fit used all of its {fit.steps} steps and may not have converged."
-
-
-def _slows_down(stage: Stage) -> bool:
-    return isinstance(stage.solver, Adam) and float(stage.solver.decay_steps) <= stage.steps
-
-
 def _identified(problem: InverseProblem, laplace: Laplace | None) -> Iterator[str]:
     if laplace is None:
         return
+    for name, factor in laplace.widened.items():
+        yield (
+            f"The posterior of {name} is wider than its curvature says: its error is {factor:.2g} "
+            "times that of the curvature."
+        )
     vague = [n for n, ok in laplace.identified.items() if not ok]
     yield from (f"{n} is not identified by these data." for n in vague)
     if not vague and set(laplace.names) == set(problem.unknowns()):

@@ -24,6 +24,7 @@ class Solution:
     - `table`: rows for the report and the terminal, `{column: number or text}`.
     - `comparison`: more such rows, against the truth of a made-up example.
     - `statements`: plain sentences, `"The half-angle is not identified by this scan."`
+    - `converged`: whether the fit has, None where that is not known.
     - `extra`: anything else `figures` wants to draw.
     """
 
@@ -36,4 +37,5 @@ class Solution:
     table: Sequence[Mapping[str, Any]] = ()
     comparison: Sequence[Mapping[str, Any]] = ()
     statements: Sequence[str] = ()
+    converged: bool | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)

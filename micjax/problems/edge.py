@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from micjax import Gaussian, InverseProblem, parameter
 from micjax.core.problem import drawn_data
 from micjax.core.ranges import positive
+from micjax.problems.shared.stress import of_curves
 
 
 class EdgeScan(eqx.Module):
@@ -33,6 +34,9 @@ def problem(edge_nm=0.0, width_nm=1.0, sigma=0.05) -> InverseProblem:
             "noise.sigma": dist.HalfNormal(0.1),
         },
     )
+
+
+stress = of_curves()
 
 
 def example(key):

@@ -28,6 +28,7 @@ from micjax.physics.spectra.scales import under
 from micjax.problems.shared.map_conclusion import compare_map, conclude_map
 from micjax.problems.shared.map_show import map_figures
 from micjax.problems.shared.spectrum_images import in_unit, noise_sd, spectrum_image
+from micjax.problems.shared.stress import of_curves
 
 Sweep = Float[Array, " n"]
 Loops = Float[Array, "ny nx n"]
@@ -88,6 +89,9 @@ def problem(
     priors["noise.sigma"] = dist.LogNormal(np.log(sigma), np.log(sigma_factor))
     law = Gaussian(sigma) if noise == "normal" else StudentT(sigma, 3.0)
     return each_pixel(InverseProblem(loop, law, priors), (ny, nx), pixel_nm, ("bias", "V"))
+
+
+stress = of_curves()
 
 
 def example(key, ny: int = 12, nx: int = 12) -> tuple[InverseProblem, Sweep, Loops]:

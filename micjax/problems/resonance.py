@@ -16,10 +16,11 @@ from micjax.core.problem import InverseProblem, Values, drawn_data
 from micjax.core.ranges import positive
 from micjax.inference.errors.estimates import LaplaceErrors
 from micjax.inference.solution import Solution
-from micjax.inference.solvers.first_order import Adam
+from micjax.inference.solvers.lbfgs import LBFGS
 from micjax.inference.stage import Stage
 from micjax.physics.noise import Gaussian
 from micjax.physics.probes.oscillator import Oscillator
+from micjax.problems.shared.stress import of_curves
 from micjax.report.figures import captioned, curve_with_residual
 
 Frequencies = Float[Array, " n"]
@@ -61,6 +62,9 @@ def problem(
             "noise.sigma": dist.LogNormal(np.log(sigma), 0.5),
         },
     )
+
+
+stress = of_curves(axis=0)
 
 
 def example(key) -> tuple[InverseProblem, Frequencies, Response]:
@@ -124,13 +128,13 @@ def stages(problem: InverseProblem, x: Frequencies, y: Response, *, steps: int =
 
     **Arguments:**
 
-    - `steps`: of Adam, at most.
+    - `steps`: of L-BFGS, at most.
     """
 
     def starts(problem, x, y, candidates, key):
         return [problem.values(), largest(problem, x, y)]
 
-    return [Stage(Adam(), steps, starts=starts, together=True, tolerance=1e-3), LaplaceErrors()]
+    return [Stage(LBFGS(), steps, starts=starts, together=True, tolerance=1e-3), LaplaceErrors()]
 
 
 def compare(solution: Solution, x, y, truth: InverseProblem) -> list[dict[str, Any]]:

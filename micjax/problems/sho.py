@@ -29,6 +29,7 @@ from micjax.physics.spectra.scales import under
 from micjax.problems.shared.map_conclusion import compare_map, conclude_map
 from micjax.problems.shared.map_show import map_figures
 from micjax.problems.shared.spectrum_images import in_unit, noise_sd, spectrum_image
+from micjax.problems.shared.stress import of_curves
 
 Frequencies = Float[Array, " n"]
 Responses = Float[Array, "ny nx n 2"]
@@ -83,6 +84,9 @@ def problem(
         },
     )
     return each_pixel(pixel, (ny, nx), pixel_nm, ("frequency", "kHz"))
+
+
+stress = of_curves(axis=-2)
 
 
 def example(key, ny: int = 12, nx: int = 12) -> tuple[InverseProblem, Frequencies, Responses]:

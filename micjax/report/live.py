@@ -38,7 +38,7 @@ class View:
     **Arguments:**
 
     - `said`: sentences about how far it has come. `running`: whether a stop can be asked for.
-    - `believed`: the arrays of a snapshot (`micjax.active.learner.snapshot`), or none yet.
+    - `believed`: the arrays of a snapshot (`micjax.active.snapshot`), or none yet.
     - `names`, `units`: of the axes. `points`: where it was measured, `[n, d]`.
     - `following`: the points that are suggested and not measured, `[k, d]`.
     - `last`: what was measured last.

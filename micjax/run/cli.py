@@ -88,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
     certify("--seconds", type=float, default=600.0, help="at most (default: %(default)s)")
     certify("--seed", type=int, default=0, help="(default: %(default)s)")
     certify("--out", metavar="FILE", help="(default: PROBLEM-certificate.json)")
+    certify("--store", action="store_true", help="beside the problem, where reports quote it")
     command("list", commands.list_problems)
     tell = command("info", commands.tell_info)
     tell("file", metavar="FILE", nargs="?", help="weights of a network (default: none)")

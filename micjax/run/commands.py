@@ -10,6 +10,7 @@ import jax
 import yaml
 
 from micjax.inference.calibration.certificate import certify
+from micjax.inference.calibration.stored import store
 from micjax.instruments import consolidate
 from micjax.report.text import plain_table
 from micjax.run.info import about_network, info
@@ -130,6 +131,11 @@ def certify_problem(arguments: argparse.Namespace, asked: Asked) -> int:
     )
     print(plain_table(certificate.rows()))
     print("\n".join(["", *certificate.sentences(), f"certificate: {path}"]))
+    if arguments.store:
+        how = (
+            f"micjax certify {arguments.problem} --draws {arguments.draws} --seed {arguments.seed}"
+        )
+        print(f"stored: {store(certificate, entry.module, how)}")
     return 0
 
 

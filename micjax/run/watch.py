@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from micjax.active.campaign import ID, request_stop
-from micjax.active.learner.snapshot import STATE
+from micjax.active.snapshot import STATE
 from micjax.instruments import Record
 from micjax.instruments.journal_reader import (
     LINES,

@@ -12,6 +12,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from micjax.core.precision import double
 
 Score = Callable[..., Float[Array, "m"]]
+RISE = 1e-7  # of a score, relatively, below which a climb is over
 STEP_SIZES = 2.0 ** -np.arange(10)  # of a line search, tried side by side
 
 
@@ -64,6 +65,7 @@ def maximise(
 
     - `score`: `[m, d]` -> `[m]`, each point by itself; compiled once for each function. What
         changes from call to call belongs into `arguments`.
+    - `steps`: the most that a climb may take.
     - `near`: points about which to look closely, such as the best ones so far.
     """
     first, second = jax.random.split(key)
@@ -89,8 +91,12 @@ def maximise(
         outward = ((z <= 0.0) & (uphill < 0.0)) | ((z >= 1.0) & (uphill > 0.0))
         return jnp.where(jnp.isfinite(uphill) & ~outward, uphill, 0.0)
 
-    def step(carry, _):
-        z, value, state = carry
+    def rising(carry):
+        taken, rise, *_ = carry
+        return (taken < steps) & jnp.any(rise > RISE * (1.0 + jnp.abs(carry[3])))
+
+    def step(carry):
+        taken, _, z, value, state = carry
         gradient = slope(z)
         downhill, state = jax.vmap(solver.update)(-gradient, state, z)
         tries = z + STEP_SIZES[:, None, None] * jnp.stack([-downhill, gradient])[:, None]
@@ -100,11 +106,13 @@ def maximise(
         every = jnp.arange(starts)
         better = heights[best, every] > value
         z = jnp.where(better[:, None], tries[best, every], z)
-        return (z, jnp.where(better, heights[best, every], value), state), None
+        higher = jnp.where(better, heights[best, every], value)
+        rise = jnp.where(better, higher - value, 0.0)
+        return taken + 1, rise, z, higher, state
 
     z = jnp.clip((points - box.lower) / width, 0.0, 1.0)
-    start = (z, values, jax.vmap(solver.init)(z))
-    (z, values, _), _ = jax.lax.scan(step, start, length=steps)
+    start = (0, jnp.full_like(values, jnp.inf), z, values, jax.vmap(solver.init)(z))
+    _, _, z, values, _ = jax.lax.while_loop(rising, step, start)
     winner = jnp.argmax(values)
     return place(z[winner]), values[winner]
 

@@ -129,12 +129,7 @@ def _fit(
     width = last.width
 
     def loss(z: np.ndarray) -> tuple[float, np.ndarray]:
-        loss_and_gradient = jax.device_get(
-            _value_and_gradient(width * z, last.template.leaves, observed, y, last.template.kind)
-        )
-        if not all(np.isfinite(part).all() for part in loss_and_gradient):
-            return IMPOSSIBLE, np.zeros_like(z)
-        return float(loss_and_gradient[0]), width * loss_and_gradient[1]
+        return loss_and_gradient(last, z, observed, y)
 
     best, spent, metric = None, 0, last.metric
     for start in starts:
@@ -153,6 +148,20 @@ def _fit(
     return dataclasses.replace(
         last, problem=problem, loss=float(best.fun), metric=metric, evaluations=spent, flat=flat
     )
+
+
+def loss_and_gradient(
+    at: Evidence, z: Float[np.ndarray, "p"], observed: Observed, y: Float[Array, "capacity"]
+) -> tuple[float, Float[np.ndarray, "p"]]:
+    """Minus the log posterior density of physical values, nats, at the unconstrained ones z width
+    of the process of `at`, and its slope in z; in float64. `IMPOSSIBLE` where it is not finite."""
+    template = at.template
+    parts = jax.device_get(
+        _value_and_gradient(at.width * z, template.leaves, observed, y, template.kind)
+    )
+    if not all(np.isfinite(part).all() for part in parts):
+        return IMPOSSIBLE, np.zeros_like(z)
+    return float(parts[0]), at.width * parts[1]
 
 
 def _descend(loss, start: np.ndarray, metric: np.ndarray | None, evaluations: int):

@@ -7,21 +7,22 @@ processes among which the evidence decides; `micjax.active.learner.looking` has 
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 from micjax.active import streaming
 from micjax.active.acquire.scalarise import Scale, scale_of
+from micjax.active.gp import mixture as mixtures
 from micjax.active.gp import process as gp
+from micjax.active.gp.draws import plausible
 from micjax.active.gp.evidence import Evidence, fit_evidence
 from micjax.active.gp.kernels import RBF, Categorical, Kernel, Matern, Over
+from micjax.active.gp.mixture import Mixture
 from micjax.active.learner.predictive import Part, over_draws
 from micjax.active.learner.space import Space
 from micjax.core.problem import InverseProblem
@@ -30,6 +31,7 @@ from micjax.inference.errors.laplace import laplace
 FRESH_EVERY = 5  # data, after which a start from the prior is tried too
 FEW = 128  # data, up to which hyper-parameters are sampled for a prediction
 DRAWS = 16  # of the hyper-parameters with more data, when they are known well
+SUGGESTING = 8  # draws of the hyper-parameters of each process that suggest while data are few
 PLAUSIBLE = 10.0  # nats, by which a model may be less likely than the best and still count
 
 Points = Float[np.ndarray, "n d"]
@@ -42,13 +44,16 @@ class Belief:
 
     **Arguments:**
 
-    - `states`: processes conditioned on the data, equally likely ones, by which points are
-        suggested; on `scale`.
+    - `states`: the most probable processes conditioned on the data, equally likely ones, on
+        `scale`: to be read.
+    - `mixture`: what points are suggested by, on `scale`: with few data every process and all of
+        its hyper-parameters that are plausible.
     - `memory`: whatever the model begins with when there are more data.
     - `predicts`: what a measurement at points `[m, d]` would give.
     """
 
     states: tuple[gp.Conditioned, ...]
+    mixture: Mixture
     scale: Scale
     memory: Any
     predicts: Callable[[Points], list[Part]]
@@ -60,60 +65,6 @@ class Belief:
 
 
 Model = Callable[..., Belief]  # (points, y, last, key), and y_sd= where there are errors
-
-
-# --- several states as one ---------------------------------------------------------------------
-
-
-def posterior(
-    states: tuple[gp.Conditioned, ...], points: Float[Array, "m d"]
-) -> tuple[Float[Array, "m"], Float[Array, "m"]]:
-    """Mean and variance of the function by equally likely states: the part for inside jit."""
-    means, variances = zip(*(gp.posterior(state, points) for state in states), strict=True)
-    mean = sum(means) / len(means)
-    return mean, sum(v + (m - mean) ** 2 for m, v in zip(means, variances, strict=True)) / len(
-        means
-    )
-
-
-@gp.double
-def mean_and_variance(
-    states: tuple[gp.Conditioned, ...], points, noisy: bool = False
-) -> tuple[Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
-    """Of the function, or with `noisy` of a measurement, on the scale of the states."""
-    return jax.device_get(_mean_and_variance(states, jnp.asarray(points), noisy))
-
-
-@eqx.filter_jit
-def _mean_and_variance(states, points, noisy: bool):
-    mean, variance = posterior(states, points)
-    return mean, variance + noise_variance(states, points) if noisy else variance
-
-
-def noise_variance(
-    states: tuple[gp.Conditioned, ...], points: Float[Array, "m d"]
-) -> Float[Array, "m"]:
-    """Of one measurement at each point."""
-    x = gp.Observed.at(points)
-    each = [jnp.broadcast_to(s.problem.noise.variances(x), x.present.shape) for s in states]
-    return sum(each) / len(each)
-
-
-def with_room(states: tuple[gp.Conditioned, ...], extra: int) -> tuple[gp.Conditioned, ...]:
-    """The same states in buffers for `extra` more points."""
-    return tuple(gp.with_room(state, extra) for state in states)
-
-
-def imagined(
-    states: tuple[gp.Conditioned, ...], numbers: tuple[float, ...], z: float | None = None
-) -> tuple[gp.Conditioned, ...]:
-    """The states as if `z` had been measured, or, without it, what each of them expects."""
-    point = np.asarray(numbers)
-
-    def expected(state: gp.Conditioned) -> float:
-        return float(gp.predict(state, point[None])[0][0])
-
-    return tuple(gp.append(s, point, expected(s) if z is None else z) for s in states)
 
 
 # --- competing processes -----------------------------------------------------------------------
@@ -134,12 +85,13 @@ class Fitted:
 
 @dataclasses.dataclass(frozen=True)
 class Competing:
-    """Every process on every scale, the likeliest of which suggests.
+    """Every process on every scale, by their evidence.
 
-    A prediction counts every one that is plausible, by its evidence, and (with `sampled`) all of
-    its hyper-parameters while data are few: at the most probable ones a process is too sure of
-    itself, and what is noise and what is structure may be open altogether. `sampled` evaluates the
-    mean some ten thousand times; without it a Gaussian about the most probable ones is taken.
+    A prediction counts every one that is plausible, and (with `sampled`) all of its
+    hyper-parameters while data are few: at the most probable ones a process is too sure of itself,
+    and what is noise and what is structure may be open altogether. So does a suggestion, on the
+    likeliest scale and with fewer draws. `sampled` evaluates the mean some ten thousand times;
+    without it a Gaussian about the most probable ones is taken, and they suggest.
     """
 
     processes: tuple[InverseProblem, ...]
@@ -174,7 +126,17 @@ class Competing:
         best = max(fits, key=lambda fit: fit.log_density)
         state = gp.condition(best.evidence.problem, best.observed, best.z)
         few = self.sampled and len(y) <= FEW
-        return Belief((state,), best.scale, fits, _Prediction(fits, best, y, few))
+        mixture = _suggesting(fits, best) if few else mixtures.of_states((state,))
+        return Belief((state,), mixture, best.scale, fits, _Prediction(fits, best, y, few))
+
+
+def _suggesting(fits: Sequence[Fitted], best: Fitted) -> Mixture:
+    """All processes on the scale of the best one, by the evidence of each."""
+    same = [fit for fit in fits if fit.scale == best.scale]
+    drawn = [plausible(fit.evidence, fit.observed, fit.z, SUGGESTING) for fit in same]
+    log_weight = np.repeat([draws.log_evidence for draws in drawn], SUGGESTING)
+    parts = [(fit.evidence.problem, draws.values) for fit, draws in zip(same, drawn, strict=True)]
+    return mixtures.conditioned(parts, log_weight, best.observed, best.z)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,32 +17,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from scipy.stats import qmc
 
 from micjax.active.acquire import values as acquisition
-from micjax.active.acquire.paths import draw_paths
-from micjax.active.acquire.search import maximise
-from micjax.active.gp import process as gp
+from micjax.active.gp.mixture import mean_and_variance
 from micjax.active.identity import told_apart
-from micjax.active.learner import belief, checkpoint, predictive
-from micjax.active.learner.belief import Belief, Model, mean_and_variance, plain_model
+from micjax.active.learner import checkpoint, predictive
+from micjax.active.learner.belief import Belief, Model, plain_model
 from micjax.active.learner.cost import Cost, tour
 from micjax.active.learner.predictive import Prediction
-from micjax.active.learner.scores import SCORES, Context, paths_at, scores
 from micjax.active.learner.settings import Settings, number_at, point_count
 from micjax.active.learner.signals import SD
-from micjax.active.learner.space import Number, Space
+from micjax.active.learner.space import RETURNED, Number, Space
+from micjax.active.learner.suggesting import Choice
 from micjax.core.names import unknown_name
 from micjax.core.plain import scalar
 
 log = logging.getLogger("micjax")
 
 ID = "_id"
-SPREAD = 512  # points over which the maxima of draws are looked for
 BEYOND = 0.1  # of its range: how far beyond an axis an instrument may arrive
 NINETY = 1.6449  # standard deviations on both sides hold 90 % of a normal distribution
-MAXIMA = 64  # draws of the maximum for the max-value entropy
 
 # identity, numbers along the axes, outcome, its standard deviation (NaN: not known)
 Measured = tuple[Any, tuple[float, ...], float, float]
@@ -103,6 +99,7 @@ class Learner:
 
     def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
         """Take in measured points: the axes (or the id of a suggestion) and the outcome of each.
+        One without an id is the pending suggestion of the same settings, if there is one.
 
         An outcome that is NaN or infinite is a failure of that point and not a datum. Beside it,
         under the name of the outcome and `_sd`, may stand its standard deviation: data count as
@@ -112,9 +109,9 @@ class Learner:
         **Raises:** `ValueError` for a point off the axes, without its outcome, or with something
         else in it; then none of the batch is taken.
         """
-        batch = [self._read(point) for point in points]
-        for identity, *_ in batch:
-            self._pending.pop(identity, None)
+        waiting = dict(self._pending)
+        batch = [self._read(point, waiting) for point in points]
+        self._pending = waiting
         bad = [numbers for _, numbers, y, _ in batch if not math.isfinite(y)]
         if bad:
             message = "%d of %d outcomes are not finite: counted as failures"
@@ -122,7 +119,8 @@ class Learner:
             self._failures += bad
         self._take([entry for entry in batch if math.isfinite(entry[2])])
 
-    def _read(self, point: Mapping[str, Any]) -> Measured:
+    def _read(self, point: Mapping[str, Any], waiting: dict[Any, tuple[float, ...]]) -> Measured:
+        """One point, which is taken from those `waiting`."""
         identity, outcome = scalar(point.get(ID)), self.settings.outcome
         if outcome not in point:
             raise ValueError(f"the point {dict(point)} has no outcome {outcome!r}")
@@ -132,6 +130,8 @@ class Learner:
         if wrong := [name for name in point if name not in known]:
             raise ValueError(unknown_name("part of a point", wrong[0], known - {ID}))
         numbers = self.space.numbers(self._readbacks(identity, point))
+        identity = self._waiting_at(numbers, waiting) if identity is None else identity
+        waiting.pop(identity, None)
         y, sd = (number_at(point, n) for n in (outcome, outcome + SD))
         if math.isfinite(y) and outcome + SD in point and not 0.0 < sd < math.inf:
             raise ValueError(f"{outcome + SD} is {sd:g}; a standard deviation above 0 is needed")
@@ -149,6 +149,17 @@ class Learner:
                 near = axis.lower - beyond <= value <= axis.upper + beyond
                 readback[axis.name] = min(max(value, axis.lower), axis.upper) if near else value
         return readback
+
+    def _waiting_at(
+        self, numbers: tuple[float, ...], waiting: Mapping[Any, tuple[float, ...]]
+    ) -> Any:
+        """Which suggestion somebody means who does not say so: the one of these settings, but for
+        rounding to float32."""
+        near = RETURNED * np.maximum(np.abs(self.space.lower), np.abs(self.space.upper))
+        for identity, suggested in waiting.items():
+            if np.all(np.abs(np.subtract(suggested, numbers)) <= near):
+                return identity
+        return None
 
     def _take(self, batch: list[Measured]) -> None:
         if batch:
@@ -195,12 +206,17 @@ class Learner:
 
         **Raises:** `ValueError` for an id that is not pending and a point without its axes.
         """
-        known = [(scalar(s.get(ID)), s) for s in suggestions]
-        failed = [
-            self._pending[i] if i in self._pending else self.space.numbers(s) for i, s in known
-        ]
-        for identity, _ in known:
-            self._pending.pop(identity, None)
+        waiting, failed = dict(self._pending), []
+        for suggestion in suggestions:
+            identity = scalar(suggestion.get(ID))
+            if identity in self._pending:
+                numbers = self._pending[identity]
+            else:
+                numbers = self.space.numbers(suggestion)
+                identity = self._waiting_at(numbers, waiting)
+            waiting.pop(identity, None)
+            failed.append(numbers)
+        self._pending = waiting
         self._failures += failed
 
     # --- suggestions out -----------------------------------------------------------------------
@@ -219,7 +235,7 @@ class Learner:
                 chosen.append(self._spread(self._suggested + len(chosen), chosen))
             else:
                 key, now = jax.random.split(key)
-                chosen.append(self._chosen(now, chosen))
+                chosen.append(self._choice(chosen).best(now))
         if self.cost is not None and len(chosen) > 1:
             order = tour(np.asarray(chosen), self._position(), np.asarray(self.cost.rates))
             chosen = [chosen[i] for i in order]
@@ -246,97 +262,22 @@ class Learner:
         free = self._free(chosen)
         return tuple(self.space.candidates[acquisition.best_allowed(-distance, free)[0]].tolist())
 
+    def _choice(self, chosen: Sequence[tuple[float, ...]] = ()) -> Choice:
+        return Choice(
+            self.space,
+            self.settings,
+            self.cost,
+            self.belief,
+            *self.data,
+            waiting=(*self._pending.values(), *chosen),
+            failures=tuple(self._failures),
+            position=self._position(),
+        )
+
     def _free(self, chosen: Sequence[tuple[float, ...]] = ()) -> np.ndarray:
         """Which candidates are neither measured, nor pending, nor failed."""
         taken = {*self._pending.values(), *self._failures, *chosen}
-        taken |= {tuple(row) for row in self.data[0].tolist()}
-        return np.asarray([tuple(row) not in taken for row in self.space.candidates.tolist()])
-
-    def _chosen(self, key: Array, chosen: list[tuple[float, ...]]) -> tuple[float, ...]:
-        states = self._with_fantasies([*self._pending.values(), *chosen])
-        draw, climb = jax.random.split(key)
-        context = self._context(states, draw)
-        score = SCORES[self.settings.acquisition]
-        if self.space.candidates is not None:
-            values = scores(score, self.space.candidates, states, context)
-            best = acquisition.best_allowed(values, self._free(chosen))[0]
-            return tuple(self.space.candidates[best].tolist())
-        point, value = maximise(score, self.space.box, climb, (states, context), near=self._near())
-        if not np.isfinite(float(value)):
-            raise ValueError(f"the acquisition {self.settings.acquisition} is finite nowhere")
-        return tuple(np.asarray(point).tolist())
-
-    def _with_fantasies(self, waiting: Sequence[tuple[float, ...]]) -> tuple[gp.Conditioned, ...]:
-        """The states as if what is waited for came out as predicted (Ginsbourger et al. 2010), and
-        what failed as the worst outcome so far: the process stays away from it, as far as the
-        function is known to be smooth."""
-        states = self.belief.states
-        extra = len(waiting) + len(self._failures)
-        states, worst = belief.with_room(states, extra), self._worst(states[0])
-        for numbers in self._failures:
-            states = belief.imagined(states, numbers, worst)
-        for numbers in waiting:
-            states = belief.imagined(states, numbers)
-        return states
-
-    def _worst(self, state: gp.Conditioned) -> float | None:
-        """None where no outcome is better than another."""
-        z, goal = np.asarray(state.y)[: state.count], self.settings.goal
-        low, high = float(z.min()), float(z.max())
-        return {"maximise": low, "find": low, "minimise": high}.get(goal)
-
-    def _context(self, states: tuple[gp.Conditioned, ...], key: Array) -> Context:
-        points, free, sign = self.data[0], self.cost is None, self._sign
-        observed = states[0].observed
-        mean, _ = mean_and_variance(states, np.asarray(observed.points))
-        present = np.asarray(observed.present) > 0
-        paths, maxima = None, np.zeros(1)
-        if self.settings.acquisition in ("thompson", "mes"):
-            first, second = jax.random.split(key)
-            draws = 1 if self.settings.acquisition == "thompson" else MAXIMA
-            paths = draw_paths(states[self._suggested % len(states)], first, draws)
-            some = self._some(second)
-            maxima = np.max(sign * np.asarray(paths_at(paths, some)), axis=1)
-        with jax.enable_x64(True):
-            return Context(
-                sign=jnp.asarray(sign),
-                best=jnp.asarray(np.max(sign * mean[present])),
-                level=jnp.asarray(self._level(states)),
-                paths=paths,
-                maxima=jnp.asarray(maxima, float),
-                position=jnp.asarray(self._position()),
-                rates=jnp.asarray(np.full(points.shape[1], np.inf) if free else self.cost.rates),
-                fixed_s=jnp.asarray(1.0 if free else self.cost.settle_s + self.cost.dwell_s),
-            )
-
-    def _level(self, states: tuple[gp.Conditioned, ...]) -> float:
-        """On the scale of the states; NaN where there is no need for it."""
-        if self.settings.acquisition == "among_best":
-            mean, variance = mean_and_variance(states, self.space.candidates, noisy=True)
-            free, known = self._free(), np.asarray(states[0].y)[: states[0].count]
-            return acquisition.level_of_best(
-                mean[free], np.sqrt(variance[free]), known, self.settings.wanted
-            )
-        level = math.nan if self.settings.level is None else self.settings.level
-        return float(self.belief.scale.apply(np.asarray([level]))[0])
-
-    def _some(self, key: Array) -> Float[np.ndarray, "m d"]:
-        """Points over which the maxima of draws are looked for."""
-        if self.space.candidates is not None:
-            return self.space.candidates
-        with jax.enable_x64(True):
-            unit = jax.random.uniform(key, (SPREAD, len(self.space.axes)))
-            return np.concatenate([np.asarray(self.space.box.uniform(unit)), self._near()])
-
-    @property
-    def _sign(self) -> float:
-        return -1.0 if self.settings.goal == "minimise" else 1.0
-
-    def _near(self) -> Float[np.ndarray, "k d"]:
-        """The best points so far, about which the search looks closely."""
-        points, y = self.data
-        best = np.argsort(-self._sign * y, kind="stable")[:3]
-        return points[np.resize(best, 3)]
+        return self.space.free(taken | {tuple(row) for row in self.data[0].tolist()})
 
     # --- what is known -------------------------------------------------------------------------
 
@@ -359,30 +300,28 @@ class Learner:
         return Prediction(median, lower, upper, predictive.uncertainty(parts))
 
     def reckoned(self, points: Float[np.ndarray, "m d"]) -> Prediction:
-        """What a suggestion reckons with at these points: quicker than `predict`, and surer of
-        itself, since the parameters of the process have their most probable values."""
-        states, scale = self.belief.states, self.belief.scale
-        mean, variance = mean_and_variance(states, points)
-        sd = NINETY * np.sqrt(mean_and_variance(states, points, noisy=True)[1])
+        """What a suggestion reckons with at these points: quicker than `predict`, with fewer draws
+        of the hyper-parameters and on one scale."""
+        mixture, scale = self.belief.mixture, self.belief.scale
+        mean, variance = mean_and_variance(mixture, points)
+        sd = NINETY * np.sqrt(mean_and_variance(mixture, points, noisy=True)[1])
         median, lower, upper = (scale.invert(z) for z in (mean, mean - sd, mean + sd))
         return Prediction(median, lower, upper, np.sqrt(variance))
 
     def uncertainty(self, points: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "m"]:
         """The standard deviation of the function that a suggestion reckons with, scaled."""
         numbers = np.asarray([self.space.numbers(point) for point in points])
-        return np.sqrt(mean_and_variance(self.belief.states, numbers)[1])
+        return np.sqrt(mean_and_variance(self.belief.mixture, numbers)[1])
 
     def acquisition_at(self, points: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m"]:
         """What the next measurement would be worth at these points."""
-        states = self._with_fantasies(list(self._pending.values()))
-        context = self._context(states, jax.random.key(self.settings.seed))
-        return scores(SCORES[self.settings.acquisition], points, states, context)
+        return self._choice().worth(points)
 
     def get_best_points(self) -> list[tuple[Any, dict[str, Any], dict[str, float]]]:
         """The best measured point: its id, its settings, its outcome."""
         if not self._batches:
             return []
-        identity, numbers, y, _ = max(self._measured, key=lambda row: self._sign * row[2])
+        identity, numbers, y, _ = max(self._measured, key=lambda row: self.settings.sign * row[2])
         return [(identity, self.space.settings(numbers), {self.settings.outcome: y})]
 
     def should_stop(self) -> tuple[bool, str | None]:
@@ -395,21 +334,9 @@ class Learner:
         tolerance, goal = self.settings.tolerance, self.settings.goal
         if tolerance is None or goal not in ("maximise", "minimise") or self._belief is None:
             return False, None
-        if measured >= self.settings.initial and (gain := self._gain()) < tolerance:
+        if measured >= self.settings.initial and (gain := self._choice().gain()) < tolerance:
             return True, f"an improvement of {gain:.2g} standard deviations is expected at best"
         return False, None
-
-    def _gain(self) -> float:
-        """The largest expected improvement, in standard deviations of the (scaled) outcomes."""
-        states, key = self.belief.states, jax.random.key(self.settings.seed)
-        context = self._context(states, key)
-        if self.space.candidates is not None:
-            values = scores(SCORES["log_ei"], self.space.candidates, states, context)
-            return float(np.exp(np.max(values[self._free()])))
-        _, value = maximise(
-            SCORES["log_ei"], self.space.box, key, (states, context), near=self._near()
-        )
-        return float(np.exp(value))
 
     # --- keeping it ----------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 from micjax.active.acquire.scalarise import Scale, scale_of, spread
 from micjax.active.gp import deep as deep_kernel
 from micjax.active.gp import process as gp
+from micjax.active.gp.mixture import of_states
 from micjax.active.learner.belief import Belief, Outcomes, Points
 from micjax.active.learner.predictive import Part, over_draws
 from micjax.active.learner.space import Space
@@ -115,7 +116,7 @@ class Looking:
         ensemble = deep_kernel.train(ensemble, observed, z, steps)
         states = deep_kernel.conditioned(ensemble, observed, z)
         predicts = functools.partial(_predict, ensemble, scale, observed, z)
-        return Belief(states, scale, ensemble, predicts)
+        return Belief(states, of_states(states), scale, ensemble, predicts)
 
 
 def _predict(ensemble: deep_kernel.Ensemble, scale: Scale, observed, z, points) -> list[Part]:

@@ -33,6 +33,11 @@ class Settings(NamedTuple):
     budget: int | None
     tolerance: float | None
 
+    @property
+    def sign(self) -> float:
+        """-1 where low outcomes are wanted."""
+        return -1.0 if self.goal == "minimise" else 1.0
+
     def checked(self, space: Space, cost: Cost | None) -> "Settings":
         """The settings, complete.
 

@@ -2,17 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from micjax.active.acquire.search import Box
 from micjax.core.plain import scalar
 
 Number = float | int | np.number
 RESERVED = "_id"  # of a suggestion
+FEW = 4096  # settings of whole numbers and categories, up to which all of them are candidates
 RETURNED = 2.0**-22  # a setting that has been through float32 is off by no more, of the range
 
 
@@ -86,6 +87,9 @@ class SearchAxis:
 class Space:
     """The axes together, and the candidates on them if not every point will do.
 
+    Of whole numbers and categories only, every setting is a candidate, while they are no more than
+    4,096.
+
     **Raises:** `ValueError` for no axis, two of one name, or candidates `[m, d]` of another shape
     or outside the axes.
     """
@@ -97,7 +101,14 @@ class Space:
             raise ValueError(f"the axes {names} are not distinct names")
         if RESERVED in names:
             raise ValueError(f"an axis {RESERVED!r}: by this name a suggestion is known")
-        self.candidates = None if candidates is None else self._checked(candidates)
+        self.candidates = self._all() if candidates is None else self._checked(candidates)
+
+    def _all(self) -> Float[np.ndarray, "m d"] | None:
+        """Every setting, where they can be counted and are few."""
+        if not self.countable or math.prod((self.upper - self.lower + 1.0).tolist()) > FEW:
+            return None
+        each = [np.arange(a.lower, a.upper + 1.0) for a in self.axes]
+        return np.stack(np.meshgrid(*each, indexing="ij"), axis=-1).reshape(-1, len(each))
 
     def _checked(self, candidates: np.ndarray) -> np.ndarray:
         candidates = np.asarray(candidates, float)
@@ -124,6 +135,11 @@ class Space:
         return np.asarray([axis.upper for axis in self.axes], float)
 
     @property
+    def countable(self) -> bool:
+        """Whether there are only whole numbers and categories to choose from."""
+        return all(axis.whole for axis in self.axes)
+
+    @property
     def box(self) -> Box:
         return Box(self.lower, self.upper, [axis.whole for axis in self.axes])
 
@@ -142,6 +158,10 @@ class Space:
         if missing:
             raise ValueError(f"the point has no {', '.join(missing)}; its axes are {self.names}")
         return self._candidate(tuple(axis.number(point[axis.name]) for axis in self.axes))
+
+    def free(self, taken: Collection[tuple[float, ...]]) -> Bool[np.ndarray, "m"]:
+        """Which candidates are not among these."""
+        return np.asarray([tuple(row) not in taken for row in self.candidates.tolist()])
 
     def _candidate(self, numbers: tuple[float, ...]) -> tuple[float, ...]:
         if self.candidates is None:

@@ -135,7 +135,8 @@ def certify(
 
     Truths are drawn from the priors (of improper ones, that of `example`), data from the model at
     them; and once more with what `stress(key, truth, x) -> {name: data}` of the module adds that
-    the model does not know.
+    the model does not know. Where the parts of an answer may change places, `renamed(truth,
+    estimate) -> truth` of the module says which is which.
 
     **Arguments:**
 
@@ -211,4 +212,5 @@ def _solved(module, start, truth, x, y, key: Array, engine) -> Ranks | None:
     except (ValueError, ArithmeticError) as error:
         log.info("a run without an answer: %s", error)
         return None
-    return ranks_of(solution, truth)
+    renamed = getattr(module, "renamed", None)
+    return ranks_of(solution, truth if renamed is None else renamed(truth, solution.problem))

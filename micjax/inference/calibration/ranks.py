@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import numpyro.distributions as dist
 import scipy.stats
 from jaxtyping import Float
 
@@ -31,7 +32,9 @@ def ranks_of(solution: Solution, truth: InverseProblem) -> Ranks:
         return _of_map(fit, truth)
     if solution.posterior is not None:
         return _of_draws(solution.posterior, truth)
-    return {} if solution.laplace is None else _of_laplace(solution.laplace, truth)
+    if solution.laplace is None or solution.converged is False:
+        return {}
+    return _of_laplace(solution.laplace, truth)
 
 
 def _of_draws(posterior: Posterior, truth: InverseProblem) -> Ranks:
@@ -50,7 +53,7 @@ def _of_map(fit: MapFit, truth: InverseProblem) -> Ranks:
     true = {pixel_name(n): np.asarray(v, float) for n, v in truth.values().items()}
     out = {}
     for name, value in fit.values.items():
-        z = (true[name][sure] - value[sure]) / fit.sd[name][sure]
+        z = _apart(name, true[name][sure] - value[sure]) / fit.sd[name][sure]
         out[name] = scipy.stats.norm.cdf(np.ravel(z))
     return out
 
@@ -62,12 +65,22 @@ def _of_laplace(laplace: Laplace, truth: InverseProblem) -> Ranks:
         at = laplace.problem.at({n: truth.values()[n] for n in laplace.names})
         there = np.asarray(coordinates.vector(at.unconstrain(at.values())))
     sd = np.sqrt(np.diag(laplace.covariance))
-    z = np.where(sd > 0, (there - laplace.mean) / np.where(sd > 0, sd, 1.0), np.nan)
+    owner, apart = coordinates.owner, there - laplace.mean
+    unknowns = laplace.problem.unknowns()
+    for name in laplace.names:
+        if unknowns[name].support is dist.constraints.real:
+            apart[owner == name] = _apart(name, apart[owner == name])
+    z = np.where(sd > 0, apart / np.where(sd > 0, sd, 1.0), np.nan)
     z[laplace.unbounded] = np.nan  # an improper prior: nothing is claimed
-    owner = coordinates.owner
     named = [n for n in laplace.names if laplace.identified[n]]
     every = {n: scipy.stats.norm.cdf(z[owner == n]) for n in named}
     return {n: u[np.isfinite(u)] for n, u in every.items()}
+
+
+def _apart(name: str, difference: np.ndarray) -> np.ndarray:
+    """Angles are the same a turn further."""
+    turn = {"rad": 2.0 * np.pi, "deg": 360.0}.get(name.rpartition("_")[2])
+    return difference if turn is None else difference - turn * np.round(difference / turn)
 
 
 class Claim(NamedTuple):

@@ -20,12 +20,20 @@ from micjax.inference.starts.draw import prior_draws
 
 FLAT = 1e-10  # curvature relative to the unknown's own, below which float64 sees none
 COLUMNS = 8  # of the Hessian at a time
+CHECKED = 32  # unknown numbers, of more of which nobody looks whether the Gaussian is right
+STRETCHES = np.array([0.7, 1.4, 2.0, 3.0, 4.5, 7.0, 10.0, 15.0, 22.0])  # standard deviations
+TOO_NARROW = 1.25
+NEAR = 0.05  # nats from the minimum
+NINETY = 1.645  # standard deviations about the mean hold 90 %
 PRIOR_RULES = 0.9  # a posterior this wide, in prior standard deviations, has learnt nothing
 
 
 @dataclasses.dataclass(frozen=True)
 class Laplace:
     """A Gaussian in the unconstrained coordinates of some unknowns; the others are held.
+
+    Where the posterior falls off much more slowly than the Gaussian, as beyond the end of a scan,
+    the Gaussian is `widened` until it holds what 90 % of the posterior are along this unknown.
 
     An unknown is not `identified` when the data leave a direction without curvature in which it
     takes part, or its standard deviation above 0.9 of the prior's.
@@ -37,6 +45,8 @@ class Laplace:
     covariance: Float[np.ndarray, "d d"]  # of a flat direction: the prior's, or 0 if improper
     unbounded: Bool[np.ndarray, "d"]  # these take part in a flat direction with an improper prior
     identified: dict[str, bool]
+    left: float  # nats that a step to the minimum of this curvature would gain
+    widened: dict[str, float]  # by how much, where the posterior is wider
     flat_directions: list[dict[str, float]]  # {name: its part}, parts squared add up to 1
 
     def sample(self, key: Array, n: int) -> dict[str, Float[np.ndarray, "n ..."]]:
@@ -106,7 +116,16 @@ def laplace(
             raise NonFiniteError(f"the loss is not finite: {non_finite(theta, problem, x, y)}")
         prior_sd = np.concatenate([prior_sd_of(unknowns[n], theta[n]) for n in names])
         owner = coordinates.owner
-    covariance, flat, unbounded = _invert(hessian, prior_sd)
+        covariance, flat, unbounded = _invert(hessian, prior_sd)
+        slope = np.asarray(_slope(mean, problem, tuple(names), x, y))
+        left = float(0.5 * slope @ covariance @ slope)
+        factors = np.ones(mean.size)
+        if left < NEAR:  # elsewhere the slope says which way is down, not how wide a minimum is
+            factors = _stretch(mean, covariance, problem, tuple(names), x, y)
+    sd = np.sqrt(np.diag(covariance))  # no wider than the prior; 0 where that is improper
+    most = np.divide(prior_sd, sd, out=np.ones_like(sd), where=sd > 0)
+    factors = np.minimum(factors, np.maximum(most, 1.0))
+    covariance = covariance * factors[:, None] * factors
     wide = np.sqrt(np.diag(covariance)) > PRIOR_RULES * prior_sd
     parts = [{n: float(np.sqrt(np.sum(v[owner == n] ** 2))) for n in names} for v in flat.T]
     carried = [{n: part for n, part in direction.items() if part > 0.1} for direction in parts]
@@ -114,7 +133,65 @@ def laplace(
         n: not wide[owner == n].any() and not any(n in direction for direction in carried)
         for n in names
     }
-    return Laplace(problem, names, np.asarray(mean), covariance, unbounded, identified, carried)
+    widened = {n: float(factors[owner == n].max()) for n in names if factors[owner == n].max() > 1}
+    return Laplace(
+        problem,
+        names,
+        np.asarray(mean),
+        covariance,
+        unbounded,
+        identified,
+        left,
+        widened,
+        carried,
+    )
+
+
+@eqx.filter_jit
+def _slope(mean: Array, problem: InverseProblem, names: tuple[str, ...], x, y) -> Array:
+    """Of what a fit makes least."""
+    coordinates = Coordinates(problem, names)
+    return jax.grad(lambda m: neg_log_joint(coordinates.theta(m), problem, x, y))(mean)
+
+
+def _stretch(mean: Array, covariance: np.ndarray, problem, names, x, y) -> np.ndarray:
+    """By how much the Gaussian is too narrow about each unknown number: the others stay, or move
+    with it as they are correlated, and whatever is lower bounds the profile (Venzon and Moolgavkar
+    1988, Appl. Stat. 37, 87) from above."""
+    sd = np.sqrt(np.diag(covariance))
+    if not 0 < len(sd) <= CHECKED or not sd.min() > 0:
+        return np.ones(len(sd))
+    ways = np.stack([(covariance / sd).T, np.diag(sd)])
+    along = np.concatenate([-STRETCHES[::-1], STRETCHES])
+    moves = np.multiply.outer(along, ways)  # [stretch, way, number, d]
+    rises = np.asarray(_rises(mean, jnp.asarray(moves.reshape(-1, len(sd))), problem, names, x, y))
+    rises = np.where(np.isfinite(rises), rises, np.inf).reshape(moves.shape[:-1]).min(axis=1)
+    factors = np.array([_holding_ninety(along, rise) for rise in rises.T]) / NINETY
+    return np.where(factors > TOO_NARROW, factors, 1.0)
+
+
+def _holding_ninety(along: np.ndarray, rise: np.ndarray) -> float:
+    """How far from 0, to both sides, 90 % of the density exp(-rise) lie."""
+    fine = np.linspace(along[0], along[-1], 4001)
+    nats = np.interp(
+        fine,
+        np.insert(along, len(along) // 2, 0.0),
+        np.insert(np.minimum(rise, 700.0), len(along) // 2, 0.0),
+    )
+    order = np.argsort(np.abs(fine))
+    mass = np.cumsum(np.exp(-(nats - nats.min()))[order])
+    return float(np.abs(fine[order])[np.searchsorted(mass, 0.9 * mass[-1])])
+
+
+@eqx.filter_jit
+def _rises(mean: Array, moves: Array, problem: InverseProblem, names: tuple[str, ...], x, y):
+    """Of minus the logarithm of the posterior, `[move]`."""
+    coordinates = Coordinates(problem, names)
+
+    def height(m):
+        return potential(coordinates.theta(m), problem, x, y)
+
+    return jax.lax.map(lambda move: height(mean + move) - height(mean), moves)
 
 
 def _invert(hessian: np.ndarray, prior_sd: np.ndarray):

@@ -13,6 +13,7 @@ from micjax.core.names import unknown_name
 from micjax.core.problem import InverseProblem, on_edge
 from micjax.core.tree import array_of, named_leaves
 
+EDGE = 1e-3  # of what a prior allows: so far from its ends
 Given = Mapping[str, ArrayLike]  # the same for all pixels, or [*map, *leaf]
 Rows = dict[str, np.ndarray]  # [pixel, *leaf]
 
@@ -64,6 +65,29 @@ def check_starts(problem: InverseProblem, start: Rows) -> None:
                 f"starts of {name}: {len(wrong)} of {len(allowed)} are not inside of what its "
                 f"prior allows ({prior.support}), such as {wrong.ravel()[0]}"
             )
+
+
+def moved_inside(problem: InverseProblem, start: Given) -> dict[str, np.ndarray]:
+    """Guesses `[*map, *leaf]` that a prior does not allow at the nearest place that it does; where
+    there is none, the problem's own value. A maximum at the end of an axis is no reason to fit
+    nothing."""
+    unknowns, own, out = problem.unknowns(), problem.values(), dict(start)
+    for name in out.keys() & unknowns.keys():
+        support = unknowns[name].support
+        support = getattr(support, "base_constraint", support)
+        ends = (getattr(support, n, np.inf) for n in ("lower_bound", "upper_bound"))
+        low, high = (np.asarray(e, float) for e in ends)
+        value = np.asarray(out[name], float)
+        if np.isfinite(low).all() and np.isfinite(high).all():
+            value = np.clip(value, low + EDGE * (high - low), high - EDGE * (high - low))
+        leaf = np.shape(own[name])
+        flat = jnp.asarray(value.reshape(-1, *leaf), jnp.result_type(float))
+        allowed = np.asarray(inside(unknowns[name], flat)).reshape(
+            value.shape[: value.ndim - len(leaf)]
+        )
+        allowed = allowed.reshape(allowed.shape + (1,) * len(leaf))
+        out[name] = np.where(allowed, value, np.asarray(own[name]))
+    return out
 
 
 @eqx.filter_jit

@@ -29,6 +29,9 @@ STATUS = (
 )
 UNUSABLE = ("no data", "not finite", "not fitted")  # there are no values
 NOTHING = (dist.HalfNormal, dist.Exponential)  # priors of what may be nothing
+# standard deviations above it: below, noise makes a line somewhere along an axis, and what a part
+# of a model that may be nothing has besides its size, its place and width, is that of noise
+THERE = 4.0
 QUICK = 7  # unknowns, with more of which the last look takes longer to compile than to make
 WITHIN = 3  # looks from within a bound
 FARTHEST = 1e6  # standard deviations at the bound, that the first of them may be away
@@ -86,7 +89,8 @@ def told(
     deviation: the Gaussian would reach beyond. There the curvature is that from one standard
     deviation within the bound: of counts that lack it is infinite at the bound itself, and says
     nothing of how far the rate may be from it. An unknown is not identified when its standard
-    deviation is above 0.9 of the prior's, or when others can make up for all of a change of it.
+    deviation is above 0.9 of the prior's, or when others can make up for all of a change of it;
+    nor are place and width of a part that is no larger than `THERE` of its standard deviations.
     """
     d = len(pace.flat)
     points = jnp.isfinite(y).sum(axis=0)
@@ -150,6 +154,12 @@ def told(
     clear = learnt & (growth < FLAT) & (scale > 0)
     bound = {n: at_bound(unknowns[n], values[n], sd[n]) for n in coordinates.names}
     identified = {n: clear[owner == n].all(axis=0) for n in coordinates.names}
+    for name in coordinates.names:
+        if isinstance(base_of(unknowns[name]), NOTHING):
+            enough = (values[name] > THERE * sd[name]).reshape(-1, points.size).all(axis=0)
+            for other in coordinates.names:
+                if other != name and other.rpartition(".")[0] == name.rpartition(".")[0]:
+                    identified[other] &= enough
     status = jnp.select(
         [
             pace.ended == EMPTY,

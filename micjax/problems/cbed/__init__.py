@@ -31,6 +31,7 @@ from micjax.problems.cbed.show import compare as compare
 from micjax.problems.cbed.show import figures as figures
 from micjax.problems.cbed.stages import conclude as conclude
 from micjax.problems.cbed.stages import stages as stages
+from micjax.problems.shared.stress import stress as stress
 
 SRTIO3 = (
     [38, 22, 8, 8, 8],

@@ -36,6 +36,7 @@ from micjax.problems.shared.spectrum_images import (
     in_unit,
     spectrum_image,
 )
+from micjax.problems.shared.stress import stress as stress
 
 log = logging.getLogger("micjax")
 

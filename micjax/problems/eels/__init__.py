@@ -13,3 +13,4 @@ from micjax.problems.eels.data import load as load
 from micjax.problems.eels.setting import example as example
 from micjax.problems.eels.setting import problem as problem
 from micjax.problems.eels.stages import stages as stages
+from micjax.problems.shared.stress import stress as stress

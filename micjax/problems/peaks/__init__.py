@@ -10,7 +10,9 @@ from micjax.problems.peaks.conclusion import compare as compare
 from micjax.problems.peaks.conclusion import conclude as conclude
 from micjax.problems.peaks.conclusion import figures as figures
 from micjax.problems.peaks.data import load as load
+from micjax.problems.peaks.renamed import renamed as renamed
 from micjax.problems.peaks.setting import example as example
 from micjax.problems.peaks.setting import problem as problem
 from micjax.problems.peaks.stages import stages as stages
 from micjax.problems.peaks.stages import starts as starts
+from micjax.problems.shared.stress import stress as stress

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -19,15 +19,15 @@ from micjax.inference.maps.blocks.block import Pursuit
 from micjax.inference.maps.blocks.fits import Fits
 from micjax.inference.maps.each import one_pixel, pixel_name
 from micjax.inference.maps.result import MapFit, most_likely
-from micjax.inference.maps.rows import inside
+from micjax.inference.maps.rows import inside, moved_inside
 from micjax.inference.maps.stage import EVERY_S
 from micjax.inference.maps.status import STATUS, UNUSABLE
 from micjax.inference.stage import Arrays, Search
+from micjax.problems.peaks.pursuit import pursued
 from micjax.problems.peaks.setting import with_lines
 
 NUMBER, PROBABILITY = "number of peaks", "probability of the number"
 NOTHING = 1e-9  # of the level: the height of a line that is not there
-WIDTHS = 5  # of the filter that looks for a line in a residual
 
 
 def choose_number(
@@ -42,7 +42,8 @@ def choose_number(
     def work(problem: InverseProblem, x, y, key, report, before: Arrays) -> Iterator[Arrays]:
         pixel, _ = one_pixel(problem)
         numbers = pixel.forward.numbers
-        if apart := _told_apart(pixel):
+        priors = {n.removeprefix("forward."): p for n, p in pixel.priors.items()}
+        if apart := told_apart(pixel.forward.names(), priors):
             raise ValueError(
                 f"{apart} has another prior than the others: the number can be chosen of peaks "
                 "that may change places"
@@ -54,7 +55,7 @@ def choose_number(
             own, of = with_lines(pixel, k), f"{k} lines: "
             stored = {n.removeprefix(of): a for n, a in before.items() if n.startswith(of)}
             if not stored:
-                given = [starts(own, x, y)]
+                given = [moved_inside(own, starts(own, x, y))]
                 if fits:
                     given.append(_one_more(own, x, y, fits[max(fits)], k - max(fits)))
                 heights = tuple(n for n in own.priors if n.endswith(".height"))
@@ -81,19 +82,19 @@ def choose_number(
     return Search(work, _with_fits, "map", goes_on=True)
 
 
-def _told_apart(pixel: InverseProblem) -> str | None:
-    """The first line whose priors are not those of the first one."""
+def told_apart(lines: Sequence[str], priors: Mapping[str, dist.Distribution]) -> str | None:
+    """The first line whose priors, called `peak_2.centre` and so on, are not those of the first."""
 
-    def priors(line: str) -> dict[str, dist.Distribution]:
-        of = f"forward.{line}."
-        return {n.removeprefix(of): p for n, p in pixel.priors.items() if n.startswith(of)}
+    def own(line: str) -> dict[str, dist.Distribution]:
+        of = f"{line}."
+        return {n.removeprefix(of): p for n, p in priors.items() if n.startswith(of)}
 
     def alike(a: dist.Distribution | None, b: dist.Distribution | None) -> bool:
         return type(a) is type(b) and all(map(np.array_equal, *map(jax.tree.leaves, (a, b))))
 
-    first, *others = pixel.forward.names()
+    first, *others = lines
     for line in others:
-        ours, theirs = priors(first), priors(line)
+        ours, theirs = own(first), own(line)
         if not all(alike(ours.get(n), theirs.get(n)) for n in ours | theirs):
             return line
     return None
@@ -108,19 +109,9 @@ def _one_more(
     seen = np.isfinite(y) & np.isfinite(mean)
     rest = np.where(seen, y - mean, 0.0)
     variance = np.where(seen, variance, 0.0)
-    span, step = float(np.ptp(x)), float(np.median(np.abs(np.diff(x))))
-    widths = np.geomspace(3.0 * step, max(span / 4.0, 4.0 * step), WIDTHS)
-    filters = np.exp(-4.0 * np.log(2.0) * ((x - x[:, None]) / widths[:, None, None]) ** 2)
     out = dict(fit.values)
     least = 1e-3 * float(np.nanpercentile(np.abs(y), 99.9)) or 1.0
-    for line in pixel.forward.names()[-more:]:
-        place = _largest(rest, variance, filters)
-        height = np.maximum(place.height, least)
-        fwhm, centre = widths[place.width], x[place.centre]
-        rest = rest - height[..., None] * filters[place.width, place.centre]
-        guess = {"height": height, "centre": centre, "fwhm": fwhm}
-        guess |= {"fwhm_gaussian": fwhm / 2.0, "fwhm_lorentzian": fwhm / 2.0}
-        out |= {f"forward.{line}.{n}": v for n, v in guess.items()}
+    out |= pursued(rest, variance, pixel.forward.names()[-more:], x, least)
     own, unknowns = pixel.values(), pixel.unknowns()
     given = {}
     for name, prior in unknowns.items():
@@ -129,36 +120,6 @@ def _one_more(
             allowed = np.asarray(inside(prior, jnp.asarray(value)))
             given[name] = np.where(allowed, value, np.asarray(own[name])).reshape(y.shape[:-1])
     return given
-
-
-class _Place(NamedTuple):
-    """Indices of the filter and of the channel, and the height of the line there."""
-
-    width: np.ndarray
-    centre: np.ndarray
-    height: np.ndarray
-
-
-def _largest(
-    rest: Float[np.ndarray, "*map n"],
-    variance: Float[np.ndarray, "*map n"],
-    filters: Float[np.ndarray, "k n n"],
-) -> _Place:
-    """Where a line of one of the widths stands out most, in standard deviations."""
-    best = np.full(rest.shape[:-1], -np.inf)
-    place = _Place(np.zeros(best.shape, int), np.zeros(best.shape, int), np.zeros(best.shape))
-    for i, kernel in enumerate(filters):
-        signal = rest @ kernel.T
-        spread = np.sqrt(np.maximum(variance @ (kernel**2).T, 0.0))
-        score = np.where(spread > 0, signal / np.where(spread > 0, spread, 1.0), -np.inf)
-        at = score.argmax(axis=-1)
-        largest = np.take_along_axis(score, at[..., None], axis=-1)[..., 0]
-        size = np.take_along_axis(signal, at[..., None], axis=-1)[..., 0]
-        better = largest > best
-        best = np.where(better, largest, best)
-        new = i, at, size / np.sum(kernel**2, axis=-1)[at]
-        place = _Place(*(np.where(better, n, o) for n, o in zip(new, place, strict=True)))
-    return place
 
 
 @eqx.filter_jit

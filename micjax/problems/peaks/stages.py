@@ -10,9 +10,12 @@ from micjax.core.problem import InverseProblem
 from micjax.inference.maps.each import one_pixel
 from micjax.inference.maps.stage import fit_each_pixel
 from micjax.physics.spectra import guesses
-from micjax.problems.peaks.number import choose_number
+from micjax.problems.peaks.number import choose_number, told_apart
+from micjax.problems.peaks.pursuit import pursued
 from micjax.problems.peaks.setting import BACKGROUND_LEVEL, Axis
 from micjax.problems.shared.spectrum_images import noise_sd
+
+FLOOR = 10.0  # percentile of the channels, that a background is about
 
 
 def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
@@ -42,6 +45,23 @@ def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.
         out[f"forward.{BACKGROUND_LEVEL}"] = np.maximum(some[0]["background"], floor)
     out["noise.sigma"] = noise_sd(y)
     return {n: v for n, v in out.items() if n in pixel.priors}
+
+
+def several_starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> list[dict]:
+    """`starts`, and where lines of other widths stand out: a broad line beside a narrow one is no
+    maximum."""
+    first, lines = starts(pixel, x, y), pixel.forward.names()
+    seen = np.isfinite(y)
+    floor = np.nanpercentile(np.where(seen.any(axis=-1, keepdims=True), y, 0.0), FLOOR, axis=-1)
+    rest = np.where(seen, y - floor[..., None], 0.0)
+    size = float(np.nanmax(np.abs(y)))
+    variance = np.where(seen, np.maximum(np.abs(y), 1e-6 * size), 0.0)
+    if "noise.sigma" in first:
+        variance = np.where(seen, np.square(first["noise.sigma"])[..., None], 0.0)
+    second = first | pursued(rest, variance, lines, x, 1e-3 * size)
+    if (level := f"forward.{BACKGROUND_LEVEL}") in second:
+        second[level] = np.maximum(floor, 1e-3 * size)
+    return [first, {n: v for n, v in second.items() if n in pixel.priors}]
 
 
 def _window(prior: dist.Distribution | None) -> tuple[float, float]:
@@ -82,8 +102,15 @@ def stages(
             )
         return [choose_number(starts, steps=steps, neighbours=neighbours)]
     heights = [n for n in pixel.priors if n.endswith(".height")]
+    lines = pixel.forward.names()
+    apart = told_apart(lines, {n.removeprefix("forward."): p for n, p in pixel.priors.items()})
     return [
         fit_each_pixel(
-            starts, linear=heights, steps=steps, neighbours=neighbours, smooth=smooth, shared=shared
+            starts if len(lines) < 2 or apart else several_starts,
+            linear=heights,
+            steps=steps,
+            neighbours=neighbours,
+            smooth=smooth,
+            shared=shared,
         )
     ]

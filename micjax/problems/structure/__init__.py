@@ -22,6 +22,7 @@ from micjax.physics.electrons.multislice import CUTOFF, highest_angle_mrad
 from micjax.physics.electrons.potentials.layers import Atoms, layers
 from micjax.physics.electrons.scattering import scattering_factors_A
 from micjax.physics.noise import Poisson
+from micjax.problems.shared.stress import stress as stress
 from micjax.problems.structure.data import load as load
 from micjax.problems.structure.model import (
     Crystal,

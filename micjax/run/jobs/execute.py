@@ -13,6 +13,8 @@ import numpy as np
 from micjax.core.problem import Values
 from micjax.core.progress import interrupts, until_interrupted
 from micjax.inference.attempt import attempt
+from micjax.inference.calibration.stored import quoted
+from micjax.inference.maps.each import pixel_name
 from micjax.inference.result import save
 from micjax.inference.runner import solve
 from micjax.inference.solution import Solution
@@ -62,6 +64,10 @@ def _solved(job: Job, folder: RunFolder, resume: bool) -> tuple[Solution | None,
     if job.entry.function("conclude") is None:
         maps = attempt("maps of data and prediction", comparison, solution.problem, job.x, job.y)
         solution = dataclasses.replace(solution, results=maps or {})
+    if solution.laplace or solution.posterior or "fit" in solution.extra:  # errors are stated
+        unknowns = job.problem.unknowns()
+        if quote := quoted(module, {*unknowns, *map(pixel_name, unknowns)}):
+            solution = dataclasses.replace(solution, statements=[*solution.statements, quote])
     stopped = solution.fit is not None and solution.fit.stop_reason == "interrupted"
     return solution, watch.happened or stopped
 

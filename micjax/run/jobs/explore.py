@@ -16,7 +16,7 @@ from micjax.active.learner.belief import Model, physical_model, plain_model
 from micjax.active.learner.cost import Cost
 from micjax.active.learner.learner import ID, Learner
 from micjax.active.learner.looking import looking_model
-from micjax.active.learner.snapshot import Snapshots
+from micjax.active.snapshot import Snapshots
 from micjax.core.foreign.modules import trusted_function
 from micjax.core.names import unknown_name
 from micjax.instruments import Guard, Instrument, Journal

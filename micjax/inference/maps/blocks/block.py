@@ -16,7 +16,7 @@ from micjax.inference.errors.laplace import prior_sd_of
 from micjax.inference.maps.descent import RUNNING, Pace
 from micjax.inference.maps.equations import FEW, Pixel
 from micjax.inference.maps.programs import compiled, pixels_first, side_by_side
-from micjax.inference.maps.rows import Given, Rows, check_starts, maps, rows
+from micjax.inference.maps.rows import Given, Rows, check_starts, maps, moved_inside, rows
 from micjax.inference.maps.status import Told
 from micjax.inference.solvers.laws import DataLaw, law_of
 
@@ -137,6 +137,8 @@ class BlockFits:
             if callable(starts):
                 seen = np.isfinite(y).any()  # else there is nothing to begin from
                 given = starts(problem, np.asarray(self.pixel.x), y) if seen else {}
+                several = [given] if hasattr(given, "items") else given
+                given = [moved_inside(problem, some) for some in several]
                 starts = starts_of(problem, given, (count,))
             return self._fitted(law, y.reshape(count, -1), known, starts)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import glob
 import itertools
 import json
@@ -79,18 +80,22 @@ def sweep(
     **Raises:** `ValueError` for a plan that is wrong with any of the settings, before the first of
     them runs, and a folder that holds another sweep.
     """
-    plans = []
+    plans, known_kinds = [], set()
     with progress("checking", len(settings)) as show:
         for some in settings:
-            plans.append(_checked(plan, some, check if _new(settings, len(plans)) else None))
+            # what differs in a seed only is right if the other one is
+            kind = tuple((n, v) for n, v in some.items() if n != "seed")
+            plans.append(_checked(plan, some, None if kind in known_kinds else check))
+            known_kinds.add(kind)
             show(len(plans))
     folder = new_path(f"sweep-{plan.get('problem', plan.get('kind', ''))}")
     folder = folder if out is None else pathlib.Path(out)
     _open(folder, plans, resume)
     log.info("sweep of %d runs in %s", len(plans), folder)
     ended = {i: known for i in range(len(plans)) if (known := _known(folder / f"{i:04d}"))}
+    hashed = functools.cache(lambda file: fingerprint(pathlib.Path(file))["sha256"])
     for i, known in ended.items():
-        _check_file(folder / f"{i:04d}", plans[i].get("file"), known)
+        _check_file(folder / f"{i:04d}", plans[i].get("file"), known, hashed)
     todo = [i for i in range(len(plans)) if ended.get(i, {}).get("status") != "finished"]
 
     def arguments(i: int) -> tuple:
@@ -114,12 +119,6 @@ def sweep(
     return BROKEN if failed else 0
 
 
-def _new(settings: Sequence[Mapping[str, str]], i: int) -> bool:
-    """Whether it differs from those before it in more than a seed."""
-    seedless = [{n: v for n, v in some.items() if n != "seed"} for some in settings[: i + 1]]
-    return seedless[i] not in seedless[:i]
-
-
 def _checked(
     plan: Mapping[str, Any], some: Mapping[str, str], check: Callable[[Plan], Any] | None
 ) -> dict[str, Any]:
@@ -140,10 +139,12 @@ def _checked(
     return given
 
 
-def _check_file(path: pathlib.Path, file: str | None, known: Mapping[str, Any]) -> None:
+def _check_file(
+    path: pathlib.Path, file: str | None, known: Mapping[str, Any], hashed: Callable[[str], str]
+) -> None:
     """**Raises:** `ValueError` for a run that has ended, of a file that is another one now."""
     before = known.get("inputs", {}).get("file", {}).get("sha256")
-    if file and before and fingerprint(pathlib.Path(file))["sha256"] != before:
+    if file and before and hashed(file) != before:
         raise ValueError(f"{file} has changed since the run in {path}: give another --out")
 
 
