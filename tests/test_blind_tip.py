@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from scipy.signal import lfilter
 
-from micjax.physics.tips.blind.bound import apex_alone, bound
+from micjax.physics.tips.blind.bound import bound
 from micjax.physics.tips.blind.candidates import finer, single_tips, tried
 from micjax.physics.tips.blind.search import blind, free_form
 from micjax.physics.tips.dilation import dilate, erode
 from micjax.physics.tips.evidence import (
     CREASED,
     admissible,
+    corroborated,
     creases,
     misfit,
     noise_along_line,
@@ -53,16 +54,7 @@ def test_a_rough_surface_is_not_taken_for_the_noise_of_a_loop(scan):
     assert noise_along_line(surface[None]) < 0.2
 
 
-def test_the_apex_alone_has_touched():
-    image = jnp.asarray(SphereCone(4.0, 25.0, 1.0, 21)())  # a needle, as this tip sees it
-    sharp, flat = SphereCone(1.0, 12.0, 1.0, 5)(), jnp.zeros((5, 5))
-    alone = apex_alone(image, sharp, 0.05)
-    assert alone[10, 10] and not apex_alone(image, sharp, 5.0).any()
-    assert not apex_alone(image, flat, 0.01)[:, :10].any()
-    assert not alone[:2].any() and not alone[:, -2:].any()
-
-
-def test_the_bound_is_above_tips_of_any_shape_and_where_it_is_certain_the_surface_is(scan):
+def test_the_bound_is_above_tips_of_any_shape(scan):
     surface = scan[0]
     y, x = np.meshgrid(*2 * [np.arange(-5, 6) * 2.0], indexing="ij")
     noise = SIGMA * jax.random.normal(jax.random.key(100), surface.shape)
@@ -70,9 +62,19 @@ def test_the_bound_is_above_tips_of_any_shape_and_where_it_is_certain_the_surfac
         image = dilate(surface, jnp.asarray(tip)) + noise
         outer = bound(image[None], (11, 11), 5 * SIGMA)
         assert bool(jnp.all(outer >= tip - SIGMA))
-        sure = apex_alone(image, outer, 3 * SIGMA)
-        assert bool(jnp.all(jnp.abs(image - surface)[sure] < 4 * SIGMA))
-    assert sure.any()  # below the sharp one
+
+
+def test_the_tip_of_all_features_is_borne_out_and_that_of_a_single_one_is_not():
+    y, x = np.meshgrid(*2 * [np.arange(60.0)], indexing="ij")
+    tip = SphereCone(8.0, 22.0, 2.0, 9)()
+    needles = np.where((y % 9 == 4) & (x % 9 == 4), 20.0, 0.0)
+    single = np.where((y == 22) & (x == 31), 20.0, 0.0)
+    for scale in (1e-6, 1.0):
+        for surface, least, most in ((needles, 0.99, 1.0), (single, 0.01, 0.2)):
+            image = scale * dilate(jnp.asarray(surface), tip)[None]
+            share = corroborated(image, scale * tip, scale * SIGMA, 0.7)
+            assert least < share <= most
+    assert corroborated(image, scale * tip, scale * SIGMA, 1.0) == 0.0
 
 
 @pytest.mark.parametrize("radius_nm, passes", [(8.0, True), (12.0, False)])

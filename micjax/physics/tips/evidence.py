@@ -24,6 +24,7 @@ Scalar = Float[ArrayLike, ""]
 ALLOWANCE = 1.1  # misfit / floor of an admissible tip; 1 without any error of the tip model
 CREASED = 9.0  # sigma of an image that has creases
 _LAPLACIAN = 0.4009  # of the Gaussian Laplacian of one pixel on noise of unit variance
+REFUTED = 5.0  # sigma by which an image must stand out of its opening to refute a tip there
 _CHANCE = 15.0  # over sqrt(pixels): differences of masks below that are none
 RESOLUTION = 0.01  # misfits below this fraction of the noise variance are no evidence
 
@@ -80,6 +81,24 @@ def creases(images: Frames, sigma_nm: Scalar) -> float:
     """
     bent = ndimage.gaussian_laplace(np.asarray(images, float), 1.0, axes=(1, 2))
     return float(np.quantile(bent, 0.999) / (_LAPLACIAN * sigma_nm))
+
+
+def corroborated(images: Frames, tip: Kernel, sigma_nm: Scalar, depth: float) -> float:
+    """The share of windows of the tip's size that refute, by themselves, a tip so much flatter.
+
+    One sharp feature of a smooth surface is enough to set how blunt a tip may be, and then it is
+    no more than a bound: the true one may be any sharper tip. The tip that did take the images
+    leaves its shape all over them, and the same heights times `depth` < 1 do not fit anywhere.
+    A window refutes where the opening residual exceeds `REFUTED` sigma.
+    """
+    opened = jax.vmap(lambda i: opening(i, depth * (tip - jnp.max(tip))))(images)
+    refuted = np.asarray(images - opened) > REFUTED * float(sigma_nm)
+    (_, ny, nx), (ky, kx) = refuted.shape, tip.shape
+    inside = refuted[:, ky // 2 : ny - ky // 2, kx // 2 : nx - kx // 2]
+    my, mx = (max(n // k, 1) for n, k in zip(inside.shape[1:], tip.shape, strict=True))
+    rows = np.array_split(inside[:, : my * ky], my, axis=1)
+    windows = [w.any((1, 2)) for row in rows for w in np.array_split(row[:, :, : mx * kx], mx, 2)]
+    return float(np.mean(windows))
 
 
 @jax.jit

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int
 
 from micjax.inference.solution import Solution
 from micjax.io import Field, FieldAxis
-from micjax.physics.tips.blind.bound import apex_alone
 from micjax.physics.tips.dilation import certain, dilate, erode, touching_tip_pixels
 from micjax.physics.tips.evidence import admissible, misfit
 from micjax.problems.tip.fill import levelled
@@ -18,7 +17,7 @@ from micjax.problems.tip.model import Reshaped, TipScan
 from micjax.problems.tip.network import LEVEL
 from micjax.problems.tip.stages import LINES, Found, describe, found_in
 
-APEX_SIGMAS = 3.0  # by which the apex of an unknown tip must stand out of all other contacts
+CORROBORATED = 0.6  # share of the image that must refute a tip 10 % flatter than the blind one
 ALL_IDENTIFIED = "All unknowns are identified by these data."  # of the runner
 NO_TRACE = 0.1  # sigma that the tip takes off the image, on average, below which it left no trace
 CERTAIN_SIGMAS = 2.0  # two contacts closer than this are not told apart
@@ -34,11 +33,9 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]
     upper = jax.vmap(lambda i: erode(i, tip))(clean)
     sure, contacts = jax.vmap(lambda i: certain(i, tip, CERTAIN_SIGMAS * sigma))(clean)
     if estimate is not None:
-        # only where the estimate and a needle agree, and no tip below the outer bound, whatever
-        # its shape, can have touched with anything but its apex
-        alone = jax.vmap(lambda i: apex_alone(i, estimate.bound_nm, APEX_SIGMAS * sigma))(clean)
-        sure = sure & alone & (_below_needle(clean, tip) - upper <= sigma)
-        sure = sure & identified(estimate)
+        # only where the estimate and a needle agree, and of a tip seen all over the image
+        sure = sure & (_below_needle(clean, tip) - upper <= sigma)
+        sure = sure & identified(estimate) & (estimate.corroborated >= CORROBORATED)
     touching = jnp.any(jax.vmap(lambda i: touching_tip_pixels(i, tip))(clean), axis=0)
     classical = tip  # with a known tip the classical answer is its erosion
     if estimate is not None:
@@ -162,22 +159,31 @@ def _not_identified(estimate: Found) -> str:
         )
     return (
         "NOT IDENTIFIED: within the noise assumed the image shows no trace of the tip. Either it "
-        "is sharper than a pixel, or the image too smooth to have the creases that a tip leaves "
-        "between two contacts; nothing is called measured. Where lag of the feedback or drift "
-        "between lines move the heights by more than that noise, state it as sigma_nm."
+        "is sharper than a pixel, or the image too smooth: without creases between two contacts, "
+        "or with so few that a blunt tip would rest on them alone; nothing is called measured. "
+        "Where lag of the feedback or drift between lines move the heights by more than that "
+        "noise, state it as sigma_nm."
     )
 
 
 def _statements(estimate, share: float, touching: float) -> list[str]:
     if estimate is not None and not identified(estimate):
         return [_not_identified(estimate), f"The tip nearest to it: {describe(estimate)}."]
-    how = "touched at one point only"
-    if estimate is not None:
-        how += ", that of every admissible tip's apex, whatever its shape"
+    if estimate is not None and estimate.corroborated < CORROBORATED:
+        measured = (
+            "Nothing is called measured: a tip 10 % flatter is refuted in only "
+            f"{100 * estimate.corroborated:.0f} % of the image ({100 * CORROBORATED:.0f} % are "
+            "asked for), so that the tip may be another one; the surface is an estimate."
+        )
+    else:
+        how = "" if estimate is None else ", and the same below a needle"
+        measured = (
+            f"{100 * share:.2g} % of the surface is measured (touched at one point only, nothing "
+            f"else within {CERTAIN_SIGMAS:.0f} sigma{how}); elsewhere the surface is an estimate "
+            "below the upper bound."
+        )
     statements = [
-        f"{100 * share:.0f} % of the surface is measured ({how}, nothing else within "
-        f"{CERTAIN_SIGMAS if estimate is None else APEX_SIGMAS:.0f} sigma); elsewhere the surface "
-        "is an estimate below the upper bound.",
+        measured,
         "There is no lower bound where the tip did not touch: pits may be deeper than shown.",
         f"{100 * touching:.0f} % of the tip's pixels touched the surface; the others are only "
         "known to be low enough.",

@@ -26,7 +26,15 @@ log = logging.getLogger("micjax")
 LINES = "forward.line_offsets_nm"
 SHAPE = ("radius_nm", "half_angle_deg", "offset_nm", "drop_nm", "origin_nm", "pixel_nm")
 FILLS = ("prior", "network")
-NUMBERS = ("heights_nm", "classical_nm", "double", "free_form", "passes", "bluntness", "bound_nm")
+NUMBERS = (
+    "heights_nm",
+    "classical_nm",
+    "double",
+    "free_form",
+    "passes",
+    "bluntness",
+    "corroborated",
+)
 
 
 class Found(NamedTuple):
@@ -39,7 +47,7 @@ class Found(NamedTuple):
     free_form: bool
     passes: bool
     bluntness: float
-    bound_nm: Float[Array, "ly lx"]
+    corroborated: float
 
 
 def stages(
@@ -123,11 +131,9 @@ def found_in(arrays: Arrays) -> Found | None:
     if "shape_radius_nm" not in arrays:
         return None
     shape = {n: arrays[f"shape_{n}"] for n in SHAPE}
-    heights, classical, bound = (
-        jnp.asarray(arrays[n]) for n in ("heights_nm", "classical_nm", "bound_nm")
-    )
-    numbers = [arrays[n].item() for n in ("double", "free_form", "passes", "bluntness")]
-    return Found(Double(**shape, size=heights.shape), heights, classical, *numbers, bound)
+    heights, classical = (jnp.asarray(arrays[n]) for n in NUMBERS[:2])
+    numbers = [arrays[n].item() for n in NUMBERS[2:]]
+    return Found(Double(**shape, size=heights.shape), heights, classical, *numbers)
 
 
 def _with_tip(problem: InverseProblem, arrays: Arrays) -> InverseProblem:

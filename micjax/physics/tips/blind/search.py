@@ -15,7 +15,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Key
 
-from micjax.physics.tips.blind.bound import bound, deepened, safe_threshold
+from micjax.physics.tips.blind.bound import bound, deepened
 from micjax.physics.tips.blind.candidates import (
     Candidates,
     chosen,
@@ -34,6 +34,7 @@ from micjax.physics.tips.evidence import (
     Kernel,
     Scalar,
     admissible,
+    corroborated,
     creases,
     misfit,
     noise_residual,
@@ -47,6 +48,9 @@ _LENIENT = 1.4  # of the tip from which a second apex is sought
 _WORTHWHILE = 1.25  # how much blunter a reshaped tip must be to give up the one it started from
 _WORTH_FREEDOM = 3.0  # the same after a blunter start, of which untouched pixels stay as blunt
 _SHAPING = 4.0  # threshold in sigma of the classical bound that a free form starts from
+_FLATTER, _OF_THE_IMAGE = 0.7, 0.5  # depths that this share of the image must refute
+_A_LITTLE_FLATTER = 0.9  # the same for what is told of the tip
+_HARMLESS = 3.0  # sigma that a tip may take off on average which less of the image bears out
 _NO_TRACE = 0.1  # sigma taken off the image, below which the tip left no trace
 _HOPELESS = 6.0  # misfit / floor from which a descent that is a quarter through will not arrive
 
@@ -64,7 +68,7 @@ class BlindTip(NamedTuple):
     bluntness: float
     singles: Candidates | None  # what was tried, if the images say anything of a tip
     classical_nm: Kernel  # Villarrubia's estimate with the threshold asked for
-    bound_nm: Kernel  # no tip that can have taken the images exceeds it, apex in the middle
+    corroborated: float  # by which share of the image: see `micjax.physics.tips.evidence`
 
 
 def blind(
@@ -129,12 +133,15 @@ def blind(
         bluntness,
         singles,
         classical,
-        bound(images, size, float(_SHAPING * sigma_nm)),
+        0.0,
     )
     if steps > 0:
         estimate = _reshaped(estimate, starts, images, sigma_nm, size, key, steps, report)
-    sigmas = safe_threshold(images, estimate.heights_nm, sigma_nm, jax.random.fold_in(key, 2))
-    return estimate._replace(bound_nm=bound(images, size, float(sigmas * sigma_nm)))
+    seen_in = corroborated(images, estimate.heights_nm, sigma_nm, _FLATTER)
+    if estimate.bluntness > _HARMLESS and seen_in < _OF_THE_IMAGE:
+        return _needle(coarse.shapes, classical, depth_nm)
+    share = corroborated(images, estimate.heights_nm, sigma_nm, _A_LITTLE_FLATTER)
+    return estimate._replace(corroborated=share)
 
 
 def _needle(singles: Double, classical: Kernel, depth_nm: float) -> BlindTip:
@@ -142,8 +149,7 @@ def _needle(singles: Double, classical: Kernel, depth_nm: float) -> BlindTip:
     middle = tuple(n // 2 for n in classical.shape)
     needle = jnp.full(classical.shape, -depth_nm, classical.dtype).at[middle].set(0.0)
     sharpest = chosen(singles, int(jnp.argmin(singles.radius_nm)))
-    flat = jnp.zeros_like(classical)
-    return BlindTip(needle, sharpest, False, True, True, 0.0, 0.0, 0.0, None, classical, flat)
+    return BlindTip(needle, sharpest, False, True, True, 0.0, 0.0, 0.0, None, classical, 0.0)
 
 
 def _reshaped(
@@ -157,7 +163,7 @@ def _reshaped(
         exact, _ = villarrubia(images, size, 1e-6 * depth_nm, everywhere=everywhere)
         estimate = _blunter(estimate, exact, images, sigma_nm, key)
     # of any shape, as blunt as the images allow: deeper until it passes, or pixel by pixel
-    outer = jnp.maximum(estimate.bound_nm, -depth_nm)
+    outer = jnp.maximum(bound(images, size, float(_SHAPING * sigma_nm)), -depth_nm)
     deeper = deepened(images, outer, sigma_nm, key, ALLOWANCE)
     estimate = _blunter(estimate, deeper, images, sigma_nm, key)
     descents = [(outer, 1.0), *((start, 0.5) for start in starts)]
@@ -186,6 +192,9 @@ def _blunter(
     wanted = max(_WORTHWHILE * estimate.bluntness + 0.1, at_least)
     worthwhile = bluntness > wanted or not estimate.passes
     if not (worthwhile and bool(admissible(seen, floor))):
+        return estimate
+    # what no feature has bounded stays as blunt as it started: a free form needs many of them
+    if corroborated(images, heights, sigma_nm, _FLATTER) < _OF_THE_IMAGE:
         return estimate
     return estimate._replace(
         heights_nm=heights,
