@@ -97,16 +97,16 @@ def test_a_known_tip_apex_down_or_in_metres_is_refused(truth, change, message):
 def test_what_is_not_identified_is_not_called_measured():
     shape = Double(4.0, 25.0, (0.0, 3.0), 1.0, (0.0, 0.0), 2.0, (5, 5))
     numbers = {"classical_nm": shape(), "double": False, "free_form": True}
+    numbers |= {"corroborated": 1.0, "bound_nm": shape()}
 
-    def told(passes, bluntness, share=1.0):
-        seen = numbers | {"corroborated": share}
-        estimate = Found(shape, shape(), **seen, passes=passes, bluntness=bluntness)
-        return " ".join(_statements(estimate, 0.3, 0.5))
+    def told(passes, bluntness, doubt=None):
+        estimate = Found(shape, shape(), **numbers, passes=passes, bluntness=bluntness)
+        return " ".join(_statements(estimate, 0.3, 0.5, doubt))
 
     assert "30 % of the surface is measured" in told(True, 3.0)
     assert "NOT IDENTIFIED" not in told(True, 3.0)
-    assert "Nothing is called measured" in told(True, 3.0, 0.2)
-    assert "% of the surface is measured" not in told(True, 3.0, 0.2)
+    assert "Nothing is called measured" in told(True, 3.0, "a reason")
+    assert "% of the surface is measured" not in told(True, 3.0, "a reason")
     for passes, bluntness in ((False, 3.0), (True, 0.05)):
         text = told(passes, bluntness)
         assert text.startswith("NOT IDENTIFIED") and "%" not in text and "identified" not in text
@@ -181,7 +181,7 @@ def test_a_resumed_fit_does_not_search_the_tip_again(tmp_path, monkeypatch):
         searched.append(key)
         shape = Double(4.0, 25.0, (0.0, 3.0), 1.0, (2.0, 0.0), pixel_nm, size)  # off the middle
         numbers = {"misfit": 1.0, "floor": 1.0, "bluntness": 0.5, "singles": None}
-        numbers["corroborated"] = np.float64(1.0)
+        numbers |= {"corroborated": 1.0, "bound_nm": shape()}
         return BlindTip(shape(), shape, False, True, True, classical_nm=shape(), **numbers)
 
     def stop(*_):

@@ -48,6 +48,7 @@ _LENIENT = 1.4  # of the tip from which a second apex is sought
 _WORTHWHILE = 1.25  # how much blunter a reshaped tip must be to give up the one it started from
 _WORTH_FREEDOM = 3.0  # the same after a blunter start, of which untouched pixels stay as blunt
 _SHAPING = 4.0  # threshold in sigma of the classical bound that a free form starts from
+_BOUND = 3.0  # the same of the bound that is told
 _FLATTER, _OF_THE_IMAGE = 0.7, 0.5  # depths that this share of the image must refute
 _A_LITTLE_FLATTER = 0.9  # the same for what is told of the tip
 _HARMLESS = 3.0  # sigma that a tip may take off on average which less of the image bears out
@@ -68,6 +69,7 @@ class BlindTip(NamedTuple):
     bluntness: float
     singles: Candidates | None  # what was tried, if the images say anything of a tip
     classical_nm: Kernel  # Villarrubia's estimate with the threshold asked for
+    bound_nm: Kernel  # of tips of any shape, by the classical way; the apex in the middle
     corroborated: float  # by which share of the image: see `micjax.physics.tips.evidence`
 
 
@@ -133,6 +135,7 @@ def blind(
         bluntness,
         singles,
         classical,
+        bound(images, size, float(_BOUND * sigma_nm)),
         0.0,
     )
     if steps > 0:
@@ -149,7 +152,8 @@ def _needle(singles: Double, classical: Kernel, depth_nm: float) -> BlindTip:
     middle = tuple(n // 2 for n in classical.shape)
     needle = jnp.full(classical.shape, -depth_nm, classical.dtype).at[middle].set(0.0)
     sharpest = chosen(singles, int(jnp.argmin(singles.radius_nm)))
-    return BlindTip(needle, sharpest, False, True, True, 0.0, 0.0, 0.0, None, classical, 0.0)
+    numbers = (0.0, 0.0, 0.0, None, classical, jnp.zeros_like(classical), 0.0)
+    return BlindTip(needle, sharpest, False, True, True, *numbers)
 
 
 def _reshaped(
