@@ -12,7 +12,7 @@ from micjax.physics.tips.blind.search import BlindTip
 from micjax.physics.tips.dilation import dilate, erode
 from micjax.physics.tips.shapes import Double, SphereCone
 from micjax.problems import tip as module
-from micjax.problems.tip.conclusion import _statements
+from micjax.problems.tip.conclusion import _borne_out, _statements
 from micjax.problems.tip.stages import Found
 
 
@@ -110,6 +110,21 @@ def test_what_is_not_identified_is_not_called_measured():
     for passes, bluntness in ((False, 3.0), (True, 0.05)):
         text = told(passes, bluntness)
         assert text.startswith("NOT IDENTIFIED") and "%" not in text and "identified" not in text
+
+
+@pytest.mark.parametrize(
+    "corroborated, sharp, kept", [(1.0, False, 49), (0.2, True, 49), (0.2, False, 0)]
+)
+def test_an_unknown_tip_must_be_borne_out(corroborated, sharp, kept):
+    shape = Double(4.0, 25.0, (0.0, 3.0), 1.0, (0.0, 0.0), 2.0, (5, 5))
+    bound = jnp.full((5, 5), -100.0 if sharp else 0.0).at[2, 2].set(0.0)
+    clean = jnp.asarray(np.random.default_rng(100).normal(0.0, 10.0, (1, 9, 9)))
+    numbers = {"double": False, "free_form": False, "passes": True, "bluntness": 2.0}
+    estimate = Found(shape, shape(), shape(), **numbers, corroborated=corroborated, bound_nm=bound)
+    sure = jnp.zeros((1, 9, 9), bool).at[:, 1:-1, 1:-1].set(True)
+    left, doubt = _borne_out(sure, clean, estimate, 0.1)
+    assert int(left.sum()) == kept and (doubt is None) is (kept > 0)
+    assert doubt is None or "20 %" in doubt
 
 
 def test_a_reflected_tip_is_turned(tmp_path, truth):
