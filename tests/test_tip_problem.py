@@ -12,6 +12,8 @@ from micjax.physics.tips.blind.search import BlindTip
 from micjax.physics.tips.dilation import dilate, erode
 from micjax.physics.tips.shapes import Double, SphereCone
 from micjax.problems import tip as module
+from micjax.problems.tip.conclusion import _borne_out, _statements
+from micjax.problems.tip.stages import Found
 
 
 def write(path, heights, pixel_nm=2.0):
@@ -76,6 +78,53 @@ def test_a_known_tip_must_fit(tmp_path, truth, shape, pixel_nm, message):
     known = write(tmp_path / "tip.npz", heights, pixel_nm)
     with pytest.raises(ValueError, match=message):
         module.load(str(scan), known_tip=str(known))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [(lambda t: -t, "apex down"), (lambda t: 1e-9 * t, "metres|nm high"), (lambda t: t, None)],
+)
+def test_a_known_tip_apex_down_or_in_metres_is_refused(truth, change, message):
+    heights = change(np.asarray(truth[1]))
+    options = {"ny": 48, "nx": 48, "tip_heights_nm": (heights - heights.max()).tolist()}
+    if message is None:
+        module.problem(**options)
+        return
+    with pytest.raises(ValueError, match=message):
+        module.problem(**options)
+
+
+def test_what_is_not_identified_is_not_called_measured():
+    shape = Double(4.0, 25.0, (0.0, 3.0), 1.0, (0.0, 0.0), 2.0, (5, 5))
+    numbers = {"classical_nm": shape(), "double": False, "free_form": True}
+    numbers |= {"corroborated": 1.0, "bound_nm": shape()}
+
+    def told(passes, bluntness, doubt=None):
+        estimate = Found(shape, shape(), **numbers, passes=passes, bluntness=bluntness)
+        return " ".join(_statements(estimate, 0.3, 0.5, doubt))
+
+    assert "30 % of the surface is measured" in told(True, 3.0)
+    assert "NOT IDENTIFIED" not in told(True, 3.0)
+    assert "Nothing is called measured" in told(True, 3.0, "a reason")
+    assert "% of the surface is measured" not in told(True, 3.0, "a reason")
+    for passes, bluntness in ((False, 3.0), (True, 0.05)):
+        text = told(passes, bluntness)
+        assert text.startswith("NOT IDENTIFIED") and "%" not in text and "identified" not in text
+
+
+@pytest.mark.parametrize(
+    "corroborated, sharp, kept", [(1.0, False, 49), (0.2, True, 49), (0.2, False, 0)]
+)
+def test_an_unknown_tip_must_be_borne_out(corroborated, sharp, kept):
+    shape = Double(4.0, 25.0, (0.0, 3.0), 1.0, (0.0, 0.0), 2.0, (5, 5))
+    bound = jnp.full((5, 5), -100.0 if sharp else 0.0).at[2, 2].set(0.0)
+    clean = jnp.asarray(np.random.default_rng(100).normal(0.0, 10.0, (1, 9, 9)))
+    numbers = {"double": False, "free_form": False, "passes": True, "bluntness": 2.0}
+    estimate = Found(shape, shape(), shape(), **numbers, corroborated=corroborated, bound_nm=bound)
+    sure = jnp.zeros((1, 9, 9), bool).at[:, 1:-1, 1:-1].set(True)
+    left, doubt = _borne_out(sure, clean, estimate, 0.1)
+    assert int(left.sum()) == kept and (doubt is None) is (kept > 0)
+    assert doubt is None or "20 %" in doubt
 
 
 def test_a_reflected_tip_is_turned(tmp_path, truth):
@@ -147,6 +196,7 @@ def test_a_resumed_fit_does_not_search_the_tip_again(tmp_path, monkeypatch):
         searched.append(key)
         shape = Double(4.0, 25.0, (0.0, 3.0), 1.0, (2.0, 0.0), pixel_nm, size)  # off the middle
         numbers = {"misfit": 1.0, "floor": 1.0, "bluntness": 0.5, "singles": None}
+        numbers |= {"corroborated": 1.0, "bound_nm": shape()}
         return BlindTip(shape(), shape, False, True, True, classical_nm=shape(), **numbers)
 
     def stop(*_):

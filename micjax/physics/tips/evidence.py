@@ -10,8 +10,10 @@ Images are `[frames, iy, ix]` in nm, one tip for all frames.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Key
+from scipy import ndimage
 
 from micjax.physics.tips.dilation import dilate, erode, opening
 
@@ -20,17 +22,83 @@ Kernel = Float[Array, "ky kx"]
 Scalar = Float[ArrayLike, ""]
 
 ALLOWANCE = 1.1  # misfit / floor of an admissible tip; 1 without any error of the tip model
+CREASED = 9.0  # sigma of an image that has creases
+_LAPLACIAN = 0.4009  # of the Gaussian Laplacian of one pixel on noise of unit variance
+REFUTED = 5.0  # sigma by which an image must stand out of its opening to refute a tip there
+_CHANCE = 15.0  # over sqrt(pixels): differences of masks below that are none
 RESOLUTION = 0.01  # misfits below this fraction of the noise variance are no evidence
 
 
 def noise_sigma_nm(images: Frames) -> Scalar:
-    """Noise level by the mask [1 -4 6 -4 1] x [1 -4 6 -4 1] and the median of its modulus.
+    """Noise level, of white noise or of noise that went through the loop of the scanner.
 
-    The mask of Immerkaer 1996, Comput. Vis. Image Underst. 64, 300, squared: texture of the surface
-    at the scale of two pixels still counts as noise, but less. White noise is assumed.
+    The mask [1 -4 6 -4 1] x [1 -4 6 -4 1] and the median of its modulus: the mask of Immerkaer
+    1996, Comput. Vis. Image Underst. 64, 300, squared, so that texture of the surface at the scale
+    of two pixels still counts as noise, but less. A loop smooths noise along the line,
+    n[i+1] = rho n[i] + white (an integral gain of 1 - rho), and a mask along the line misses most
+    of that. The same mask at every other pixel sees more of it, and more of the surface; by how
+    much more the surface alone shows, at every other pixel across the lines, where noise is white.
     """
-    fourth = jnp.diff(jnp.diff(images, n=4, axis=1), n=4, axis=2)
-    return jnp.median(jnp.abs(fourth)) / (70 * 0.6744897501960817)
+    return _rms(images, 1, 1) / 70 * jnp.sqrt(70 / _response(noise_along_line(images)))
+
+
+def noise_along_line(images: Frames) -> Scalar:
+    """Correlation rho of the noise of neighbouring pixels of a line; 0 where what the masks of
+    `noise_sigma_nm` differ by may be chance."""
+    if min(images.shape[1:]) < 9:  # no room for every other pixel
+        return jnp.zeros((), images.dtype)
+    fine = _rms(images, 1, 1)
+    scale = jnp.where(fine > 0, fine, 1.0)
+    more = (_rms(images, 1, 2) / scale) ** 2 - (_rms(images, 2, 1) / scale) ** 2
+    rho = jnp.linspace(0.0, 0.8, 81)  # beyond, the ratio hardly tells
+    ratio = _response(rho**2) / _response(rho) - 1
+    likely = jnp.interp(more, ratio, rho)
+    return jnp.where(more > _CHANCE / jnp.sqrt(images.size), likely, 0.0)
+
+
+def _response(rho: Float[ArrayLike, "..."]) -> Float[ArrayLike, "..."]:
+    """Variance of [1 -4 6 -4 1] on noise of unit variance whose neighbours correlate by rho."""
+    return 70 - 112 * rho + 56 * rho**2 - 16 * rho**3 + 2 * rho**4
+
+
+def _rms(images: Frames, every_y: int, every_x: int) -> Scalar:
+    """Of the images below [1 -4 6 -4 1] along both axes, of every so many pixels, from the median
+    of its modulus."""
+    masked = images
+    for axis, every in ((1, every_y), (2, every_x)):
+        n = masked.shape[axis] - 4 * every
+        parts = [lax.slice_in_dim(masked, k * every, k * every + n, axis=axis) for k in range(5)]
+        masked = sum(w * part for w, part in zip((1, -4, 6, -4, 1), parts, strict=True))
+    return jnp.median(jnp.abs(masked)) / 0.6744897501960817
+
+
+def creases(images: Frames, sigma_nm: Scalar) -> float:
+    """How far the sharpest upward bends of the images stand out of the noise, in its sigma.
+
+    Where a tip goes over from one contact to the next its image has a crease, however blunt the
+    tip. A smooth image has none: it may be that of a smooth surface under any tip, and tells
+    nothing of it. The Laplacian at the scale of a pixel, the value that a thousandth exceeds.
+    """
+    bent = ndimage.gaussian_laplace(np.asarray(images, float), 1.0, axes=(1, 2))
+    return float(np.quantile(bent, 0.999) / (_LAPLACIAN * sigma_nm))
+
+
+def corroborated(images: Frames, tip: Kernel, sigma_nm: Scalar, depth: float) -> float:
+    """The share of windows of the tip's size that refute, by themselves, a tip so much flatter.
+
+    One sharp feature of a smooth surface is enough to set how blunt a tip may be, and then it is
+    no more than a bound: the true one may be any sharper tip. The tip that did take the images
+    leaves its shape all over them, and the same heights times `depth` < 1 do not fit anywhere.
+    A window refutes where the opening residual exceeds `REFUTED` sigma.
+    """
+    opened = jax.vmap(lambda i: opening(i, depth * (tip - jnp.max(tip))))(images)
+    refuted = np.asarray(images - opened) > REFUTED * float(sigma_nm)
+    (_, ny, nx), (ky, kx) = refuted.shape, tip.shape
+    inside = refuted[:, ky // 2 : ny - ky // 2, kx // 2 : nx - kx // 2]
+    my, mx = (max(n // k, 1) for n, k in zip(inside.shape[1:], tip.shape, strict=True))
+    rows = np.array_split(inside[:, : my * ky], my, axis=1)
+    windows = [w.any((1, 2)) for row in rows for w in np.array_split(row[:, :, : mx * kx], mx, 2)]
+    return float(np.mean(windows))
 
 
 @jax.jit

@@ -16,6 +16,7 @@ def villarrubia(
     threshold_nm: float,
     rounds: int = 30,
     everywhere: bool = False,
+    most: int | None = None,
 ) -> tuple[Kernel, int]:
     """The classical blind estimate (Villarrubia 1997, sec. 7), at the local maxima of the images.
 
@@ -26,13 +27,14 @@ def villarrubia(
     d being possible where the apex itself stays out of the surface. Repeated from a flat tip until
     nothing changes.
 
-    `everywhere` takes all image points, which needs 4 * tip.size * images.size numbers of memory.
+    `everywhere` takes all image points, or the `most` of them where the image is bent downwards
+    most, which bound a tip most. Each point takes 4 * tip.size numbers of memory.
 
     **Returns:** `(tip in the frame of T, rounds used)`.
     """
     ky, kx = size
     hy, hx = ky // 2, kx // 2
-    patches = _patches(images, ky, kx, everywhere)
+    patches = _patches(images, ky, kx, everywhere, most)
     tip = jnp.zeros(size, images.dtype)
     done = 0
     while done < rounds:
@@ -45,21 +47,28 @@ def villarrubia(
     return tip - jnp.max(tip), done
 
 
-def _patches(images: Frames, ky: int, kx: int, everywhere: bool) -> Float[Array, "n py px"]:
-    """Patches of 2k - 1 pixels round the local maxima, or round all pixels, that lie a tip away
-    from the border."""
+def _patches(
+    images: Frames, ky: int, kx: int, everywhere: bool, most: int | None
+) -> Float[Array, "n py px"]:
+    """Patches of 2k - 1 pixels round the local maxima, or round all pixels or `most` of them, that
+    lie a tip away from the border."""
     frames, ny, nx = images.shape
-    around = jnp.stack(
+    others = jnp.stack(
         [
             jnp.roll(images, (dy, dx), (1, 2))
             for dy in range(-2, 3)
             for dx in range(-2, 3)
             if (dy, dx) != (0, 0)
         ]
-    ).max(0)
+    )
+    around = others.max(0)
     y, x = jnp.arange(ny)[:, None], jnp.arange(nx)[None, :]
     inside = (y >= ky - 1) & (y <= ny - ky) & (x >= kx - 1) & (x <= nx - kx)
-    frame, iy, ix = jnp.nonzero(((images >= around) | everywhere) & inside)
+    points = ((images >= around) | everywhere) & inside
+    if most is not None and most < points.size:
+        bent = jnp.where(points, images - others.mean(0), -jnp.inf)
+        points = points & (bent > jnp.sort(bent.reshape(-1))[-most - 1])
+    frame, iy, ix = jnp.nonzero(points)
     wy, wx = jnp.arange(1 - ky, ky), jnp.arange(1 - kx, kx)
     return images[
         frame[:, None, None], iy[:, None, None] + wy[:, None], ix[:, None, None] + wx[None, :]

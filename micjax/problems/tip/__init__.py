@@ -19,6 +19,7 @@ from micjax.physics.noise import Gaussian
 from micjax.physics.regularisers import Curvature
 from micjax.physics.tips.shapes import Double, FreeForm, size_pair
 from micjax.problems.tip.conclusion import conclude as conclude
+from micjax.problems.tip.data import check_tip
 from micjax.problems.tip.data import load as load
 from micjax.problems.tip.model import Reshaped as Reshaped
 from micjax.problems.tip.model import TipScan as TipScan
@@ -55,8 +56,8 @@ def problem(
     - `curvature_nm`: typical curvature of the surface, nm per pixel^2; 10 sigma if not given.
     - `line_sigma_nm`: rms of line offsets to be fitted; 0 if the lines stand at one height.
 
-    **Raises:** `ValueError` for even tip sizes, tips larger than the image, sizes and noise that
-    are not positive.
+    **Raises:** `ValueError` for even tip sizes, tips larger than the image, drawn apex down or in
+    metres, sizes and noise that are not positive.
     """
     pixel = np.broadcast_to(np.asarray(pixel_nm, float), (2,))
     if curvature_nm is None:
@@ -74,6 +75,7 @@ def problem(
         "noise.sigma": dist.LogNormal(np.log(sigma_nm), 0.5),
     }
     if known:
+        check_tip(np.asarray(tip_heights_nm, float))
         tip: Reshaped | FreeForm = FreeForm(tip_heights_nm, pixel)
     else:
         reach = float(np.min(np.array(size) // 2 * pixel))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from micjax.inference.solution import Solution
 from micjax.io import Field, FieldAxis
@@ -15,24 +15,29 @@ from micjax.physics.tips.evidence import admissible, misfit
 from micjax.problems.tip.fill import levelled
 from micjax.problems.tip.model import Reshaped, TipScan
 from micjax.problems.tip.network import LEVEL
-from micjax.problems.tip.stages import LINES, describe, found_in
+from micjax.problems.tip.stages import LINES, Found, describe, found_in
 
+CORROBORATED = 0.6  # share of the image that must refute a tip 10 % flatter than the blind one
+ALL_IDENTIFIED = "All unknowns are identified by these data."  # of the runner
+NO_TRACE = 0.1  # sigma that the tip takes off the image, on average, below which it left no trace
+BOUND_AGREES = 0.5  # share of the certain pixels at which the bound of any shape must say the same
+BOUND_SIGMAS = 4.0  # within which it says the same
 CERTAIN_SIGMAS = 2.0  # two contacts closer than this are not told apart
 
 
 def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]) -> Solution:
     """With the maps, numbers and sentences of surface and tip."""
     problem, estimate = solution.problem, found_in(solution.fit.arrays)
-    forward, sigma = problem.forward, problem.noise.sigma
+    forward, sigma, doubt = problem.forward, problem.noise.sigma, None
     tip = forward.tip()
     flat = levelled(y, forward.line_offsets_nm[x])
     clean = jax.vmap(lambda s: dilate(s, tip))(forward.surface_nm[x])
     upper = jax.vmap(lambda i: erode(i, tip))(clean)
     sure, contacts = jax.vmap(lambda i: certain(i, tip, CERTAIN_SIGMAS * sigma))(clean)
     if estimate is not None:
-        # The true tip lies between the estimate and a needle, and so does its surface: a point is
-        # certain only where the two agree.
-        sure = sure & (_below_needle(clean, tip) - upper <= sigma)
+        # only where the estimate and a needle agree, and of a tip that is more than a bound
+        sure = sure & identified(estimate) & (_below_needle(clean, tip) - upper <= sigma)
+        sure, doubt = _borne_out(sure, clean, estimate, sigma)
     touching = jnp.any(jax.vmap(lambda i: touching_tip_pixels(i, tip))(clean), axis=0)
     classical = tip  # with a known tip the classical answer is its erosion
     if estimate is not None:
@@ -72,7 +77,11 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]
         "tip_pixels_touching": float(jnp.mean(touching)),
         "taken_off_nm": float(jnp.mean(flat - forward.surface_nm[x])),
     }
-    statements = _statements(estimate, share, float(jnp.mean(touching)))
+    statements = _statements(estimate, share, float(jnp.mean(touching)), doubt)
+    of_the_fit = solution.statements
+    if estimate is not None:
+        # of the errors given this tip; the tip itself is bounded from one side only
+        of_the_fit = [s for s in of_the_fit if s != ALL_IDENTIFIED]
     if half is not None:
         metrics["mean_half_width_nm"] = float(half.mean())
         statements.append(
@@ -85,8 +94,32 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]
         results=results,
         metrics=metrics,
         table=_table(flat, sigma, tip, classical, estimate),
-        statements=[*statements, *solution.statements],
+        statements=[*statements, *of_the_fit],
+        laplace=solution.laplace if estimate is None or identified(estimate) else None,
         extra={"found": estimate, "tip": np.asarray(tip), "classical_tip": np.asarray(classical)},
+    )
+
+
+def _borne_out(
+    sure: Bool[Array, "n ny nx"], clean: Float[Array, "n ny nx"], estimate: Found, sigma
+) -> tuple[Bool[Array, "n ny nx"], str | None]:
+    """What remains certain of `sure` as the tip itself is an estimate, and why if nothing does.
+
+    A blind tip is as blunt as a family of shapes can be, and the true one may be blunter where it
+    is of no such shape. Either the whole image bears it out, or the classical bound of any shape
+    finds most of the same pixels touched, of which these are kept.
+    """
+    if estimate.corroborated >= CORROBORATED:
+        return sure, None
+    agrees = clean - jax.vmap(lambda i: erode(i, estimate.bound_nm))(clean) <= BOUND_SIGMAS * sigma
+    share = float(jnp.sum(sure & agrees) / jnp.maximum(jnp.sum(sure), 1))
+    if share >= BOUND_AGREES:
+        return sure & agrees, None
+    return jnp.zeros_like(sure), (
+        f"a tip 10 % flatter is refuted in {100 * estimate.corroborated:.0f} % of the image only "
+        f"({100 * CORROBORATED:.0f} % are asked for), and the classical bound for tips of any "
+        f"shape agrees with {100 * share:.0f} % of what would be certain only "
+        f"({100 * BOUND_AGREES:.0f} % are asked for), so that the tip may be another one"
     )
 
 
@@ -137,15 +170,44 @@ def _table(flat, sigma, tip, classical, estimate) -> list[dict[str, Any]]:
     return rows
 
 
-def _statements(estimate, share: float, touching: float) -> list[str]:
-    for_any_tip = "" if estimate is None else " and the same for every admissible tip"
+def identified(estimate: Found) -> bool:
+    """Whether the images say anything of the tip: if not, nothing is called measured."""
+    return estimate.passes and estimate.bluntness >= NO_TRACE
+
+
+def _not_identified(estimate: Found) -> str:
+    if not estimate.passes:
+        return (
+            "NOT IDENTIFIED: no tip of this size and kind is admissible within the noise, and "
+            "nothing is called measured. The tip may have changed during the scan, be larger than "
+            "the window (tip_size), or the noise be larger than assumed (sigma_nm)."
+        )
+    return (
+        "NOT IDENTIFIED: within the noise assumed the image shows no trace of the tip. Either it "
+        "is sharper than a pixel, or the image too smooth: without creases between two contacts, "
+        "or with so few that a blunt tip would rest on them alone; nothing is called measured. "
+        "Where lag of the feedback or drift between lines move the heights by more than that "
+        "noise, state it as sigma_nm."
+    )
+
+
+def _statements(estimate, share: float, touching: float, doubt: str | None) -> list[str]:
+    if estimate is not None and not identified(estimate):
+        return [_not_identified(estimate), f"The tip nearest to it: {describe(estimate)}."]
+    if doubt is not None:
+        measured = f"Nothing is called measured: {doubt}. The surface is an estimate."
+    else:
+        how = "" if estimate is None else ", and the same below a needle"
+        measured = (
+            f"{100 * share:.2g} % of the surface is measured (touched at one point only, nothing "
+            f"else within {CERTAIN_SIGMAS:.0f} sigma{how}); elsewhere the surface is an estimate "
+            "below the upper bound."
+        )
     statements = [
-        f"{100 * share:.0f} % of the surface is measured (touched at one point only, nothing else "
-        f"within {CERTAIN_SIGMAS:.0f} sigma{for_any_tip}); elsewhere the surface is an estimate "
-        "below the upper bound.",
+        measured,
         "There is no lower bound where the tip did not touch: pits may be deeper than shown.",
-        f"{100 * touching:.0f} % of the tip's pixels touched the surface; the others are not "
-        "identified by this scan.",
+        f"{100 * touching:.0f} % of the tip's pixels touched the surface; the others are only "
+        "known to be low enough.",
     ]
     if estimate is None:
         return statements
@@ -153,23 +215,9 @@ def _statements(estimate, share: float, touching: float) -> list[str]:
     statements.insert(
         1,
         "A blind estimate is the bluntest tip that the image admits. Sharper ones, down to a "
-        "needle, may have taken the image as well: the scan alone does not identify the tip from "
-        "below, nor its place below the image.",
+        "needle, may have taken the image as well: a scan bounds the tip from the blunt side only, "
+        "and tells nothing of its place below the image.",
     )
-    if not estimate.passes:
-        statements.insert(
-            0,
-            "NOT IDENTIFIED: no tip of this size and kind is admissible within the noise. The tip "
-            "may have changed during the scan, be larger than the window (tip_size), or the noise "
-            "be larger than assumed (sigma_nm).",
-        )
-    elif estimate.bluntness < 0.1:
-        statements.insert(
-            0,
-            "NOT IDENTIFIED: within the noise assumed the image shows no trace of the tip, which "
-            "is then sharper than a pixel. Where lag of the feedback or drift between lines move "
-            "the heights by more than that noise, state it as sigma_nm.",
-        )
     if not estimate.free_form:
         statements.append(
             "Errors of the tip's parameters are those of the noise alone, with the surface as "

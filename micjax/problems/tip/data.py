@@ -11,7 +11,7 @@ from micjax.io import check_image, read
 from micjax.io.fields import with_pixel
 from micjax.physics.tips.evidence import noise_sigma_nm
 from micjax.physics.tips.shapes import size_pair
-from micjax.problems.shared.heights import heights_nm
+from micjax.problems.shared.heights import LEAST_RANGE_NM, heights_nm
 
 log = logging.getLogger("micjax")
 
@@ -42,7 +42,7 @@ def load(
     - `height_unit`: of the values where the file states none; nm if they can be that.
 
     **Raises:** `ValueError` for NaN or constant images, pixel sizes that differ, tips that do not
-    fit, besides what `micjax.io.read` raises.
+    fit or are drawn apex down or in metres, besides what `micjax.io.read` raises.
     """
     field = check_image(read(file, channel, pixel_nm))
     heights = heights_nm(field, height_unit)
@@ -88,5 +88,25 @@ def _known_tip(path, channel, pixel, image_shape, reflected: bool, height_unit) 
         raise ValueError(
             f"the image of {image_shape} pixels is smaller than the tip {heights.shape}"
         )
+    check_tip(heights, f"{path}: ")
     heights = heights[::-1, ::-1] if reflected else heights
     return (heights - heights.max()).tolist()
+
+
+def check_tip(heights: Float[np.ndarray, "ky kx"], where: str = "") -> None:
+    """**Raises:** `ValueError` for tips drawn apex down, and for heights that are metres."""
+    span = float(np.ptp(heights))
+    if 0 < span < LEAST_RANGE_NM:
+        raise ValueError(
+            f"{where}the tip is {span:.3g} nm high, which no tip is: are its heights in metres?"
+        )
+    ky, kx = heights.shape
+    if ky < 3 or kx < 3:
+        return
+    inside = heights[1:-1, 1:-1]
+    border = (heights.sum() - inside.sum()) / (heights.size - inside.size)
+    if heights.max() > inside.max() and border > inside.mean() + 0.05 * span:
+        raise ValueError(
+            f"{where}the tip is drawn apex down: its border is {border - inside.mean():.3g} nm "
+            "higher than its inside, the apex must be the highest (turn the sign of its heights)"
+        )

@@ -26,7 +26,8 @@ log = logging.getLogger("micjax")
 LINES = "forward.line_offsets_nm"
 SHAPE = ("radius_nm", "half_angle_deg", "offset_nm", "drop_nm", "origin_nm", "pixel_nm")
 FILLS = ("prior", "network")
-NUMBERS = ("heights_nm", "classical_nm", "double", "free_form", "passes", "bluntness")
+ARRAYS = ("heights_nm", "classical_nm", "bound_nm")
+NUMBERS = ("double", "free_form", "passes", "bluntness", "corroborated")
 
 
 class Found(NamedTuple):
@@ -39,6 +40,8 @@ class Found(NamedTuple):
     free_form: bool
     passes: bool
     bluntness: float
+    corroborated: float
+    bound_nm: Float[Array, "ly lx"]
 
 
 def stages(
@@ -111,7 +114,7 @@ def stages(
         log.info("tip: %s", describe(estimate))
         depth_nm = 1.05 * float(jnp.max(jnp.ptp(images, axis=(1, 2))))
         heights, shape = _apex_in_the_middle(estimate.heights_nm, estimate.shape, depth_nm)
-        numbers = {n: getattr(estimate, n) for n in NUMBERS} | {"heights_nm": heights}
+        numbers = {n: getattr(estimate, n) for n in (*ARRAYS, *NUMBERS)} | {"heights_nm": heights}
         return numbers | {f"shape_{n}": getattr(shape, n) for n in SHAPE}
 
     return [Search(search, _with_tip, "tip"), *below, *errors[posterior]]
@@ -122,9 +125,9 @@ def found_in(arrays: Arrays) -> Found | None:
     if "shape_radius_nm" not in arrays:
         return None
     shape = {n: arrays[f"shape_{n}"] for n in SHAPE}
-    heights, classical = (jnp.asarray(arrays[n]) for n in NUMBERS[:2])
-    numbers = [arrays[n].item() for n in NUMBERS[2:]]
-    return Found(Double(**shape, size=heights.shape), heights, classical, *numbers)
+    heights, classical, bound = (jnp.asarray(arrays[n]) for n in ARRAYS)
+    numbers = [arrays[n].item() for n in NUMBERS]
+    return Found(Double(**shape, size=heights.shape), heights, classical, *numbers, bound)
 
 
 def _with_tip(problem: InverseProblem, arrays: Arrays) -> InverseProblem:

@@ -15,8 +15,10 @@ import optax
 from jax import lax
 from jaxtyping import Array, Key
 
+from micjax.physics.tips.blind.bound import bound, deepened
 from micjax.physics.tips.blind.candidates import (
     Candidates,
+    chosen,
     finer,
     heights_of_one,
     single_tips,
@@ -26,11 +28,14 @@ from micjax.physics.tips.blind.second_apex import DOUBLE_ALLOWANCE, WORTH_RESHAP
 from micjax.physics.tips.dilation import opening
 from micjax.physics.tips.evidence import (
     ALLOWANCE,
+    CREASED,
     RESOLUTION,
     Frames,
     Kernel,
     Scalar,
     admissible,
+    corroborated,
+    creases,
     misfit,
     noise_residual,
     spread,
@@ -42,6 +47,11 @@ _STRICT = 1.05  # of a single tip: seeking the bluntest would use up any allowan
 _LENIENT = 1.4  # of the tip from which a second apex is sought
 _WORTHWHILE = 1.25  # how much blunter a reshaped tip must be to give up the one it started from
 _WORTH_FREEDOM = 3.0  # the same after a blunter start, of which untouched pixels stay as blunt
+_SHAPING = 4.0  # threshold in sigma of the classical bound that a free form starts from
+_BOUND = 3.0  # the same of the bound that is told
+_FLATTER, _OF_THE_IMAGE = 0.7, 0.5  # depths that this share of the image must refute
+_A_LITTLE_FLATTER = 0.9  # the same for what is told of the tip
+_HARMLESS = 3.0  # sigma that a tip may take off on average which less of the image bears out
 _NO_TRACE = 0.1  # sigma taken off the image, below which the tip left no trace
 _HOPELESS = 6.0  # misfit / floor from which a descent that is a quarter through will not arrive
 
@@ -57,8 +67,10 @@ class BlindTip(NamedTuple):
     misfit: float
     floor: float
     bluntness: float
-    singles: Candidates
+    singles: Candidates | None  # what was tried, if the images say anything of a tip
     classical_nm: Kernel  # Villarrubia's estimate with the threshold asked for
+    bound_nm: Kernel  # of tips of any shape, by the classical way; the apex in the middle
+    corroborated: float  # by which share of the image: see `micjax.physics.tips.evidence`
 
 
 def blind(
@@ -86,6 +98,9 @@ def blind(
     """
     height_nm = float(jnp.max(jnp.ptp(images, axis=(1, 2))))
     depth_nm = 1.05 * height_nm
+    if creases(images, sigma_nm) < CREASED:
+        classical, _ = villarrubia(images, size, float(threshold_sigmas * sigma_nm))
+        return _needle(single_tips(height_nm, pixel_nm, size, radii), classical, depth_nm)
     coarse = tried(images, single_tips(height_nm, pixel_nm, size, radii), sigma_nm, key)
     singles = tried(images, finer(coarse.shape(coarse.best(_STRICT))), sigma_nm, key)
     best = singles.best(_STRICT)
@@ -120,16 +135,42 @@ def blind(
         bluntness,
         singles,
         classical,
+        bound(images, size, float(_BOUND * sigma_nm)),
+        0.0,
     )
-    if steps == 0:
-        return estimate
+    if steps > 0:
+        estimate = _reshaped(estimate, starts, images, sigma_nm, size, key, steps, report)
+    seen_in = corroborated(images, estimate.heights_nm, sigma_nm, _FLATTER)
+    if estimate.bluntness > _HARMLESS and seen_in < _OF_THE_IMAGE:
+        return _needle(coarse.shapes, classical, depth_nm)
+    share = corroborated(images, estimate.heights_nm, sigma_nm, _A_LITTLE_FLATTER)
+    return estimate._replace(corroborated=share)
+
+
+def _needle(singles: Double, classical: Kernel, depth_nm: float) -> BlindTip:
+    """What to take for the tip where the images tell nothing of it: it leaves them as they are."""
+    middle = tuple(n // 2 for n in classical.shape)
+    needle = jnp.full(classical.shape, -depth_nm, classical.dtype).at[middle].set(0.0)
+    sharpest = chosen(singles, int(jnp.argmin(singles.radius_nm)))
+    numbers = (0.0, 0.0, 0.0, None, classical, jnp.zeros_like(classical), 0.0)
+    return BlindTip(needle, sharpest, False, True, True, *numbers)
+
+
+def _reshaped(
+    estimate: BlindTip, starts: list[Kernel], images, sigma_nm, size, key, steps: int, report
+) -> BlindTip:
+    """The estimate, or a tip that is no sphere-cone where that is worth it."""
+    classical, depth_nm = estimate.classical_nm, 1.05 * float(jnp.max(jnp.ptp(images, axis=(1, 2))))
     estimate = _blunter(estimate, classical, images, sigma_nm, key)
     if estimate.bluntness < _NO_TRACE:  # computed images are exact, where no shape of ours fits
         everywhere = 4 * size[0] * size[1] * images.size < 1e8
         exact, _ = villarrubia(images, size, 1e-6 * depth_nm, everywhere=everywhere)
         estimate = _blunter(estimate, exact, images, sigma_nm, key)
-    # from blunter starts too, so that flanks that are no cones and unequal sides come out as well
-    descents = [(start, flatter) for start in starts for flatter in (1.0, 0.5, 0.15)]
+    # of any shape, as blunt as the images allow: deeper until it passes, or pixel by pixel
+    outer = jnp.maximum(bound(images, size, float(_SHAPING * sigma_nm)), -depth_nm)
+    deeper = deepened(images, outer, sigma_nm, key, ALLOWANCE)
+    estimate = _blunter(estimate, deeper, images, sigma_nm, key)
+    descents = [(outer, 1.0), *((start, 0.5) for start in starts)]
     for n, (start, flatter) in enumerate(descents):
         heights, _ = free_form(
             images,
@@ -155,6 +196,9 @@ def _blunter(
     wanted = max(_WORTHWHILE * estimate.bluntness + 0.1, at_least)
     worthwhile = bluntness > wanted or not estimate.passes
     if not (worthwhile and bool(admissible(seen, floor))):
+        return estimate
+    # what no feature has bounded stays as blunt as it started: a free form needs many of them
+    if corroborated(images, heights, sigma_nm, _FLATTER) < _OF_THE_IMAGE:
         return estimate
     return estimate._replace(
         heights_nm=heights,
