@@ -122,9 +122,12 @@ def test_an_unknown_tip_must_be_borne_out(corroborated, sharp, kept):
     numbers = {"double": False, "free_form": False, "passes": True, "bluntness": 2.0}
     estimate = Found(shape, shape(), shape(), **numbers, corroborated=corroborated, bound_nm=bound)
     sure = jnp.zeros((1, 9, 9), bool).at[:, 1:-1, 1:-1].set(True)
-    left, doubt = _borne_out(sure, clean, estimate, 0.1)
+    left, doubt = _borne_out(sure, clean, estimate, 0.1, 0.0)
     assert int(left.sum()) == kept and (doubt is None) is (kept > 0)
     assert doubt is None or "20 %" in doubt
+    # behind a feedback loop nothing is
+    behind, lags = _borne_out(sure, clean, estimate, 0.1, 0.4)
+    assert not behind.any() and "a correlation of 0.40" in lags
 
 
 def test_a_reflected_tip_is_turned(tmp_path, truth):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from micjax.inference.solution import Solution
 from micjax.io import Field, FieldAxis
 from micjax.physics.tips.dilation import certain, dilate, erode, touching_tip_pixels
-from micjax.physics.tips.evidence import admissible, misfit
+from micjax.physics.tips.evidence import admissible, misfit, noise_along_line
 from micjax.problems.tip.fill import levelled
 from micjax.problems.tip.model import Reshaped, TipScan
 from micjax.problems.tip.network import LEVEL
@@ -21,6 +21,7 @@ CORROBORATED = 0.6  # share of the image that must refute a tip 10 % flatter tha
 ALL_IDENTIFIED = "All unknowns are identified by these data."  # of the runner
 NO_TRACE = 0.1  # sigma that the tip takes off the image, on average, below which it left no trace
 BOUND_AGREES = 0.5  # share of the certain pixels at which the bound of any shape must say the same
+LAGS = 0.1  # correlation of the noise along the lines, above which an image lags behind
 BOUND_SIGMAS = 4.0  # within which it says the same
 CERTAIN_SIGMAS = 2.0  # two contacts closer than this are not told apart
 
@@ -37,7 +38,7 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]
     if estimate is not None:
         # only where the estimate and a needle agree, and of a tip that is more than a bound
         sure = sure & identified(estimate) & (_below_needle(clean, tip) - upper <= sigma)
-        sure, doubt = _borne_out(sure, clean, estimate, sigma)
+        sure, doubt = _borne_out(sure, clean, estimate, sigma, float(noise_along_line(flat)))
     touching = jnp.any(jax.vmap(lambda i: touching_tip_pixels(i, tip))(clean), axis=0)
     classical = tip  # with a known tip the classical answer is its erosion
     if estimate is not None:
@@ -101,14 +102,24 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]
 
 
 def _borne_out(
-    sure: Bool[Array, "n ny nx"], clean: Float[Array, "n ny nx"], estimate: Found, sigma
+    sure: Bool[Array, "n ny nx"],
+    clean: Float[Array, "n ny nx"],
+    estimate: Found,
+    sigma,
+    along_line: float,
 ) -> tuple[Bool[Array, "n ny nx"], str | None]:
     """What remains certain of `sure` as the tip itself is an estimate, and why if nothing does.
 
     A blind tip is as blunt as a family of shapes can be, and the true one may be blunter where it
     is of no such shape. Either the whole image bears it out, or the classical bound of any shape
-    finds most of the same pixels touched, of which these are kept.
+    finds most of the same pixels touched, of which these are kept. Noise that is correlated along
+    the lines went through the loop of the scanner, and so did the image, which lags behind.
     """
+    if along_line > LAGS:
+        return jnp.zeros_like(sure), (
+            f"the noise of neighbours along the lines is alike (a correlation of {along_line:.2f}) "
+            "as that behind a feedback loop, and such an image lags behind the surface"
+        )
     if estimate.corroborated >= CORROBORATED:
         return sure, None
     agrees = clean - jax.vmap(lambda i: erode(i, estimate.bound_nm))(clean) <= BOUND_SIGMAS * sigma
