@@ -59,8 +59,9 @@ def widened_map(pixel: InverseProblem, x: Any, y: Any, fit: MapFit, known: Given
         seen = np.isfinite(data) & usable[part][(..., *[None] * (data.ndim - 1))] & (sd > 0)
         return np.where(seen, (data - mean) / np.where(sd > 0, sd, 1.0), 0.0), seen
 
-    firsts = np.arange(0, pixels, TOGETHER)
-    chosen = firsts[np.unique(np.linspace(0, len(firsts) - 1, SAMPLED).astype(int))]
+    firsts = list(range(0, pixels, TOGETHER))
+    places = np.unique(np.linspace(0, len(firsts) - 1, SAMPLED).astype(int)).tolist()
+    chosen = [firsts[i] for i in places]
     unit, seen = (np.concatenate(a) for a in zip(*map(residuals, chosen), strict=True))
     if not seen.any():
         return fit
@@ -109,7 +110,7 @@ def _times(fit: MapFit, factors: Float[np.ndarray, "pixel k"]) -> MapFit:
 
 
 @eqx.filter_jit
-def _moments(pixel: InverseProblem, values: Rows, x):
+def _moments(pixel: InverseProblem, values: Values, x):
     def of_one(values):
         at = pixel.at(values)
         law = at.noise(at.forward(x))
@@ -119,7 +120,7 @@ def _moments(pixel: InverseProblem, values: Rows, x):
 
 
 @eqx.filter_jit
-def _slopes(pixel: InverseProblem, values: Rows, x, kind: str):
+def _slopes(pixel: InverseProblem, values: Values, x, kind: str):
     names = list(pixel.unknowns())
     return jax.vmap(lambda own: _slopes_of_one(pixel, names, own, x, kind))(values)
 
