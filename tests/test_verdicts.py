@@ -159,3 +159,16 @@ def test_errors_of_some_unknowns_speak_of_these(scan):
     assert solution.converged is False
     [told] = [s for s in solution.statements if "has not converged" in s]
     assert "in the unknowns that errors are stated of" in told
+
+
+def test_a_minimum_that_explains_nothing_may_be_the_wrong_one(scan):
+    """A fit from one start of data that no edge is; several starts have looked elsewhere."""
+    _, x, _ = scan
+    y = 5.0 * jnp.sin(3.0 * x)
+    start = InverseProblem(edge.EdgeScan(0.0, 1.0), Gaussian(0.05), edge.problem().priors)
+    start = start.given({"noise.sigma": None})
+    alone = run(start, x, y, key=KEY)
+    assert alone.converged is None
+    assert any("came to a minimum" in s for s in alone.statements)
+    several = run(start, x, y, default_stages(start, x, y, starts=3), key=KEY)
+    assert several.converged is not None

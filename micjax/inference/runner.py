@@ -112,7 +112,7 @@ def run(
         covariance, seen = left.correlations.covariance, left.seen
         larger = attempt("errors for the residual", widened, laplace, x, covariance, seen)
         laplace = larger or laplace
-    ended = how_it_ended(fit, fits[-1], laplace)
+    ended = how_it_ended(fit, fits[-1], laplace, explained=not left.surprise)
     sentences = [
         *filter(None, [ended.sentence]),
         *_identified(fit.problem, laplace),

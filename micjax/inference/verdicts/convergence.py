@@ -24,9 +24,17 @@ class Ended(NamedTuple):
     sentence: str
 
 
-def how_it_ended(fit: Fit, last: Stage | Search, laplace: Laplace | None) -> Ended:
+def how_it_ended(
+    fit: Fit, last: Stage | Search, laplace: Laplace | None, explained: bool = True
+) -> Ended:
     """By the curvature where it is known (the Newton decrement: Boyd and Vandenberghe 2004, sec.
-    9.5.1), by the losses where it is not."""
+    9.5.1), by the losses where it is not.
+
+    **Arguments:**
+
+    - `explained`: whether the model at the end of the fit explains the data: if not, a fit from one
+        start may have come to the wrong minimum.
+    """
     steps = f"after {fit.steps} steps"
     if fit.stop_reason is StopReason.NON_FINITE or fit.stop_reason is StopReason.INTERRUPTED:
         told = f"The fit stopped {steps}: {fit.stop_reason}{fit.fault and ', '}{fit.fault}."
@@ -47,6 +55,12 @@ def how_it_ended(fit: Fit, last: Stage | Search, laplace: Laplace | None) -> End
             False,
             f"The fit stopped {steps} in a minimum that is not the lowest: elsewhere values are "
             f"more likely by {laplace.better:.2g} nats. More starts may find it.",
+        )
+    if every and not explained and len(fit.starts_losses) < 2:
+        return Ended(
+            None,
+            f"The fit came to a minimum {steps}. As it does not explain the data, another one may "
+            "be lower: more starts would show it.",
         )
     if every:
         return Ended(True, f"The fit converged {steps}.")
