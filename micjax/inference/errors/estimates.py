@@ -54,7 +54,7 @@ class LaplaceErrors:
     - `names`: the unknowns that take part, or `names(fit)`; the others are held. Where there are
         none, there is no estimate.
     - `expected`: by the Hessian that is to be expected of counts: the dense one of many pixels
-        would take gigabytes.
+        would take gigabytes. Nothing is drawn then: thousands of predictions would take hours.
     """
 
     names: Names = None
@@ -70,7 +70,7 @@ class LaplaceErrors:
         if self.expected:
             held = _held(fit, names)
             hessian = expected_hessian(held, x, y)
-            return weighed(laplace(fit.problem, x, y, list(held.unknowns()), hessian), x, y)
+            return laplace(fit.problem, x, y, list(held.unknowns()), hessian)
         if numbers > MAX_DENSE:
             log.info("no Laplace errors: %d unknown numbers, %d at most", numbers, MAX_DENSE)
             return None

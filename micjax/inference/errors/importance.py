@@ -27,6 +27,9 @@ from micjax.inference.errors.laplace import PRIOR_RULES, Laplace
 from micjax.inference.starts.draw import prior_draws
 
 MOST = 12  # unknown numbers: of more, too few points come near the posterior
+MOST_DATA = (
+    10_000  # of more the posterior is a Gaussian, and a prediction not to be had for nothing
+)
 ROUND = 512  # points of a round
 ROUNDS = 8  # at most
 FROM_PRIOR = 0.25  # of the first of them
@@ -45,14 +48,20 @@ def weighed(gaussian: Laplace, x, y) -> Laplace:
     """The Laplace approximation with draws of the posterior, of which `effective` count.
 
     What is not identified is decided anew, and `widened` says which errors grew by how much. More
-    than 12 unknown numbers, and those that nothing bounds, are left to the Gaussian.
+    than 12 unknown numbers, those that nothing bounds, and more than 10,000 data are left to the
+    Gaussian.
 
     **Arguments:**
 
     - `x`, `y`: the data that it was made of.
     """
     sd = np.sqrt(np.diag(gaussian.covariance))
-    if not 0 < len(sd) <= MOST or gaussian.unbounded.any() or not sd.min() > 0:
+    if (
+        np.size(y) > MOST_DATA
+        or not 0 < len(sd) <= MOST
+        or gaussian.unbounded.any()
+        or not sd.min() > 0
+    ):
         return gaussian
     names = tuple(gaussian.names)
     with jax.enable_x64(True):
