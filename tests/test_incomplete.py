@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from series import coloured
 
 from micjax.core.problem import InverseProblem, free, parameter
 from micjax.inference.errors.importance import ENOUGH, weighed
@@ -14,7 +15,8 @@ from micjax.inference.errors.laplace import laplace
 from micjax.inference.maps.each import each_pixel
 from micjax.inference.maps.stage import fit_each_pixel
 from micjax.inference.runner import run
-from micjax.inference.verdicts.correlation import correlations
+from micjax.inference.verdicts.correlation import Correlations, correlations
+from micjax.inference.verdicts.residual import Residual
 from micjax.physics.noise import Gaussian, Poisson
 
 KEY = jax.random.key(0)
@@ -52,15 +54,6 @@ class Many(eqx.Module):
 def line(sigma=1.0, unit=1.0):
     priors = {"forward.level": dist.Normal(0.0, 3.0 * unit), "forward.slope": free()}
     return InverseProblem(Line(), Gaussian(sigma * unit), priors)
-
-
-def coloured(n, r, rows=1, seed=0):
-    """Autoregressions with a variance of 1."""
-    rng = np.random.default_rng(seed)
-    y = rng.normal(size=(rows, n))
-    for i in range(1, n):
-        y[:, i] = r * y[:, i - 1] + np.sqrt(1.0 - r**2) * y[:, i]
-    return y
 
 
 def test_draws_of_a_gaussian_are_the_gaussian():
@@ -222,3 +215,32 @@ def test_a_map_of_nothing_stays_what_it_is(a_map):
     problem, x = a_map
     arrays = solved(a_map, np.full((64, 200), np.nan)).fit.arrays
     assert "grown" not in arrays and not np.isfinite(arrays["sd forward.level"]).any()
+
+
+def test_a_map_with_gaps_and_unknowns_in_another_order():
+    """Data that are not there say nothing, and factors go to the unknowns that they are of."""
+
+    class Named(eqx.Module):
+        zero: jax.Array = parameter(default=0.0)
+        above: jax.Array = parameter(default=0.0)
+
+        def __call__(self, x):
+            return self.zero + self.above * x
+
+    x = np.linspace(-1.0, 1.0, 200)
+    priors = {"forward.zero": dist.Normal(0.0, 30.0), "forward.above": dist.Normal(0.0, 30.0)}
+    problem = each_pixel(InverseProblem(Named(), Gaussian(1.0), priors), (4, 16))
+    # nothing is measured along the second half
+    y = coloured(200, 0.6, rows=64, seed=1)
+    y[:, 100:] = np.nan
+    arrays = solved((problem, x), y).fit.arrays
+    design = np.stack([np.ones(100), x[:100]], axis=1)
+    fitted = coloured(100, 0.6, rows=3000, seed=5) @ np.linalg.pinv(design).T
+    for name, column in (("forward.zero", 0), ("forward.above", 1)):
+        assert np.median(arrays[f"sd {name}"]) == pytest.approx(fitted[:, column].std(), rel=0.25)
+
+
+def test_what_changes_no_error_is_not_told():
+    told = Residual({}, 0.0, Correlations(np.ones(8), 0.01, 32, 5.0))
+    assert told.sentences({"a": 1.01}) == []
+    assert "up to 32 apart" in told.sentences({"a": 1.4})[0]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+from series import coloured
 
 from micjax.core.problem import InverseProblem, free, parameter
 from micjax.inference.errors.estimates import LaplaceErrors
@@ -32,14 +33,6 @@ class Level(eqx.Module):
 
 def level(unit=1.0, sigma=1.0):
     return InverseProblem(Level(0.0), Gaussian(sigma * unit), {"forward.level": free()})
-
-
-def coloured(n, correlation, seed=0, rows=1):
-    rng = np.random.default_rng(seed)
-    y = rng.normal(size=(rows, n))
-    for i in range(1, n):
-        y[:, i] = correlation * y[:, i - 1] + np.sqrt(1 - correlation**2) * y[:, i]
-    return y
 
 
 @pytest.fixture(scope="module")

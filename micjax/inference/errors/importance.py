@@ -27,9 +27,7 @@ from micjax.inference.errors.laplace import PRIOR_RULES, Laplace
 from micjax.inference.starts.draw import prior_draws
 
 MOST = 12  # unknown numbers: of more, too few points come near the posterior
-MOST_DATA = (
-    10_000  # of more the posterior is a Gaussian, and a prediction not to be had for nothing
-)
+MOST_DATA = 10_000  # of more the posterior is near a Gaussian, and predictions take their time
 ROUND = 512  # points of a round
 ROUNDS = 8  # at most
 FROM_PRIOR = 0.25  # of the first of them
@@ -70,16 +68,17 @@ def weighed(gaussian: Laplace, x, y) -> Laplace:
         def height(unit: np.ndarray) -> np.ndarray:
             points = jnp.asarray(gaussian.mean + sd * unit)
             rises = np.array(_rises(jnp.asarray(gaussian.mean), points, problem, names, x, y))
-            return np.where(np.isfinite(rises), -rises, -np.inf)
+            lower.append(float(np.nanmin(rises[:, 1])) if np.isfinite(rises).any() else np.inf)
+            return np.where(np.isfinite(rises[:, 0]), -rises[:, 0], -np.inf)
+
+        lower: list[float] = []
 
         prior = _prior(problem, names)
         # in units of the Gaussian's own widths
         away = None if prior is None else (prior - gaussian.mean) / sd
         shape = gaussian.covariance / np.outer(sd, sd)
-        unit, heights, log_weight = _population(height, shape, away)
-        points = gaussian.mean + sd * unit
-        best = jnp.asarray(points[[np.argmax(heights)]])
-        better = -float(_rises(jnp.asarray(gaussian.mean), best, problem, names, x, y, False)[0])
+        unit, log_weight = _population(height, shape, away)
+    points, better = gaussian.mean + sd * unit, -min(lower)
     effective = _count(log_weight)
     if effective < FEWEST:
         return dataclasses.replace(gaussian, effective=effective, better=better)
@@ -122,7 +121,7 @@ class _Kernels:
 
 
 def _population(height: Density, shape: np.ndarray, prior: np.ndarray | None):
-    """Points, how high the posterior is there, and the logarithms of their weights."""
+    """Points, and the logarithms of their weights."""
     rng = np.random.default_rng(0)
     proposals, counts = [_Kernels(np.zeros((1, len(shape))), shape)], [ROUND]
     if prior is not None:
@@ -134,7 +133,7 @@ def _population(height: Density, shape: np.ndarray, prior: np.ndarray | None):
         every = np.stack([p.log_density(points) for p in proposals], axis=1)
         log_weight = heights - logsumexp(every, axis=1, b=np.array(counts) / np.sum(counts))
         if _count(log_weight) >= ENOUGH or np.sum(counts) >= ROUND * ROUNDS:
-            return points, heights, log_weight
+            return points, log_weight
         proposals.append(_about(points, _flattened(log_weight), rng))
         counts.append(ROUND)
         new = proposals[-1].draws(rng, ROUND)
@@ -186,15 +185,13 @@ def _prior(problem: InverseProblem, names: tuple[str, ...]) -> np.ndarray | None
 
 
 @eqx.filter_jit
-def _rises(
-    mean: Array, points: Array, problem: InverseProblem, names: tuple[str, ...], x, y, of_theta=True
-):
-    """Of minus the logarithm of the posterior, `[point]`: as a density of unconstrained
-    coordinates, or of values, as fits make it least."""
+def _rises(mean: Array, points: Array, problem: InverseProblem, names: tuple[str, ...], x, y):
+    """Of minus the logarithm of the posterior, `[point, 2]`: as a density of unconstrained
+    coordinates, and of values, which fits make least."""
     coordinates = Coordinates(problem, names)
 
-    def height(point):
-        of = potential if of_theta else neg_log_joint
-        return of(coordinates.theta(point), problem, x, y)
+    def heights(point):
+        theta = coordinates.theta(point)
+        return jnp.stack([potential(theta, problem, x, y), neg_log_joint(theta, problem, x, y)])
 
-    return jax.lax.map(lambda point: height(point) - height(mean), points)
+    return jax.lax.map(lambda point: heights(point) - heights(mean), points)

@@ -123,14 +123,20 @@ def _moments(problem: InverseProblem, names, mean: Array, x, normal: bool):
     return slopes_of(lambda m: coordinates.at(m), mean, x, normal)
 
 
+def mean_and_sd(problem: InverseProblem, x) -> tuple[Array, Array]:
+    """Of the law of the data, a number for each."""
+    law = problem.noise(problem.forward(x))
+    return jnp.broadcast_to(law.mean, law.shape()), jnp.broadcast_to(
+        jnp.sqrt(law.variance), law.shape()
+    )
+
+
 def slopes_of(at: Callable[[Array], InverseProblem], mean: Array, x, normal: bool):
     """Of the mean of the data, in their standard deviations, and of the logarithm of these if they
     are `normal`, `[d, *data]`."""
 
     def moments(m):
-        problem = at(m)
-        law = problem.noise(problem.forward(x))
-        return tuple(jnp.broadcast_to(a, law.shape()) for a in (law.mean, jnp.sqrt(law.variance)))
+        return mean_and_sd(at(m), x)
 
     _, sd = moments(mean)
     scale = jnp.where(sd > 0, sd, jnp.inf)

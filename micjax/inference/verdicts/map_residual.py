@@ -15,6 +15,7 @@ from micjax.inference.errors.incomplete import (
     NORMAL,
     between,
     growth,
+    mean_and_sd,
     slopes_of,
     told_by_moments,
 )
@@ -69,14 +70,16 @@ def widened_map(pixel: InverseProblem, x: Any, y: Any, fit: MapFit, known: Given
     numbers = fit.covariance.shape[-1]
     count = float(np.median(fit.points.ravel()[usable]))
     covariance = covariance * (count / max(count - numbers, 1.0))  # fitted to them
+    complete = bool(np.all(fit.points.ravel()[usable] == unit[0].size))
     factors = np.ones((pixels, numbers))
     flat = fit.covariance.reshape(pixels, numbers, numbers).astype(float)
     for first in firsts:
         part, values = some(first)
-        slopes = (
-            np.asarray(a, float)[: part.stop - first] for a in _slopes(pixel, values, x, kind)
-        )
-        of_mean, of_scale = slopes
+        both = _slopes(pixel, values, x, kind, tuple(fit.values))  # in the order of the covariance
+        of_mean, of_scale = (np.asarray(a, float)[: part.stop - first] for a in both)
+        if not complete:
+            there = np.isfinite(rows(y, shape, part.start, part.stop).astype(float))[:, None]
+            of_mean, of_scale = np.where(there, of_mean, 0.0), np.where(there, of_scale, 0.0)
         extra = between(of_mean, covariance) + 2.0 * between(of_scale, covariance**2)
         factors[part] = growth(flat[part], extra)
     return _times(fit, np.where(np.isfinite(factors), factors, 1.0))
@@ -111,21 +114,15 @@ def _times(fit: MapFit, factors: Float[np.ndarray, "pixel k"]) -> MapFit:
 
 @eqx.filter_jit
 def _moments(pixel: InverseProblem, values: Values, x):
-    def of_one(values):
-        at = pixel.at(values)
-        law = at.noise(at.forward(x))
-        return tuple(jnp.broadcast_to(a, law.shape()) for a in (law.mean, jnp.sqrt(law.variance)))
-
-    return jax.vmap(of_one)(values)
+    return jax.vmap(lambda own: mean_and_sd(pixel.at(own), x))(values)
 
 
 @eqx.filter_jit
-def _slopes(pixel: InverseProblem, values: Values, x, kind: str):
-    names = list(pixel.unknowns())
+def _slopes(pixel: InverseProblem, values: Values, x, kind: str, names: tuple[str, ...]):
     return jax.vmap(lambda own: _slopes_of_one(pixel, names, own, x, kind))(values)
 
 
-def _slopes_of_one(pixel: InverseProblem, names: list[str], values: Values, x, kind: str):
+def _slopes_of_one(pixel: InverseProblem, names: tuple[str, ...], values: Values, x, kind: str):
     """By the physical values, in the order of the names."""
     shapes = [jnp.shape(values[n]) for n in names]
     ends = np.cumsum([math.prod(s) for s in shapes])[:-1]

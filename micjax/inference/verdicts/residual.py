@@ -20,12 +20,13 @@ from micjax.inference.verdicts.correlation import Correlations, correlations
 EXPLAINED, CERTAIN = 1.1, 5.0
 DRAWS = 8
 LEAST = 1e-9  # of the largest variance: below are no data, such as blind pixels
+NOTICED = 1.05  # times an error, of less of which nothing is told
 UNEXPLAINED = (
     "The model does not explain the data (chi^2 per datum {:.3g}, {:.0f} standard deviations off): "
     "{}, and the values may be off by more. The residual shows where."
 )
 COLOURED = (
-    "Neighbouring residuals are alike (a correlation of {:.2f} up to the {}, {:.0f} standard "
+    "Neighbouring residuals are alike (a correlation of {:.2f} up to {} apart, {:.0f} standard "
     "deviations): the noise is correlated, or the model leaves something out. {}."
 )
 INDEPENDENT = (
@@ -60,15 +61,15 @@ class Residual(NamedTuple):
         - `grown`: by what errors have been made larger for it.
         """
         most, out = max((grown or {}).values(), default=1.0), []
+        none = bool(grown) and most < NOTICED  # of the errors depends on it
         larger = f"errors have been made up to {most:.2g} times as large for it"
         if self.surprise:
             chi2 = self.measures["chi_squared_per_datum"]
-            does = larger if grown else "the errors are too small"
+            does = larger if grown and not none else "the errors are too small"
             out.append(UNEXPLAINED.format(chi2, self.surprise, does))
-        if (of := self.correlations) is not None and of.reach:
+        if (of := self.correlations) is not None and of.reach and not none:
             does = f"The {larger}" if grown else INDEPENDENT.format(of.factor())
-            up_to = "next datum" if of.reach == 1 else f"{of.reach}th"
-            out.append(COLOURED.format(of.likeness, up_to, of.surprise, does))
+            out.append(COLOURED.format(of.likeness, of.reach, of.surprise, does))
         return out
 
 
