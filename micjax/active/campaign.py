@@ -49,7 +49,8 @@ POLL_S = 0.2
 STOPPED = "stopped on request"
 
 Point = dict[str, Any]
-Reduce = Callable[[Record], float | tuple[float, float]]
+Number = float | tuple[float, float]  # an outcome, or with its standard deviation
+Reduce = Callable[[Record], Number | Mapping[str, Number]]
 Target = Callable[[Point], Mapping[str, float]]
 
 
@@ -132,7 +133,8 @@ class Campaign:
     - `policy`: its axes are axes of the instrument, by the same names.
     - `mode`, `over`: what is measured at each point.
     - `reduce`: the number that the policy learns, of a record; NaN for a bad measurement. Or the
-        number and its standard deviation, which the policy learns as `y_sd`.
+        number and its standard deviation, which the policy learns as `y_sd`; or several of either
+        by the names of outcomes.
     - `outcome`: what the policy calls it.
     - `journal`: if it holds steps, they are taken up first.
     - `batch`: so many points are suggested at a time.
@@ -265,15 +267,18 @@ class Campaign:
 
     def _measured(self, point: Point, record: Record, at: Mapping[str, float]) -> None:
         learnt = self._learnt_at(point, at)
-        number = self._reduce(record)
-        value, *sd = number if isinstance(number, tuple) else (number,)
-        learnt[self.outcome] = float(value)
-        if sd and math.isfinite(value):
-            learnt[self.outcome + SD] = float(sd[0])
+        numbers = self._reduce(record)
+        numbers = numbers if isinstance(numbers, Mapping) else {self.outcome: numbers}
+        for name, number in numbers.items():
+            value, *sd = number if isinstance(number, tuple) else (number,)
+            learnt[name] = float(value)
+            if sd and math.isfinite(value):
+                learnt[name + SD] = float(sd[0])
         self._record = None
         self._found.append(learnt)
         self.points.append(learnt)
-        self._failures = 0 if math.isfinite(learnt[self.outcome]) else self._failures + 1
+        good = all(math.isfinite(learnt[name]) for name in numbers)
+        self._failures = 0 if good else self._failures + 1
         self._next()
 
     def _not_measured(self, point: Point, reason: str) -> None:

@@ -45,12 +45,21 @@ class Snapshots:
         self._not_before = now + min((now - begun) / SHARE, LONGEST_S)
 
 
+def told_in(folder: str | os.PathLike) -> list[str]:
+    """The sentences of a snapshot about limits and the front."""
+    path = pathlib.Path(folder) / STATE
+    if not path.exists():
+        return []
+    with np.load(path) as arrays:
+        return arrays["told"].tolist() if "told" in arrays else []
+
+
 def believed(learner: Learner) -> dict[str, Any]:
     """The arrays of a snapshot.
 
-    `names`, `units` of the axes, `points` `[n, d]` and `outcomes` `[n]`; for two axes `along0`,
-    `along1`, and `median`, `uncertainty`, `acquisition` over them; else `along`, `median`, `lower`,
-    `upper` `[d, places]`.
+    `names`, `units` of the axes, `points` `[n, d]` and `outcomes` `[n]`, what is `told` of limits
+    and the front; for two axes `along0`, `along1`, and `median`, `uncertainty`, `acquisition` over
+    them; else `along`, `median`, `lower`, `upper` `[d, places]`.
     """
     space = learner.space
     points, outcomes = learner.data
@@ -60,6 +69,7 @@ def believed(learner: Learner) -> dict[str, Any]:
         "outcome": np.array(learner.settings.outcome),
         "points": points,
         "outcomes": outcomes,
+        "told": np.array(learner.outcomes.told(learner.values), str),
     }
     along = np.stack([np.linspace(axis.lower, axis.upper, ACROSS) for axis in space.axes])
     whole = np.asarray([axis.whole for axis in space.axes])[:, None]
@@ -76,7 +86,7 @@ def _maps(learner: Learner, along: np.ndarray) -> dict[str, Any]:
 
 
 def _profiles(learner: Learner, along: np.ndarray) -> dict[str, Any]:
-    best = np.asarray(learner.space.numbers(learner.get_best_points()[0][1]))
+    best = learner.leading
     lines = np.repeat(best[None, None], len(along), axis=0).repeat(ACROSS, axis=1)
     for i, places in enumerate(along):
         lines[i, :, i] = places

@@ -86,6 +86,39 @@ def slices(
     return captioned(figure, f"Prediction and 90 % interval of a measurement{through}.")
 
 
+def front(
+    values: np.ndarray,
+    feasible: np.ndarray,
+    rows: np.ndarray,
+    intervals: np.ndarray,
+    names: Sequence[str],
+) -> Figure:
+    """Every pair of two or three objectives against each other.
+
+    **Arguments:**
+
+    - `values`: of all measurements, `[n, k]`. `feasible`: which of them keep all limits.
+    - `rows`: those on the front, in their order.
+    - `intervals`: lower and upper end of a 90 % interval of each of these, `[k, 2, p]`.
+    """
+    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
+    figure, axes = new_figure(1, len(pairs), 4.6 if len(pairs) == 1 else 9.0, 3.4)
+    for ax, (i, j) in zip(axes.flat, pairs, strict=True):
+        ax.plot(values[feasible, i], values[feasible, j], "o", ms=3.5, color=FAINT)
+        ax.plot(values[~feasible, i], values[~feasible, j], "x", ms=4, color=ALERT)
+        ax.hlines(values[rows, j], *intervals[i], color=SERIES[0], lw=0.9, alpha=0.6)
+        ax.vlines(values[rows, i], *intervals[j], color=SERIES[0], lw=0.9, alpha=0.6)
+        ax.plot(values[rows, i], values[rows, j], "o", ms=4.5, color=SERIES[0])
+        ax.set_xlabel(names[i], fontsize=8.5)
+        ax.set_ylabel(names[j], fontsize=8.5)
+        ax.grid(alpha=0.25, lw=0.6)
+    return captioned(
+        figure,
+        "Coloured: the front, with 90 % intervals of a measurement there. Grey: dominated. "
+        "Red crosses: not feasible.",
+    )
+
+
 def course(
     best: np.ndarray,
     surprise: np.ndarray,

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from micjax.active.snapshot import told_in
 from micjax.instruments.journal_reader import being_written, journal_lines, steps_of
 
 
@@ -29,6 +30,7 @@ def status(folder: str | os.PathLike) -> list[str]:
         statements.append(
             f"Last: {done[-1].intent['mode']} at {_place(done[-1].result['at'], categories)}."
         )
+    statements += told_in(folder)
     waiting = [s for s in doubt if not (running and s is steps[-1])]
     for step in waiting:
         place = _place(step.intent["at"], categories)

@@ -110,21 +110,28 @@ def straddle(mean: Values, sd: Values, level: Values, width: float = 1.96) -> Fl
 
 
 def log_feasibility(
-    mean: Values, sd: Values, lower: float = -np.inf, upper: float = np.inf
+    mean: Values, sd: Values, lower: Values = -np.inf, upper: Values = np.inf
 ) -> Float[Array, "..."]:
-    """log P(lower <= g <= upper) of a constraint: add it to a logarithmic acquisition."""
+    """log P(lower <= g <= upper) of a constraint: add it to a logarithmic acquisition.
+
+    A limit that is not there is an infinity of Python; an array is a limit.
+    """
     mean, sd = _as_array(mean), _as_array(sd)
-    if np.isinf(lower) and np.isinf(upper):
+    if _none(lower) and _none(upper):
         return jnp.zeros(jnp.broadcast_shapes(mean.shape, sd.shape))
-    if np.isinf(upper):
+    if _none(upper):
         return log_ndtr((mean - lower) / sd)
-    if np.isinf(lower):
+    if _none(lower):
         return log_ndtr((upper - mean) / sd)
     above, below = jnp.asarray((lower - mean) / sd), jnp.asarray((upper - mean) / sd)
     # of the two tails the nearer one, so that neither is a difference from 1
     near, far = jnp.where(above > 0, -above, below), jnp.where(above > 0, -below, above)
     gap = jnp.maximum(log_ndtr(near) - log_ndtr(far), jnp.finfo(near.dtype).tiny)
     return log_ndtr(near) + jnp.log(-jnp.expm1(-gap))
+
+
+def _none(limit: Values) -> bool:
+    return isinstance(limit, float) and math.isinf(limit)
 
 
 def knowledge_gradient(

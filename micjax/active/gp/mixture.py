@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.nn import logsumexp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from micjax.active.gp import process as gp
 from micjax.active.gp.observed import grown
@@ -182,14 +182,18 @@ def _mean_and_variance(mixture: Mixture, points, noisy: bool):
 
 
 @double
-def best_known(mixture: Mixture, sign: float) -> Float[Array, "states 1"]:
-    """The highest mean times `sign` of each state over all points that it knows."""
-    return _best_known(mixture, jnp.asarray(sign, float))
+def best_known(
+    mixture: Mixture, sign: float, among: Bool[np.ndarray, "n"] | None = None
+) -> Float[Array, "states 1"]:
+    """The highest mean times `sign` of each state over all points that it knows, or some."""
+    present = np.array(mixture.observed.present)
+    if among is not None:
+        present[: len(among)] *= among
+    return _best_known(mixture, jnp.asarray(sign, float), jnp.asarray(present))
 
 
 @eqx.filter_jit
-def _best_known(mixture: Mixture, sign: Array) -> Float[Array, "states 1"]:
-    observed = mixture.observed
-    means, _ = mixture.posteriors(observed.points)
-    known = jnp.where(observed.present > 0, sign * means, -jnp.inf)
+def _best_known(mixture: Mixture, sign: Array, present: Array) -> Float[Array, "states 1"]:
+    means, _ = mixture.posteriors(mixture.observed.points)
+    known = jnp.where(present > 0, sign * means, -jnp.inf)
     return jnp.max(known, axis=1, keepdims=True)

@@ -8,17 +8,14 @@ the data in their batches: a journal replays to the same suggestions.
 
 import dataclasses
 import logging
-import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
-from scipy.stats import qmc
+from jaxtyping import Array, Float
 
 from micjax.active.acquire import values as acquisition
 from micjax.active.gp.mixture import mean_and_variance
@@ -27,10 +24,19 @@ from micjax.active.learner import checkpoint, predictive
 from micjax.active.learner.belief import Belief, Model, plain_model
 from micjax.active.learner.cost import Cost, tour
 from micjax.active.learner.predictive import Prediction
-from micjax.active.learner.settings import Settings, number_at, point_count
+from micjax.active.learner.settings import (
+    Measured,
+    Settings,
+    all_finite,
+    as_measured,
+    point_count,
+    told_of,
+)
 from micjax.active.learner.signals import SD
 from micjax.active.learner.space import RETURNED, Number, Space
 from micjax.active.learner.suggesting import Choice
+from micjax.active.outcomes import Outcomes, Wanted
+from micjax.active.rules import Rule
 from micjax.core.names import unknown_name
 from micjax.core.plain import scalar
 
@@ -39,9 +45,6 @@ log = logging.getLogger("micjax")
 ID = "_id"
 BEYOND = 0.1  # of its range: how far beyond an axis an instrument may arrive
 NINETY = 1.6449  # standard deviations on both sides hold 90 % of a normal distribution
-
-# identity, numbers along the axes, outcome, its standard deviation (NaN: not known)
-Measured = tuple[Any, tuple[float, ...], float, float]
 
 
 class Learner:
@@ -53,10 +56,15 @@ class Learner:
     - `outcome`: the key of the measured number in ingested points.
     - `goal`: `maximise` or `minimise` the outcome, `find` as many as possible of the `wanted`
         candidates where it is highest, `map` it, or find where it crosses `level`.
+    - `outcomes`: what is wanted of further outcomes by name, see `active.outcomes.Wish`: limits
+        that they have to keep (a point is then also worth as much as it is probably feasible), or
+        goals of their own (up to three objectives in all: the front is sought). Under the name of
+        the main outcome, its limits and its reference. Each has a process of its own.
     - `acquisition`: of `learner.settings.ACQUISITIONS`; by default what suits the goal.
     - `initial`: how many points are spread evenly before the model is asked (default: 2 d + 1, at
         least 5).
-    - `model`: how outcomes are modelled; by default two plain processes on robust scaled outcomes.
+    - `model`: how the main outcome is modelled; by default, as the others, by two plain processes
+        on robust scaled outcomes.
     - `cost`: what a measurement takes: a logarithmic acquisition is then compared for each second,
         from where the instrument is, and several points are suggested in the order of a short tour.
     - `seed`: of all random numbers.
@@ -74,6 +82,7 @@ class Learner:
         *,
         outcome: str = "y",
         goal: str = "maximise",
+        outcomes: Wanted | None = None,
         acquisition: str | None = None,
         level: Number | None = None,
         wanted: int | np.integer | None = None,
@@ -85,59 +94,61 @@ class Learner:
         tolerance: Number | None = None,
         file: str | os.PathLike | None = None,
     ):
-        self.space, self.model = space, plain_model(space) if model is None else model
+        self.space, self._plain = space, plain_model(space)
+        self.model = self._plain if model is None else model
         given = outcome, goal, acquisition, level, wanted, initial, seed, budget, tolerance
-        self.settings = Settings(*map(scalar, given)).checked(space, cost)
+        self.outcomes = Outcomes(outcome, goal, outcomes or {}, (*space.names, ID))
+        self.settings = Settings(*map(scalar, given)).checked(space, cost, self.outcomes)
         self.cost, self.file = cost, None if file is None else pathlib.Path(file)
         self._batches: list[list[Measured]] = []
         self._pending: dict[Any, tuple[float, ...]] = {}
         self._failures: list[tuple[float, ...]] = []
         self._used: set[tuple[float, ...]] = set()  # suggestions that were measured, somewhere near
         self._suggested = 0
-        self._belief: Belief | None = None
+        self._beliefs: tuple[Belief, ...] = ()
 
     # --- data in -------------------------------------------------------------------------------
 
     def ingest(self, points: Sequence[Mapping[str, Any]]) -> None:
-        """Take in measured points: the axes (or the id of a suggestion) and the outcome of each.
+        """Take in measured points: the axes (or the id of a suggestion) and the outcomes of each.
         One without an id is the pending suggestion of the same settings, if there is one.
 
-        An outcome that is NaN or infinite is a failure of that point and not a datum. Beside it,
-        under the name of the outcome and `_sd`, may stand its standard deviation: data count as
-        much as these say relative to each other, and what they all are times is found from the
-        data. One without it counts as the median one of the others.
+        Where an outcome is NaN or infinite the point has failed, and is no datum. Under the name of
+        an outcome and `_sd` may stand its standard deviation: data count as much as these say
+        relative to each other, and what they all are times is found from the data. One without it
+        counts as the median one of the others.
 
-        **Raises:** `ValueError` for a point off the axes, without its outcome, or with something
-        else in it; then none of the batch is taken.
+        **Raises:** `ValueError` for a point off the axes, without one of its outcomes, or with
+        something else in it, and for one that was not suggested and that a rule of the space does
+        not allow; then none of the batch is taken.
         """
         waiting = dict(self._pending)
         batch = [self._read(point, waiting) for point in points]
         self._used |= {self._pending[identity] for identity in {*self._pending} - {*waiting}}
         self._pending = waiting
-        bad = [numbers for _, numbers, y, _ in batch if not math.isfinite(y)]
+        bad = [entry[1] for entry in batch if not all_finite(entry)]
         if bad:
             message = "%d of %d outcomes are not finite: counted as failures"
             log.warning(message, len(bad), len(batch))
             self._failures += bad
-        self._take([entry for entry in batch if math.isfinite(entry[2])])
+        self._take([entry for entry in batch if all_finite(entry)])
 
     def _read(self, point: Mapping[str, Any], waiting: dict[Any, tuple[float, ...]]) -> Measured:
         """One point, which is taken from those `waiting`."""
-        identity, outcome = scalar(point.get(ID)), self.settings.outcome
-        if outcome not in point:
-            raise ValueError(f"the point {dict(point)} has no outcome {outcome!r}")
+        identity, outcomes = scalar(point.get(ID)), self.outcomes.names
+        if missing := [name for name in outcomes if name not in point]:
+            raise ValueError(f"the point {dict(point)} has no outcome {missing[0]!r}")
         if not isinstance(identity, str | int | float | None):
             raise ValueError(f"the {ID} {identity!r} is neither a text nor a number")
-        known = {ID, *self.space.names, outcome, outcome + SD}
+        known = {ID, *self.space.names, *outcomes, *(name + SD for name in outcomes)}
         if wrong := [name for name in point if name not in known]:
             raise ValueError(unknown_name("part of a point", wrong[0], known - {ID}))
         numbers = self.space.numbers(self._readbacks(identity, point))
         identity = self._waiting_at(numbers, waiting) if identity is None else identity
-        waiting.pop(identity, None)
-        y, sd = (number_at(point, n) for n in (outcome, outcome + SD))
-        if math.isfinite(y) and outcome + SD in point and not 0.0 < sd < math.inf:
-            raise ValueError(f"{outcome + SD} is {sd:g}; a standard deviation above 0 is needed")
-        return identity, numbers, y, sd
+        if waiting.pop(identity, None) is None:
+            self.space.check_allowed(numbers)
+        (y, sd), *others = (told_of(point, name) for name in outcomes)
+        return identity, numbers, y, sd, tuple(others)
 
     def _readbacks(self, identity: Any, point: Mapping[str, Any]) -> Mapping[str, Any]:
         """Where a suggestion was measured, which is what the model learns; the suggestion is used
@@ -171,23 +182,39 @@ class Learner:
         if not batch or len(y) < 2:
             return
         key = jax.random.fold_in(jax.random.key(self.settings.seed), len(y))
-        errors = {"y_sd": self.outcome_sd} if np.isfinite(self.outcome_sd).any() else {}
-        before, self._belief = self._belief, self.model(points, y, self._belief, key, **errors)
-        if getattr(self._belief, "singular", False) and not getattr(before, "singular", False):
+        before = self._beliefs or (None,) * len(self.outcomes.names)
+        self._beliefs = tuple(
+            self._believed(i, last, key if i == 0 else jax.random.fold_in(key, i))
+            for i, last in enumerate(before)
+        )
+        now, earlier = self._beliefs[0], before[0]
+        if getattr(now, "singular", False) and not getattr(earlier, "singular", False):
             text = "the kernel matrix of %d data is singular: distrust the smallest uncertainties"
             log.warning(text, len(y))
 
-    @property
-    def data(self) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n"]]:
-        """All measured points and their outcomes, in the order they came."""
-        points = np.asarray([numbers for _, numbers, *_ in self._measured], float)
-        outcomes = np.asarray([y for *_, y, _ in self._measured], float)
-        return points.reshape(-1, len(self.space.axes)), outcomes
+    def _believed(self, index: int, last: Belief | None, key: Array) -> Belief:
+        """What is believed of one outcome after all data."""
+        model = self._plain if index else self.model
+        sd = self.told[:, index, 1]
+        errors = {"y_sd": sd} if np.isfinite(sd).any() else {}
+        return model(self.data[0], self.told[:, index, 0], last, key, **errors)
 
     @property
-    def outcome_sd(self) -> Float[np.ndarray, "n"]:
-        """The standard deviations of the outcomes, NaN where none was told."""
-        return np.asarray([sd for *_, sd in self._measured], float)
+    def data(self) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n"]]:
+        """All measured points and their (main) outcomes, in the order they came."""
+        points = np.asarray([numbers for _, numbers, *_ in self._measured], float)
+        return points.reshape(-1, len(self.space.axes)), self.values[:, 0]
+
+    @property
+    def values(self) -> Float[np.ndarray, "n k"]:
+        """Every outcome of the measured points, in the order of `outcomes.names`."""
+        return self.told[..., 0]
+
+    @property
+    def told(self) -> Float[np.ndarray, "n k 2"]:
+        """Every outcome and its standard deviation, NaN where none was told."""
+        rows = [((y, sd), *others) for *_, y, sd, others in self._measured]
+        return np.asarray(rows, float).reshape(len(rows), len(self.outcomes.names), 2)
 
     @property
     def _measured(self) -> list[Measured]:
@@ -196,8 +223,15 @@ class Learner:
     def register_suggestions(
         self, suggestions: Sequence[Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
-        """Make somebody else's points known as pending, each with an `_id`."""
-        return [self._registered(self.space.numbers(point)) for point in suggestions]
+        """Make somebody else's points known as pending, each with an `_id`.
+
+        **Raises:** `ValueError` for one off the axes, or that a rule of the space does not allow;
+        then none is known.
+        """
+        each = [self.space.numbers(point) for point in suggestions]
+        for numbers in each:
+            self.space.check_allowed(numbers)
+        return [self._registered(numbers) for numbers in each]
 
     def _registered(self, numbers: Sequence[float]) -> dict[str, Any]:
         identity, self._suggested = self._suggested, self._suggested + 1
@@ -234,7 +268,7 @@ class Learner:
         chosen: list[tuple[float, ...]] = []
         while len(chosen) < count:
             known = len(self.data[1]) + len(self._pending) + len(chosen)
-            if self._belief is None or known < self.settings.initial:
+            if not self._beliefs or known < self.settings.initial:
                 chosen.append(self._spread(self._suggested + len(chosen), chosen))
             else:
                 key, now = jax.random.split(key)
@@ -252,14 +286,11 @@ class Learner:
         return points[-1] if len(points) else 0.5 * (self.space.lower + self.space.upper)
 
     def _spread(self, index: int, chosen: list[tuple[float, ...]]) -> tuple[float, ...]:
-        """The next point of a scrambled Sobol sequence, or the free candidate nearest to it."""
-        sequence = qmc.Sobol(len(self.space.axes), rng=self.settings.seed)
-        if index:
-            sequence.fast_forward(index)
-        unit = sequence.random(1)
+        """The next allowed point of a scrambled Sobol sequence, or the free candidate nearest to
+        it."""
         if self.space.candidates is None:
-            with jax.enable_x64(True):
-                return tuple(np.asarray(self.space.box.uniform(jnp.asarray(unit)))[0].tolist())
+            return self.space.spread(index, self.settings.seed)
+        unit = self.space.even(index, 1, self.settings.seed)
         width = self.space.upper - self.space.lower
         distance = np.sum(((self.space.candidates - self.space.lower) / width - unit) ** 2, axis=1)
         free = self._free(chosen)
@@ -270,8 +301,10 @@ class Learner:
             self.space,
             self.settings,
             self.cost,
-            self.belief,
-            *self.data,
+            self.outcomes,
+            self._believing,
+            self.data[0],
+            self.values,
             waiting=(*self._pending.values(), *chosen),
             failures=tuple(self._failures),
             used=frozenset(self._used),
@@ -287,16 +320,23 @@ class Learner:
 
     @property
     def belief(self) -> Belief:
-        """What the learner believes now.
+        """What the learner believes now of the main outcome.
 
         **Raises:** `ValueError` before there are two data.
         """
-        if self._belief is None:
+        return self._believing[0]
+
+    @property
+    def _believing(self) -> tuple[Belief, ...]:
+        if not self._beliefs:
             raise ValueError(f"{len(self.data[1])} data are too few for a model; two are needed")
-        return self._belief
+        return self._beliefs
 
     def predict(
-        self, points: Sequence[Mapping[str, Any]] | np.ndarray, draws: int | None = None
+        self,
+        points: Sequence[Mapping[str, Any]] | np.ndarray,
+        draws: int | None = None,
+        outcome: str | None = None,
     ) -> Prediction:
         """What a measurement at these points would give; points as settings or `[m, d]` numbers.
 
@@ -304,10 +344,12 @@ class Learner:
 
         - `draws`: of models and hyper-parameters at most so many, by their weights: quicker, where
             points are many.
+        - `outcome`: which one, by default the main one.
         """
+        index = 0 if outcome is None else self.outcomes.index(outcome)
         if not isinstance(points, np.ndarray):
             points = np.asarray([self.space.numbers(point) for point in points])
-        return predictive.prediction(self.belief.predictive(draws), points)
+        return predictive.prediction(self._believing[index].predictive(draws), points)
 
     def reckoned(self, points: Float[np.ndarray, "m d"]) -> Prediction:
         """What a suggestion reckons with at these points: quicker than `predict`, with fewer draws
@@ -328,11 +370,23 @@ class Learner:
         return self._choice().worth(points)
 
     def get_best_points(self) -> list[tuple[Any, dict[str, Any], dict[str, float]]]:
-        """The best measured point: its id, its settings, its outcome."""
-        if not self._batches:
-            return []
-        identity, numbers, y, _ = max(self._measured, key=lambda row: self.settings.sign * row[2])
-        return [(identity, self.space.settings(numbers), {self.settings.outcome: y})]
+        """The best measured point that is feasible, of several objectives the front: the id, the
+        settings and the outcomes of each."""
+        values, outcomes = self.values, self.outcomes
+        best = outcomes.front(values) if outcomes.several else outcomes.order(values)[:1]
+        return [
+            (identity, self.space.settings(numbers), dict(zip(outcomes.names, row, strict=True)))
+            for i in best
+            for identity, numbers, *_ in [self._measured[i]]
+            for row in [values[i].tolist()]
+            if outcomes.feasible(values)[i]
+        ]
+
+    @property
+    def leading(self) -> Float[np.ndarray, "d"]:
+        """The numbers of the point that leads by the main outcome; where none is feasible, of the
+        one that is nearest to it."""
+        return self.data[0][self.outcomes.order(self.values)[0]]
 
     def should_stop(self) -> tuple[bool, str | None]:
         """Whether to stop now, and why."""
@@ -342,7 +396,7 @@ class Learner:
         if self.space.candidates is not None and not self._free().any():
             return True, "every candidate has been measured"
         tolerance, goal = self.settings.tolerance, self.settings.goal
-        if tolerance is None or goal not in ("maximise", "minimise") or self._belief is None:
+        if tolerance is None or goal not in ("maximise", "minimise") or not self._beliefs:
             return False, None
         if measured >= self.settings.initial and (gain := self._choice().gain()) < tolerance:
             return True, f"an improvement of {gain:.2g} standard deviations is expected at best"
@@ -373,17 +427,24 @@ class Learner:
         other axes, candidates, cost, model or settings.
         """
         content = checkpoint.read(self.file, self._identity())
-        self._batches, self._belief = [], None
+        self._batches, self._beliefs = [], ()
         self._failures = [tuple(row) for row in content["failures"]]
         self._pending = {identity: tuple(row) for identity, row in content["pending"]}
         self._used = {tuple(row) for row in content.get("used", ())}
         self._suggested = content["suggested"]
         for batch in content["batches"]:  # one by one: each belief starts from the last
-            self._take([(i, tuple(numbers), y, sd) for i, numbers, y, sd in batch])
+            self._take([as_measured(*row) for row in batch])
 
     def _identity(self) -> dict[str, Any]:
         axes = [dataclasses.asdict(axis) for axis in self.space.axes]
         parts = {"candidates": self.space.candidates, "cost": self.cost, "model": self.model}
-        return (
-            {"axes": axes} | {n: told_apart(v) for n, v in parts.items()} | self.settings._asdict()
-        )
+        identity = {"axes": axes} | {n: told_apart(v) for n, v in parts.items()}
+        if self.space.rules:
+            identity["rules"] = [
+                str(rule) if isinstance(rule, Rule) else told_apart(rule)
+                for rule in self.space.rules
+            ]
+        if not self.outcomes.plain:
+            wanted = self.outcomes.by_name.items()
+            identity["outcomes"] = {n: dataclasses.asdict(outcome) for n, outcome in wanted}
+        return identity | self.settings._asdict()

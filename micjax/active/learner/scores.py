@@ -1,5 +1,6 @@
 """What a measurement is worth by what a learner believes: the acquisitions of its states."""
 
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,11 +12,35 @@ from jaxtyping import Array, Float
 
 from micjax.active.acquire import noisy
 from micjax.active.acquire import values as acquisition
+from micjax.active.acquire.hypervolume import Boxes, log_expected_hypervolume
 from micjax.active.gp.mixture import OVER_STATES, Mixture, in_blocks
 from micjax.active.learner.cost import travel
+from micjax.active.rules import Allows, allowed_by
 from micjax.core.precision import double
 
 TINY = 1e-300  # a squared distance whose logarithm is finite
+
+
+class Limit(NamedTuple):
+    """Between which values a function has to be; None where nothing bounds it."""
+
+    mixture: Mixture
+    lower: Float[Array, ""] | None
+    upper: Float[Array, ""] | None
+
+
+class Aim(NamedTuple):
+    """A function that is maximised, or with the sign -1 minimised."""
+
+    mixture: Mixture
+    sign: Float[Array, ""]
+
+
+class SettingRules(NamedTuple):
+    """What is known about which settings are allowed, functions of these axes."""
+
+    rules: tuple[Allows, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 class Context(NamedTuple):
@@ -36,6 +61,10 @@ class Context(NamedTuple):
     reach: Float[Array, "k"]  # so near to each nothing is suggested; below 0: anything may be
     origin: Float[Array, "d"]
     span: Float[Array, "d"]
+    rules: SettingRules = SettingRules()
+    limits: tuple[Limit, ...] = ()
+    objectives: tuple[Aim, ...] = ()  # beside the main one
+    boxes: Boxes | None = None  # beyond the front of all objectives
 
 
 def _each(points, mixture: Mixture, context: Context):
@@ -124,6 +153,33 @@ def _per_second(value, points, context):
     return acquisition.per_second(value, seconds)
 
 
+def _hypervolume(points, mixture, context):
+    all_of_them = (Aim(mixture, context.sign), *context.objectives)
+    means, sds = [], []
+    for objective in all_of_them:
+        mean, variance = objective.mixture.posteriors(points)
+        noise = objective.mixture.noises(points)
+        means.append(objective.sign * mean)
+        sds.append(acquisition.sd_of_next_mean(jnp.sqrt(variance), context.repeats * noise))
+    log_weights = [objective.mixture.log_weight for objective in all_of_them]
+    value = log_expected_hypervolume(means, sds, log_weights, context.boxes)
+    return _per_second(value, points, context)
+
+
+def _feasible(points, mixture, context):
+    """While nothing feasible is known only how probably a point is."""
+    return _per_second(jnp.zeros(len(points)), points, context)
+
+
+def _log_kept(points, limit: Limit):
+    """The log probability that the function is within its limits."""
+    means, variances = limit.mixture.posteriors(points)
+    lower = -math.inf if limit.lower is None else limit.lower
+    upper = math.inf if limit.upper is None else limit.upper
+    each = acquisition.log_feasibility(means, jnp.sqrt(variances), lower, upper)
+    return logsumexp(each + limit.mixture.log_weight[:, None], axis=0)
+
+
 def _gap(points, mixture, context):
     squares = jnp.min(_squares(points, context), axis=1)
     return _per_second(jnp.log(jnp.maximum(squares, TINY)), points, context)
@@ -138,12 +194,17 @@ def _squares(points, context) -> Float[Array, "m k"]:
 def _elsewhere(score):
     """The score where a point may be suggested."""
 
-    def barred(points, mixture, context):
+    def within(points, mixture, context):
         allowed = context.reach * jnp.abs(context.reach)
-        near = jnp.any(_squares(points, context) <= allowed, axis=1)
-        return jnp.where(near, -jnp.inf, score(points, mixture, context))
+        barred = jnp.any(_squares(points, context) <= allowed, axis=1)
+        if context.rules.rules:
+            barred = barred | ~allowed_by(*context.rules, points)
+        value = score(points, mixture, context)
+        for limit in context.limits:
+            value = value + _log_kept(points, limit)
+        return jnp.where(barred, -jnp.inf, value)
 
-    return barred
+    return within
 
 
 SCORES = {
@@ -160,6 +221,8 @@ SCORES = {
         "mes": _mes,
         "straddle": _straddle,
         "gap": _gap,
+        "hypervolume": _hypervolume,
+        "feasible": _feasible,
     }.items()
 }
 

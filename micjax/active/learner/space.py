@@ -6,15 +6,20 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.stats import qmc
 
 from micjax.active.acquire.search import Box
+from micjax.active.rules import Allows, allowed_on_host, rule_of
 from micjax.core.plain import scalar
 
 Number = float | int | np.number
 RESERVED = "_id"  # of a suggestion
 FEW = 4096  # settings of whole numbers and categories, up to which all of them are candidates
+TRIED = 2**14  # settings, of which rules have to allow one
 RETURNED = 2.0**-22  # a setting that has been through float32 is off by no more, of the range
 
 
@@ -91,11 +96,22 @@ class Space:
     Of whole numbers and categories only, every setting is a candidate, while they are no more than
     4,096.
 
-    **Raises:** `ValueError` for no axis, two of one name, or candidates `[m, d]` of another shape
-    or outside the axes.
+    **Arguments:**
+
+    - `rules`: what is known about which settings are allowed: texts as `x + 2 * y <= 1`, or
+        functions of the axes by name (arrays of JAX; of a category its index) that are true where
+        it is allowed. Nothing else is ever suggested.
+
+    **Raises:** `ValueError` for no axis, two of one name, candidates `[m, d]` of another shape
+    or outside the axes, or rules that cannot be read or allow nothing.
     """
 
-    def __init__(self, axes: Sequence[SearchAxis], candidates: np.ndarray | None = None):
+    def __init__(
+        self,
+        axes: Sequence[SearchAxis],
+        candidates: np.ndarray | None = None,
+        rules: Sequence[str | Allows] = (),
+    ):
         self.axes = tuple(axes)
         names = [axis.name for axis in self.axes]
         if not names or len(set(names)) != len(names):
@@ -103,6 +119,50 @@ class Space:
         if RESERVED in names:
             raise ValueError(f"an axis {RESERVED!r}: by this name a suggestion is known")
         self.candidates = self._all() if candidates is None else self._checked(candidates)
+        ordered = [axis.name for axis in self.axes if not axis.categories]
+        self.rules = tuple(rule_of(r, ordered) if isinstance(r, str) else r for r in rules)
+        if self.rules and not self.allowed(self._tried()).any():
+            raise ValueError(f"the rules {[*map(str, self.rules)]} allow no setting of the axes")
+
+    def _tried(self) -> Float[np.ndarray, "m d"]:
+        """All settings, or many that are spread evenly."""
+        return self._carried(self.even(0, TRIED, 0)) if self.candidates is None else self.candidates
+
+    def even(self, start: int, count: int, seed: int) -> Float[np.ndarray, "count d"]:
+        """Some of a scrambled Sobol sequence in the unit cube."""
+        sequence = qmc.Sobol(len(self.axes), rng=seed)
+        if start:
+            sequence.fast_forward(start)
+        return sequence.random(count)
+
+    def spread(self, index: int, seed: int) -> tuple[float, ...]:
+        """The setting of this index of those of the sequence that the rules allow.
+
+        **Raises:** `ValueError` where they allow too few of them.
+        """
+        if not self.rules:
+            return tuple(self._carried(self.even(index, 1, seed))[0].tolist())
+        points = self._carried(self.even(0, 2 * TRIED, seed))
+        points = points[self.allowed(points)]
+        if index >= len(points):
+            raise ValueError(f"of {2 * TRIED} settings the rules allow {len(points)}, too few")
+        return tuple(points[index].tolist())
+
+    def _carried(self, unit: Float[np.ndarray, "m d"]) -> Float[np.ndarray, "m d"]:
+        with jax.enable_x64(True):
+            return np.asarray(self.box.uniform(jnp.asarray(unit)))
+
+    def allowed(self, points: Float[np.ndarray, "m d"]) -> Bool[np.ndarray, "m"]:
+        """Which of these settings the rules allow."""
+        if not self.rules:
+            return np.ones(len(points), bool)
+        return allowed_on_host(self.rules, self.names, points)
+
+    def check_allowed(self, numbers: Sequence[float]) -> None:
+        """**Raises:** `ValueError` for a setting that the rules do not allow."""
+        for rule in self.rules:
+            if not allowed_on_host([rule], self.names, np.asarray([numbers]))[0]:
+                raise ValueError(f"{self.settings(numbers)} is not allowed: the rule is {rule}")
 
     def _all(self) -> Float[np.ndarray, "m d"] | None:
         """Every setting, where they can be counted and are few."""
@@ -161,8 +221,8 @@ class Space:
         return self._candidate(tuple(axis.number(point[axis.name]) for axis in self.axes))
 
     def free(self, taken: Collection[tuple[float, ...]]) -> Bool[np.ndarray, "m"]:
-        """Which candidates are not among these."""
-        free = np.ones(len(self.candidates), bool)
+        """Which allowed candidates are not among these."""
+        free = self._allowed_candidates.copy()
         for numbers in taken:
             free[self.rows(numbers)] = False
         return free
@@ -174,6 +234,10 @@ class Space:
         high = np.searchsorted(sorted_first, numbers[0], "right")
         near = order[low:high]
         return near[np.all(self.candidates[near] == numbers, axis=1)]
+
+    @functools.cached_property
+    def _allowed_candidates(self) -> Bool[np.ndarray, "m"]:
+        return self.allowed(self.candidates)
 
     @functools.cached_property
     def _by_first(self) -> tuple[Int[np.ndarray, "m"], Float[np.ndarray, "m"]]:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from micjax.active.acquire import values as acquisition
+from micjax.active.acquire.hypervolume import Boxes, boxes_beyond, pareto_front
 from micjax.active.acquire.noisy import normals
 from micjax.active.acquire.paths import draw_paths
 from micjax.active.acquire.scalarise import spread
@@ -20,9 +21,19 @@ from micjax.active.gp.observed import capacity_for
 from micjax.active.gp.process import State
 from micjax.active.learner.belief import Belief
 from micjax.active.learner.cost import Cost
-from micjax.active.learner.scores import SCORES, Context, paths_at, scores, truths
+from micjax.active.learner.scores import (
+    SCORES,
+    Aim,
+    Context,
+    Limit,
+    SettingRules,
+    paths_at,
+    scores,
+    truths,
+)
 from micjax.active.learner.settings import Settings
 from micjax.active.learner.space import Space
+from micjax.active.outcomes import Outcomes
 
 SPREAD = 512  # points over which the maxima of draws are looked for
 MEMBERS = 4  # states of which the maxima are drawn
@@ -30,6 +41,8 @@ MAXIMA = 16  # draws of the maximum of each, for the max-value entropy
 TRUTHS = 16  # draws of the function at the data by each state, for the noisy improvement
 FINAL = 16  # points of the highest means, among which the knowledge gradient chooses in the end
 NEARBY = 0.1  # of the gap between as many evenly spread points: what a failure bars
+AGAIN = 8  # searches, after which rounding has put every point beyond a rule
+SHOWN = 8  # points of a front, about which the search looks closely
 NOWHERE = 1e3  # in boxes, where free rows of a buffer are
 
 Numbers = tuple[float, ...]
@@ -41,7 +54,8 @@ class Choice:
 
     **Arguments:**
 
-    - `points`, `y`: what has been measured.
+    - `beliefs`: about each outcome, the main one first.
+    - `points`, `values`: what has been measured, each outcome a column.
     - `waiting`: what will be.
     - `failures`: what could not be.
     - `used`: suggestions that were measured, somewhere near.
@@ -51,9 +65,10 @@ class Choice:
     space: Space
     settings: Settings
     cost: Cost | None
-    belief: Belief
+    outcomes: Outcomes
+    beliefs: tuple[Belief, ...]
     points: Float[np.ndarray, "n d"]
-    y: Float[np.ndarray, "n"]
+    values: Float[np.ndarray, "n k"]
     waiting: tuple[Numbers, ...]
     failures: tuple[Numbers, ...]
     used: frozenset[Numbers]
@@ -65,13 +80,21 @@ class Choice:
         **Raises:** `ValueError` where none is left, or the acquisition is finite nowhere.
         """
         draw, climb = jax.random.split(key)
-        numbers, value = self._highest(self.score, self._context(draw), climb)
-        if not np.isfinite(value):
-            raise ValueError(f"the acquisition {self.settings.acquisition} is finite nowhere")
-        return numbers
+        context = self._context(draw)
+        for _ in range(AGAIN):
+            numbers, value = self._highest(self.score, context, climb)
+            if not np.isfinite(value):
+                break
+            if self.space.allowed(np.asarray([numbers]))[0]:
+                return numbers
+            climb, _ = jax.random.split(climb)  # a rule was kept but for rounding
+        raise ValueError(f"the acquisition {self.settings.acquisition} is finite nowhere")
 
     def gain(self) -> float:
-        """The largest expected improvement, in standard deviations of the (scaled) outcomes."""
+        """The largest expected improvement, in standard deviations of the (scaled) outcomes;
+        infinite while nothing feasible is known."""
+        if not self.known_feasible.any():
+            return math.inf
         key = jax.random.key(self.settings.seed)
         return float(np.exp(self._highest(SCORES["log_ei"], self._context(key), key)[1]))
 
@@ -82,8 +105,11 @@ class Choice:
 
     @property
     def score(self):
-        """The acquisition; while no outcome differs from another, how far all that is known is."""
-        return SCORES["gap" if spread(self.y) == 0.0 else self.settings.acquisition]
+        """The acquisition; while no outcome differs from another, how far all that is known is;
+        while nothing feasible is known, how probably a point is."""
+        if not np.any(spread(self.values, axis=0) > 0.0):
+            return SCORES["gap"]
+        return SCORES[self.settings.acquisition if self.known_feasible.any() else "feasible"]
 
     def _highest(self, score, context: Context, key: Array) -> tuple[Numbers, float]:
         if self.space.candidates is not None:
@@ -102,20 +128,30 @@ class Choice:
 
     @functools.cached_property
     def mixture(self) -> Mixture:
+        """What is believed of the main outcome."""
+        return self._mixtures[0]
+
+    @functools.cached_property
+    def _mixtures(self) -> list[Mixture]:
+        return [self._imagined(i) for i in range(len(self.beliefs))]
+
+    def _imagined(self, index: int) -> Mixture:
         """What is believed as if what is waited for came out as predicted (Ginsbourger et al.
         2010), and what failed as the worst outcome so far: the process stays away from it, as far
         as the function is known to be smooth."""
-        extra, worst = len(self.waiting) + len(self.failures), self._worst()
-        mixture = mixtures.with_room(self.belief.mixture, extra)
+        mixture = self.beliefs[index].mixture
+        extra, worst = len(self.waiting) + len(self.failures), self._worst(index)
+        mixture = mixtures.with_room(mixture, extra)
         for numbers in self.failures:
             mixture = mixtures.imagined(mixture, numbers, worst)
         for numbers in self.waiting:
             mixture = mixtures.imagined(mixture, numbers)
         return mixture
 
-    def _worst(self) -> float | None:
+    def _worst(self, index: int) -> float | None:
         """None where no outcome is better than another."""
-        z, goal = self.belief.mixture.known, self.settings.goal
+        z = self.beliefs[index].mixture.known
+        goal = self.outcomes[index].goal if index else self.settings.goal
         low, high = float(z.min()), float(z.max())
         return {"maximise": low, "find": low, "minimise": high}.get(goal)
 
@@ -128,7 +164,9 @@ class Choice:
         with jax.enable_x64(True):
             return Context(
                 sign=jnp.asarray(sign),
-                best=mixtures.best_known(self.mixture, sign),
+                best=mixtures.best_known(
+                    self.mixture, sign, self.known_feasible if self.outcomes.limited else None
+                ),
                 repeats=jnp.asarray(float(space.candidates is None)),
                 level=jnp.asarray(self._level()),
                 paths=paths,
@@ -142,7 +180,53 @@ class Choice:
                 reach=jnp.asarray(reach),
                 origin=jnp.asarray(space.lower),
                 span=jnp.asarray(space.upper - space.lower),
+                rules=SettingRules(space.rules, tuple(space.names)),
+                limits=self._limits(),
+                objectives=self._objectives[1:] if self.outcomes.several else (),
+                boxes=self._boxes() if self.outcomes.several else None,
             )
+
+    def _limits(self) -> tuple[Limit, ...]:
+        limits = []
+        for i in self.outcomes.limited:
+            outcome, scale = self.outcomes[i], self.beliefs[i].scale
+            ends = (
+                None if end is None else jnp.asarray(float(scale.apply(np.asarray([end]))[0]))
+                for end in (outcome.at_least, outcome.at_most)
+            )
+            limits.append(Limit(self._mixtures[i], *ends))
+        return tuple(limits)
+
+    @property
+    def _objectives(self) -> tuple[Aim, ...]:
+        which = zip(self.outcomes.objectives, self.outcomes.signs, strict=True)
+        return tuple(Aim(self._mixtures[i], jnp.asarray(sign)) for i, sign in which)
+
+    @functools.cached_property
+    def _known_means(self) -> Float[np.ndarray, "k n"]:
+        """Of every outcome where something is known, on the scale of each."""
+        known = np.asarray(self.mixture.observed.points)[: self.mixture.observed.measured]
+        return np.asarray([mean_and_variance(m, known)[0] for m in self._mixtures])
+
+    @functools.cached_property
+    def known_feasible(self) -> np.ndarray:
+        """Where what is known keeps all limits, more probably than not."""
+        kept = np.ones(self.mixture.observed.measured, bool)
+        for i in self.outcomes.limited:
+            outcome, scale, mean = self.outcomes[i], self.beliefs[i].scale, self._known_means[i]
+            lower, upper = scale.apply(np.asarray([outcome.lower, outcome.upper]))
+            kept &= (lower <= mean) & (mean <= upper)
+        return kept
+
+    def _boxes(self) -> Boxes:
+        """Beyond the front of what is believed of all that is known: data are noisy."""
+        signs, which = self.outcomes.signs, self.outcomes.objectives
+        scales = [self.beliefs[i].scale for i in which]
+        reference = self.outcomes.reference(self.values)
+        ends = [float(s.apply(np.asarray([r]))[0]) for s, r in zip(scales, reference, strict=True)]
+        means = (self._known_means[which] * signs[:, None]).T[self.known_feasible]
+        front = means[pareto_front(means)]
+        return boxes_beyond(front[None], signs * ends)
 
     def _drawn(self, key: Array):
         """A draw of the function, for Thompson sampling, or draws of its maximum."""
@@ -203,7 +287,7 @@ class Choice:
                 self.settings.wanted,
             )
         level = math.nan if self.settings.level is None else self.settings.level
-        return float(self.belief.scale.apply(np.asarray([level]))[0])
+        return float(self.beliefs[0].scale.apply(np.asarray([level]))[0])
 
     def _taken(self) -> tuple[Float[np.ndarray, "k d"], Float[np.ndarray, "k"]]:
         """All that is known as fractions of the box, and how far around it nothing is suggested:
@@ -223,5 +307,7 @@ class Choice:
     @property
     def near(self) -> Float[np.ndarray, "k d"]:
         """The best points so far, about which the search looks closely."""
-        best = np.argsort(-self.settings.sign * self.y, kind="stable")[:3]
-        return self.points[np.resize(best, 3)]
+        if self.outcomes.several and len(front := self.outcomes.front(self.values)):
+            spread_out = np.linspace(0, len(front) - 1, SHOWN).round().astype(int)
+            return self.points[front[spread_out]]
+        return self.points[np.resize(self.outcomes.order(self.values)[:3], 3)]

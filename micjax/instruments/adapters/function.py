@@ -21,7 +21,9 @@ class Function:
     - `function`: of the settings by the names of the axes; a number or an array. When it raises,
         the measurement is NaN: a night is not lost by one point.
     - `coords`: `(values, unit)` along each axis of an array, in their order.
-    - `channel`, `unit`: of what is measured. `seconds`: of one measurement.
+    - `channel`, `unit`: of what is measured. `channels`: in their place the names of several, with
+        their units; the function then returns all of them by name.
+    - `seconds`: of one measurement.
     """
 
     def __init__(
@@ -32,12 +34,14 @@ class Function:
         coords: Coords | None = None,
         channel: str = "y",
         unit: str = "",
+        channels: Mapping[str, str] | None = None,
         seconds: float = 0.0,
     ):
         self._function, self._coords = function, dict(coords or {})
-        self._channel, self._unit = channel, unit
+        self._channels = {channel: unit} if channels is None else dict(channels)
+        self._by_name = channels is not None
         self.axes = dict(axes)
-        self.modes = {"measure": Mode("point", {channel: unit}, seconds)}
+        self.modes = {"measure": Mode("point", dict(self._channels), seconds)}
         self._at = {n: 0.5 * (a.lo + a.hi) for n, a in self.axes.items()}
 
     def read(self) -> dict[str, float]:
@@ -51,21 +55,28 @@ class Function:
         check_over(self.axes, self.modes, mode, over)
         begun = time.time()
         try:
-            values = np.array(self._function(**self._at), dtype=float)
+            told = self._function(**self._at)
+            data = {
+                n: np.array(told[n] if self._by_name else told, dtype=float) for n in self._channels
+            }
         except Exception as error:
             log.warning("%s failed: %s: %s", self._at, type(error).__name__, error)
-            values = np.array(np.nan)
-        names = [*self._coords][: values.ndim]
-        names += [f"axis{i}" for i in range(len(names), values.ndim)]
+            data = {n: np.array(np.nan) for n in self._channels}
+        dims = {n: self._dims(values.ndim) for n, values in data.items()}
+        used = {name for names in dims.values() for name in names}
         return Record(
-            {self._channel: values},
-            {self._channel: tuple(names)},
-            {self._channel: self._unit},
-            {n: c for n, c in self._coords.items() if n in names},
+            data,
+            dims,
+            dict(self._channels),
+            {n: c for n, c in self._coords.items() if n in used},
             self.read(),
             begun,
             time.time(),
         )
+
+    def _dims(self, count: int) -> tuple[str, ...]:
+        names = [*self._coords][:count]
+        return (*names, *(f"axis{i}" for i in range(len(names), count)))
 
     def stop(self) -> None:
         pass

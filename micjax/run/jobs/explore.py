@@ -1,6 +1,7 @@
 """An exploration: a plan of what to measure, as a campaign of a learner in a run folder."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import pathlib
@@ -11,16 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from micjax.active.campaign import STOPPED, Campaign, Policy
+from micjax.active.campaign import STOPPED, Campaign, Number, Policy, Reduce
 from micjax.active.learner.belief import Model, physical_model, plain_model
 from micjax.active.learner.cost import Cost
 from micjax.active.learner.learner import ID, Learner
 from micjax.active.learner.looking import looking_model
+from micjax.active.learner.space import Space
+from micjax.active.outcomes import Wish
 from micjax.active.snapshot import Snapshots
 from micjax.core.foreign.modules import trusted_function
 from micjax.core.names import unknown_name
 from micjax.core.plain import scalar
-from micjax.instruments import Guard, Instrument, Journal
+from micjax.instruments import Guard, Instrument, Journal, Record
 from micjax.instruments.journal_reader import spent_of
 from micjax.run.folder import fingerprints
 from micjax.run.jobs.sources import (
@@ -31,6 +34,7 @@ from micjax.run.jobs.sources import (
     open_file,
     open_function,
     open_instrument,
+    reduced,
 )
 from micjax.run.plans.explore import ExplorePlan, FittedSignal
 from micjax.run.plans.settings import checked, settings_of
@@ -50,8 +54,9 @@ def check_code(plan: ExplorePlan, trusted: Collection[str] | None = ()) -> None:
     """
     if plan.mean is not None:
         find(plan.mean.problem, trusted)
-    if isinstance(plan.signal, FittedSignal):
-        find(plan.signal.fit, trusted)
+    for signal in (plan.signal, *(outcome.signal for outcome in plan.outcomes.values())):
+        if isinstance(signal, FittedSignal):
+            find(signal.fit, trusted)
     if plan.policy is None and not _is_code(plan):
         return
     if str(pathlib.Path.cwd()) not in sys.path:
@@ -71,6 +76,36 @@ def _is_code(plan: ExplorePlan) -> bool:
 
 def source_of(plan: ExplorePlan, device: Instrument | None = None) -> Source:
     """**Raises:** `ValueError`, `OSError` for what cannot be opened or has no axes."""
+    source = _main_source(plan, device)
+    if plan.rules:
+        ruled = Space(source.space.axes, source.space.candidates, plan.rules)
+        source = dataclasses.replace(source, space=ruled)
+    others = {name: _reduce(plan, name, source) for name in _others(plan)}
+    if not others:
+        return source
+    main = source.reduce
+
+    def reduce(record: Record) -> dict[str, Number]:
+        return {plan.outcome: main(record)} | {name: of(record) for name, of in others.items()}
+
+    return dataclasses.replace(source, reduce=reduce)
+
+
+def _others(plan: ExplorePlan) -> list[str]:
+    """The outcomes beside the main one."""
+    return [name for name in plan.outcomes if name != plan.outcome]
+
+
+def _reduce(plan: ExplorePlan, name: str, source: Source) -> Reduce:
+    """**Raises:** `ValueError` for a channel that is not measured, or another signal."""
+    given, there = plan.outcomes[name], source.instrument.modes[source.mode].channels
+    channel = given.channel or (name if name in there else plan.channel)
+    if channel is not None and channel not in there:
+        raise ValueError(f"outcome {name!r}: {unknown_name('channel', channel, there)}")
+    return reduced(plan.signal if given.signal is None else given.signal, channel)
+
+
+def _main_source(plan: ExplorePlan, device: Instrument | None) -> Source:
     axes = {name: axis.model_dump(exclude_unset=True) for name, axis in plan.axes.items()}
     if device is not None:
         return open_instrument(device, plan.mode, plan.channel, plan.signal, axes, plan.at)
@@ -80,7 +115,9 @@ def source_of(plan: ExplorePlan, device: Instrument | None = None) -> Source:
             "inside of `signal`"
         )
     if _is_code(plan):
-        return open_function(plan.measure, plan.signal, axes)
+        others = [plan.outcomes[name].channel or name for name in _others(plan)]
+        channels = [plan.channel or plan.outcome, *others] if others else []
+        return open_function(plan.measure, plan.signal, axes, channels)
     if axes:
         raise ValueError(f"{plan.measure} brings its own axes; `axes` is for functions")
     return open_file(plan.measure, plan.channel, plan.signal)
@@ -93,6 +130,9 @@ def identity_of(plan: ExplorePlan) -> dict[str, Any]:
     same = plan.model_dump(mode="json", exclude=others)
     if plan.policy is None:  # as in journals from before there were others
         del same["policy"], same["policy_options"]
+    for name in ("outcomes", "rules"):
+        if not same[name]:
+            del same[name]
     same["measure"] = None if "measure" in files else plan.measure  # wherever the file lies
     if plan.look is not None:
         same["look"]["file"] = None
@@ -120,6 +160,7 @@ def learner_of(plan: ExplorePlan, source: Source) -> Learner:
         space,
         outcome=plan.outcome,
         goal=plan.goal,
+        outcomes=wanted_of(plan),
         acquisition=plan.acquisition,
         level=plan.level,
         wanted=plan.wanted,
@@ -130,6 +171,14 @@ def learner_of(plan: ExplorePlan, source: Source) -> Learner:
         budget=plan.budget,
         tolerance=plan.tolerance,
     )
+
+
+def wanted_of(plan: ExplorePlan) -> dict[str, Wish]:
+    """What is wanted of the outcomes of a plan."""
+    return {
+        name: Wish(given.goal, given.at_least, given.at_most, given.reference)
+        for name, given in plan.outcomes.items()
+    }
 
 
 def policy_of(plan: ExplorePlan, learner: Learner) -> Policy:
@@ -143,6 +192,8 @@ def policy_of(plan: ExplorePlan, learner: Learner) -> Policy:
             raise ValueError("`policy_options` are for a `policy`, and none is named")
         return learner
     kind, same = imported(plan.policy), {n: getattr(plan, n) for n in ("outcome", "goal", "seed")}
+    if plan.outcomes:
+        same["outcomes"] = wanted_of(plan)
     if not callable(kind):
         raise ValueError(f"{plan.policy} is neither a class nor a function that makes a policy")
     policy = kind(learner.space, **same, **plan.policy_options)
@@ -218,6 +269,7 @@ class _Noted:
         for point in points:
             try:
                 settings = space.settings(space.numbers(point))
+                space.check_allowed(space.numbers(point))
             except (TypeError, ValueError) as error:
                 raise ValueError(f"the policy suggests {point}: {error}") from error
             checked.append({ID: scalar(point.get(ID, self._suggested)), **settings})
@@ -230,7 +282,7 @@ class _Noted:
         for each in self._each:
             each.ingest(points)
         for point in points:
-            if math.isfinite(point[self.learner.settings.outcome]):
+            if all(math.isfinite(point[name]) for name in self.learner.outcomes.names):
                 doubt, spent = self._waiting[point[ID]]
                 self.surprise.append(doubt)
                 self.seconds.append(spent)

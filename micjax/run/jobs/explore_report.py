@@ -82,18 +82,37 @@ def _title(exploration: Exploration) -> str:
 def write_measurements(exploration: Exploration, path: pathlib.Path) -> None:
     """All measured points as a table, in the order they came."""
     names, learner = exploration.source.space.names, exploration.learner
-    outcome, (points, outcomes), sds = exploration.plan.outcome, learner.data, learner.outcome_sd
+    outcome, (points, outcomes), sds = exploration.plan.outcome, learner.data, learner.told[:, 0, 1]
     columns = [*names, outcome, "predicted_sd_scaled", "spent_s"]
     if np.isfinite(sds).any():
         columns.append(outcome + SD)
+    further = _further(exploration)
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
+        writer.writerow([*columns, *further])
         noted = exploration.noted
         rows = zip(points, outcomes, noted.surprise, noted.seconds, sds, strict=False)
-        for numbers, *told in rows:
+        for i, (numbers, *told) in enumerate(rows):
             settings = exploration.source.space.settings(numbers)
-            writer.writerow([*settings.values(), *told][: len(columns)])
+            others = [column[i] for column in further.values()]
+            writer.writerow([*[*settings.values(), *told][: len(columns)], *others])
+
+
+def _further(exploration: Exploration) -> dict[str, list]:
+    """Columns about outcomes beside the main one, and about limits and the front."""
+    learner = exploration.learner
+    outcomes, values, told = learner.outcomes, learner.values, learner.told
+    columns = {}
+    for i, name in enumerate(outcomes.names[1:], start=1):
+        columns[name] = values[:, i].tolist()
+        if np.isfinite(told[:, i, 1]).any():
+            columns[name + SD] = told[:, i, 1].tolist()
+    if outcomes.limited:
+        columns["feasible"] = outcomes.feasible(values).astype(int).tolist()
+    if outcomes.several:
+        on_front = np.isin(np.arange(len(values)), outcomes.front(values))
+        columns["on_front"] = on_front.astype(int).tolist()
+    return columns
 
 
 # --- what is believed --------------------------------------------------------------------------
@@ -116,12 +135,17 @@ def _maps(exploration: Exploration) -> Maps:
         "lower_5_percent": prediction.lower,
         "upper_95_percent": prediction.upper,
     }
+    for name in exploration.learner.outcomes.names[1:]:
+        believed[f"{name}_median"] = _predicted(exploration, grid, name).median
     worth = exploration.learner.acquisition_at(grid).reshape(shape)
     return Maps(axes, step, {n: v.reshape(shape) for n, v in believed.items()}, worth)
 
 
-def _predicted(exploration: Exploration, points: np.ndarray) -> Prediction:
-    return exploration.learner.predict(points, DRAWS if len(points) > MANY else None)
+def _predicted(
+    exploration: Exploration, points: np.ndarray, outcome: str | None = None
+) -> Prediction:
+    draws = DRAWS if len(points) > MANY else None
+    return exploration.learner.predict(points, draws, outcome)
 
 
 def _along(axis: SearchAxis) -> np.ndarray:
@@ -140,7 +164,11 @@ def _solution(exploration: Exploration, maps: Maps | None) -> Solution:
     problem = belief.states[0].problem
     errors = _errors(problem, belief.states[0])
     metrics = {"measurements": float(len(learner.data[1]))}
-    if learner.get_best_points():
+    if learner.outcomes.limited:
+        metrics["feasible"] = float(learner.outcomes.feasible(learner.values).sum())
+    if learner.outcomes.several:
+        metrics["hypervolume"] = float(learner.outcomes.volumes(learner.values)[-1])
+    elif learner.get_best_points():
         metrics["best"] = learner.get_best_points()[0][2][plan.outcome]
     metrics |= _against_truth(exploration, maps)
     if np.isfinite(exploration.noted.seconds).any():
@@ -148,7 +176,7 @@ def _solution(exploration: Exploration, maps: Maps | None) -> Solution:
     return Solution(
         problem=problem,
         laplace=errors,
-        results={} if maps is None else _fields(exploration, maps),
+        results=({} if maps is None else _fields(exploration, maps)) | front_fields(exploration),
         metrics=metrics,
         table=_table(exploration),
         statements=_statements(exploration, errors, maps),
@@ -174,9 +202,27 @@ def _fields(exploration: Exploration, maps: Maps) -> dict[str, Field]:
     return {n: Field(v, axes, "", f"{outcome}: {n}") for n, v in maps.believed.items()}
 
 
+def front_fields(exploration: Exploration) -> dict[str, Field]:
+    """The front: settings, every outcome as measured, and the ends of a 90 % interval of it."""
+    learner = exploration.learner
+    if not learner.outcomes.several:
+        return {}
+    space, rows = learner.space, learner.outcomes.front(learner.values)
+    axes = (io.FieldAxis("point", np.arange(1.0, len(rows) + 1.0)),)
+    points, columns = learner.data[0][rows], {}
+    for i, axis in enumerate(space.axes if len(rows) else ()):
+        columns[f"front_{axis.name}"] = points[:, i], axis.unit
+    for i, name in enumerate(learner.outcomes.names if len(rows) else ()):
+        expected = learner.predict(points, outcome=name)
+        columns[f"front_{name}"] = learner.values[rows, i], ""
+        columns[f"front_{name}_lower_5_percent"] = expected.lower, ""
+        columns[f"front_{name}_upper_95_percent"] = expected.upper, ""
+    return {n: Field(np.asarray(v, float), axes, u, n) for n, (v, u) in columns.items()}
+
+
 def _against_truth(exploration: Exploration, maps: Maps | None) -> dict[str, float]:
     truth = exploration.source.truth
-    if truth is None:
+    if truth is None or not exploration.learner.outcomes.plain:  # which knows of one outcome
         return {}
     if maps is None:
         _, lower, upper, _ = _predicted(exploration, exploration.source.space.candidates)
@@ -211,14 +257,16 @@ def _wanted(exploration: Exploration) -> np.ndarray:
 
 
 def _table(exploration: Exploration) -> list[dict[str, Any]]:
-    """The best five measurements."""
-    points, outcomes = exploration.learner.data
-    sign = -1.0 if exploration.plan.goal == "minimise" else 1.0
-    order = np.argsort(-sign * outcomes, kind="stable")[:5]
+    """The best five measurements, or the front."""
+    learner = exploration.learner
+    outcomes, values = learner.outcomes, learner.values
+    rows = outcomes.front(values) if outcomes.several else outcomes.order(values)[:5]
     settings = exploration.source.space.settings
     return [
-        {"measurement": int(i) + 1, **settings(points[i]), exploration.plan.outcome: outcomes[i]}
-        for i in order
+        {"measurement": int(i) + 1, **settings(learner.data[0][i])}
+        | dict(zip(outcomes.names, values[i], strict=True))
+        | ({"feasible": bool(outcomes.feasible(values)[i])} if outcomes.limited else {})
+        for i in rows
     ]
 
 
@@ -231,11 +279,13 @@ def _statements(exploration: Exploration, errors: Laplace | None, maps: Maps | N
             f"{exploration.plan.policy} suggested what to measure; what is believed, and the "
             "acquisition, are those of the learner, who was told the same."
         )
-    best = learner.get_best_points()
+    lines += learner.outcomes.told(learner.values)
+    best = [] if learner.outcomes.several else learner.get_best_points()
     if best and exploration.plan.goal in ("maximise", "minimise", "find"):
-        _, settings, outcome = best[0]
+        _, settings, told = best[0]
+        plan = exploration.plan
         where = ", ".join(f"{n} = {_short(v)}" for n, v in settings.items())
-        lines.append(f"Best {exploration.plan.outcome}: {_short(*outcome.values())} at {where}.")
+        lines.append(f"Best {plan.outcome}: {_short(told[plan.outcome])} at {where}.")
     if maps is not None and maps.step > 1:
         lines.append(f"The maps hold one of {maps.step} x {maps.step} places of the file.")
     belief = learner.belief
@@ -259,6 +309,8 @@ def _figures(
 ) -> dict[str, Callable[[], Figure]]:
     believed = partial(_map_figure, maps=maps) if maps is not None else _slice_figure
     makers = {"What is believed": believed, "How it went": _course_figure}
+    if exploration.learner.outcomes.several:
+        makers = {"The front": _front_figure} | makers
     common = default_figures(solution, None, None, data=False)
     return {title: partial(make, exploration) for title, make in makers.items()} | common
 
@@ -287,6 +339,8 @@ def _map_figure(exploration: Exploration, maps: Maps) -> Figure:
             maps.acquisition, np.median(maps.acquisition)
         ),
     }
+    for name in exploration.learner.outcomes.names[1:]:
+        panels[f"{name}: predicted median"] = maps.believed[f"{name}_median"]
     if exploration.source.truth is not None:
         panels[f"{outcome}: all of the file"] = _shown(exploration, maps)
     points, _ = exploration.learner.data
@@ -299,7 +353,7 @@ def _map_figure(exploration: Exploration, maps: Maps) -> Figure:
 def _slice_figure(exploration: Exploration) -> Figure:
     learner, space = exploration.learner, exploration.source.space
     points, outcomes = learner.data
-    best = np.asarray(space.numbers(learner.get_best_points()[0][1]))
+    best = learner.leading
     profiles = []
     scales, labels = zip(*map(_readable, space.axes), strict=True)
     for i, scale in enumerate(scales):
@@ -312,15 +366,38 @@ def _slice_figure(exploration: Exploration) -> Figure:
     return figures.slices(profiles, labels, exploration.plan.outcome)
 
 
+def _front_figure(exploration: Exploration) -> Figure:
+    learner = exploration.learner
+    outcomes, values = learner.outcomes, learner.values
+    rows, which = outcomes.front(values), outcomes.objectives
+    points = learner.data[0][rows]
+    intervals = [
+        learner.predict(points, outcome=outcomes.names[i])[1:3] if len(rows) else ((), ())
+        for i in which
+    ]
+    return figures.front(
+        values[:, which],
+        outcomes.feasible(values),
+        rows,
+        np.asarray(intervals, float),
+        [outcomes.names[i] for i in which],
+    )
+
+
 def _course_figure(exploration: Exploration) -> Figure:
     sign = -1.0 if exploration.plan.goal == "minimise" else 1.0
-    _, outcomes = exploration.learner.data
-    best = sign * np.maximum.accumulate(sign * outcomes)
+    learner = exploration.learner
+    values, wanted = learner.values, learner.outcomes
+    kept = np.where(wanted.feasible(values), sign * values[:, 0], -np.inf)
+    best = np.maximum.accumulate(kept)
+    best = sign * np.where(np.isfinite(best), best, np.nan)
     truth, goal = exploration.source.truth, exploration.plan.goal
-    known = truth is not None and goal in ("maximise", "minimise")
+    known = truth is not None and goal in ("maximise", "minimise") and wanted.plain
     optimum = float(sign * np.nanmax(sign * truth)) if known else None
     seconds = np.asarray(exploration.noted.seconds)
-    label = "best outcome so far"
+    label = "best outcome so far" if not wanted.limited else "best feasible outcome so far"
+    if wanted.several:
+        best, label = wanted.volumes(values), "hypervolume"
     if truth is not None and goal == "find":
         best = np.cumsum(_wanted(exploration))
         label = f"found of the {exploration.plan.wanted} highest"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -83,8 +83,17 @@ def reduced(signal: Signal, channel: str | None = None) -> Reduce:
     return reduced_by_name(signal, channel) if by_name else fitted.of_records(signal, channel)
 
 
-def open_function(address: str, signal: Signal, axes: Mapping[str, Mapping[str, Any]]) -> Source:
+def open_function(
+    address: str,
+    signal: Signal,
+    axes: Mapping[str, Mapping[str, Any]],
+    channels: Sequence[str] = (),
+) -> Source:
     """`package.module:function`, of settings by the names of `axes`.
+
+    **Arguments:**
+
+    - `channels`: the names of all that it returns, by name, the main one first; of none one thing.
 
     **Raises:** `ValueError` for what cannot be imported, or no axes.
     """
@@ -96,8 +105,10 @@ def open_function(address: str, signal: Signal, axes: Mapping[str, Mapping[str, 
     def measure(**numbers: float):
         return function(**space.settings([numbers[n] for n in space.names]))
 
-    instrument = Function(measure, _ranges(space.axes))
-    return Source(space, instrument, "measure", reduced(signal))
+    several = dict.fromkeys(channels, "") if channels else None
+    instrument = Function(measure, _ranges(space.axes), channels=several)
+    main = channels[0] if channels else None
+    return Source(space, instrument, "measure", reduced(signal, main))
 
 
 def open_instrument(

@@ -54,6 +54,19 @@ class FittedSignal(Section):
     options: dict[str, Any] = {}  # of its `load`
 
 
+class OutcomePlan(Section):
+    """What is wanted of an outcome, and where it comes from: `{goal: minimise}`,
+    `{at_most: 0.2, channel: drift}`."""
+
+    goal: Literal["maximise", "minimise"] | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    reference: float | None = None
+    # of an instrument; of a function that returns several by name, by default the outcome's name
+    channel: str | None = None
+    signal: str | FittedSignal | None = None  # by default that of the main outcome
+
+
 class GuardPlan(Section):
     """Bounds of an instrument, over all of the exploration."""
 
@@ -66,7 +79,7 @@ class ExplorePlan(Plan):
     """What to measure, in search of what, and how long."""
 
     CHECKED_LATER = {"mean": {"options"}, "signal": {"options"}}
-    OF_USER = ("axes", "at", "options", "policy_options")
+    OF_USER = ("axes", "outcomes", "at", "options", "policy_options")
     MARK = "journal.jsonl"  # which is compared with the plan when it is taken up
 
     kind: Literal["explore"] = "explore"
@@ -78,8 +91,10 @@ class ExplorePlan(Plan):
     channel: str | None = None
     signal: str | FittedSignal = "mean"  # of a curve at each point
     axes: dict[Name, AxisPlan] = {}
+    rules: tuple[str, ...] = ()  # which settings are allowed: "x + 2 * y <= 1"
     outcome: Name = "outcome"
     goal: Literal["maximise", "minimise", "find", "map", "level"] = "maximise"
+    outcomes: dict[Name, OutcomePlan] = {}  # further ones; limits and reference of this one
     acquisition: str | None = None
     level: float | None = None
     wanted: pydantic.PositiveInt | None = None  # so many of the highest are to be found
