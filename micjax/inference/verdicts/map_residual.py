@@ -18,6 +18,7 @@ from micjax.inference.errors.incomplete import (
     mean_and_sd,
     slopes_of,
     told_by_moments,
+    unfitted,
 )
 from micjax.inference.maps.result import MapFit
 from micjax.inference.maps.rows import Given, Rows, maps, rows
@@ -27,6 +28,7 @@ CERTAIN = 5.0  # standard deviations of all pixels together
 EXPLAINED = 1.1  # chi^2 of a datum
 TOGETHER = 256  # pixels at a time
 SAMPLED = 8  # times so many tell the covariance
+FITS = 2  # of each of these tell what the fit took of it
 
 
 def widened_map(pixel: InverseProblem, x: Any, y: Any, fit: MapFit, known: Given) -> MapFit:
@@ -66,20 +68,24 @@ def widened_map(pixel: InverseProblem, x: Any, y: Any, fit: MapFit, known: Given
     unit, seen = (np.concatenate(a) for a in zip(*map(residuals, chosen), strict=True))
     if not seen.any():
         return fit
-    covariance = correlations(unit, seen).covariance
     numbers = fit.covariance.shape[-1]
-    count = float(np.median(fit.points.ravel()[usable]))
-    covariance = covariance * (count / max(count - numbers, 1.0))  # fitted to them
     complete = bool(np.all(fit.points.ravel()[usable] == unit[0].size))
     factors = np.ones((pixels, numbers))
     flat = fit.covariance.reshape(pixels, numbers, numbers).astype(float)
-    for first in firsts:
+
+    def slopes(first: int) -> tuple[slice, np.ndarray, np.ndarray]:
         part, values = some(first)
         both = _slopes(pixel, values, x, kind, tuple(fit.values))  # in the order of the covariance
         of_mean, of_scale = (np.asarray(a, float)[: part.stop - first] for a in both)
         if not complete:
             there = np.isfinite(rows(y, shape, part.start, part.stop).astype(float))[:, None]
             of_mean, of_scale = np.where(there, of_mean, 0.0), np.where(there, of_scale, 0.0)
+        return part, of_mean, of_scale
+
+    typical = np.concatenate([(s := slopes(i))[1][usable[s[0]]][:FITS] for i in chosen])
+    covariance = unfitted(correlations(unit, seen), typical)
+    for first in firsts:
+        part, of_mean, of_scale = slopes(first)
         extra = between(of_mean, covariance) + 2.0 * between(of_scale, covariance**2)
         factors[part] = growth(flat[part], extra)
     return _times(fit, np.where(np.isfinite(factors), factors, 1.0))
