@@ -277,3 +277,12 @@ def test_what_was_fitted_to_an_image_with_gaps():
     np.testing.assert_allclose(
         unfitted(told, slopes[None])[0, : told.reach + 1], expected, atol=0.03
     )
+
+
+def test_a_pixel_that_the_model_fails_at_leaves_the_errors_of_the_others(a_map):
+    """Lines in white noise, one of them below a wave."""
+    y = np.random.default_rng(8).normal(size=(64, 200))
+    y[7] += 50.0 * np.sin(12.0 * a_map[1])
+    grown = solved(a_map, y).fit.arrays["grown"]
+    assert grown[7] == pytest.approx(np.sqrt(np.mean(y[7] ** 2)), rel=0.1)
+    np.testing.assert_array_equal(np.delete(grown, 7), 1.0)
