@@ -203,6 +203,15 @@ def test_channel_is_an_option(here, scan):
     assert set(inputs) == {"file", "options.known_tip"}
 
 
+def test_files_in_a_list_are_inputs_too(here, scan):
+    fit = ["fit", "mylab.plane", scan, "--set", f"known_tip=[{scan}]", "--out", "r"]
+    assert main([*fit, *FAST]) == 0
+    known = json.loads((here / "r" / "provenance.json").read_text())["inputs"]
+    assert set(known) == {"file", "options.known_tip.0"}
+    plan = json.loads((here / "r" / "plan.resolved.json").read_text())
+    assert plan["options"]["known_tip"] == [str(here / scan)]
+
+
 def test_options_of_the_example(here):
     assert main(["demo", "mylab.plane", "--out", "r", "--set", "shape=[3, 7]", *FAST]) == 0
     assert read_nexus("r/result.nxs")["data"].data.shape == (3, 7)
