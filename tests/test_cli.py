@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shlex
+import subprocess
 import sys
 
 import h5py
@@ -200,6 +201,15 @@ def test_channel_is_an_option(here, scan):
     assert (read_nexus("r/result.nxs")["data"].data[:, 1:] < 0).all()
     inputs = json.loads((here / "r" / "provenance.json").read_text())["inputs"]
     assert set(inputs) == {"file", "options.known_tip"}
+
+
+def test_files_in_a_list_are_inputs_too(here, scan):
+    fit = ["fit", "mylab.plane", scan, "--set", f"known_tip=[{scan}]", "--out", "r"]
+    assert main([*fit, *FAST]) == 0
+    known = json.loads((here / "r" / "provenance.json").read_text())["inputs"]
+    assert set(known) == {"file", "options.known_tip.0"}
+    plan = json.loads((here / "r" / "plan.resolved.json").read_text())
+    assert plan["options"]["known_tip"] == [str(here / scan)]
 
 
 def test_options_of_the_example(here):
@@ -547,3 +557,22 @@ def test_a_solver_that_fails(here, capsys):
     assert "Traceback" in (here / "r" / "log.txt").read_text()
     facts = json.loads((here / "r" / "provenance.json").read_text())
     assert facts["status"] == "failed" and "lost" in facts["error"]
+
+
+@pytest.mark.parametrize("words", [["list"], ["fit", "nosuch", "scan.ibw"], ["fit", "--nosuch"]])
+def test_an_answer_comes_before_jax_does(words):
+    """Which takes most of a second to import."""
+    look = (
+        "import sys\nfrom micjax.__main__ import main\n"
+        f"try:\n    status = main({words})\nexcept SystemExit as left:\n    status = left.code\n"
+        "heavy = {'jax', 'scipy', 'numpyro', 'equinox', 'h5py', 'pydantic'} & set(sys.modules)\n"
+        "print(status, len(sys.modules) < 600, heavy)"
+    )
+    told = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
+    assert told.stdout.splitlines()[-1] == f"{2 * (words != ['list'])} True set()", told.stderr
+
+
+def test_what_micjax_offers_is_known_before_it_is_imported():
+    assert {"InverseProblem", "fit", "solve", "fit_map"} <= set(dir(micjax))
+    with pytest.raises(AttributeError, match="nosuch"):
+        _ = micjax.nosuch

@@ -10,7 +10,7 @@ from series import coloured
 
 from micjax.core.problem import InverseProblem, free, parameter
 from micjax.inference.errors.importance import ENOUGH, weighed
-from micjax.inference.errors.incomplete import between, growth
+from micjax.inference.errors.incomplete import between, growth, unfitted
 from micjax.inference.errors.laplace import laplace
 from micjax.inference.maps.each import each_pixel
 from micjax.inference.maps.stage import fit_each_pixel
@@ -241,6 +241,48 @@ def test_a_map_with_gaps_and_unknowns_in_another_order():
 
 
 def test_what_changes_no_error_is_not_told():
-    told = Residual({}, 0.0, Correlations(np.ones(8), 0.01, 32, 5.0))
+    ones = np.ones(8)
+    told = Residual({}, 0.0, Correlations(ones, ones, ones, 0.01, 32, 5.0))
     assert told.sentences({"a": 1.01}) == []
     assert "up to 32 apart" in told.sentences({"a": 1.4})[0]
+
+
+@pytest.mark.parametrize("numbers", [4, 16])
+def test_what_was_fitted_is_not_missing_from_the_covariance(numbers):
+    """Cosines fitted to 64 data, each sharing half of its noise with the next, 400 times."""
+    n, rng = 64, np.random.default_rng(4)
+    white = rng.normal(size=(400, n + 1))
+    noise = (white[:, 1:] + white[:, :-1]) / np.sqrt(2.0)
+    slopes = np.cos(np.pi * np.arange(numbers)[:, None] * (np.arange(n) + 0.5) / n)
+    left = noise - noise @ np.linalg.pinv(slopes) @ slopes
+    told = correlations(left, np.ones(left.shape, bool))
+    assert told.reach == 1
+    assert told.covariance[1] < 0.5 - 0.02 * numbers  # as it is
+    np.testing.assert_allclose(unfitted(told, slopes[None])[:2], [1.0, 0.5], atol=0.05)
+
+
+def test_what_was_fitted_to_an_image_with_gaps():
+    """A plane below noise that is alike along the lines, a quarter of it not seen."""
+    rows, n = 12, 16
+    noise = coloured(n, 0.5, rows=300 * rows, seed=7).reshape(300, rows, n)
+    seen = np.ones((rows, n), bool)
+    seen[:6, :8] = False
+    y, x = np.mgrid[:rows, :n]
+    slopes = np.where(seen, np.stack([np.ones_like(x), x, y]), 0.0)
+    flat = slopes.reshape(3, -1)
+    unit = np.where(seen, noise, 0.0).reshape(300, -1)
+    left = (unit - unit @ np.linalg.pinv(flat) @ flat).reshape(noise.shape)
+    told = correlations(left, np.broadcast_to(seen, left.shape))
+    expected = 0.5 ** np.arange(told.reach + 1)
+    np.testing.assert_allclose(
+        unfitted(told, slopes[None])[0, : told.reach + 1], expected, atol=0.03
+    )
+
+
+def test_a_pixel_that_the_model_fails_at_leaves_the_errors_of_the_others(a_map):
+    """Lines in white noise, one of them below a wave."""
+    y = np.random.default_rng(8).normal(size=(64, 200))
+    y[7] += 50.0 * np.sin(12.0 * a_map[1])
+    grown = solved(a_map, y).fit.arrays["grown"]
+    assert grown[7] == pytest.approx(np.sqrt(np.mean(y[7] ** 2)), rel=0.1)
+    np.testing.assert_array_equal(np.delete(grown, 7), 1.0)

@@ -16,14 +16,8 @@ from micjax.report import figures
 from micjax.report.default import default_figures
 from micjax.report.page import Page, write_page
 from micjax.report.pictures import Picture, render, save_pictures
-from micjax.report.text import (
-    cell,
-    describe_prior,
-    number,
-    number_beside,
-    plain_table,
-    unknown_rows,
-)
+from micjax.report.table import cell, number, number_beside, plain_table
+from micjax.report.text import describe_prior, unknown_rows
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from micjax.run.info import extras
 from micjax.run.jobs import execute
 from micjax.run.jobs.job import prepare
 from micjax.run.jobs.kinds import SolveRun
-from micjax.run.lifecycle import Asked, begin
-from micjax.run.logs import Logs
+from micjax.run.lifecycle import begin
+from micjax.run.logs import Asked, Logs
 from micjax.run.plans.plan import make_plan, read_plan, with_settings
 from micjax.run.plans.priors import parse_prior
 from micjax.run.plans.settings import checked, settings_of, takes_anything

@@ -190,22 +190,27 @@ def test_line_offsets_are_taken_off(truth):
     assert np.std(off - off.mean()) < 0.5 * np.std(lines)
 
 
+def some_tip(size, pixel_nm) -> BlindTip:
+    """Its apex off the middle."""
+    shape = Double(4.0, 25.0, (0.0, 3.0), 1.0, (2.0, 0.0), pixel_nm, size)
+    numbers = {"misfit": 1.0, "floor": 1.0, "bluntness": 0.5, "singles": None}
+    numbers |= {"corroborated": 1.0, "bound_nm": shape()}
+    return BlindTip(shape(), shape, False, True, True, classical_nm=jnp.zeros(size), **numbers)
+
+
 @pytest.mark.slow
 def test_a_resumed_fit_does_not_search_the_tip_again(tmp_path, monkeypatch):
     _, x, y = module.example(jax.random.key(3), 16, 16, 2.0, 5)
     problem, searched = module.problem(1, 16, 16, 2.0, 5), []
 
-    def blind(images, sigma_nm, pixel_nm, size, key, **_):
+    def improving(images, sigma_nm, pixel_nm, size, key, **_):
         searched.append(key)
-        shape = Double(4.0, 25.0, (0.0, 3.0), 1.0, (2.0, 0.0), pixel_nm, size)  # off the middle
-        numbers = {"misfit": 1.0, "floor": 1.0, "bluntness": 0.5, "singles": None}
-        numbers |= {"corroborated": 1.0, "bound_nm": shape()}
-        return BlindTip(shape(), shape, False, True, True, classical_nm=shape(), **numbers)
+        yield some_tip(size, pixel_nm)
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["micjax.problems.tip.stages"], "blind", blind)
+    monkeypatch.setattr(sys.modules["micjax.problems.tip.stages"], "improving", improving)
     key, file = jax.random.key(0), tmp_path / "checkpoint.h5"
 
     def solved(**how):
@@ -219,3 +224,33 @@ def test_a_resumed_fit_does_not_search_the_tip_again(tmp_path, monkeypatch):
         np.testing.assert_array_equal(again.problem.values()[name], value, err_msg=name)
     assert again.problem.forward.tip().shape == (7, 5)  # its apex in the middle
     assert "Blind estimate of the tip: radius 4 nm" in again.statements[0]
+
+
+def test_an_interrupted_search_gives_the_best_tip_so_far(monkeypatch):
+    _, x, y = module.example(jax.random.key(3), 16, 16, 2.0, 5)
+    problem = module.problem(1, 16, 16, 2.0, 5)
+
+    def improving(images, sigma_nm, pixel_nm, size, key, **_):
+        yield some_tip(size, pixel_nm)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["micjax.problems.tip.stages"], "improving", improving)
+    solution = micjax.solve(module, problem, x, y, key=jax.random.key(0))
+    assert solution.fit.stop_reason == "interrupted"
+    tip = solution.problem.forward.tip()
+    assert tip.shape == (7, 5) and solution.converged is not True
+    expected = erode(y[0], tip)
+    np.testing.assert_allclose(solution.problem.forward.surface_nm[0], expected, atol=1e-6)
+    assert "Blind estimate of the tip: radius 4 nm" in solution.statements[0]
+    assert any("The classical estimate is flat" in s for s in solution.statements)
+
+
+def test_images_of_one_tip_from_several_files(tmp_path, truth):
+    files = [write(tmp_path / f"{n}.npz", n * np.asarray(truth[2])) for n in (1, 2)]
+    options, x, y = module.load(str(files[0]), also=[str(files[1])])
+    assert options["frames"] == 2 and y.shape == (2, 48, 48) and list(x) == [0, 1]
+    np.testing.assert_allclose(y[1], 2 * y[0], atol=1e-9)
+    assert module.problem(**options).forward(x).shape == y.shape
+    other = write(tmp_path / "other.npz", np.asarray(truth[2])[:40])
+    with pytest.raises(ValueError, match=r"other.npz: \(40, 48\) pixels .* must be alike"):
+        module.load(str(files[0]), also=[str(other)])

@@ -109,8 +109,8 @@ def run(
     posterior = next((e for e in errors if isinstance(e, Posterior)), None)
     left = attempt("comparison with the data", compared, fit.problem, x, y) or Residual()
     if laplace is not None and left.correlations is not None and not left.is_noise():
-        covariance, seen = left.correlations.covariance, left.seen
-        larger = attempt("errors for the residual", widened, laplace, x, covariance, seen)
+        known = left.correlations, left.seen
+        larger = attempt("errors for the residual", widened, laplace, x, *known)
         laplace = larger or laplace
     ended = how_it_ended(fit, fits[-1], laplace, explained=not left.surprise)
     sentences = [

@@ -15,15 +15,8 @@ from micjax.core.problem import InverseProblem
 from micjax.inference.solution import Solution
 from micjax.report.default import CONVERGENCE
 from micjax.report.pictures import Picture
-from micjax.report.text import (
-    cell,
-    columns,
-    held_unknowns,
-    is_number,
-    number,
-    spread_by,
-    unknown_rows,
-)
+from micjax.report.table import cell, columns, is_number, number
+from micjax.report.text import held_unknowns, spread_by, unknown_rows
 
 MAX_ROWS = 50
 STYLE = """

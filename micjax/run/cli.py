@@ -1,17 +1,39 @@
 """The command line: `micjax demo tip`, `micjax fit tip scan.ibw`, `micjax run plan.yaml`."""
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import micjax
 from micjax.core.progress import until_interrupted
-from micjax.run import commands
-from micjax.run.lifecycle import EXPECTED, FAILED, INTERRUPTED, WRONG_INPUT, Asked, say_error
-from micjax.run.logs import logs
+from micjax.run.logs import FAILED, INTERRUPTED, WRONG_INPUT, Asked, expected, logs, say_error
+from micjax.run.registry import recognised, table_of_problems
 
+ABOUT = {
+    "demo": "solve the made-up example of a problem",
+    "fit": "solve a problem for a microscope's file",
+    "run": "do what a plan says: solve, explore, simulate or train",
+    "explore": "measure where a learner says, by the plan of an exploration",
+    "validate": "check a plan without computing",
+    "init": "write a commented plan to begin with",
+    "simulate": "images and patterns of a structure (micjax[structures])",
+    "train": "the network of a problem, on what its physics makes up",
+    "status": "how far an exploration has come, while it runs",
+    "watch": "the live page of an exploration (micjax[live])",
+    "consolidate": "write the records of an instrument's journal as NeXus",
+    "certify": "how often the errors of a problem hold the truth, on made-up data",
+    "list": "the problems there are",
+    "info": "versions, devices, optional packages; or what the file of a network holds",
+}
+FUNCTIONS = {  # of `micjax.run.commands`, where they are called otherwise
+    "status": "tell_status",
+    "consolidate": "consolidate_journal",
+    "certify": "certify_problem",
+    "info": "tell_info",
+}
 PROBLEM = "tip, edge ... (see micjax list), or package.module"
 
 
@@ -35,12 +57,20 @@ def _done(arguments: argparse.Namespace, argv: list[str]) -> int:
     with logs() as kept:
         options = {n: v for n, v in vars(arguments).items() if n in Asked._fields}
         try:
-            return arguments.command(arguments, Asked(argv, kept, **options))
+            if arguments.command == "list":
+                print(table_of_problems())
+                return 0
+            if hasattr(arguments, "problem"):
+                recognised(arguments.problem)
+            # only now: what commands import takes a second
+            commands = importlib.import_module("micjax.run.commands")
+            function = getattr(commands, FUNCTIONS.get(arguments.command, arguments.command))
+            return function(arguments, Asked(argv, kept, **options))
         except BrokenPipeError:  # `micjax list | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         except Exception as error:
-            status = WRONG_INPUT if isinstance(error, EXPECTED) else FAILED
+            status = WRONG_INPUT if expected(error) else FAILED
             return say_error(error, status, arguments.debug)
 
 
@@ -51,46 +81,45 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"micjax {micjax.__version__}")
     of = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: Callable[..., int], *shared: argparse.ArgumentParser):
-        subparser = of.add_parser(
-            name, help=function.__doc__, description=function.__doc__, parents=[DEBUG, *shared]
-        )
-        subparser.set_defaults(command=function)
+    def command(name: str, *shared: argparse.ArgumentParser):
+        about = ABOUT[name]
+        subparser = of.add_parser(name, help=about, description=about, parents=[DEBUG, *shared])
+        subparser.set_defaults(command=name)
         return subparser.add_argument
 
-    demo = command("demo", commands.demo, SET, OUT, RESUME, PROCESSES, ON, SWEEP)
+    demo = command("demo", SET, OUT, RESUME, PROCESSES, ON, SWEEP)
     demo("problem", metavar="PROBLEM", nargs="?", default="tip", help=PROBLEM)
-    fit = command("fit", commands.fit, SET, OUT, RESUME, PROCESSES, ON, SWEEP)
+    fit = command("fit", SET, OUT, RESUME, PROCESSES, ON, SWEEP)
     fit("problem", metavar="PROBLEM", help=PROBLEM)
     fit("file", metavar="FILE", help="any format of micjax.io")
     fit("--channel", help="channel of the file (default: the height)")
     fit("--net", metavar="FILE", help="weights of a network, of micjax train (tip: engine.net)")
-    command("run", commands.run, PLAN, SET, OUT, RESUME, IN_DOUBT, TRUST, PROCESSES, ON, SWEEP)
-    command("explore", commands.explore, PLAN, SET, OUT, RESUME, IN_DOUBT, TRUST)
-    command("validate", commands.validate, PLAN, SET, TRUST)
-    init = command("init", commands.init)
+    command("run", PLAN, SET, OUT, RESUME, IN_DOUBT, TRUST, PROCESSES, ON, SWEEP)
+    command("explore", PLAN, SET, OUT, RESUME, IN_DOUBT, TRUST)
+    command("validate", PLAN, SET, TRUST)
+    init = command("init")
     init("problem", metavar="PROBLEM", help=PROBLEM)
     init("file", metavar="FILE", nargs="?", help="(default: the terminal)")
-    simulate = command("simulate", commands.simulate, SET, OUT, RESUME, PROCESSES, ON, SWEEP)
+    simulate = command("simulate", SET, OUT, RESUME, PROCESSES, ON, SWEEP)
     simulate("what", choices=("stem", "cbed", "hrtem"))
     simulate("structure", metavar="STRUCTURE", help="CIF, XYZ, POSCAR, PDB, ...")
-    train = command("train", commands.train, SET, OUT, RESUME, PROCESSES, ON, SWEEP)
+    train = command("train", SET, OUT, RESUME, PROCESSES, ON, SWEEP)
     train("problem", metavar="PROBLEM", help=PROBLEM)
-    command("status", commands.tell_status, RUN)
-    watch = command("watch", commands.watch, RUN)
+    command("status", RUN)
+    watch = command("watch", RUN)
     watch("--port", type=int, default=5006, help="of 127.0.0.1 (default: %(default)s)")
     watch("--no-browser", action="store_true", help="only say the address")
-    consolidate = command("consolidate", commands.consolidate_journal, RUN)
+    consolidate = command("consolidate", RUN)
     consolidate("file", metavar="FILE", nargs="?", help="(default: RUN/records.nxs)")
-    certify = command("certify", commands.certify_problem, RESUME)
+    certify = command("certify", RESUME)
     certify("problem", metavar="PROBLEM", help=PROBLEM)
     certify("--draws", type=int, default=200, help="runs (default: %(default)s)")
     certify("--seconds", type=float, default=600.0, help="at most (default: %(default)s)")
     certify("--seed", type=int, default=0, help="(default: %(default)s)")
     certify("--out", metavar="FILE", help="(default: PROBLEM-certificate.json)")
     certify("--store", action="store_true", help="beside the problem, where reports quote it")
-    command("list", commands.list_problems)
-    tell = command("info", commands.tell_info)
+    command("list")
+    tell = command("info")
     tell("file", metavar="FILE", nargs="?", help="weights of a network (default: none)")
     return top
 

@@ -1,4 +1,4 @@
-"""What each command of the command line does -> its exit status; its docstring is its help."""
+"""What each command of the command line does -> its exit status; `micjax.run.cli` has its help."""
 
 import argparse
 import pathlib
@@ -12,14 +12,15 @@ import yaml
 from micjax.inference.calibration.certificate import certify
 from micjax.inference.calibration.stored import store
 from micjax.instruments import consolidate
-from micjax.report.text import plain_table
+from micjax.report.table import plain_table
 from micjax.run.info import about_network, info
 from micjax.run.jobs.dealt.elsewhere import workers_of
 from micjax.run.jobs.dealt.sweep import settings_of, sweep
 from micjax.run.jobs.kinds import RUNS
-from micjax.run.lifecycle import Asked, carry_out, precision_of
+from micjax.run.lifecycle import carry_out, precision_of
+from micjax.run.logs import Asked
 from micjax.run.plans.plan import make_plan, read_plan, with_settings
-from micjax.run.registry import find, listed
+from micjax.run.registry import find
 from micjax.run.status import status
 from micjax.run.template import template
 
@@ -27,12 +28,10 @@ from micjax.run.template import template
 
 
 def demo(arguments: argparse.Namespace, asked: Asked) -> int:
-    """solve the made-up example of a problem"""
     return _run({"problem": arguments.problem}, arguments, asked)
 
 
 def fit(arguments: argparse.Namespace, asked: Asked) -> int:
-    """solve a problem for a microscope's file"""
     given = {"problem": arguments.problem, "file": arguments.file}
     options = {n: getattr(arguments, n) for n in ("channel", "net")}
     if options := {n: value for n, value in options.items() if value is not None}:
@@ -41,24 +40,20 @@ def fit(arguments: argparse.Namespace, asked: Asked) -> int:
 
 
 def simulate(arguments: argparse.Namespace, asked: Asked) -> int:
-    """images and patterns of a structure (micjax[structures])"""
     given = {"kind": "simulate", "what": arguments.what, "structure": arguments.structure}
     return _run(given, arguments, asked)
 
 
 def train(arguments: argparse.Namespace, asked: Asked) -> int:
-    """the network of a problem, on what its physics makes up"""
     return _run({"kind": "train", "problem": arguments.problem}, arguments, asked)
 
 
 def run(arguments: argparse.Namespace, asked: Asked) -> int:
-    """do what a plan says: solve, explore, simulate or train"""
     path = pathlib.Path(arguments.plan)
     return _run(read_plan(path), arguments, asked, path.read_bytes())
 
 
 def explore(arguments: argparse.Namespace, asked: Asked) -> int:
-    """measure where a learner says, by the plan of an exploration"""
     given = {"kind": "explore"} | read_plan(arguments.plan)
     if given["kind"] != "explore":
         raise ValueError(f"{arguments.plan}: kind is {given['kind']!r}; micjax run takes all kinds")
@@ -66,7 +61,6 @@ def explore(arguments: argparse.Namespace, asked: Asked) -> int:
 
 
 def validate(arguments: argparse.Namespace, asked: Asked) -> int:
-    """check a plan without computing"""
     plan = make_plan(with_settings(read_plan(arguments.plan), arguments.set), arguments.plan)
     with precision_of(plan):
         description = RUNS[plan.kind](plan, asked).describe()
@@ -98,7 +92,6 @@ def _run(
 
 
 def init(arguments: argparse.Namespace, asked: Asked) -> int:
-    """write a commented plan to begin with"""
     text = template(find(arguments.problem))
     if arguments.file is None:
         print(text, end="")
@@ -116,7 +109,6 @@ def init(arguments: argparse.Namespace, asked: Asked) -> int:
 
 
 def certify_problem(arguments: argparse.Namespace, asked: Asked) -> int:
-    """how often the errors of a problem hold the truth, on made-up data"""
     entry = find(arguments.problem)
     path = pathlib.Path(arguments.out or f"{entry.short}-certificate.json")
     if path.exists() and not asked.resume:
@@ -139,18 +131,7 @@ def certify_problem(arguments: argparse.Namespace, asked: Asked) -> int:
     return 0
 
 
-def list_problems(arguments: argparse.Namespace, asked: Asked) -> int:
-    """the problems there are"""
-    rows = [
-        {"problem": p.name, "reads files": "load" in p.functions, "what it is": p.title}
-        for p in listed()
-    ]
-    print(plain_table(rows))
-    return 0
-
-
 def tell_info(arguments: argparse.Namespace, asked: Asked) -> int:
-    """versions, devices, optional packages; or what the file of a network holds"""
     print(info() if arguments.file is None else about_network(arguments.file))
     return 0
 
@@ -159,13 +140,11 @@ def tell_info(arguments: argparse.Namespace, asked: Asked) -> int:
 
 
 def tell_status(arguments: argparse.Namespace, asked: Asked) -> int:
-    """how far an exploration has come, while it runs"""
     print("\n".join(status(arguments.folder)))
     return 0
 
 
 def watch(arguments: argparse.Namespace, asked: Asked) -> int:
-    """the live page of an exploration (micjax[live])"""
     try:
         from micjax.run.watch import address_of, serve
     except ImportError as error:
@@ -182,7 +161,6 @@ def watch(arguments: argparse.Namespace, asked: Asked) -> int:
 
 
 def consolidate_journal(arguments: argparse.Namespace, asked: Asked) -> int:
-    """write the records of an instrument's journal as NeXus"""
     path = arguments.file or f"{arguments.folder}/records.nxs"
     print(f"{consolidate(arguments.folder, path)} records: {path}")
     return 0

@@ -112,8 +112,10 @@ def fingerprint(path: pathlib.Path) -> dict[str, Any]:
 
 
 def fingerprints(named: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of all that is the path of a file, by name."""
-    paths = {name: pathlib.Path(v) for name, v in named.items() if isinstance(v, str) and v}
+    """Of all that is the path of a file, by name; of the files of a list by `name.number`."""
+    lists = {n: v for n, v in named.items() if isinstance(v, list | tuple)}
+    single = {f"{n}.{i}": v for n, of in lists.items() for i, v in enumerate(of)} | dict(named)
+    paths = {name: pathlib.Path(v) for name, v in single.items() if isinstance(v, str) and v}
     return {name: fingerprint(path) for name, path in paths.items() if _is_file(path)}
 
 

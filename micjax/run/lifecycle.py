@@ -7,25 +7,22 @@ import pathlib
 import shlex
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from micjax.inference.solution import Solution
-from micjax.instruments import InstrumentError, LinkError, NotReady
-from micjax.report.text import plain_table
+from micjax.instruments import LinkError, NotReady
+from micjax.report.table import plain_table
 from micjax.run.folder import TABLE, RunFolder, now, open_folder
-from micjax.run.logs import Logs
+from micjax.run.logs import FAILED, INTERRUPTED, Asked, say_error
 from micjax.run.plans.base import Plan
 from micjax.run.provenance import surroundings
 
 log = logging.getLogger("micjax")
 
-WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 BROKEN = (ConnectionError, TimeoutError, LinkError, NotReady)  # no fault of what was asked for
-EXPECTED = (ValueError, OSError, ImportError, InstrumentError)  # said in one line
 MOST_SHOWN = 40  # rows of a table
 SHOWN = (
     "result.nxs",
@@ -33,19 +30,6 @@ SHOWN = (
     "measurements.csv",
     "network.h5",
 )  # the first of them is the result
-
-
-class Asked(NamedTuple):
-    """What the command line says beside the plan."""
-
-    argv: list[str]
-    kept: Logs
-    resume: bool = False
-    trust: list[str] | None = None  # packages whose code a plan may name; None: all
-    in_doubt: str | None = None
-    debug: bool = False
-    processes: int | None = None
-    on: str | None = None  # who fits a map
 
 
 class Outcome(NamedTuple):
@@ -214,17 +198,4 @@ def _failed(run: Run, asked: Asked, facts: Facts, error: Exception) -> int:
     status = say_error(error, FAILED, asked.debug, where)
     if run.can_go_on(facts.folder):
         print(f"micjax: to go on: {how_to_go_on(run, facts.folder)}", file=sys.stderr)
-    return status
-
-
-def say_error(error: Exception, status: int, debug: bool, where: str = "") -> int:
-    """One line, the traceback if it is asked for -> the exit status."""
-    expected = isinstance(error, EXPECTED)
-    text = " ".join(str(error).split()) or type(error).__name__
-    message = text if expected else f"{type(error).__name__}: {text}"
-    print(f"micjax: error: {message}{where}", file=sys.stderr)
-    if debug:
-        traceback.print_exception(error)
-    elif not expected and not where:
-        print("micjax: --debug shows where", file=sys.stderr)
     return status

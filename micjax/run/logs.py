@@ -1,13 +1,17 @@
-"""Log lines: brief ones on the terminal, all of them in the run folder."""
+"""Log lines and errors: brief ones on the terminal, all of them in the run folder."""
 
 import contextlib
 import logging
 import logging.handlers
 import pathlib
 import sys
+import traceback
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from tqdm import tqdm
+
+WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
 class _Terminal(logging.Handler):
@@ -74,3 +78,37 @@ def logs() -> Iterator[Logs]:
         yield kept
     finally:
         kept.close()
+
+
+class Asked(NamedTuple):
+    """What the command line says beside the plan."""
+
+    argv: list[str]
+    kept: Logs
+    resume: bool = False
+    trust: list[str] | None = None  # packages whose code a plan may name; None: all
+    in_doubt: str | None = None
+    debug: bool = False
+    processes: int | None = None
+    on: str | None = None  # who fits a map
+
+
+def expected(error: Exception) -> bool:
+    """Whether it is said in one line, without where it came from."""
+    if isinstance(error, ValueError | OSError | ImportError):
+        return True
+    from micjax.instruments import InstrumentError  # which takes a second to import
+
+    return isinstance(error, InstrumentError)
+
+
+def say_error(error: Exception, status: int, debug: bool, where: str = "") -> int:
+    """One line, the traceback if it is asked for -> the exit status."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    message = text if expected(error) else f"{type(error).__name__}: {text}"
+    print(f"micjax: error: {message}{where}", file=sys.stderr)
+    if debug:
+        traceback.print_exception(error)
+    elif not expected(error) and not where:
+        print("micjax: --debug shows where", file=sys.stderr)
+    return status

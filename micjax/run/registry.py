@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from micjax.core.foreign.modules import GROUP, defined, references, source_of, trusted_source
 from micjax.core.names import unknown_name
+from micjax.report.table import plain_table
 
 REQUIRED = ("problem", "example")
 OPTIONAL = ("load", "stages", "conclude", "figures", "compare", "training", "training_figures")
@@ -67,6 +68,19 @@ def find(name: str, trusted: Collection[str] | None = None) -> RegistryEntry:
     **Raises:** `ValueError` when there is none, it may not or cannot be imported, or it is no
     problem module.
     """
+    reference = recognised(name, trusted)
+    try:
+        module = importlib.import_module(reference)
+    except Exception as error:
+        raise ValueError(
+            f"problem {name!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    _complete(reference, {n for n in REQUIRED if callable(getattr(module, n, None))})
+    return RegistryEntry(name, module)
+
+
+def recognised(name: str, trusted: Collection[str] | None = None) -> str:
+    """The module that `find` would import, looked at without that; raises what `find` would."""
     known = references()
     reference = known.get(name, name)
     if name.endswith(".py") or "/" in name:
@@ -81,14 +95,7 @@ def find(name: str, trusted: Collection[str] | None = None) -> RegistryEntry:
         raise ValueError(
             unknown_name("problem", name, known) + "; or a module on the path, package.module"
         ) from error
-    try:
-        module = importlib.import_module(reference)
-    except Exception as error:
-        raise ValueError(
-            f"problem {name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    _complete(reference, {n for n in REQUIRED if callable(getattr(module, n, None))})
-    return RegistryEntry(name, module)
+    return reference
 
 
 def _read(reference: str, trusted: Collection[str] | None) -> None:
@@ -107,6 +114,16 @@ def _complete(reference: str, names: Collection[str]) -> None:
 def listed() -> list[Listed]:
     """Every problem with a short name, read off its source without importing it."""
     return [_listed(name, reference) for name, reference in sorted(references().items())]
+
+
+def table_of_problems() -> str:
+    """As text: name, whether it reads files, what it is."""
+    return plain_table(
+        [
+            {"problem": p.name, "reads files": "load" in p.functions, "what it is": p.title}
+            for p in listed()
+        ]
+    )
 
 
 def _listed(name: str, reference: str) -> Listed:

@@ -19,9 +19,10 @@ from micjax.core.files import replaced
 from micjax.core.plain import dumps
 from micjax.core.problem import InverseProblem, drawn_data
 from micjax.core.progress import progress, until_interrupted
-from micjax.inference.calibration.ranks import Claim, Ranks, claim, ranks_of
+from micjax.inference.calibration.ranks import Claim, Ranks, claim, ranks_of, ranks_of_results
 from micjax.inference.runner import solve
 from micjax.inference.starts.draw import prior_draws
+from micjax.inference.verdicts.residual import NOTICED
 
 log = logging.getLogger("micjax")
 
@@ -156,7 +157,9 @@ def certify(
     Truths are drawn from the priors (of improper ones, that of `example`), data from the model at
     them; and once more with what `stress(key, truth, x) -> {name: data}` of the module adds that
     the model does not know. Where the parts of an answer may change places, `renamed(truth,
-    estimate) -> truth` of the module says which is which.
+    estimate) -> truth` of the module says which is which. Of a module with `intervals(truth,
+    solution) -> {name: (estimate, error, true value)}` these results are judged, and truths are
+    those of `example`.
 
     **Arguments:**
 
@@ -215,7 +218,8 @@ def _made_up(module: ModuleType, start: InverseProblem, key: Array, options):
     """Truth, x and data of each condition."""
     truth, x, _ = module.example(key, **(options or {}))
     drawn = {}
-    for i, (name, prior) in enumerate(start.unknowns().items()):
+    unknowns = {} if hasattr(module, "intervals") else start.unknowns()
+    for i, (name, prior) in enumerate(unknowns.items()):
         value = prior_draws(prior, jax.random.fold_in(key, 2 + i))
         if value is not None:
             drawn[name] = value
@@ -233,7 +237,10 @@ def _solved(module, start, truth, x, y, key: Array, engine) -> tuple[Ranks | Non
     except (ValueError, ArithmeticError) as error:
         log.info("a run without an answer: %s", error)
         return None, False
+    if (intervals := getattr(module, "intervals", None)) is not None:
+        return ranks_of_results(intervals(truth, solution)), False
     renamed = getattr(module, "renamed", None)
     ranks = ranks_of(solution, truth if renamed is None else renamed(truth, solution.problem))
     laplace, arrays = solution.laplace, solution.fit.arrays if solution.fit else {}
-    return ranks, bool(laplace is not None and laplace.grown) or "grown" in arrays
+    most = bool(np.nanmedian(arrays["grown"]) > NOTICED) if "grown" in arrays else False
+    return ranks, most or bool(laplace is not None and laplace.grown)

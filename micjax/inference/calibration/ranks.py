@@ -4,7 +4,8 @@ A posterior that is what it says has the truth at any share of it equally often 
 calibration: Talts et al. 2018, arXiv:1804.06788, theorem 1; Cook, Gelman and Rubin 2006).
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -37,6 +38,17 @@ def ranks_of(solution: Solution, truth: InverseProblem) -> Ranks:
     if solution.laplace is None or solution.converged is False or few:
         return {}
     return _of_laplace(solution.laplace, truth)
+
+
+def ranks_of_results(intervals: Mapping[str, tuple[Any, Any, Any]]) -> Ranks:
+    """Of results with errors, `{name: (estimate, error, true value)}`; where there is no error
+    nothing is claimed."""
+    out = {}
+    for name, (estimate, error, true) in intervals.items():
+        known = np.isfinite(error) & (np.asarray(error) > 0)
+        z = (np.asarray(true) - np.asarray(estimate))[known] / np.asarray(error)[known]
+        out[name] = scipy.stats.norm.cdf(z)
+    return out
 
 
 def _of_draws(posterior: Posterior, truth: InverseProblem) -> Ranks:

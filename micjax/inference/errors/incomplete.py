@@ -23,15 +23,18 @@ from micjax.core.coordinates import Coordinates
 from micjax.core.joint import JointLaw
 from micjax.core.problem import InverseProblem
 from micjax.inference.errors.laplace import PRIOR_RULES, Laplace
+from micjax.inference.verdicts.correlation import Correlations
 
 NORMAL, COUNTS = "normal", "counts"
 LARGEST = 30_000_000  # slopes, 0.25 GB of them
+TIMES, SETTLED = 8, 1e-3  # what was fitted is put back, until it changes so little of the variance
+FITTED = 1e-6  # of the largest: of slopes that are smaller nothing was
 
 Data = Float[np.ndarray, "..."]
 Seen = Bool[np.ndarray, "..."]
 
 
-def widened(gaussian: Laplace, x, covariance: Data, seen: Seen) -> Laplace:
+def widened(gaussian: Laplace, x, of: Correlations, seen: Seen) -> Laplace:
     """The errors of the sandwich, where they are larger; `grown` says by how much.
 
     Of normal noise and counts, and as many data and unknowns as have room; else as it was.
@@ -39,7 +42,7 @@ def widened(gaussian: Laplace, x, covariance: Data, seen: Seen) -> Laplace:
     **Arguments:**
 
     - `x`: where the data were measured.
-    - `covariance`: of the residual, in variances of the noise of the model, see `Correlations`.
+    - `of`: the residual, in standard deviations of the noise of the model.
     - `seen`: where there are data.
     """
     size = len(gaussian.mean)
@@ -50,9 +53,39 @@ def widened(gaussian: Laplace, x, covariance: Data, seen: Seen) -> Laplace:
         if (slopes := _slopes(gaussian.problem, names, jnp.asarray(gaussian.mean), x)) is None:
             return gaussian
         of_mean, of_scale = (np.where(seen, np.asarray(s, float), 0.0) for s in slopes)
-    covariance = covariance * (seen.sum() / max(seen.sum() - size, 1))  # fitted to them
+    covariance = unfitted(of, of_mean[None])
     extra = between(of_mean, covariance) + 2.0 * between(of_scale, covariance**2)
     return _times(gaussian, growth(gaussian.covariance, extra))
+
+
+def unfitted(of: Correlations, slopes: Float[np.ndarray, "m d *datum"]) -> Data:
+    """The covariance R of data, `[2 n]` along an axis of n, of what is left after unknowns with
+    these slopes were fitted to each of m alike.
+
+    What is left is r = (1 - P) e with the projection P = U^T U on the slopes, so that
+    R = <r r^T> + P R + R P - P R P: R on the right is that of the last time, and all of it a mean
+    along the diagonals, as R is the same everywhere."""
+    shape, axes = of.products.shape, tuple(range(-of.products.ndim, 0))
+    datum = tuple(slice(n // 2) for n in shape)
+    flat = np.nan_to_num(slopes).reshape(*slopes.shape[:2], -1)
+    _, sizes, basis = np.linalg.svd(flat, full_matrices=False)
+    fitted = sizes > FITTED * sizes.max(axis=-1, keepdims=True)
+    basis = np.where(fitted[..., None], basis, 0.0)  # U, [m, d or all data, data]
+    apart = (*basis.shape[:2], *slopes.shape[2:])
+    transformed = np.fft.fftn(basis.reshape(apart), shape, axes)
+    covariance = of.covariance
+    for _ in range(TIMES):
+        spectrum = np.fft.fftn(covariance).real
+        there = np.fft.ifftn(spectrum * transformed, axes=axes).real[(..., *datum)]
+        within = basis @ np.swapaxes(there.reshape(basis.shape), -1, -2)
+        back = there.reshape(basis.shape) - 0.5 * within @ basis
+        both = np.conj(transformed) * np.fft.fftn(back.reshape(apart), shape, axes)
+        taken = 2.0 * np.fft.ifftn(both.sum(axis=1).mean(axis=0).real).real
+        last = covariance
+        covariance = of.window * (of.products + taken / np.maximum(of.counts, 1.0))
+        if np.abs(covariance - last).max() <= SETTLED * covariance.max():
+            break
+    return covariance
 
 
 def growth(

@@ -227,13 +227,14 @@ def likeness(
 def excess(
     residual: Float[Array, "n *others b"], variance: Float[Array, "n *others b"], counted: bool
 ) -> Float[Array, " b"]:
-    """chi^2 above what it should be, in standard deviations: its variance is 2 for each datum, and
-    1 / rate more for one that is `counted`."""
+    """chi^2 above what it should be, in standard deviations, each datum with the weight that its
+    own term deserves: of variance 2, and of 1 / rate more where it is `counted`, so that channels
+    with next to no counts hide nothing."""
     seen, axes = jnp.isfinite(residual), tuple(range(residual.ndim - 1))
     variance = jnp.where(seen, variance, 1.0)
     terms = jnp.where(seen, residual / jnp.sqrt(variance), 1.0) ** 2 - 1.0
-    spread = jnp.where(seen, 2.0 + (1.0 / variance if counted else 0.0), 0.0).sum(axis=axes)
-    return terms.sum(axis=axes) / jnp.sqrt(jnp.maximum(spread, 1.0))
+    weights = jnp.where(seen, 1.0 / (2.0 + (1.0 / variance if counted else 0.0)), 0.0)
+    return (weights * terms).sum(axis=axes) / jnp.sqrt(jnp.maximum(weights.sum(axis=axes), 1.0))
 
 
 def base_of(prior: dist.Distribution) -> dist.Distribution:

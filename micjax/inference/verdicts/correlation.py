@@ -16,22 +16,31 @@ Data = Float[np.ndarray, "..."]
 class Correlations(NamedTuple):
     """Of a residual, along the axes of the data.
 
-    - `covariance`: mean products of pairs at all lags, `[2 n]` along an axis of n, in the order of
-        `fft`; zero where they are no more than noise.
+    - `products`: means of pairs at all lags, `[2 n]` along an axis of n, in the order of `fft`.
+    - `window`: what counts of them, 0 where they are no more than noise, up to 1; and `counts`, the
+        pairs that there are of each residual.
     - `likeness`: the mean correlation of data up to `reach` from each other, along the axis where
         it is least like chance, `surprise` standard deviations of it. All 0 of white noise.
     """
 
-    covariance: Data
+    products: Data
+    window: Data
+    counts: Data
     likeness: float = 0.0
     reach: int = 0
     surprise: float = 0.0
 
+    @property
+    def covariance(self) -> Data:
+        """At all lags."""
+        return self.window * self.products
+
     def factor(self) -> float:
         """By how much more a mean of the data scatters than that of independent ones (Bartlett
         1946, J. R. Stat. Soc. 8, 27)."""
-        alone = self.covariance.ravel()[0]
-        return float(np.sqrt(max(self.covariance.sum() / alone, 1.0))) if alone > 0 else 1.0
+        covariance = self.covariance
+        alone = covariance.ravel()[0]
+        return float(np.sqrt(max(covariance.sum() / alone, 1.0))) if alone > 0 else 1.0
 
 
 def correlations(unit: Float[np.ndarray, "m ..."], seen: Bool[np.ndarray, "m ..."]) -> Correlations:
@@ -46,17 +55,19 @@ def correlations(unit: Float[np.ndarray, "m ..."], seen: Bool[np.ndarray, "m ...
         return np.fft.ifftn(every.sum(axis=0)).real
 
     counts = np.round(pairs(seen.astype(float)))
-    of = np.where(counts > 0.5, pairs(np.where(seen, unit, 0.0)) / np.maximum(counts, 1.0), 0.0)
-    most = Correlations(of)
+    products = pairs(np.where(seen, unit, 0.0)) / np.maximum(counts, 1.0)
+    window = (counts > 0.5).astype(float)
+    residuals = max(int(seen.reshape(len(seen), -1).any(axis=1).sum()), 1)
+    most = Correlations(products, window, counts / residuals)
     for axis, n in enumerate(datum):
         line = tuple(slice(0, n) if i == axis else 0 for i in range(len(datum)))
-        reach, likeness, surprise = _range(of[line], counts[line])
+        reach, likeness, surprise = _range((window * products)[line], counts[line])
         if surprise > most.surprise:
-            most = Correlations(of, likeness, reach, surprise)
+            most = most._replace(likeness=likeness, reach=reach, surprise=surprise)
         lags = np.abs(np.fft.fftfreq(2 * n, 1.0 / (2 * n)))
-        window = np.clip(2.0 - lags / reach, 0.0, 1.0) if reach else (lags == 0).astype(float)
-        of = of * window.reshape(tuple(-1 if i == axis else 1 for i in range(len(datum))))
-    return most._replace(covariance=of)
+        falls = np.clip(2.0 - lags / reach, 0.0, 1.0) if reach else (lags == 0).astype(float)
+        window = window * falls.reshape(tuple(-1 if i == axis else 1 for i in range(len(datum))))
+    return most._replace(window=window)
 
 
 def _range(along: Float[np.ndarray, "n"], counts: Float[np.ndarray, "n"]):

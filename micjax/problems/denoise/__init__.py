@@ -19,6 +19,7 @@ from micjax.core.ranges import positive
 from micjax.nets.weights import warn_of_pixels
 from micjax.physics.noise import Gaussian, Poisson
 from micjax.problems.denoise.conclusion import conclude as conclude
+from micjax.problems.denoise.conclusion import intervals as intervals
 from micjax.problems.denoise.data import load as load
 from micjax.problems.denoise.model import DriftingFrames
 from micjax.problems.denoise.network import training as training

@@ -40,6 +40,14 @@ def conclude(solution: Solution, x: Int[Array, "n"], y: Float[Array, "n h w"]) -
     )
 
 
+def intervals(truth: InverseProblem, solution: Solution) -> dict[str, tuple]:
+    """Of the image, what it is in truth."""
+    image = solution.results.get("image")
+    if image is None or "errors" not in image.metadata:
+        return {}
+    return {"image": (image.data, image.metadata["errors"], np.asarray(truth.forward.image))}
+
+
 def _axes(problem: InverseProblem) -> tuple[FieldAxis, ...]:
     pixel, shape = problem.forward.pixel_A, problem.forward.image.shape
     if pixel is None:

@@ -12,7 +12,8 @@ from micjax.problems.eels.model import LEdge
 from micjax.problems.eels.setting import Energies
 
 MARGIN_EV = 5.0  # before an onset, which may lie lower than the table has it
-NEAR_EV = 6.0  # of the L3 line to its place in the table
+NEAR_EV = 6.0  # of the L3 line, and of a step, to its place in the table
+BEHIND_EV = 20.0  # where the fine structure ends, about
 
 
 def stages(
@@ -57,16 +58,27 @@ def starts(pixel: InverseProblem, x: np.ndarray, y: np.ndarray) -> dict[str, np.
         sigma = np.asarray(edge.cross_section_barn_per_eV)
         after = sorted(o for o in onsets.values() if o > onsets[name])
         end = min(after[0] - MARGIN_EV if after else np.inf, onsets[name] + 100.0)
-        behind = (x > onsets[name] + 20.0) & (x < end)
+        behind = (x > onsets[name] + BEHIND_EV) & (x < end)
         behind = behind if behind.any() else x > onsets[name]
+        near = np.abs(x - onsets[name]) < max(NEAR_EV, 1.5 * (x[1] - x[0]))
+        if not isinstance(edge, LEdge):
+            out[f"{of}.onset_eV"] = x[near][_step(rest, x, near, onsets[name] + BEHIND_EV)]
         amount = np.maximum(
             rest[..., behind].mean(-1) / sigma[behind].mean(), 1e-3 * size / sigma.max()
         )
         out[f"{of}.amount"] = amount
         rest = rest - amount[..., None] * sigma * (x >= onsets[name])
         if isinstance(edge, LEdge):
-            near = np.abs(x - onsets[name]) < NEAR_EV
             line = rest[..., near]
             out[f"{of}.onset_eV"] = x[near][line.argmax(axis=-1)]
             out[f"{of}.height"] = np.maximum(1.5 * line.max(axis=-1), 1e-3 * size)
     return {n: v for n, v in out.items() if n in pixel.priors}
+
+
+def _step(rest: np.ndarray, x: np.ndarray, near: np.ndarray, end: float) -> np.ndarray:
+    """At which of the channels `near` a step up lies: where least is left of all, if that is zero
+    before the step and constant from there to `end`."""
+    until = np.where(x < end, rest, 0.0)
+    sums = np.cumsum(until[..., ::-1], axis=-1)[..., ::-1][..., near]
+    channels = np.cumsum((x < end)[::-1])[::-1][near]
+    return (np.maximum(sums, 0.0) ** 2 / channels).argmax(axis=-1)

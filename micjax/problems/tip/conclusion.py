@@ -79,6 +79,11 @@ def conclude(solution: Solution, x: Int[Array, " n"], y: Float[Array, "n ny nx"]
         "taken_off_nm": float(jnp.mean(flat - forward.surface_nm[x])),
     }
     statements = _statements(estimate, share, float(jnp.mean(touching)), doubt)
+    if not np.any(np.asarray(classical)):
+        statements.append(
+            "The classical estimate is flat, and its surface no estimate: no maximum of the images "
+            "lies a tip away from their borders."
+        )
     of_the_fit = solution.statements
     if estimate is not None:
         # of the errors given this tip; the tip itself is bounded from one side only

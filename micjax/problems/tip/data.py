@@ -26,8 +26,9 @@ def load(
     sigma_nm: float | None = None,
     tip_reflected: bool = False,
     height_unit: str | None = None,
+    also: list[str] | None = None,
 ) -> tuple[dict[str, Any], Int[Array, " n"], Float[Array, "n ny nx"]]:
-    """The height image of a microscope's file.
+    """The height image of a microscope's file, or of several that one tip took.
 
     **Arguments:**
 
@@ -40,38 +41,55 @@ def load(
     - `tip_reflected`: the known tip is a blind estimate of Gwyddion or another program in
         Villarrubia's frame, turned by 180 degrees against the tip itself.
     - `height_unit`: of the values where the file states none; nm if they can be that.
+    - `also`: more files, images of as many pixels of the same size that the same tip took, of
+        whatever surfaces; what one of them leaves open of the tip another one may tell.
 
-    **Raises:** `ValueError` for NaN or constant images, pixel sizes that differ, tips that do not
-    fit or are drawn apex down or in metres, besides what `micjax.io.read` raises.
+    **Raises:** `ValueError` for NaN or constant images, images or pixel sizes that differ, tips
+    that do not fit or are drawn apex down or in metres, besides what `micjax.io.read` raises.
     """
-    field = check_image(read(file, channel, pixel_nm))
-    heights = heights_nm(field, height_unit)
-    pixel = field.pixel_nm
-    ny, nx = heights.shape
-    # where the sample stands means nothing; its slope is part of the surface
-    y = jnp.asarray(heights - heights.mean(), dtype=float)[None]
+    images, pixel = _images([file, *(also or [])], channel, pixel_nm, height_unit)
+    frames, ny, nx = images.shape
+    y = jnp.asarray(images, dtype=float)
     sigma = float(noise_sigma_nm(y)) if sigma_nm is None else sigma_nm
     if not sigma > 0 and sigma_nm is not None:
         raise ValueError(f"sigma_nm = {sigma_nm}: must be positive")
     options: dict[str, Any] = {
-        "frames": 1,
+        "frames": frames,
         "ny": ny,
         "nx": nx,
         "pixel_nm": [float(p) for p in pixel],
         # smooth made-up images have no noise but their rounding
-        "sigma_nm": max(sigma, 1e-4 * float(np.ptp(heights))),
+        "sigma_nm": max(sigma, 1e-4 * float(np.ptp(images))),
     }
     log.info("noise %.3g nm rms%s", options["sigma_nm"], " (estimated)" if sigma_nm is None else "")
     if known_tip is not None:
         options["tip_heights_nm"] = _known_tip(
-            known_tip, tip_channel, pixel, heights.shape, tip_reflected, height_unit
+            known_tip, tip_channel, pixel, (ny, nx), tip_reflected, height_unit
         )
     else:
         fits = min(ny, nx) // 3 // 2 * 2 - 1
         if fits < 3:
             raise ValueError(f"image of {ny} x {nx} pixels: too small to hold a tip of 3 x 3")
         options["tip_size"] = min(25, fits) if tip_size is None else tip_size
-    return options, jnp.arange(1), y
+    return options, jnp.arange(frames), y
+
+
+def _images(files, channel, pixel_nm, height_unit) -> tuple[np.ndarray, Any]:
+    """Heights (nm) `[frame, iy, ix]` and the pixel size (nm) that all share."""
+    images, first = [], None
+    for file in files:
+        field = check_image(read(file, channel, pixel_nm))
+        heights = heights_nm(field, height_unit)
+        # where the sample stands means nothing; its slope is part of the surface
+        images.append(heights - heights.mean())
+        first = field if first is None else first
+        same = np.allclose(field.pixel_nm, first.pixel_nm, rtol=1e-3)
+        if heights.shape != images[0].shape or not same:
+            raise ValueError(
+                f"{file}: {heights.shape} pixels of {field.pixel_nm} nm, {files[0]} has "
+                f"{images[0].shape} of {first.pixel_nm} nm; images with one tip must be alike"
+            )
+    return np.stack(images), first.pixel_nm
 
 
 def _known_tip(path, channel, pixel, image_shape, reflected: bool, height_unit) -> list:

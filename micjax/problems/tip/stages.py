@@ -15,7 +15,7 @@ from micjax.inference.errors.estimates import NUTS, LaplaceErrors
 from micjax.inference.solve import Fit
 from micjax.inference.solvers.first_order import Adam
 from micjax.inference.stage import Arrays, Search, Stage
-from micjax.physics.tips.blind.search import BlindTip, blind
+from micjax.physics.tips.blind.search import BlindTip, improving
 from micjax.physics.tips.dilation import erode
 from micjax.physics.tips.shapes import Double, FreeForm
 from micjax.problems.tip.fill import SURFACE, filled, levelled, network_of, with_filled
@@ -98,9 +98,11 @@ def stages(
     if isinstance(problem.forward.tip, FreeForm):
         return below
 
-    def search(problem, x, y, key, report):
+    def search(problem, x, y, key, report, before):
+        """Arrays of the tip, as often as it is a better one; `before` is not gone on from."""
         window, images = problem.forward.tip.shape, levelled(y, _starting_offsets(problem, x, y))
-        estimate = blind(
+        depth_nm = 1.05 * float(jnp.max(jnp.ptp(images, axis=(1, 2))))
+        for estimate in improving(
             images,
             problem.noise.sigma,
             window.pixel_nm,
@@ -110,14 +112,18 @@ def stages(
             threshold_sigmas=threshold_sigmas,
             radii=tip_radii,
             report=report,
-        )
+        ):
+            heights, shape = _apex_in_the_middle(estimate.heights_nm, estimate.shape, depth_nm)
+            numbers = {n: getattr(estimate, n) for n in (*ARRAYS, *NUMBERS)}
+            surface = jax.vmap(lambda i, tip=heights: erode(i, tip))(images)
+            yield (
+                numbers
+                | {"heights_nm": heights, "eroded_nm": surface}
+                | {f"shape_{n}": getattr(shape, n) for n in SHAPE}
+            )
         log.info("tip: %s", describe(estimate))
-        depth_nm = 1.05 * float(jnp.max(jnp.ptp(images, axis=(1, 2))))
-        heights, shape = _apex_in_the_middle(estimate.heights_nm, estimate.shape, depth_nm)
-        numbers = {n: getattr(estimate, n) for n in (*ARRAYS, *NUMBERS)} | {"heights_nm": heights}
-        return numbers | {f"shape_{n}": getattr(shape, n) for n in SHAPE}
 
-    return [Search(search, _with_tip, "tip"), *below, *errors[posterior]]
+    return [Search(search, _with_tip, "tip", goes_on=True), *below, *errors[posterior]]
 
 
 def found_in(arrays: Arrays) -> Found | None:
@@ -133,7 +139,8 @@ def found_in(arrays: Arrays) -> Found | None:
 def _with_tip(problem: InverseProblem, arrays: Arrays) -> InverseProblem:
     estimate = found_in(arrays)
     tip = Reshaped(estimate.shape, estimate.heights_nm - estimate.shape())
-    return eqx.tree_at(lambda p: p.forward.tip, problem, tip)
+    problem = eqx.tree_at(lambda p: p.forward.tip, problem, tip)
+    return problem.at({SURFACE: arrays["eroded_nm"]})  # the best so far, should nothing follow
 
 
 def _eroded(problem: InverseProblem, x, y, candidates, key) -> list[Values]:

@@ -16,8 +16,10 @@ from micjax.core.problem import InverseProblem, drawn_data
 from micjax.core.ranges import not_negative, positive
 from micjax.io import FieldAxis
 from micjax.physics.noise import Gaussian, Poisson
+from micjax.problems.shared.stress import stress as stress
 from micjax.problems.unmixing.conclusion import conclude as conclude
 from micjax.problems.unmixing.data import load as load
+from micjax.problems.unmixing.intervals import intervals as intervals
 from micjax.problems.unmixing.known import known_spectra
 from micjax.problems.unmixing.model import MixedSpectra
 from micjax.problems.unmixing.show import compare as compare

@@ -83,7 +83,7 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = (), dealt_out: bo
         options, problem_options, (truth, x, y) = _file(entry, plan, dealt_out)
     files, weights = fingerprints(options), fingerprints({"net": engine.get("net")})
     # a resolved plan is read from anywhere; the values of the problem keep what they were built of
-    options = {n: v if n not in files else files[n]["path"] for n, v in options.items()}
+    options = {n: _absolute(n, v, files) for n, v in options.items()}
     as_built = entry.module.problem(**problem_options)
     problem = _with_priors(_with_values(start or as_built, plan.values), priors)
     if dealt_out and not streamed.is_map(problem):
@@ -123,6 +123,13 @@ def prepare(plan: SolvePlan, trusted: Collection[str] | None = (), dealt_out: bo
         | {f"parts.{n}.{k}": v for n, job in parts.items() for k, v in job.inputs.items()},
         parts=parts,
     )
+
+
+def _absolute(name: str, value: Any, files: Mapping[str, Any]) -> Any:
+    """The value of an option; what is the path of a file, or a list of them, from the root."""
+    if isinstance(value, list | tuple):
+        return [_absolute(f"{name}.{i}", v, files) for i, v in enumerate(value)]
+    return files[name]["path"] if name in files else value
 
 
 def _part_plan(plan: SolvePlan) -> PartPlan:

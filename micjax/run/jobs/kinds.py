@@ -25,7 +25,8 @@ from micjax.run.jobs.explore_report import conclude
 from micjax.run.jobs.job import prepare
 from micjax.run.jobs.simulate.run import SimulateRun
 from micjax.run.jobs.train import TrainRun
-from micjax.run.lifecycle import Asked, Facts, Outcome, Run
+from micjax.run.lifecycle import Facts, Outcome, Run
+from micjax.run.logs import Asked
 from micjax.run.plans.explore import ExplorePlan
 from micjax.run.plans.solve import SolvePlan
 from micjax.run.registry import find

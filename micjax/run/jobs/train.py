@@ -14,7 +14,8 @@ from micjax.physics.noise import Gaussian
 from micjax.report.figures import captioned, learning_curve
 from micjax.run.folder import RunFolder, fingerprints
 from micjax.run.jobs.page import write_report
-from micjax.run.lifecycle import Asked, Facts, Outcome, Run
+from micjax.run.lifecycle import Facts, Outcome, Run
+from micjax.run.logs import Asked
 from micjax.run.plans.settings import checked, settings_of
 from micjax.run.plans.train import TrainPlan
 from micjax.run.registry import find

@@ -5,6 +5,7 @@ of reach.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -25,6 +26,10 @@ from micjax.physics.tips.evidence import (
     misfits,
 )
 from micjax.physics.tips.shapes import Double
+
+Report = Callable[[str], None]  # says how far it is
+
+_AT_ONCE = 40  # tips in a compiled call, in which no Ctrl-C is heard
 
 
 class Candidates(NamedTuple):
@@ -151,61 +156,84 @@ def heights_of(shapes: Double, depth_nm: Scalar) -> Float[Array, "n ky kx"]:
     return jnp.maximum(tips, -depth_nm)
 
 
-def tried(images: Frames, shapes: Double, sigma_nm: Scalar, key: Key[Array, ""]) -> Candidates:
+def tried(
+    images: Frames,
+    shapes: Double,
+    sigma_nm: Scalar,
+    key: Key[Array, ""],
+    report: Report = lambda text: None,
+) -> Candidates:
     """The misfit of each of the stacked shapes."""
     depth_nm = 1.05 * jnp.max(jnp.ptp(images, axis=(1, 2)))
-    return Candidates(shapes, *misfits(images, heights_of(shapes, depth_nm), sigma_nm, key))
+    tips, parts = heights_of(shapes, depth_nm), []
+    for begin in range(0, len(tips), _AT_ONCE):  # in between there may be a Ctrl-C
+        report(f"{begin} of {len(tips)} tips tried")
+        parts.append(misfits(images, tips[begin : begin + _AT_ONCE], sigma_nm, key))
+    return Candidates(shapes, *(jnp.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-@functools.partial(jax.jit, static_argnames="steps")
 def refine(
-    shapes: Double, images: Frames, sigma_nm: Scalar, key, steps: int, origin_px: Scalar = 0.0
+    shapes: Double,
+    images: Frames,
+    sigma_nm: Scalar,
+    key,
+    steps: int,
+    origin_px: Scalar = 0.0,
+    report: Report = lambda text: None,
 ) -> Double:
     """Each stacked double tip moved downhill until it is just admissible.
 
     `origin_px`: how freely the place of the first apex on the pixels moves; 0 holds it.
     """
+    n, refined = len(shapes.radius_nm), []
+    for k in range(n):
+        report(f"{k} of {n} tips refined")
+        refined.append(_refined(chosen(shapes, k), images, sigma_nm, key, steps, origin_px))
+    return jax.tree.map(lambda *a: jnp.stack(a), *refined)
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _refined(
+    shape: Double, images: Frames, sigma_nm: Scalar, key, steps: int, origin_px: Scalar
+) -> Double:
     depth_nm = 1.05 * jnp.max(jnp.ptp(images, axis=(1, 2)))
-    pixel = jnp.min(shapes.pixel_nm)
+    pixel = jnp.min(shape.pixel_nm)
 
-    def refined(shape):
-        def moved(p):
-            return eqx.tree_at(
-                lambda d: (d.radius_nm, d.half_angle_deg, d.offset_nm, d.drop_nm, d.origin_nm),
-                shape,
-                (
-                    shape.radius_nm * jnp.exp(0.3 * p["log_radius"]),
-                    jnp.clip(shape.half_angle_deg + 10 * p["angle"], 5.0, 80.0),
-                    shape.offset_nm + pixel * p["offset"],
-                    jnp.maximum(shape.drop_nm + pixel * p["drop"], 0.0),
-                    shape.origin_nm + origin_px * pixel * p["origin"],
-                ),
-            )
+    def moved(p):
+        return eqx.tree_at(
+            lambda d: (d.radius_nm, d.half_angle_deg, d.offset_nm, d.drop_nm, d.origin_nm),
+            shape,
+            (
+                shape.radius_nm * jnp.exp(0.3 * p["log_radius"]),
+                jnp.clip(shape.half_angle_deg + 10 * p["angle"], 5.0, 80.0),
+                shape.offset_nm + pixel * p["offset"],
+                jnp.maximum(shape.drop_nm + pixel * p["drop"], 0.0),
+                shape.origin_nm + origin_px * pixel * p["origin"],
+            ),
+        )
 
-        def excess(p):
-            tip = jnp.maximum(moved(p)(), -depth_nm)
-            seen, floor, _ = misfit(images, tip, sigma_nm, key)
-            return jax.nn.relu(seen - floor)  # no pull towards tips sharper than need be
+    def excess(p):
+        tip = jnp.maximum(moved(p)(), -depth_nm)
+        seen, floor, _ = misfit(images, tip, sigma_nm, key)
+        return jax.nn.relu(seen - floor)  # no pull towards tips sharper than need be
 
-        def step(carry, rate):
-            p, state = carry
-            update, state = optimiser.update(jax.grad(excess)(p), state)
-            return (jax.tree.map(lambda v, u: v - rate * u, p, update), state), None
+    def step(carry, rate):
+        p, state = carry
+        update, state = optimiser.update(jax.grad(excess)(p), state)
+        return (jax.tree.map(lambda v, u: v - rate * u, p, update), state), None
 
-        optimiser = optax.scale_by_adam()
-        start = {
-            "log_radius": 0.0,
-            "angle": 0.0,
-            "offset": jnp.zeros(2),
-            "drop": 0.0,
-            "origin": jnp.zeros(2),
-        }
-        start = jax.tree.map(lambda v: jnp.asarray(v, images.dtype), start)
-        rates = 0.12 * jnp.linspace(1.0, 0.1, steps)
-        (p, _), _ = lax.scan(step, (start, optimiser.init(start)), rates)
-        return moved(p)
-
-    return lax.map(refined, shapes)
+    optimiser = optax.scale_by_adam()
+    start = {
+        "log_radius": 0.0,
+        "angle": 0.0,
+        "offset": jnp.zeros(2),
+        "drop": 0.0,
+        "origin": jnp.zeros(2),
+    }
+    start = jax.tree.map(lambda v: jnp.asarray(v, images.dtype), start)
+    rates = 0.12 * jnp.linspace(1.0, 0.1, steps)
+    (p, _), _ = lax.scan(step, (start, optimiser.init(start)), rates)
+    return moved(p)
 
 
 def heights_of_one(shape: Double, depth_nm: Scalar) -> Kernel:

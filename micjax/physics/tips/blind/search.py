@@ -7,6 +7,7 @@ Images are `[frames, iy, ix]` in nm, one tip for all frames.
 """
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -96,55 +97,107 @@ def blind(
         passes, and 45 are worth their time.
     - `report`: called as `report(share of the work done, text)`.
     """
+    for estimate in improving(  # noqa: B007
+        images,
+        sigma_nm,
+        pixel_nm,
+        size,
+        key,
+        steps=steps,
+        threshold_sigmas=threshold_sigmas,
+        radii=radii,
+        report=report,
+    ):
+        pass
+    return estimate
+
+
+def improving(
+    images: Frames,
+    sigma_nm: Scalar,
+    pixel_nm,
+    size: tuple[int, int],
+    key: Key[Array, ""],
+    *,
+    steps: int = 300,
+    threshold_sigmas: float = 4.0,
+    radii: int = 18,
+    report=lambda share, text: None,
+) -> Iterator[BlindTip]:
+    """`blind`, step by step: each is the best so far, and says of itself what the image bears out
+    of it, so that a search may be broken off. The last one is the answer."""
     height_nm = float(jnp.max(jnp.ptp(images, axis=(1, 2))))
     depth_nm = 1.05 * height_nm
+    classical, _ = villarrubia(images, size, float(threshold_sigmas * sigma_nm))
+    singles = single_tips(height_nm, pixel_nm, size, radii)
     if creases(images, sigma_nm) < CREASED:
-        classical, _ = villarrubia(images, size, float(threshold_sigmas * sigma_nm))
-        return _needle(single_tips(height_nm, pixel_nm, size, radii), classical, depth_nm)
-    coarse = tried(images, single_tips(height_nm, pixel_nm, size, radii), sigma_nm, key)
+        yield _needle(singles, classical, depth_nm)
+        return
+
+    def told(estimate: BlindTip) -> BlindTip:
+        seen_in = corroborated(images, estimate.heights_nm, sigma_nm, _FLATTER)
+        if estimate.bluntness > _HARMLESS and seen_in < _OF_THE_IMAGE:
+            return _needle(singles, classical, depth_nm)
+        share = corroborated(images, estimate.heights_nm, sigma_nm, _A_LITTLE_FLATTER)
+        return estimate._replace(corroborated=share)
+
+    for estimate in _tips(images, singles, classical, sigma_nm, size, key, steps, report):
+        yield told(estimate)
+
+
+def _tips(
+    images: Frames,
+    grid: Double,
+    classical: Kernel,
+    sigma_nm: Scalar,
+    size: tuple[int, int],
+    key: Key[Array, ""],
+    steps: int,
+    report,
+) -> Iterator[BlindTip]:
+    """The best of single tips, then with a second apex, then of any shape."""
+    height_nm = float(jnp.max(jnp.ptp(images, axis=(1, 2))))
+    depth_nm = 1.05 * height_nm
+    outer = bound(images, size, float(_BOUND * sigma_nm))
+
+    def parametric(shape: Double, double: bool) -> BlindTip:
+        heights = heights_of_one(shape, depth_nm)
+        seen, floor, bluntness = map(float, misfit(images, heights, sigma_nm, key))
+        allowance = DOUBLE_ALLOWANCE if double else ALLOWANCE
+        passes = bool(admissible(seen, floor, allowance))
+        numbers = passes, seen, floor, bluntness, singles, classical, outer, 0.0
+        return BlindTip(heights, shape, double, False, *numbers)
+
+    coarse = tried(images, grid, sigma_nm, key, lambda text: report(0.0, "single tip, " + text))
     singles = tried(images, finer(coarse.shape(coarse.best(_STRICT))), sigma_nm, key)
     best = singles.best(_STRICT)
-    shape, double = singles.shape(best), False
+    shape = singles.shape(best)
     starts = [heights_of_one(shape, depth_nm)]
     report(0.2, f"single tip, radius {float(shape.radius_nm):.3g} nm")
-    blunter = coarse.shape(coarse.best(_LENIENT))
+    estimate = parametric(shape, double=False)
+    yield estimate
     doubles = second_apex(
-        images, blunter, singles.bluntness[best], height_nm, sigma_nm, jax.random.fold_in(key, 1)
+        images,
+        coarse.shape(coarse.best(_LENIENT)),
+        singles.bluntness[best],
+        height_nm,
+        sigma_nm,
+        jax.random.fold_in(key, 1),
+        lambda text: report(0.2, "second apex, " + text),
     )
     if doubles is not None:
         best_double = doubles.best(_STRICT, DOUBLE_ALLOWANCE, WORTH_RESHAPING)
-        starts.append(heights_of_one(doubles.shape(best_double), depth_nm))
-        double = bool(
+        shape = doubles.shape(best_double)
+        starts.append(heights_of_one(shape, depth_nm))
+        if bool(
             admissible(doubles.misfit[best_double], doubles.floor[best_double], DOUBLE_ALLOWANCE)
             & (doubles.bluntness[best_double] > singles.bluntness[best])
-        )
-        shape = doubles.shape(best_double) if double else shape
-    report(0.5, "second apex found" if double else "no second apex")
-
-    parametric = heights_of_one(shape, depth_nm)
-    seen, floor, bluntness = map(float, misfit(images, parametric, sigma_nm, key))
-    classical, _ = villarrubia(images, size, float(threshold_sigmas * sigma_nm))
-    estimate = BlindTip(
-        parametric,
-        shape,
-        double,
-        False,
-        bool(admissible(seen, floor, DOUBLE_ALLOWANCE if double else ALLOWANCE)),
-        seen,
-        floor,
-        bluntness,
-        singles,
-        classical,
-        bound(images, size, float(_BOUND * sigma_nm)),
-        0.0,
-    )
+        ):
+            estimate = parametric(shape, double=True)
+            yield estimate
+    report(0.5, "second apex found" if estimate.double else "no second apex")
     if steps > 0:
-        estimate = _reshaped(estimate, starts, images, sigma_nm, size, key, steps, report)
-    seen_in = corroborated(images, estimate.heights_nm, sigma_nm, _FLATTER)
-    if estimate.bluntness > _HARMLESS and seen_in < _OF_THE_IMAGE:
-        return _needle(coarse.shapes, classical, depth_nm)
-    share = corroborated(images, estimate.heights_nm, sigma_nm, _A_LITTLE_FLATTER)
-    return estimate._replace(corroborated=share)
+        yield from _reshaped(estimate, starts, images, sigma_nm, size, key, steps, report)
 
 
 def _needle(singles: Double, classical: Kernel, depth_nm: float) -> BlindTip:
@@ -158,7 +211,7 @@ def _needle(singles: Double, classical: Kernel, depth_nm: float) -> BlindTip:
 
 def _reshaped(
     estimate: BlindTip, starts: list[Kernel], images, sigma_nm, size, key, steps: int, report
-) -> BlindTip:
+) -> Iterator[BlindTip]:
     """The estimate, or a tip that is no sphere-cone where that is worth it."""
     classical, depth_nm = estimate.classical_nm, 1.05 * float(jnp.max(jnp.ptp(images, axis=(1, 2))))
     estimate = _blunter(estimate, classical, images, sigma_nm, key)
@@ -170,6 +223,7 @@ def _reshaped(
     outer = jnp.maximum(bound(images, size, float(_SHAPING * sigma_nm)), -depth_nm)
     deeper = deepened(images, outer, sigma_nm, key, ALLOWANCE)
     estimate = _blunter(estimate, deeper, images, sigma_nm, key)
+    yield estimate
     descents = [(outer, 1.0), *((start, 0.5) for start in starts)]
     for n, (start, flatter) in enumerate(descents):
         heights, _ = free_form(
@@ -185,7 +239,7 @@ def _reshaped(
         own = float(misfit(images, start, sigma_nm, key)[2])
         at_least = _WORTH_FREEDOM * own if flatter < 1 else 0.0
         estimate = _blunter(estimate, heights, images, sigma_nm, key, at_least)
-    return estimate
+        yield estimate
 
 
 def _blunter(

@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from micjax.physics.tips.blind.candidates import (
     Candidates,
+    Report,
     around,
     chosen,
     double_tips,
@@ -31,6 +32,7 @@ from micjax.physics.tips.villarrubia import villarrubia
 
 DOUBLE_ALLOWANCE = 1.3  # of a double tip: its seven numbers are found only so well
 WORTH_RESHAPING = 2.0  # misfit / floor of a double tip from which the free form may arrive
+_AT_ONCE = 160  # places in a compiled call, in which no Ctrl-C is heard
 _APART = 3.0  # pixels between two apexes
 _TAKES_PART = 0.05  # share of the image below which either apex is not worth its parameters
 
@@ -42,6 +44,7 @@ def second_apex(
     height_nm: float,
     sigma_nm: Scalar,
     key: Key[Array, ""],
+    report: Report = lambda text: None,
 ) -> Candidates | None:
     """Double tips at the place that the images ask for, if there is one.
 
@@ -57,17 +60,19 @@ def second_apex(
     if np.hypot(*_reach(single)) < _APART:  # the window has no place for two
         return None
     part = _busiest(images, 96)  # enough to find the place
-    guides = [_screened(part, single, height_nm, sigma_nm, key)]
+    guides = [_screened(part, single, height_nm, sigma_nm, key, report)]
     bumps = _bumps(images, single.size, sigma_nm)
     if bumps:
         hinted = double_tips(single, height_nm, bumps, (0.5, 1.0, 2.0), (0.02, 0.05, 0.15))
-        guides.append(_nearest(tried(images, hinted, sigma_nm, key), images, 8))
+        guides.append(_nearest(tried(images, hinted, sigma_nm, key, report), images, 8))
     # what suits a part is polished on the whole
     best = []
     for starts in guides:
-        refined = tried(images, refine(starts, part, sigma_nm, key, 50), sigma_nm, key)
+        nearer = refine(starts, part, sigma_nm, key, 50, report=report)
+        refined = tried(images, nearer, sigma_nm, key)
         best.append(_nearest(refined, images, 2, bluntness))
-    fine = tried(images, refine(_joined(*best), images, sigma_nm, key, 40), sigma_nm, key)
+    polished = refine(_joined(*best), images, sigma_nm, key, 40, report=report)
+    fine = tried(images, polished, sigma_nm, key)
     wanted = _truly_double(images, fine.shapes) & (fine.bluntness > bluntness)
     excess = jnp.where(wanted, fine.misfit / (fine.floor + RESOLUTION), jnp.inf)
     if jnp.min(excess) > WORTH_RESHAPING:
@@ -77,7 +82,9 @@ def second_apex(
     k = int(bluntest if jnp.any(passing) else jnp.argmin(excess))
     near = around(fine.shape(k))
     # apexes between two pixels are told from those on one, where that helps
-    refined = [refine(near, images, sigma_nm, key, 60, origin_px) for origin_px in (0.0, 1.0)]
+    refined = [
+        refine(near, images, sigma_nm, key, 60, origin_px, report) for origin_px in (0.0, 1.0)
+    ]
     candidates = tried(images, _joined(*refined), sigma_nm, key)
     lost = ~_truly_double(images, candidates.shapes)
     return candidates._replace(misfit=jnp.where(lost, jnp.inf, candidates.misfit))
@@ -93,7 +100,9 @@ def _joined(*shapes: Double) -> Double:
     return jax.tree.map(lambda *a: jnp.concatenate(a), *shapes)
 
 
-def _screened(part: Frames, single: Double, height_nm: float, sigma_nm: Scalar, key) -> Double:
+def _screened(
+    part: Frames, single: Double, height_nm: float, sigma_nm: Scalar, key, report: Report
+) -> Double:
     """The best 8 of `single` with a second apex at every offset, by a part of the images."""
     pixel = np.asarray(single.pixel_nm)
     reach_y, reach_x = _reach(single)
@@ -107,10 +116,15 @@ def _screened(part: Frames, single: Double, height_nm: float, sigma_nm: Scalar, 
     ]
     tips = double_tips(single, height_nm, offsets, (1.0, 1.6), (0.0, 0.05, 0.15, 0.3))
     depth_nm = 1.05 * height_nm
-    seen, taken_off = _screen(part, heights_of(tips, depth_nm))
+    heights, parts = heights_of(tips, depth_nm), []
+    for begin in range(0, len(heights), _AT_ONCE):
+        report(f"{begin} of {len(heights)} places of a second apex screened")
+        parts.append(_screen(part, heights[begin : begin + _AT_ONCE]))
+    seen, taken_off = (jnp.concatenate(p) for p in zip(*parts, strict=True))
     alone = misfit(part, heights_of_one(single, depth_nm), sigma_nm, key)
     promising = jnp.where(taken_off > alone[2] * sigma_nm, seen, jnp.inf)
-    return _nearest(tried(part, chosen(tips, jnp.argsort(promising)[:64]), sigma_nm, key), part, 8)
+    best = chosen(tips, jnp.argsort(promising)[:64])
+    return _nearest(tried(part, best, sigma_nm, key, report), part, 8)
 
 
 @jax.jit

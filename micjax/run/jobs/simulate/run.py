@@ -5,7 +5,8 @@ from micjax.run.folder import RunFolder, fingerprints
 from micjax.run.jobs.simulate.job import simulate
 from micjax.run.jobs.simulate.report import conclude
 from micjax.run.jobs.simulate.setup import prepare
-from micjax.run.lifecycle import Asked, Facts, Outcome, Run
+from micjax.run.lifecycle import Facts, Outcome, Run
+from micjax.run.logs import Asked
 from micjax.run.plans.simulate import SimulatePlan
 
 
