@@ -14,6 +14,7 @@ from micjax.active.learner.learner import Learner
 from micjax.active.learner.space import SearchAxis, Space
 from micjax.active.outcomes import Outcomes, Wish
 from micjax.instruments import Axis, Function, Journal
+from micjax.run.folder import RunFolder
 from micjax.run.jobs.explore import Exploration
 from micjax.run.jobs.explore_report import conclude
 from micjax.run.plans.plan import make_plan, read_plan
@@ -279,7 +280,7 @@ def test_a_plan_with_rules_limits_and_two_objectives(tmp_path, monkeypatch):
     plan = make_plan(read_plan(tmp_path / "plan.yaml"), "plan.yaml")
     with Exploration(plan, tmp_path / "run", trusted=None) as exploration:
         exploration.run()
-        solution = conclude(exploration, tmp_path / "run", {})
+        solution = conclude(exploration, RunFolder(tmp_path / "run"), {})
     said = " ".join(status(tmp_path / "run"))
     assert "points are feasible: drift at most 0.9" in said
     assert "hypervolume" in said

@@ -208,7 +208,7 @@ def front_fields(exploration: Exploration) -> dict[str, Field]:
     if not learner.outcomes.several:
         return {}
     space, rows = learner.space, learner.outcomes.front(learner.values)
-    axes = (io.FieldAxis("point", np.arange(1.0, len(rows) + 1.0)),)
+    axes = (io.FieldAxis("point", np.arange(1.0, len(rows) + 1.0), ""),)
     points, columns = learner.data[0][rows], {}
     for i, axis in enumerate(space.axes if len(rows) else ()):
         columns[f"front_{axis.name}"] = points[:, i], axis.unit
