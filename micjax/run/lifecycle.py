@@ -121,7 +121,7 @@ def carry_out(run: Run, asked: Asked, given: bytes) -> int:
         try:
             stack.enter_context(run.opened(folder, asked.resume))
         except Exception as error:
-            if isinstance(error, EXPECTED) and not isinstance(error, BROKEN):
+            if expected(error) and not isinstance(error, BROKEN):
                 raise
             return _failed(run, asked, begin(run, folder, asked), error)
         facts = begin(run, folder, asked)
