@@ -16,7 +16,7 @@ from micjax.inference.solution import Solution
 from micjax.instruments import LinkError, NotReady
 from micjax.report.table import plain_table
 from micjax.run.folder import TABLE, RunFolder, now, open_folder
-from micjax.run.logs import FAILED, INTERRUPTED, Asked, say_error
+from micjax.run.logs import FAILED, INTERRUPTED, Asked, expected, say_error
 from micjax.run.plans.base import Plan
 from micjax.run.provenance import surroundings
 
