@@ -16,7 +16,7 @@ from micjax.inference.solution import Solution
 from micjax.instruments import LinkError, NotReady
 from micjax.report.table import plain_table
 from micjax.run.folder import TABLE, RunFolder, now, open_folder
-from micjax.run.logs import FAILED, INTERRUPTED, Asked, say_error
+from micjax.run.logs import FAILED, INTERRUPTED, Asked, expected, say_error
 from micjax.run.plans.base import Plan
 from micjax.run.provenance import surroundings
 
@@ -121,7 +121,7 @@ def carry_out(run: Run, asked: Asked, given: bytes) -> int:
         try:
             stack.enter_context(run.opened(folder, asked.resume))
         except Exception as error:
-            if isinstance(error, EXPECTED) and not isinstance(error, BROKEN):
+            if expected(error) and not isinstance(error, BROKEN):
                 raise
             return _failed(run, asked, begin(run, folder, asked), error)
         facts = begin(run, folder, asked)
