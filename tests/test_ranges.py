@@ -127,8 +127,8 @@ def test_a_setting_of_a_simulation(path, annotation, number):
 @pytest.mark.parametrize("path, annotation", [*numbers_of(ExplorePlan)])
 def test_a_setting_of_an_exploration(path, annotation, number):
     given = {"kind": "explore", "measure": "no.npy"} | nested(path, as_kind(annotation, number))
-    if path[0] == "axes":
-        given["axes"] = {"x": given["axes"]}
+    if path[0] in ("axes", "outcomes"):
+        given[path[0]] = {"x": given[path[0]]}
     if path[0] == "mean":
         given["mean"]["problem"] = "edge"
     with pytest.raises(ValueError, match=REASON):
