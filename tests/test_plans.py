@@ -130,7 +130,7 @@ def test_the_same_words_are_refused_in_the_same_way(here, kind, capsys):
             {"kind": "explore", "measure": "a:b", "mean": {"problem": "x", "y_scale": 1e99}},
             "mean.y_sc",
         ),
-        ({"kind": "explore", "problem": "edge"}, "no key 'problem'; there are kind, seed"),
+        ({"kind": "explore", "problem": "edge"}, "no key 'problem' (nearest: rules); there"),
         ({"kind": "simulate", "what": "stem"}, "the key 'structure' is missing"),
         ({"problem": "edge", "engine": 3}, "engine is 3: a table is wanted, engine.name=value"),
         ({"problem": "edge", "kind": ["solve"]}, "no kind"),
