@@ -183,17 +183,16 @@ class Learner:
             return
         key = jax.random.fold_in(jax.random.key(self.settings.seed), len(y))
         before = self._beliefs or (None,) * len(self.outcomes.names)
-        self._beliefs = tuple(
-            self._believed(i, last, key if i == 0 else jax.random.fold_in(key, i))
-            for i, last in enumerate(before)
-        )
-        now, earlier = self._beliefs[0], before[0]
+        keys = [key, *(jax.random.fold_in(key, i) for i in range(1, len(before)))]
+        believed = [self._believed(i, before[i], keys[i]) for i in range(len(before))]
+        self._beliefs = () if any(b is None for b in believed) else tuple(believed)
+        now, earlier = believed[0], before[0]
         if getattr(now, "singular", False) and not getattr(earlier, "singular", False):
             text = "the kernel matrix of %d data is singular: distrust the smallest uncertainties"
             log.warning(text, len(y))
 
-    def _believed(self, index: int, last: Belief | None, key: Array) -> Belief:
-        """What is believed of one outcome after all data."""
+    def _believed(self, index: int, last: Belief | None, key: Array) -> Belief | None:
+        """What is believed of one outcome after all data; None of a model that needs more."""
         model = self._plain if index else self.model
         sd = self.told[:, index, 1]
         errors = {"y_sd": sd} if np.isfinite(sd).any() else {}
